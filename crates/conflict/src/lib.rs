@@ -1,0 +1,42 @@
+//! Merges offline edits: finds the conflicts, decides them by policy and accounts for every losing value.
+//!
+//! [`apply`] is a pure function of the stored record, one change, the policy and the time of receipt. It
+//! reads no clock, opens nothing and knows no wire format; the same inputs give the same bytes for ever.
+//!
+//! What it does not do: it does not remember which changes it has seen (that is idempotency), does not
+//! store, and does not judge rights or schemas.
+//!
+//! ```
+//! use driftline_conflict::{apply, Change, Context, DeviceTable, Op, Outcome, Policy};
+//! use driftline_model::{DeviceNo, Hlc, Object, Seq};
+//!
+//! let object = |text: &str| Object::from_canonical(text.to_owned()).expect("canonical");
+//! let devices = DeviceTable::new(["ada\u{1}phone", "bob\u{1}phone"]);
+//! let policy = Policy::field_merge();
+//! let change = |device, n, op, base, fields| Change {
+//!     op, base: Seq::new(base), fields: object(fields), hlc: Some(Hlc::new(1_000 + n, 0)),
+//!     device: DeviceNo::new(device), n,
+//! };
+//! let at = |seq| Context { next: Seq::new(seq), received: Hlc::new(2_000, 0), latest: Hlc::new(62_000, 0), devices: &devices };
+//!
+//! let created = apply(None, &change(0, 1, Op::Create, 0, r#"{"room":"4","state":"open"}"#), &policy, &at(1));
+//! let record = created.record.expect("a create makes a record");
+//!
+//! // Both phones saw version 1; each edits another field offline.
+//! let first = apply(Some(&record), &change(0, 2, Op::Patch, 1, r#"{"state":"closed"}"#), &policy, &at(2));
+//! let second = apply(first.record.as_ref(), &change(1, 1, Op::Patch, 1, r#"{"room":"5"}"#), &policy, &at(3));
+//! assert_eq!(second.outcome, Outcome::Merged);
+//! assert_eq!(second.record.expect("changed").fields.as_str(), r#"{"room":"5","state":"closed"}"#);
+//! ```
+
+mod apply;
+mod change;
+mod decision;
+mod policy;
+mod record;
+
+pub use apply::apply;
+pub use change::{Change, Context, DeviceOrder, DeviceTable, Op};
+pub use decision::{Audit, Decision, Existence, FieldDecision, Outcome, Rule, Stamp, Winner};
+pub use policy::{DeletedRecord, FieldRule, Granularity, Policy, Strategy};
+pub use record::{Mark, Record};

@@ -1,0 +1,183 @@
+//! A stored record with its marks.
+
+use std::cmp::Ordering;
+
+use driftline_model::{DeviceNo, Hlc, Object, ObjectBuilder, Seq, key_cmp};
+
+use crate::change::DeviceOrder;
+
+/// Who wrote a field (or deleted, or revived a record), when, and as which version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// The version in which the field last changed.
+    pub fv: Seq,
+    /// The clock of the write.
+    pub hlc: Hlc,
+    /// The writer.
+    pub device: DeviceNo,
+    /// The writer's own number of the change.
+    pub n: u64,
+}
+
+impl Mark {
+    /// Orders two writes: by clock, then by the device's bytes, then by the device's own number.
+    #[must_use]
+    pub fn order(&self, other: &Self, devices: &dyn DeviceOrder) -> Ordering {
+        self.hlc.cmp(&other.hlc).then_with(|| {
+            if self.device == other.device {
+                return self.n.cmp(&other.n);
+            }
+            devices.bytes(self.device).cmp(devices.bytes(other.device)).then(self.n.cmp(&other.n))
+        })
+    }
+}
+
+/// A record as it is stored, deleted or not. A deleted record keeps its fields and marks until purged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The tenant's sequence number of the last change.
+    pub version: Seq,
+    /// The fields.
+    pub fields: Object,
+    /// The mark of every field that has none of its own.
+    pub default_mark: Mark,
+    /// Marks of single fields, in canonical order of their names.
+    pub marks: Vec<(Box<str>, Mark)>,
+    /// The delete with the largest clock, if the record was ever deleted.
+    pub del: Option<Mark>,
+    /// The write with the largest clock.
+    pub live: Mark,
+}
+
+impl Record {
+    /// Makes a new record of one write.
+    #[must_use]
+    pub fn created(fields: Object, mark: Mark) -> Self {
+        Self { version: mark.fv, fields, default_mark: mark, marks: Vec::new(), del: None, live: mark }
+    }
+
+    /// Tells whether the record is deleted: its delete has a larger clock than its last write.
+    #[must_use]
+    pub fn is_deleted(&self, devices: &dyn DeviceOrder) -> bool {
+        self.del.is_some_and(|del| del.order(&self.live, devices) == Ordering::Greater)
+    }
+
+    /// Returns a field's mark, or nothing when the record has no such field.
+    #[must_use]
+    pub fn mark(&self, field: &str) -> Option<Mark> {
+        self.fields.get(field)?;
+        Some(self.mark_or_default(field))
+    }
+
+    /// Goes through the fields with their marks, in canonical order.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &str, Mark)> {
+        let mut marks = self.marks.iter().peekable();
+        self.fields.iter().map(move |(name, value)| {
+            while marks.peek().is_some_and(|(marked, _)| key_cmp(marked, name) == Ordering::Less) {
+                marks.next();
+            }
+            let mark = marks.peek().filter(|(marked, _)| **marked == *name).map(|(_, mark)| *mark);
+            (name, value, mark.unwrap_or(self.default_mark))
+        })
+    }
+
+    /// Goes through every mark in use: of fields, of the delete and of the last write.
+    pub fn all_marks(&self) -> impl Iterator<Item = Mark> {
+        let default = (self.marks.len() < self.fields.len()).then_some(self.default_mark);
+        self.marks.iter().map(|(_, mark)| *mark).chain(default).chain(self.del).chain([self.live])
+    }
+
+    fn mark_or_default(&self, field: &str) -> Mark {
+        let found = self.marks.binary_search_by(|(name, _)| key_cmp(name, field));
+        found.map_or(self.default_mark, |at| self.marks[at].1)
+    }
+
+    /// Writes fields; a write without a value only moves the mark. Writes are in canonical order.
+    pub(crate) fn write(&mut self, writes: &[Write<'_>]) {
+        if writes.is_empty() {
+            return;
+        }
+        if writes.iter().any(|write| write.value.is_some()) {
+            self.fields = merged(&self.fields, writes);
+        }
+        let first = writes[0].mark;
+        let uniform = writes.iter().all(|write| write.mark == first);
+        if uniform && writes.len() == self.fields.len() {
+            self.default_mark = first;
+            self.marks.clear();
+            return;
+        }
+        for write in writes {
+            match self.marks.binary_search_by(|(name, _)| key_cmp(name, write.name)) {
+                Ok(at) => self.marks[at].1 = write.mark,
+                Err(at) => self.marks.insert(at, (Box::from(write.name), write.mark)),
+            }
+        }
+    }
+}
+
+/// One field to be written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Write<'a> {
+    pub(crate) name: &'a str,
+    /// The new value; none: the stored one stays and only the mark moves.
+    pub(crate) value: Option<&'a str>,
+    pub(crate) mark: Mark,
+}
+
+/// Merges two sorted member lists into one object.
+fn merged(old: &Object, writes: &[Write<'_>]) -> Object {
+    let room = old.as_str().len()
+        + writes.iter().map(|w| w.name.len() + w.value.map_or(0, str::len) + 4).sum::<usize>();
+    let mut built = ObjectBuilder::with_capacity(room, old.len() + writes.len());
+    let mut writes = writes.iter().peekable();
+    for (name, value) in old.iter() {
+        while let Some(write) = writes.next_if(|write| key_cmp(write.name, name) == Ordering::Less) {
+            built.push(write.name, write.value.unwrap_or("null"));
+        }
+        match writes.next_if(|write| write.name == name) {
+            Some(write) => built.push(name, write.value.unwrap_or(value)),
+            None => built.push(name, value),
+        }
+    }
+    for write in writes {
+        built.push(write.name, write.value.unwrap_or("null"));
+    }
+    built.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(fv: u64) -> Mark {
+        Mark { fv: Seq::new(fv), hlc: Hlc::new(fv, 0), device: DeviceNo::new(0), n: fv }
+    }
+
+    fn object(text: &str) -> Object {
+        Object::from_canonical(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn writes_merge_in_order_and_keep_exceptions_only() {
+        let mut record = Record::created(object(r#"{"b":1,"d":2}"#), mark(1));
+        let writes = [("a", Some("0")), ("b", Some("9")), ("e", Some("5"))];
+        let writes = writes.map(|(name, value)| Write { name, value, mark: mark(2) });
+        record.write(&writes);
+        assert_eq!(record.fields.as_str(), r#"{"a":0,"b":9,"d":2,"e":5}"#);
+        assert_eq!(record.marks.len(), 3);
+        assert_eq!(record.mark("d"), Some(mark(1)));
+        assert_eq!(record.mark("e"), Some(mark(2)));
+        assert_eq!(record.mark("z"), None);
+        let listed: Vec<_> = record.fields().map(|(name, _, mark)| (name, mark.n)).collect();
+        assert_eq!(listed, [("a", 2), ("b", 2), ("d", 1), ("e", 2)]);
+    }
+
+    #[test]
+    fn rewriting_every_field_makes_one_default_mark() {
+        let mut record = Record::created(object(r#"{"a":1,"b":2}"#), mark(1));
+        record.write(&[Write { name: "a", value: Some("7"), mark: mark(2) }]);
+        record.write(&["a", "b"].map(|name| Write { name, value: Some("8"), mark: mark(3) }));
+        assert_eq!((record.marks.len(), record.default_mark), (0, mark(3)));
+    }
+}

@@ -1,0 +1,284 @@
+//! The client's half of the wire: messages written by a device, answers read by it.
+
+use driftline_model::{Epoch, Hlc, KindName, Limits, RecordId, ScopeName, Seq};
+use serde::Deserialize;
+
+use crate::canonical::canonical_object;
+use crate::item::Item;
+use crate::json::{Document, Node};
+use crate::outbound::{
+    Ack, ConnectionEstablished, ErrorMessage, HeartbeatAck, Pong, ResyncRequired, ServerDraining,
+    SyncSessionEnded, SyncSessionStarted,
+};
+use crate::rows::{Change, ChangeKind};
+use crate::write::{write_json_string, write_number};
+use crate::{ErrorCode, Fault};
+
+/// A message that a client sends.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum ClientMessage<'a> {
+    /// Opens or resumes a sync session.
+    StartSync {
+        /// The session's name.
+        sync_id: &'a str,
+        /// The kinds to sync; empty: all.
+        data_types: &'a [KindName],
+        /// How many items wait on the device.
+        total_items: u64,
+        /// Where the device stands.
+        cursor: Option<&'a str>,
+        /// The epoch of the queue's bases.
+        epoch: Option<Epoch>,
+        /// Every change up to this number was answered.
+        acked_n: u64,
+    },
+    /// Pushes a batch.
+    SyncData {
+        /// The session's name.
+        sync_id: &'a str,
+        /// The items.
+        items: &'a [Item],
+        /// The batch's number in its session.
+        batch_seq: u64,
+        /// Every change up to this number was answered.
+        acked_n: u64,
+    },
+    /// Pulls a page.
+    RequestServerData {
+        /// The session's name.
+        sync_id: &'a str,
+        /// The kinds to pull; empty: all.
+        data_types: &'a [KindName],
+        /// Where the device stands.
+        cursor: Option<&'a str>,
+    },
+    /// Ends the session.
+    EndSync {
+        /// The session's name.
+        sync_id: &'a str,
+    },
+    /// Says that the app is alive.
+    Heartbeat {
+        /// The sequence number up to which the device is caught up.
+        last_seq: Seq,
+        /// How many changes wait on the device.
+        queue_depth: u64,
+    },
+}
+
+impl ClientMessage<'_> {
+    /// Encodes the message as JSON.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut out = String::with_capacity(256);
+        match self {
+            Self::StartSync { sync_id, data_types, total_items, cursor, epoch, acked_n } => {
+                open(&mut out, "start_sync", Some(sync_id));
+                kinds(&mut out, data_types);
+                number(&mut out, "total_items", *total_items);
+                number(&mut out, "acked_n", *acked_n);
+                text(&mut out, "cursor", *cursor);
+                text(&mut out, "epoch", epoch.map(|epoch| epoch.to_string()).as_deref());
+            }
+            Self::SyncData { sync_id, items, batch_seq, acked_n } => {
+                open(&mut out, "sync_data", Some(sync_id));
+                out.push_str(",\"batch\":[");
+                for (at, item) in items.iter().enumerate() {
+                    if at > 0 {
+                        out.push(',');
+                    }
+                    write_item(&mut out, item);
+                }
+                out.push(']');
+                number(&mut out, "batch_seq", *batch_seq);
+                number(&mut out, "acked_n", *acked_n);
+            }
+            Self::RequestServerData { sync_id, data_types, cursor } => {
+                open(&mut out, "request_server_data", Some(sync_id));
+                kinds(&mut out, data_types);
+                text(&mut out, "cursor", *cursor);
+            }
+            Self::EndSync { sync_id } => open(&mut out, "end_sync", Some(sync_id)),
+            Self::Heartbeat { last_seq, queue_depth } => {
+                open(&mut out, "heartbeat", None);
+                number(&mut out, "last_seq", last_seq.number());
+                number(&mut out, "queue_depth", *queue_depth);
+            }
+        }
+        out.push('}');
+        out
+    }
+}
+
+fn open(out: &mut String, kind: &str, sync_id: Option<&str>) {
+    out.push_str("{\"type\":\"");
+    out.push_str(kind);
+    out.push('"');
+    text(out, "sync_id", sync_id);
+}
+
+fn text(out: &mut String, name: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        out.push_str(",\"");
+        out.push_str(name);
+        out.push_str("\":");
+        write_json_string(out, value);
+    }
+}
+
+fn number(out: &mut String, name: &str, value: u64) {
+    out.push_str(",\"");
+    out.push_str(name);
+    out.push_str("\":");
+    write_number(out, value);
+}
+
+fn kinds(out: &mut String, kinds: &[KindName]) {
+    out.push_str(",\"data_types\":[");
+    for (at, kind) in kinds.iter().enumerate() {
+        if at > 0 {
+            out.push(',');
+        }
+        write_json_string(out, kind.as_str());
+    }
+    out.push(']');
+}
+
+fn write_item(out: &mut String, item: &Item) {
+    out.push_str("{\"kind\":");
+    write_json_string(out, item.kind.as_str());
+    text(out, "id", Some(item.id.as_str()));
+    text(out, "op", Some(item.op.as_str()));
+    text(out, "op_id", item.op_id.as_ref().map(driftline_model::OpId::as_str));
+    if let Some(n) = item.n {
+        number(out, "n", n);
+    }
+    number(out, "base_version", item.base_version.number());
+    text(out, "hlc", item.hlc.map(|hlc| hlc.to_string()).as_deref());
+    if item.schema_version > 0 {
+        number(out, "schema_version", u64::from(item.schema_version));
+    }
+    text(out, "group", item.group.as_deref());
+    out.push_str(",\"fields\":");
+    out.push_str(item.fields.as_str());
+    out.push('}');
+}
+
+/// An answer or event that a client reads.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum ServerMessage {
+    /// The connection is authenticated.
+    ConnectionEstablished(Box<ConnectionEstablished>),
+    /// A sync session is open.
+    SyncSessionStarted(Box<SyncSessionStarted>),
+    /// A batch was decided.
+    Ack(Ack),
+    /// A page of a pull.
+    Page(Rows),
+    /// Changes of other devices.
+    Delta {
+        /// What the connection had accounted for before.
+        prev_seq: Seq,
+        /// The rows.
+        rows: Rows,
+    },
+    /// The cursor is of no use any more.
+    ResyncRequired(ResyncRequired),
+    /// The session is closed.
+    SyncSessionEnded(SyncSessionEnded),
+    /// The server heard the heartbeat.
+    HeartbeatAck(HeartbeatAck),
+    /// The answer to a ping.
+    Pong(Pong),
+    /// Something went wrong.
+    Error(ErrorMessage),
+    /// The server is about to shut down.
+    ServerDraining(ServerDraining),
+    /// A message that this library does not know; later servers may send some.
+    Other(String),
+}
+
+/// Rows of a page or a delta, as a client reads them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rows {
+    /// The rows.
+    pub changes: Vec<Change>,
+    /// Where the reader stands after them.
+    pub cursor: String,
+    /// The sequence number up to which they tell everything, when no more wait.
+    pub seq: Seq,
+    /// The tenant's highest stored clock.
+    pub hlc: Hlc,
+    /// Whether more pages wait.
+    pub has_more: bool,
+}
+
+impl ServerMessage {
+    /// Decodes a text frame from a server.
+    ///
+    /// # Errors
+    /// [`Fault`] when the frame is not a message that this protocol version knows how to read.
+    pub fn decode(frame: &[u8]) -> Result<Self, Fault> {
+        let document = Document::parse(frame, Limits::default().depth + 8)
+            .map_err(|error| Fault::new(ErrorCode::JsonDecodeError, error.to_string()))?;
+        let root = document.root();
+        let kind = root.get("type").and_then(|node| node.as_str()).unwrap_or_default().into_owned();
+        Ok(match kind.as_str() {
+            "connection_established" => Self::ConnectionEstablished(Box::new(body(frame)?)),
+            "sync_session_started" => Self::SyncSessionStarted(Box::new(body(frame)?)),
+            "ack" => Self::Ack(body(frame)?),
+            "server_data" => Self::Page(Rows::read(root).ok_or_else(|| malformed(&kind))?),
+            "server_delta" => Self::Delta {
+                prev_seq: seq(root, "prev_seq").ok_or_else(|| malformed(&kind))?,
+                rows: Rows::read(root).ok_or_else(|| malformed(&kind))?,
+            },
+            "resync_required" => Self::ResyncRequired(body(frame)?),
+            "sync_session_ended" => Self::SyncSessionEnded(body(frame)?),
+            "heartbeat_ack" => Self::HeartbeatAck(body(frame)?),
+            "pong" => Self::Pong(body(frame)?),
+            "error" => Self::Error(body(frame)?),
+            "server_draining" => Self::ServerDraining(body(frame)?),
+            _ => Self::Other(kind),
+        })
+    }
+}
+
+impl Rows {
+    /// Reads the fields of a page, of `server_data` or of an HTTP answer.
+    #[must_use]
+    pub fn read(node: Node<'_>) -> Option<Self> {
+        let changes = node.get("changes").filter(Node::is_array)?;
+        Some(Self {
+            changes: changes.elements().map(change).collect::<Option<_>>()?,
+            cursor: node.get("cursor")?.as_str()?.into_owned(),
+            seq: seq(node, "seq")?,
+            hlc: node.get("hlc")?.as_str()?.parse().ok()?,
+            has_more: node.get("has_more").and_then(|node| node.as_bool()).unwrap_or(false),
+        })
+    }
+}
+
+fn seq(node: Node<'_>, name: &str) -> Option<Seq> {
+    node.get(name)?.as_u64().map(Seq::new)
+}
+
+fn change(node: Node<'_>) -> Option<Change> {
+    Some(Change {
+        kind: KindName::new(&node.get("kind")?.as_str()?).ok()?,
+        id: RecordId::new(&node.get("id")?.as_str()?).ok()?,
+        scope: ScopeName::new(&node.get("scope")?.as_str()?).ok()?,
+        version: seq(node, "version")?,
+        change: ChangeKind::from_text(&node.get("change")?.as_str()?)?,
+        fields: canonical_object(node.get("fields")?).ok()?,
+    })
+}
+
+fn malformed(kind: &str) -> Fault {
+    Fault::new(ErrorCode::ValidationError, format!("the server sent a malformed {kind}"))
+}
+
+fn body<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, Fault> {
+    serde_json::from_slice(frame).map_err(|error| Fault::new(ErrorCode::ValidationError, error.to_string()))
+}

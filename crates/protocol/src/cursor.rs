@@ -1,0 +1,267 @@
+//! Pull cursors: opaque to clients, sealed by the server.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use driftline_model::{Epoch, KindName, RecordId, Seq, TenantId};
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+use thiserror::Error;
+use twox_hash::XxHash64;
+
+/// Where a reader stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// The epoch in which it was given.
+    pub epoch: Epoch,
+    /// The kinds that it covers, sorted; empty: all.
+    pub kinds: Vec<KindName>,
+    /// The version of the reader's scopes.
+    pub scopes_version: u64,
+    /// The place.
+    pub phase: Phase,
+}
+
+/// The place of a [`Cursor`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// In the log of changes.
+    Log(Resume),
+    /// In a snapshot, ordered by kind and id, with the log to follow.
+    Snapshot {
+        /// The last row that was sent; none: before the first.
+        after: Option<(KindName, RecordId)>,
+        /// Only these kinds are paged as a snapshot; empty: all that the cursor covers.
+        missing: Vec<KindName>,
+        /// Where the log starts afterwards.
+        then: Resume,
+    },
+}
+
+/// A place in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume {
+    /// Where the reader was last caught up: changes are told against it.
+    pub from: Seq,
+    /// Rows up to here were sent.
+    pub at: Seq,
+}
+
+/// The key that seals a store's cursors.
+#[derive(Clone)]
+pub struct CursorKey(Hmac<Sha256>);
+
+impl std::fmt::Debug for CursorKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CursorKey(..)")
+    }
+}
+
+/// Why a text is not a cursor of this tenant and server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("not a cursor of this server")]
+pub struct CursorError;
+
+const FORMAT: u8 = 1;
+const MAC_BYTES: usize = 8;
+const CURSOR_CHARS_MAX: usize = 32 << 10;
+
+impl CursorKey {
+    /// Makes a key of 32 secret bytes.
+    #[must_use]
+    pub fn new(secret: &[u8; 32]) -> Self {
+        Self(Hmac::new_from_slice(secret).expect("HMAC takes keys of any length"))
+    }
+
+    /// Seals a cursor for a tenant: base64url of its fields and an 8-byte MAC.
+    #[must_use]
+    pub fn seal(&self, tenant: &TenantId, cursor: &Cursor) -> String {
+        let mut out = Writer(vec![FORMAT]);
+        out.0.extend_from_slice(&cursor.epoch.number().to_be_bytes());
+        out.0.extend_from_slice(&tenant_hash(tenant).to_be_bytes());
+        out.kinds(&cursor.kinds);
+        out.number(cursor.scopes_version);
+        match &cursor.phase {
+            Phase::Log(resume) => {
+                out.0.push(0);
+                out.resume(*resume);
+            }
+            Phase::Snapshot { after, missing, then } => {
+                out.0.push(if after.is_some() { 2 } else { 1 });
+                if let Some((kind, id)) = after {
+                    out.text(kind.as_str());
+                    out.text(id.as_str());
+                }
+                out.kinds(missing);
+                out.resume(*then);
+            }
+        }
+        let mac = self.mac(&out.0);
+        out.0.extend_from_slice(&mac);
+        URL_SAFE_NO_PAD.encode(out.0)
+    }
+
+    /// Opens a cursor that this key sealed for this tenant.
+    ///
+    /// # Errors
+    /// [`CursorError`] for anything else.
+    pub fn open(&self, tenant: &TenantId, text: &str) -> Result<Cursor, CursorError> {
+        if text.len() > CURSOR_CHARS_MAX {
+            return Err(CursorError);
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| CursorError)?;
+        let (body, mac) = bytes.split_at_checked(bytes.len().wrapping_sub(MAC_BYTES)).ok_or(CursorError)?;
+        let mut hmac = self.0.clone();
+        hmac.update(body);
+        hmac.verify_truncated_left(mac).map_err(|_| CursorError)?;
+        let mut reader = Reader(body);
+        if reader.bytes(1)? != [FORMAT] {
+            return Err(CursorError);
+        }
+        let epoch = u32::from_be_bytes(reader.bytes(4)?.try_into().map_err(|_| CursorError)?);
+        if reader.bytes(8)? != tenant_hash(tenant).to_be_bytes() {
+            return Err(CursorError);
+        }
+        let kinds = reader.kinds()?;
+        let scopes_version = reader.number()?;
+        let phase = match reader.bytes(1)? {
+            [0] => Phase::Log(reader.resume()?),
+            [form @ (1 | 2)] => {
+                let after = if *form == 2 { Some((reader.kind()?, reader.record()?)) } else { None };
+                Phase::Snapshot { after, missing: reader.kinds()?, then: reader.resume()? }
+            }
+            _ => return Err(CursorError),
+        };
+        if !reader.0.is_empty() {
+            return Err(CursorError);
+        }
+        Ok(Cursor { epoch: Epoch::new(epoch), kinds, scopes_version, phase })
+    }
+
+    fn mac(&self, body: &[u8]) -> [u8; MAC_BYTES] {
+        let mut hmac = self.0.clone();
+        hmac.update(body);
+        let full = hmac.finalize().into_bytes();
+        let mut mac = [0; MAC_BYTES];
+        mac.copy_from_slice(&full[..MAC_BYTES]);
+        mac
+    }
+}
+
+fn tenant_hash(tenant: &TenantId) -> u64 {
+    XxHash64::oneshot(0, tenant.as_str().as_bytes())
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    /// A variable-length number, seven bits a byte, low bits first.
+    fn number(&mut self, mut number: u64) {
+        loop {
+            let byte = (number & 0x7f) as u8;
+            number >>= 7;
+            if number == 0 {
+                return self.0.push(byte);
+            }
+            self.0.push(byte | 0x80);
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn kinds(&mut self, kinds: &[KindName]) {
+        self.number(kinds.len() as u64);
+        for kind in kinds {
+            self.text(kind.as_str());
+        }
+    }
+
+    fn resume(&mut self, resume: Resume) {
+        self.number(resume.from.number());
+        self.number(resume.at.number());
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, count: usize) -> Result<&'a [u8], CursorError> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(CursorError)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn number(&mut self) -> Result<u64, CursorError> {
+        let mut number = 0_u64;
+        for shift in (0..63).step_by(7) {
+            let byte = self.bytes(1)?[0];
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(CursorError)
+    }
+
+    fn text(&mut self) -> Result<&'a str, CursorError> {
+        let len = usize::try_from(self.number()?).map_err(|_| CursorError)?;
+        std::str::from_utf8(self.bytes(len)?).map_err(|_| CursorError)
+    }
+
+    fn kind(&mut self) -> Result<KindName, CursorError> {
+        KindName::new(self.text()?).map_err(|_| CursorError)
+    }
+
+    fn record(&mut self) -> Result<RecordId, CursorError> {
+        RecordId::new(self.text()?).map_err(|_| CursorError)
+    }
+
+    fn kinds(&mut self) -> Result<Vec<KindName>, CursorError> {
+        let count = self.number()?;
+        (0..count).map(|_| self.kind()).collect()
+    }
+
+    fn resume(&mut self) -> Result<Resume, CursorError> {
+        Ok(Resume { from: Seq::new(self.number()?), at: Seq::new(self.number()?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(name: &str) -> TenantId {
+        TenantId::new(name).unwrap()
+    }
+
+    #[test]
+    fn cursors_open_only_for_their_tenant_and_key() {
+        let key = CursorKey::new(&[7; 32]);
+        let resume = Resume { from: Seq::new(5), at: Seq::new(1 << 40) };
+        let kinds = vec![KindName::new("cars").unwrap(), KindName::new("movies").unwrap()];
+        let phases = [
+            Phase::Log(resume),
+            Phase::Snapshot { after: None, missing: vec![], then: resume },
+            Phase::Snapshot {
+                after: Some((kinds[0].clone(), RecordId::new("é 1").unwrap())),
+                missing: kinds.clone(),
+                then: resume,
+            },
+        ];
+        for phase in phases {
+            let cursor = Cursor { epoch: Epoch::new(9), kinds: kinds.clone(), scopes_version: 3, phase };
+            let sealed = key.seal(&tenant("t1"), &cursor);
+            assert_eq!(key.open(&tenant("t1"), &sealed), Ok(cursor));
+            assert_eq!(key.open(&tenant("t2"), &sealed), Err(CursorError));
+            assert_eq!(CursorKey::new(&[8; 32]).open(&tenant("t1"), &sealed), Err(CursorError));
+            let mut bytes = URL_SAFE_NO_PAD.decode(&sealed).unwrap();
+            bytes[20] ^= 1;
+            assert_eq!(key.open(&tenant("t1"), &URL_SAFE_NO_PAD.encode(bytes)), Err(CursorError));
+        }
+        for bad in ["", "AAAA", "!", "AAAAAAAAAAAAAAAAAAAAAAAA"] {
+            assert_eq!(key.open(&tenant("t1"), bad), Err(CursorError), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The envelope around every inbound message.
+
+use driftline_model::{Limits, SyncId};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::code::ErrorCode;
+use crate::json::{Document, Node};
+
+/// One thing wrong with a message or an item.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldError {
+    /// A stable word for the rule that was broken.
+    pub code: String,
+    /// Where, as a JSON Pointer (RFC 6901).
+    pub pointer: String,
+    /// What is wrong, for a person.
+    pub message: String,
+}
+
+impl FieldError {
+    pub(crate) fn new(code: &str, pointer: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), pointer: pointer.into(), message: message.into() }
+    }
+}
+
+/// Why a message is refused as a whole. Nothing of it was applied.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{code}: {message}")]
+pub struct Fault {
+    /// The stable code.
+    pub code: ErrorCode,
+    /// What is wrong, for a person.
+    pub message: String,
+    /// Single places, if they are known.
+    pub errors: Vec<FieldError>,
+    /// The message's own `id`, when it could be read.
+    pub reply_to: Option<String>,
+}
+
+impl Fault {
+    /// Makes a fault without details.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), errors: Vec::new(), reply_to: None }
+    }
+
+    pub(crate) fn invalid(pointer: &str, message: &str) -> Self {
+        let mut fault = Self::new(ErrorCode::ValidationError, format!("{message} at {pointer}"));
+        fault.errors.push(FieldError::new("invalid", pointer, message));
+        fault
+    }
+}
+
+/// The outer fields of an inbound message.
+#[derive(Debug, Clone, Copy)]
+pub struct Envelope<'d> {
+    root: Node<'d>,
+    payload: Option<Node<'d>>,
+}
+
+impl<'d> Envelope<'d> {
+    /// Parses a frame into a document, judging what concerns it as a whole.
+    ///
+    /// # Errors
+    /// `MESSAGE_TOO_LARGE` or `JSON_DECODE_ERROR`.
+    pub fn parse<'a>(frame: &'a [u8], limits: &Limits) -> Result<Document<'a>, Fault> {
+        if frame.len() > limits.message_bytes {
+            let message = format!("a message may hold {} bytes", limits.message_bytes);
+            return Err(Fault::new(ErrorCode::MessageTooLarge, message));
+        }
+        let document = Document::parse(frame, limits.depth)
+            .map_err(|error| Fault::new(ErrorCode::JsonDecodeError, error.to_string()))?;
+        if !document.root().is_object() {
+            return Err(Fault::new(ErrorCode::JsonDecodeError, "the message is not an object"));
+        }
+        Ok(document)
+    }
+
+    /// Finds the payload: `payload`, else `data` if it is an object, else the top level itself.
+    ///
+    /// # Errors
+    /// `VALIDATION_ERROR` for a `payload` that is not an object or a key that stands twice.
+    pub fn open(root: Node<'d>) -> Result<Self, Fault> {
+        refuse_duplicates(root, "")?;
+        let payload = match (root.get("payload"), root.get("data")) {
+            (Some(payload), _) if payload.is_object() => Some(payload),
+            (Some(_), _) => return Err(Fault::invalid("/payload", "must be an object")),
+            (None, Some(data)) if data.is_object() => Some(data),
+            (None, _) => None,
+        };
+        if let Some(payload) = payload {
+            refuse_duplicates(payload, "/payload")?;
+        }
+        Ok(Self { root, payload })
+    }
+
+    /// Returns the message's type.
+    ///
+    /// # Errors
+    /// `VALIDATION_ERROR` when it is missing or no string.
+    pub fn kind(&self) -> Result<String, Fault> {
+        let kind = self.root.get("type").and_then(|node| node.as_str());
+        kind.map(std::borrow::Cow::into_owned).ok_or_else(|| Fault::invalid("/type", "a string is required"))
+    }
+
+    /// Returns the client's message id.
+    ///
+    /// # Errors
+    /// `VALIDATION_ERROR` when it is no string of at most 64 bytes.
+    pub fn id(&self) -> Result<Option<String>, Fault> {
+        // Without a payload of its own the top level is the payload, where an `id` may be anything.
+        let node = self.root.get("id").filter(|node| !node.is_null());
+        match node.map(|node| node.as_str()) {
+            None => Ok(None),
+            Some(Some(id)) if id.len() <= 64 => Ok(Some(id.into_owned())),
+            Some(_) => Err(Fault::invalid("/id", "must be a string of at most 64 bytes")),
+        }
+    }
+
+    /// Returns the sync session's name.
+    ///
+    /// # Errors
+    /// `VALIDATION_ERROR` when it is no UUID.
+    pub fn sync_id(&self) -> Result<Option<SyncId>, Fault> {
+        let Some(node) = self.root.get("sync_id").filter(|node| !node.is_null()) else { return Ok(None) };
+        let text = node.as_str().unwrap_or_default().to_ascii_lowercase();
+        sync_id(&text).map(Some).ok_or_else(|| Fault::invalid("/sync_id", "must be a UUID"))
+    }
+
+    /// Returns a field of the payload; an explicit null counts as absent.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<Node<'d>> {
+        let node = match self.payload {
+            Some(payload) => payload.get(name),
+            None if matches!(name, "type" | "sync_id" | "idempotency_key") => None,
+            None => self.root.get(name),
+        };
+        node.filter(|node| !node.is_null())
+    }
+}
+
+/// Reads a UUID in its hyphenated form.
+pub(crate) fn sync_id(text: &str) -> Option<SyncId> {
+    let hyphens = [8, 13, 18, 23];
+    let shaped =
+        text.len() == 36 && text.bytes().enumerate().all(|(at, b)| hyphens.contains(&at) == (b == b'-'));
+    if shaped { SyncId::new(text).ok() } else { None }
+}
+
+fn refuse_duplicates(object: Node<'_>, under: &str) -> Result<(), Fault> {
+    let mut seen: Vec<std::borrow::Cow<'_, str>> = Vec::new();
+    for (key, _) in object.members() {
+        let key = key.as_str().unwrap_or_default();
+        if seen.len() > 256 {
+            return Err(Fault::invalid(under, "has too many members"));
+        }
+        if seen.contains(&key) {
+            return Err(Fault::invalid(&format!("{under}/{key}"), "the key stands twice"));
+        }
+        seen.push(key);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(text: &str) -> Result<Option<String>, Fault> {
+        let document = Envelope::parse(text.as_bytes(), &Limits::default())?;
+        let envelope = Envelope::open(document.root())?;
+        Ok(envelope.field("x").map(|node| node.as_str().unwrap_or_default().into_owned()))
+    }
+
+    #[test]
+    fn the_payload_is_found_by_the_rule() {
+        let table = [
+            (r#"{"type":"t","payload":{"x":"p"},"data":{"x":"d"},"x":"t"}"#, Some("p")),
+            (r#"{"type":"t","data":{"x":"d"},"x":"t"}"#, Some("d")),
+            (r#"{"type":"t","data":[1],"x":"t"}"#, Some("t")),
+            (r#"{"type":"t","x":"t"}"#, Some("t")),
+            (r#"{"type":"t","payload":{},"x":"t"}"#, None),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(open(text), Ok(wanted.map(str::to_owned)), "{text}");
+        }
+        assert_eq!(open(r#"{"payload":1}"#).unwrap_err().code, ErrorCode::ValidationError);
+        assert_eq!(open(r#"{"type":"a","type":"b"}"#).unwrap_err().code, ErrorCode::ValidationError);
+        assert_eq!(open("[]").unwrap_err().code, ErrorCode::JsonDecodeError);
+    }
+}

@@ -1,0 +1,281 @@
+//! Messages from client to server, and the body of the HTTP sync.
+
+use driftline_model::{Epoch, KindName, Limits, SyncId};
+
+use crate::code::ErrorCode;
+use crate::envelope::{Envelope, Fault, sync_id};
+use crate::item::{BadItem, Item};
+use crate::json::Node;
+
+/// A decoded message with the outer fields its answer needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// The client's message id, echoed as `reply_to`.
+    pub id: Option<String>,
+    /// The sync session it belongs to.
+    pub sync_id: Option<SyncId>,
+    /// The message.
+    pub body: Inbound,
+}
+
+/// The messages of the sync lifecycle.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Inbound {
+    /// Opens or resumes a sync session.
+    StartSync(StartSync),
+    /// Pushes a batch.
+    SyncData(SyncData),
+    /// Pulls a page.
+    RequestServerData(RequestServerData),
+    /// Ends the session.
+    EndSync,
+    /// Says that the app is alive.
+    Heartbeat(Heartbeat),
+    /// Asks for the same number back.
+    Ping {
+        /// The number, as canonical JSON.
+        timestamp: Option<String>,
+    },
+}
+
+impl Inbound {
+    /// Returns the message's type on the wire.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::StartSync(_) => "start_sync",
+            Self::SyncData(_) => "sync_data",
+            Self::RequestServerData(_) => "request_server_data",
+            Self::EndSync => "end_sync",
+            Self::Heartbeat(_) => "heartbeat",
+            Self::Ping { .. } => "ping",
+        }
+    }
+}
+
+/// Opens or resumes a sync session.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StartSync {
+    /// The kinds to sync; empty: all.
+    pub data_types: Vec<KindName>,
+    /// How many items the device is about to send.
+    pub total_items: Option<u64>,
+    /// Where the device stands.
+    pub cursor: Option<String>,
+    /// The epoch of the bases in the device's queue.
+    pub epoch: Option<Epoch>,
+    /// Every change up to this number was answered to the device.
+    pub acked_n: Option<u64>,
+    /// Whether a session of this name is to be continued.
+    pub resume: bool,
+}
+
+/// Pushes a batch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SyncData {
+    /// The items, good and bad, in the order of the message.
+    pub items: Vec<Result<Item, Box<BadItem>>>,
+    /// The batch's number in its session.
+    pub batch_seq: Option<u64>,
+    /// Every change up to this number was answered to the device.
+    pub acked_n: Option<u64>,
+}
+
+/// Pulls a page.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RequestServerData {
+    /// The kinds to pull; absent: those of the session; empty: all.
+    pub data_types: Option<Vec<KindName>>,
+    /// Where the device stands; absent: at the beginning.
+    pub cursor: Option<String>,
+    /// The most rows wanted.
+    pub limit: Option<u64>,
+}
+
+/// Says that the app is alive, and how it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Heartbeat {
+    /// The sequence number up to which the device is caught up.
+    pub last_seq: Option<u64>,
+    /// How many changes wait on the device.
+    pub queue_depth: Option<u64>,
+}
+
+/// The body of `POST /api/v1/sync`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SyncRequest {
+    /// The device, unless the token or the query names it.
+    pub device_id: Option<String>,
+    /// The sync session that batches are counted in.
+    pub sync_id: Option<SyncId>,
+    /// The epoch of the bases in the device's queue.
+    pub epoch: Option<Epoch>,
+    /// The batch, if one is pushed.
+    pub push: SyncData,
+    /// What is pulled.
+    pub pull: RequestServerData,
+}
+
+/// Decodes a text frame.
+///
+/// # Errors
+/// [`Fault`] with the code that answers it; it carries the message's `id` whenever that was readable.
+pub fn decode(frame: &[u8], limits: &Limits) -> Result<Message, Fault> {
+    let document = Envelope::parse(frame, limits)?;
+    let envelope = Envelope::open(document.root())?;
+    let id = envelope.id()?;
+    body(&envelope, limits).map(|(sync_id, body)| Message { id: id.clone(), sync_id, body }).map_err(
+        |mut fault| {
+            fault.reply_to = id;
+            fault
+        },
+    )
+}
+
+fn body(envelope: &Envelope<'_>, limits: &Limits) -> Result<(Option<SyncId>, Inbound), Fault> {
+    let kind = envelope.kind()?;
+    let sync_id = envelope.sync_id()?;
+    let body = match kind.as_str() {
+        "start_sync" => Inbound::StartSync(start_sync(envelope)?),
+        "sync_data" => Inbound::SyncData(sync_data(envelope, limits, true)?),
+        "request_server_data" => Inbound::RequestServerData(request(envelope)?),
+        "end_sync" => Inbound::EndSync,
+        "heartbeat" => Inbound::Heartbeat(Heartbeat {
+            last_seq: number(envelope, "last_seq")?,
+            queue_depth: number(envelope, "queue_depth")?,
+        }),
+        "ping" => Inbound::Ping { timestamp: ping_timestamp(envelope)? },
+        other => {
+            let shown: String = other.chars().take(64).collect();
+            return Err(Fault::new(
+                ErrorCode::UnknownMessageType,
+                format!("{shown:?} is not a message of this route"),
+            ));
+        }
+    };
+    Ok((sync_id, body))
+}
+
+impl SyncRequest {
+    /// Reads the body of `POST /api/v1/sync`.
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
+        let document = Envelope::parse(bytes, limits)?;
+        let envelope = Envelope::open(document.root())?;
+        let device_id = match envelope.field("device_id") {
+            None => None,
+            Some(node) => {
+                let text = node.as_str().ok_or_else(|| Fault::invalid("/device_id", "must be a string"))?;
+                Some(text.into_owned())
+            }
+        };
+        let session = match document.root().get("sync_id").filter(|node| !node.is_null()) {
+            None => None,
+            Some(node) => {
+                let text = node.as_str().unwrap_or_default().to_ascii_lowercase();
+                Some(sync_id(&text).ok_or_else(|| Fault::invalid("/sync_id", "must be a UUID"))?)
+            }
+        };
+        Ok(Self {
+            device_id,
+            sync_id: session,
+            epoch: epoch(&envelope)?,
+            push: sync_data(&envelope, limits, false)?,
+            pull: request(&envelope)?,
+        })
+    }
+}
+
+fn start_sync(envelope: &Envelope<'_>) -> Result<StartSync, Fault> {
+    Ok(StartSync {
+        data_types: data_types(envelope)?.unwrap_or_default(),
+        total_items: number(envelope, "total_items")?,
+        cursor: text(envelope, "cursor")?,
+        epoch: epoch(envelope)?,
+        acked_n: number(envelope, "acked_n")?,
+        resume: match envelope.field("resume") {
+            None => false,
+            Some(node) => node.as_bool().ok_or_else(|| Fault::invalid("/resume", "must be true or false"))?,
+        },
+    })
+}
+
+fn sync_data(envelope: &Envelope<'_>, limits: &Limits, required: bool) -> Result<SyncData, Fault> {
+    let batch = envelope.field("batch").or_else(|| envelope.field("items"));
+    let items = match batch {
+        None if required => return Err(Fault::invalid("/batch", "an array of items is required")),
+        None => Vec::new(),
+        Some(batch) if !batch.is_array() => {
+            return Err(Fault::invalid("/batch", "must be an array of items"));
+        }
+        Some(batch) => read_items(batch, limits)?,
+    };
+    Ok(SyncData { items, batch_seq: number(envelope, "batch_seq")?, acked_n: number(envelope, "acked_n")? })
+}
+
+fn read_items(batch: Node<'_>, limits: &Limits) -> Result<Vec<Result<Item, Box<BadItem>>>, Fault> {
+    let count = batch.elements().count();
+    if count > limits.batch_items {
+        let message =
+            format!("a batch may hold {} items, this one holds {count}: split it", limits.batch_items);
+        return Err(Fault::new(ErrorCode::BatchTooLarge, message));
+    }
+    Ok(batch.elements().map(Item::read).collect())
+}
+
+fn request(envelope: &Envelope<'_>) -> Result<RequestServerData, Fault> {
+    Ok(RequestServerData {
+        data_types: data_types(envelope)?,
+        cursor: text(envelope, "cursor")?,
+        limit: number(envelope, "limit")?,
+    })
+}
+
+fn data_types(envelope: &Envelope<'_>) -> Result<Option<Vec<KindName>>, Fault> {
+    let Some(node) = envelope.field("data_types") else { return Ok(None) };
+    if !node.is_array() {
+        return Err(Fault::invalid("/data_types", "must be an array of kinds"));
+    }
+    let mut kinds = Vec::new();
+    for (at, element) in node.elements().enumerate() {
+        let kind = element.as_str().and_then(|text| KindName::new(&text).ok());
+        kinds
+            .push(kind.ok_or_else(|| Fault::invalid(&format!("/data_types/{at}"), "must be a kind's name"))?);
+        if kinds.len() > 256 {
+            return Err(Fault::invalid("/data_types", "may name 256 kinds"));
+        }
+    }
+    kinds.sort();
+    kinds.dedup();
+    Ok(Some(kinds))
+}
+
+fn number(envelope: &Envelope<'_>, name: &str) -> Result<Option<u64>, Fault> {
+    let Some(node) = envelope.field(name) else { return Ok(None) };
+    let number = node.as_u64();
+    number.map(Some).ok_or_else(|| Fault::invalid(&format!("/{name}"), "must be an integer from 0 to 2^53"))
+}
+
+fn text(envelope: &Envelope<'_>, name: &str) -> Result<Option<String>, Fault> {
+    let Some(node) = envelope.field(name) else { return Ok(None) };
+    let text = node.as_str().ok_or_else(|| Fault::invalid(&format!("/{name}"), "must be a string"))?;
+    Ok(Some(text.into_owned()))
+}
+
+fn epoch(envelope: &Envelope<'_>) -> Result<Option<Epoch>, Fault> {
+    let Some(text) = text(envelope, "epoch")? else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| Fault::invalid("/epoch", "must be 8 hexadecimal digits"))
+}
+
+fn ping_timestamp(envelope: &Envelope<'_>) -> Result<Option<String>, Fault> {
+    let Some(node) = envelope.field("timestamp") else { return Ok(None) };
+    let mut out = String::new();
+    let is_scalar = !node.is_object() && !node.is_array();
+    match crate::canonical::canonical_value(node, &mut out) {
+        Ok(()) if is_scalar && out.len() <= 64 => Ok(Some(out)),
+        _ => Err(Fault::invalid("/timestamp", "must be a number")),
+    }
+}

@@ -1,0 +1,47 @@
+//! The Driftline wire: canonical JSON, the envelope, messages, codes and cursors.
+//!
+//! Bytes come in, typed messages go out, and back. The crate keeps no state and opens nothing; arbitrary
+//! bytes never make it panic. What it does not do: it does not decide which message may come when (that
+//! is the session) nor what a change does to a record (that is conflict resolution).
+//!
+//! ```
+//! use driftline_model::Limits;
+//! use driftline_protocol::{Inbound, decode};
+//!
+//! let frame = br#"{"type":"ping","timestamp":123}"#;
+//! let message = decode(frame, &Limits::default())?;
+//! assert!(matches!(message.body, Inbound::Ping { .. }));
+//! # Ok::<(), driftline_protocol::Fault>(())
+//! ```
+
+mod canonical;
+mod client;
+mod code;
+mod cursor;
+mod envelope;
+mod inbound;
+mod item;
+mod json;
+mod outbound;
+mod policy;
+mod rows;
+mod time;
+mod write;
+
+pub use canonical::{ValueError, ValueErrorKind, canonical_object, canonical_value, object_of_text};
+pub use client::{ClientMessage, Rows, ServerMessage};
+pub use code::{CloseCode, ErrorCode, ItemClass, ItemCode, Retry};
+pub use cursor::{Cursor, CursorError, CursorKey, Phase, Resume};
+pub use envelope::{Envelope, Fault, FieldError};
+pub use inbound::{Heartbeat, Inbound, Message, RequestServerData, StartSync, SyncData, SyncRequest, decode};
+pub use item::{BadItem, Item, ItemOp};
+pub use json::{Document, JsonError, Node};
+pub use outbound::{
+    Ack, AckStatus, ConnectionEstablished, Details, ErrorMessage, Features, Head, HeartbeatAck, ItemResult,
+    Outbound, Pong, Problem, RecordView, ResyncReason, ResyncRequired, ServerDraining, SessionInfo,
+    SyncSessionEnded, SyncSessionStarted, Totals, WinnerName,
+};
+pub use policy::{FieldPolicyDoc, PolicyDoc};
+pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
+pub use time::{format_millis, parse_time};
+pub use write::{write_json_string, write_number};

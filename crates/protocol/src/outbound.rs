@@ -1,0 +1,559 @@
+//! Messages from server to client, except the rows of pulls and deltas.
+
+use std::collections::BTreeMap;
+
+use driftline_model::{Object, UserId};
+use serde::de::Error as _;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::canonical::object_of_text;
+use crate::code::{ErrorCode, ItemCode};
+use crate::envelope::{Fault, FieldError};
+use crate::policy::PolicyDoc;
+use crate::rows::{ServerData, ServerDelta};
+use crate::time::format_millis;
+use crate::write::write_json_string;
+
+/// The outer fields of an outbound message.
+#[derive(Debug, Clone, Default)]
+pub struct Head {
+    /// The server's time in Unix milliseconds.
+    pub now_ms: u64,
+    /// The `id` of the message that this answers.
+    pub reply_to: Option<String>,
+    /// The sync session it belongs to.
+    pub sync_id: Option<String>,
+}
+
+impl Head {
+    /// Starts a message: the opening brace and the outer fields.
+    pub(crate) fn open(&self, kind: &str) -> String {
+        let mut out = String::with_capacity(256);
+        out.push_str("{\"type\":\"");
+        out.push_str(kind);
+        out.push_str("\",\"server_time\":\"");
+        out.push_str(&format_millis(self.now_ms));
+        out.push('"');
+        for (name, value) in [("reply_to", &self.reply_to), ("sync_id", &self.sync_id)] {
+            if let Some(value) = value {
+                out.push_str(",\"");
+                out.push_str(name);
+                out.push_str("\":");
+                write_json_string(&mut out, value);
+            }
+        }
+        out
+    }
+}
+
+/// A message from server to client.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Outbound {
+    /// Greets an authenticated connection.
+    ConnectionEstablished(Box<ConnectionEstablished>),
+    /// Answers `start_sync`.
+    SyncSessionStarted(Box<SyncSessionStarted>),
+    /// Answers `sync_data`.
+    Ack(Ack),
+    /// A page of a pull.
+    ServerData(ServerData),
+    /// Changes of other devices, as they are committed.
+    ServerDelta(ServerDelta),
+    /// The cursor is of no use any more.
+    ResyncRequired(ResyncRequired),
+    /// Answers `end_sync`.
+    SyncSessionEnded(SyncSessionEnded),
+    /// Answers `heartbeat`.
+    HeartbeatAck(HeartbeatAck),
+    /// Answers `ping`.
+    Pong(Pong),
+    /// Says what went wrong.
+    Error(ErrorMessage),
+    /// The server is about to shut down.
+    ServerDraining(ServerDraining),
+}
+
+impl Outbound {
+    /// Returns the message's type on the wire.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::ConnectionEstablished(_) => "connection_established",
+            Self::SyncSessionStarted(_) => "sync_session_started",
+            Self::Ack(_) => "ack",
+            Self::ServerData(_) => "server_data",
+            Self::ServerDelta(_) => "server_delta",
+            Self::ResyncRequired(_) => "resync_required",
+            Self::SyncSessionEnded(_) => "sync_session_ended",
+            Self::HeartbeatAck(_) => "heartbeat_ack",
+            Self::Pong(_) => "pong",
+            Self::Error(_) => "error",
+            Self::ServerDraining(_) => "server_draining",
+        }
+    }
+
+    /// Encodes the message as JSON.
+    #[must_use]
+    pub fn encode(&self, head: &Head) -> String {
+        let open = head.open(self.kind());
+        match self {
+            Self::ConnectionEstablished(body) => splice(open, body),
+            Self::SyncSessionStarted(body) => splice(open, body),
+            Self::Ack(body) => splice(open, body),
+            Self::ServerData(body) => body.encode(open),
+            Self::ServerDelta(body) => body.encode(open),
+            Self::ResyncRequired(body) => splice(open, body),
+            Self::SyncSessionEnded(body) => splice(open, body),
+            Self::HeartbeatAck(body) => splice(open, body),
+            Self::Pong(body) => splice(open, body),
+            Self::Error(body) => splice(open, body),
+            Self::ServerDraining(body) => splice(open, body),
+        }
+    }
+}
+
+/// Joins the outer fields with the fields of a body.
+fn splice(mut open: String, body: &impl Serialize) -> String {
+    let at = open.len();
+    // Plain structs of texts, numbers and canonical objects always serialise.
+    let mut bytes = open.into_bytes();
+    serde_json::to_writer(&mut bytes, body).expect("messages serialise");
+    let empty = bytes.len() == at + 2;
+    if empty {
+        bytes.remove(at);
+    } else {
+        bytes[at] = b',';
+    }
+    open = String::from_utf8(bytes).expect("serde_json writes UTF-8");
+    open
+}
+
+/// Greets an authenticated connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionEstablished {
+    /// A greeting for a person.
+    pub message: String,
+    /// The connection's name on this node.
+    pub connection_id: String,
+    /// The token's subject; an integer stays one.
+    #[serde(serialize_with = "write_user", deserialize_with = "read_user")]
+    pub user_id: UserId,
+    /// The first of the roles.
+    pub role: String,
+    /// All roles.
+    pub roles: Vec<String>,
+    /// The device.
+    pub device_id: String,
+    /// The tenant.
+    pub tenant: String,
+    /// What this server can do.
+    pub features: Features,
+    /// Seconds between heartbeats.
+    pub heartbeat_interval_s: u64,
+    /// Seconds of silence after which the connection is closed.
+    pub heartbeat_timeout_s: u64,
+    /// The tenant's epoch.
+    pub epoch: String,
+    /// The tenant's highest stored clock.
+    pub hlc: String,
+}
+
+/// What a server can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    /// Encodings of messages.
+    pub encodings: Vec<String>,
+    /// Compressions of messages.
+    pub compression: Vec<String>,
+    /// Items that one batch may hold.
+    pub max_batch_items: u64,
+    /// Bytes that one message may hold.
+    pub max_message_bytes: u64,
+}
+
+/// Answers `start_sync`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncSessionStarted {
+    /// The session.
+    pub session_info: SessionInfo,
+}
+
+/// A sync session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// The session's name.
+    pub sync_id: String,
+    /// The tenant's epoch.
+    pub epoch: String,
+    /// The head of the tenant's sequence.
+    pub seq: u64,
+    /// The device's cursor, if it gave a good one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Batches of this session that were answered before.
+    pub acked_batches: Vec<u64>,
+    /// Items that one batch may hold.
+    pub max_batch_items: u64,
+    /// Bytes that one message may hold.
+    pub max_message_bytes: u64,
+    /// The policies of the session's kinds that have one.
+    pub policies: BTreeMap<String, PolicyDoc>,
+    /// When the idle session ends, RFC 3339.
+    pub expires_at: String,
+}
+
+/// How a batch went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AckStatus {
+    /// Every item is done.
+    Ok,
+    /// Some items are done.
+    Partial,
+    /// No item is done.
+    Failed,
+}
+
+/// Answers a batch: one result per item, in its order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// The type of the message that is answered.
+    pub of: String,
+    /// How the batch went.
+    pub status: AckStatus,
+    /// Whether this is the answer of an earlier, equal request.
+    pub replayed: bool,
+    /// The batch's number, if it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_seq: Option<u64>,
+    /// Items that are done.
+    pub synced: u64,
+    /// All other items.
+    pub failed: u64,
+    /// Items that a strategy decided.
+    pub conflicts: u64,
+    /// The head of the tenant's sequence.
+    pub seq: u64,
+    /// The tenant's highest stored clock.
+    pub hlc: String,
+    /// One result per item.
+    pub results: Vec<ItemResult>,
+}
+
+/// The side whose value stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WinnerName {
+    /// The incoming value.
+    Client,
+    /// The stored value.
+    Server,
+}
+
+/// What became of one item.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemResult {
+    /// The item's place in its batch.
+    pub index: u64,
+    /// The item's `op_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub op_id: Option<String>,
+    /// The item's kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// The item's record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// What became of it. A code that this library does not know reads as `retry_later`.
+    #[serde(deserialize_with = "read_item_code")]
+    pub code: ItemCode,
+    /// The record's version afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// Whether the item was known; then this is its first result.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub duplicate: bool,
+    /// The record as it stands, when it is not what the client must expect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<RecordView>,
+    /// Per field that a strategy decided, the winner.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub winners: BTreeMap<String, WinnerName>,
+    /// When to send it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// What is wrong with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+/// A record as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordView {
+    /// The record's version.
+    pub version: u64,
+    /// Whether it is deleted.
+    pub deleted: bool,
+    /// Its fields; empty when deleted.
+    #[serde(serialize_with = "write_object", deserialize_with = "read_object")]
+    pub fields: Object,
+}
+
+/// Why a client must pull anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ResyncReason {
+    /// The cursor is older than what is retained: send the queue, then pull a snapshot.
+    CursorExpired,
+    /// The sequence began a new life: pull a snapshot, then send the queue as base 0.
+    EpochChanged,
+}
+
+/// The cursor is of no use any more; unsent changes stay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncRequired {
+    /// Why.
+    pub reason: ResyncReason,
+    /// Always true: unsent changes stay on the device.
+    pub keep_queue: bool,
+    /// What to do first: `queue` or `snapshot`.
+    pub first: String,
+    /// The tenant's epoch.
+    pub epoch: String,
+}
+
+impl ResyncRequired {
+    /// Makes the message of its reason.
+    #[must_use]
+    pub fn new(reason: ResyncReason, epoch: driftline_model::Epoch) -> Self {
+        let first = match reason {
+            ResyncReason::CursorExpired => "queue",
+            ResyncReason::EpochChanged => "snapshot",
+        };
+        Self { reason, keep_queue: true, first: first.into(), epoch: epoch.to_string() }
+    }
+}
+
+/// Answers `end_sync`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncSessionEnded {
+    /// What the session did.
+    pub totals: Totals,
+}
+
+/// What a session did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Batches answered.
+    pub batches: u64,
+    /// Items in them.
+    pub items: u64,
+    /// Items done.
+    pub synced: u64,
+    /// All other items.
+    pub failed: u64,
+    /// Items that a strategy decided.
+    pub conflicts: u64,
+    /// Rows pulled.
+    pub pulled: u64,
+}
+
+/// Answers `heartbeat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAck {
+    /// The head of the tenant's sequence, as this connection knows it.
+    pub server_seq: u64,
+    /// How far the device is behind.
+    pub behind: u64,
+}
+
+/// Answers `ping`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pong {
+    /// The number of the ping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<Box<RawValue>>,
+}
+
+impl Pong {
+    /// Makes the answer to a ping with this number, given as canonical JSON.
+    #[must_use]
+    pub fn new(timestamp: Option<String>) -> Self {
+        Self { timestamp: timestamp.and_then(|text| RawValue::from_string(text).ok()) }
+    }
+}
+
+/// Says what went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorMessage {
+    /// The stable code.
+    pub code: String,
+    /// What is wrong, for a person.
+    pub message: String,
+    /// Finds the failure in the server's log.
+    pub correlation_id: String,
+    /// Whether the same may be sent again.
+    pub retryable: bool,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// Single places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Details>,
+}
+
+/// Single places of an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Details {
+    /// What is wrong where.
+    #[serde(default)]
+    pub errors: Vec<FieldError>,
+}
+
+impl ErrorMessage {
+    /// Makes the message of a fault.
+    #[must_use]
+    pub fn new(fault: &Fault, correlation_id: &str) -> Self {
+        Self {
+            code: fault.code.as_str().into(),
+            message: fault.message.clone(),
+            correlation_id: correlation_id.into(),
+            retryable: fault.code.is_retryable(),
+            retry_after_ms: retry_after_ms(fault.code),
+            details: (!fault.errors.is_empty()).then(|| Details { errors: fault.errors.clone() }),
+        }
+    }
+}
+
+fn retry_after_ms(code: ErrorCode) -> Option<u64> {
+    code.is_retryable().then_some(1_000)
+}
+
+/// The server is about to shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerDraining {
+    /// When to connect again.
+    pub reconnect_after_ms: u64,
+}
+
+/// An error over HTTP: `application/problem+json` (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A reference to the page of the code.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The code in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What is wrong, for a person.
+    pub detail: String,
+    /// The stable code.
+    pub code: String,
+    /// Finds the failure in the server's log.
+    pub correlation_id: String,
+    /// Whether the same may be sent again.
+    pub retryable: bool,
+    /// Single places.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+    /// Why a client must pull anew, for cursor codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<ResyncReason>,
+    /// Always true where present: unsent changes stay on the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_queue: Option<bool>,
+    /// What to do first: `queue` or `snapshot`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
+    /// The tenant's epoch, for cursor codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
+}
+
+impl Problem {
+    /// Makes the document of a fault.
+    #[must_use]
+    pub fn new(fault: &Fault, correlation_id: &str) -> Self {
+        let code = fault.code.as_str();
+        Self {
+            kind: format!("/docs/errors/{code}"),
+            title: code.to_ascii_lowercase().replace('_', " "),
+            status: fault.code.status(),
+            detail: fault.message.clone(),
+            code: code.into(),
+            correlation_id: correlation_id.into(),
+            retryable: fault.code.is_retryable(),
+            errors: fault.errors.clone(),
+            reason: None,
+            keep_queue: None,
+            first: None,
+            epoch: None,
+        }
+    }
+
+    /// Adds what a client must do to pull anew.
+    #[must_use]
+    pub fn with_resync(mut self, resync: &ResyncRequired) -> Self {
+        self.reason = Some(resync.reason);
+        self.keep_queue = Some(resync.keep_queue);
+        self.first = Some(resync.first.clone());
+        self.epoch = Some(resync.epoch.clone());
+        self
+    }
+}
+
+fn write_user<S: Serializer>(user: &UserId, serializer: S) -> Result<S::Ok, S::Error> {
+    match user {
+        UserId::Number(number) => serializer.serialize_i64(*number),
+        UserId::Text(text) => serializer.serialize_str(text),
+    }
+}
+
+fn read_user<'de, D: Deserializer<'de>>(deserializer: D) -> Result<UserId, D::Error> {
+    match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::String(text) => UserId::text(&text).map_err(D::Error::custom),
+        value => value
+            .as_i64()
+            .map(UserId::Number)
+            .ok_or_else(|| D::Error::custom("a user is a text or an integer")),
+    }
+}
+
+fn write_object<S: Serializer>(object: &Object, serializer: S) -> Result<S::Ok, S::Error> {
+    RawValue::from_string(object.as_str().to_owned()).map_err(S::Error::custom)?.serialize(serializer)
+}
+
+/// The depth of a record's fields that a client accepts from a server.
+const DEPTH: usize = 64;
+
+fn read_object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Object, D::Error> {
+    let raw = <Box<RawValue>>::deserialize(deserializer)?;
+    object_of_text(raw.get(), DEPTH).map_err(D::Error::custom)?.map_err(D::Error::custom)
+}
+
+fn read_item_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ItemCode, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(ItemCode::from_text(&text).unwrap_or(ItemCode::RetryLater))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outer_fields_and_body_join() {
+        let head = Head { now_ms: 0, reply_to: Some("m\"1".into()), sync_id: None };
+        let pong = Outbound::Pong(Pong::new(Some("123".into()))).encode(&head);
+        assert_eq!(
+            pong,
+            r#"{"type":"pong","server_time":"1970-01-01T00:00:00.000Z","reply_to":"m\"1","timestamp":123}"#
+        );
+        let bare = Outbound::Pong(Pong::new(None)).encode(&Head::default());
+        assert_eq!(bare, r#"{"type":"pong","server_time":"1970-01-01T00:00:00.000Z"}"#);
+    }
+}

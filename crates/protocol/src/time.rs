@@ -1,0 +1,50 @@
+//! Times on the wire.
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::json::Node;
+
+/// Formats Unix milliseconds as RFC 3339 in UTC with milliseconds.
+#[must_use]
+pub fn format_millis(unix_ms: u64) -> String {
+    let nanos = i128::from(unix_ms) * 1_000_000;
+    let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        at.year(),
+        u8::from(at.month()),
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second(),
+        at.millisecond()
+    )
+}
+
+/// Reads a time that is Unix milliseconds or an RFC 3339 text; gives Unix milliseconds.
+#[must_use]
+pub fn parse_time(node: Node<'_>) -> Option<u64> {
+    if let Some(millis) = node.as_u64() {
+        return Some(millis);
+    }
+    let at = OffsetDateTime::parse(&node.as_str()?, &Rfc3339).ok()?;
+    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::Document;
+
+    #[test]
+    fn times_are_read_and_written() {
+        assert_eq!(format_millis(1_763_692_496_007), "2025-11-21T02:34:56.007Z");
+        for text in ["1763692496007", r#""2025-11-21T02:34:56.007Z""#, r#""2025-11-21T03:34:56.007+01:00""#] {
+            let document = Document::parse(text.as_bytes(), 8).expect("JSON");
+            assert_eq!(parse_time(document.root()), Some(1_763_692_496_007), "{text}");
+        }
+        let document = Document::parse(br#""yesterday""#, 8).expect("JSON");
+        assert_eq!(parse_time(document.root()), None);
+    }
+}
