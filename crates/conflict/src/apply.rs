@@ -146,6 +146,15 @@ impl<'a> Merge<'a> {
         a.order(b, self.context.devices) == Ordering::Greater
     }
 
+    /// Whether the change says that the record lives: by a write, or because that is what it asks for.
+    fn asserts_existence(&self) -> bool {
+        match self.change.op {
+            Op::Restore => true,
+            Op::Create => !self.writes.is_empty() || self.change.fields.is_empty(),
+            Op::Patch | Op::Delete => !self.writes.is_empty(),
+        }
+    }
+
     /// Raises the clock of the last write by this change.
     fn raise_live(&mut self) {
         let live = self.record.live;
@@ -169,8 +178,7 @@ impl<'a> Merge<'a> {
         }
         self.conflict |= whole;
         self.write_fields();
-        let effective = !self.writes.is_empty() || self.change.op == Op::Restore;
-        if effective {
+        if self.asserts_existence() {
             self.raise_live();
         }
     }
@@ -193,6 +201,10 @@ impl<'a> Merge<'a> {
         if self.own_newer(&del) {
             self.write_fields();
             self.lost = true;
+            // Its own later delete stands, also when the device's clock went back in between.
+            if self.asserts_existence() && self.newer(&del, &self.mark) {
+                self.raise_live();
+            }
             return;
         }
         self.conflict = true;
@@ -210,9 +222,11 @@ impl<'a> Merge<'a> {
             Strategy::MostRecentWins | Strategy::FieldMerge { .. } => (Rule::MostRecent, false),
         };
         self.write_fields();
-        self.raise_live();
-        if undelete && !self.newer(&self.live, &del) {
-            self.live = self.after(&del);
+        if self.asserts_existence() {
+            self.raise_live();
+            if undelete && !self.newer(&self.live, &del) {
+                self.live = self.after(&del);
+            }
         }
         if self.newer(&self.live, &del) {
             self.visible = true;
@@ -236,6 +250,10 @@ impl<'a> Merge<'a> {
             Strategy::MostRecentWins | Strategy::FieldMerge { .. } if clash => Rule::MostRecent,
             _ => Rule::ClientWins,
         };
+        // The device's later change stands, also when its clock went back in between or it has none.
+        if overtaken && self.newer(&self.mark, &live) {
+            return self.settle_existence(live, Winner::Server, rule, false);
+        }
         let wanted = if rule == Rule::ClientWins { self.after(&live) } else { self.mark };
         self.raise_del(wanted);
         if !clash && !overtaken {
@@ -378,8 +396,9 @@ impl<'a> Merge<'a> {
             let stored = self.record.fields.get(name).unwrap_or("null");
             self.account(name, Some(value), stored, mark, Winner::Server, rule);
         }
-        for field in &mut self.fields {
-            field.winner = Winner::Server;
+        // A value that won its field is hidden all the same.
+        for field in self.fields.iter_mut().filter(|field| field.winner == Winner::Client) {
+            (field.winner, field.rule) = (Winner::Server, rule);
         }
         self.fields.sort_by(|a, b| driftline_model::key_cmp(&a.name, &b.name));
     }
@@ -408,7 +427,8 @@ impl<'a> Merge<'a> {
             (Some(_), lost) if lost || concurrent || self.conflict => Outcome::Merged,
             (Some(_), _) => Outcome::Applied,
         };
-        let decided = !self.fields.is_empty() || self.existence.is_some() || self.stamp.is_clamped();
+        let decided = self.conflict || !self.fields.is_empty() || self.existence.is_some();
+        let decided = decided || self.stamp.is_clamped();
         let audit = decided.then(|| Audit {
             stamp: self.stamp,
             version_before: self.record.version,

@@ -71,10 +71,20 @@ impl ClientMessage<'_> {
     /// Encodes the message as JSON.
     #[must_use]
     pub fn encode(&self) -> String {
+        self.write(None)
+    }
+
+    /// Encodes the message under an id of at most 64 bytes, which every answer repeats as `reply_to`.
+    #[must_use]
+    pub fn encode_with_id(&self, id: &str) -> String {
+        self.write(Some(id))
+    }
+
+    fn write(&self, message_id: Option<&str>) -> String {
         let mut out = String::with_capacity(256);
         match self {
             Self::StartSync { sync_id, data_types, total_items, cursor, epoch, acked_n } => {
-                open(&mut out, "start_sync", Some(sync_id));
+                open(&mut out, "start_sync", message_id, Some(sync_id));
                 kinds(&mut out, data_types);
                 number(&mut out, "total_items", *total_items);
                 number(&mut out, "acked_n", *acked_n);
@@ -82,26 +92,19 @@ impl ClientMessage<'_> {
                 text(&mut out, "epoch", epoch.map(|epoch| epoch.to_string()).as_deref());
             }
             Self::SyncData { sync_id, items, batch_seq, acked_n } => {
-                open(&mut out, "sync_data", Some(sync_id));
-                out.push_str(",\"batch\":[");
-                for (at, item) in items.iter().enumerate() {
-                    if at > 0 {
-                        out.push(',');
-                    }
-                    write_item(&mut out, item);
-                }
-                out.push(']');
+                open(&mut out, "sync_data", message_id, Some(sync_id));
+                batch(&mut out, items);
                 number(&mut out, "batch_seq", *batch_seq);
                 number(&mut out, "acked_n", *acked_n);
             }
             Self::RequestServerData { sync_id, data_types, cursor } => {
-                open(&mut out, "request_server_data", Some(sync_id));
+                open(&mut out, "request_server_data", message_id, Some(sync_id));
                 kinds(&mut out, data_types);
                 text(&mut out, "cursor", *cursor);
             }
-            Self::EndSync { sync_id } => open(&mut out, "end_sync", Some(sync_id)),
+            Self::EndSync { sync_id } => open(&mut out, "end_sync", message_id, Some(sync_id)),
             Self::Heartbeat { last_seq, queue_depth } => {
-                open(&mut out, "heartbeat", None);
+                open(&mut out, "heartbeat", message_id, None);
                 number(&mut out, "last_seq", last_seq.number());
                 number(&mut out, "queue_depth", *queue_depth);
             }
@@ -111,14 +114,15 @@ impl ClientMessage<'_> {
     }
 }
 
-fn open(out: &mut String, kind: &str, sync_id: Option<&str>) {
+fn open(out: &mut String, kind: &str, message_id: Option<&str>, sync_id: Option<&str>) {
     out.push_str("{\"type\":\"");
     out.push_str(kind);
     out.push('"');
+    text(out, "id", message_id);
     text(out, "sync_id", sync_id);
 }
 
-fn text(out: &mut String, name: &str, value: Option<&str>) {
+pub(crate) fn text(out: &mut String, name: &str, value: Option<&str>) {
     if let Some(value) = value {
         out.push_str(",\"");
         out.push_str(name);
@@ -127,20 +131,31 @@ fn text(out: &mut String, name: &str, value: Option<&str>) {
     }
 }
 
-fn number(out: &mut String, name: &str, value: u64) {
+pub(crate) fn number(out: &mut String, name: &str, value: u64) {
     out.push_str(",\"");
     out.push_str(name);
     out.push_str("\":");
     write_number(out, value);
 }
 
-fn kinds(out: &mut String, kinds: &[KindName]) {
+pub(crate) fn kinds(out: &mut String, kinds: &[KindName]) {
     out.push_str(",\"data_types\":[");
     for (at, kind) in kinds.iter().enumerate() {
         if at > 0 {
             out.push(',');
         }
         write_json_string(out, kind.as_str());
+    }
+    out.push(']');
+}
+
+pub(crate) fn batch(out: &mut String, items: &[Item]) {
+    out.push_str(",\"batch\":[");
+    for (at, item) in items.iter().enumerate() {
+        if at > 0 {
+            out.push(',');
+        }
+        write_item(out, item);
     }
     out.push(']');
 }
@@ -221,11 +236,20 @@ impl ServerMessage {
     /// # Errors
     /// [`Fault`] when the frame is not a message that this protocol version knows how to read.
     pub fn decode(frame: &[u8]) -> Result<Self, Fault> {
+        Self::decode_reply(frame).map(|(_, message)| message)
+    }
+
+    /// Decodes a text frame, with the `id` of the message that it answers.
+    ///
+    /// # Errors
+    /// As [`ServerMessage::decode`].
+    pub fn decode_reply(frame: &[u8]) -> Result<(Option<String>, Self), Fault> {
         let document = Document::parse(frame, Limits::default().depth + 8)
             .map_err(|error| Fault::new(ErrorCode::JsonDecodeError, error.to_string()))?;
         let root = document.root();
         let kind = root.get("type").and_then(|node| node.as_str()).unwrap_or_default().into_owned();
-        Ok(match kind.as_str() {
+        let reply_to = root.get("reply_to").and_then(|node| node.as_str()).map(std::borrow::Cow::into_owned);
+        let message = match kind.as_str() {
             "connection_established" => Self::ConnectionEstablished(Box::new(body(frame)?)),
             "sync_session_started" => Self::SyncSessionStarted(Box::new(body(frame)?)),
             "ack" => Self::Ack(body(frame)?),
@@ -241,7 +265,8 @@ impl ServerMessage {
             "error" => Self::Error(body(frame)?),
             "server_draining" => Self::ServerDraining(body(frame)?),
             _ => Self::Other(kind),
-        })
+        };
+        Ok((reply_to, message))
     }
 }
 
@@ -275,10 +300,10 @@ fn change(node: Node<'_>) -> Option<Change> {
     })
 }
 
-fn malformed(kind: &str) -> Fault {
+pub(crate) fn malformed(kind: &str) -> Fault {
     Fault::new(ErrorCode::ValidationError, format!("the server sent a malformed {kind}"))
 }
 
-fn body<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, Fault> {
+pub(crate) fn body<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, Fault> {
     serde_json::from_slice(frame).map_err(|error| Fault::new(ErrorCode::ValidationError, error.to_string()))
 }

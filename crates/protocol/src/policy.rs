@@ -28,3 +28,19 @@ pub struct FieldPolicyDoc {
     /// `lww`: the last writer wins.
     pub rule: String,
 }
+
+impl PolicyDoc {
+    /// Reads a document of its JSON text.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// Writes the document as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("texts and maps of texts serialise")
+    }
+}

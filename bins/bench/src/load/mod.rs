@@ -1,0 +1,24 @@
+//! The `load` command: scenarios, and the parts they are made of.
+
+mod clock;
+mod connect;
+mod device;
+mod dialect;
+mod drive;
+mod echo;
+mod frame;
+mod idle;
+mod latency;
+mod now;
+mod options;
+mod process;
+mod records;
+mod report;
+mod rng;
+mod scenario;
+mod socket;
+mod sync;
+mod tally;
+mod window;
+
+pub(crate) use scenario::{Scenario, run};

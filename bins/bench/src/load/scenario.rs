@@ -1,0 +1,36 @@
+//! The scenarios and the way from the command line to the printed report.
+
+use anyhow::{Result, ensure};
+use clap::Subcommand;
+
+use super::{connect, echo, idle, sync};
+
+/// A kind of load.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Scenario {
+    /// Pushes batches of records and waits for their acknowledgements.
+    Sync(sync::Options),
+    /// Sends small requests and waits for their answers.
+    Echo(echo::Options),
+    /// Opens many connections and holds them without traffic.
+    Idle(idle::Options),
+    /// Connects, waits until the server greets, closes, and begins again.
+    Connect(connect::Options),
+}
+
+/// Runs a scenario and prints its report.
+///
+/// # Errors
+/// When the server cannot be reached, when a `--pid` is not a live process, and when nothing succeeded.
+pub(crate) async fn run(scenario: &Scenario) -> Result<()> {
+    let report = match scenario {
+        Scenario::Sync(options) => sync::run(options).await?,
+        Scenario::Echo(options) => echo::run(options).await?,
+        Scenario::Idle(options) => idle::run(options).await?,
+        Scenario::Connect(options) => connect::run(options).await?,
+    };
+    eprintln!("{}", report.summary());
+    println!("{}", serde_json::to_string(&report)?);
+    ensure!(report.operations > 0, "no operation succeeded");
+    Ok(())
+}

@@ -1,0 +1,325 @@
+//! Edits on their way to the server.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use driftline_model::Seq;
+use driftline_protocol::{Item, ItemCode};
+
+use crate::records::Key;
+
+/// The queue: edits by their number, each with where it stands, and the batches that wait for their answer.
+///
+/// An edit leaves the queue only by [`Queue::remove`], when the server has decided it.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    items: BTreeMap<u64, Queued>,
+    /// The numbers of edits that are to be sent.
+    unsent: BTreeSet<u64>,
+    /// The edits that wait for a time, by time.
+    held: BTreeSet<(u64, u64)>,
+    in_flight: VecDeque<Batch>,
+    next_n: u64,
+    next_batch: u64,
+}
+
+#[derive(Debug)]
+struct Queued {
+    item: Item,
+    place: Place,
+    /// How often the server asked to send it again later.
+    refusals: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Unsent,
+    Sent,
+    /// The server asked to wait until then.
+    Held(u64),
+    /// Needs a new base, which the next complete pull brings.
+    Rebase,
+}
+
+/// A batch that was sent and not answered.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) seq: u64,
+    /// The numbers of its edits, in the order in which they were sent.
+    pub(crate) ns: Vec<u64>,
+}
+
+/// What one batch may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BatchLimits {
+    pub(crate) items: usize,
+    pub(crate) bytes: usize,
+}
+
+/// The delay after the first refusal, when the server names none; it doubles with every further one.
+const RETRY_MS_FIRST: u64 = 1_000;
+const RETRY_MS_MAX: u64 = 30_000;
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            items: BTreeMap::new(),
+            unsent: BTreeSet::new(),
+            held: BTreeSet::new(),
+            in_flight: VecDeque::new(),
+            next_n: 1,
+            next_batch: 1,
+        }
+    }
+}
+
+impl Queue {
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub(crate) fn item(&self, n: u64) -> Option<&Item> {
+        self.items.get(&n).map(|queued| &queued.item)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Item> {
+        self.items.values().map(|queued| &queued.item)
+    }
+
+    /// The number that the next edit gets.
+    pub(crate) fn next_n(&self) -> u64 {
+        self.next_n
+    }
+
+    /// The highest number up to which every edit was decided.
+    pub(crate) fn acked_n(&self) -> u64 {
+        self.items.keys().next().map_or(self.next_n, |first| *first) - 1
+    }
+
+    /// Takes an edit in; its `n` is the queue's next number.
+    pub(crate) fn push(&mut self, item: Item) -> u64 {
+        let n = self.next_n;
+        self.next_n += 1;
+        self.items.insert(n, Queued { item, place: Place::Unsent, refusals: 0 });
+        self.unsent.insert(n);
+        n
+    }
+
+    /// Tells whether nothing is to be sent and nothing waits for an answer.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.unsent.is_empty() && self.in_flight.is_empty()
+    }
+
+    pub(crate) fn in_flight_len(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The number of the batch that was sent last, while it waits for its answer.
+    pub(crate) fn last_in_flight(&self) -> Option<u64> {
+        self.in_flight.back().map(|batch| batch.seq)
+    }
+
+    pub(crate) fn first_in_flight(&self) -> Option<u64> {
+        self.in_flight.front().map(|batch| batch.seq)
+    }
+
+    /// Makes the next batch, if anything can be sent.
+    pub(crate) fn take_batch(&mut self, limits: BatchLimits) -> Option<(u64, Vec<Item>)> {
+        let ns = self.choose(limits);
+        if ns.is_empty() {
+            return None;
+        }
+        let items = ns.iter().filter_map(|n| self.item(*n).cloned()).collect();
+        for &n in &ns {
+            self.place(n, Place::Sent);
+        }
+        let seq = self.next_batch;
+        self.next_batch += 1;
+        self.in_flight.push_back(Batch { seq, ns });
+        Some((seq, items))
+    }
+
+    /// Chooses edits in the order of their numbers. A record whose earlier edit has to wait is passed over, and so
+    /// is a group with such a record; a group goes into one batch.
+    fn choose(&self, limits: BatchLimits) -> Vec<u64> {
+        let mut chosen = Vec::new();
+        let mut bytes = 0;
+        let mut waiting = self.waiting_records();
+        let mut passed_over = BTreeSet::new();
+        for &n in &self.unsent {
+            if passed_over.contains(&n) || chosen.last().is_some_and(|last| *last >= n) {
+                continue;
+            }
+            let unit = self.unit(n);
+            let blocked = unit.iter().any(|m| {
+                let earlier = self.items.get(m).and_then(|queued| waiting.get(&key(&queued.item)));
+                earlier.is_some_and(|earlier| earlier < m) || !self.unsent.contains(m)
+            });
+            if blocked {
+                for m in &unit {
+                    if let Some(item) = self.item(*m) {
+                        waiting.entry(key(item)).or_insert(*m);
+                    }
+                }
+                passed_over.extend(unit);
+                continue;
+            }
+            let unit_bytes: usize = unit.iter().filter_map(|m| self.item(*m)).map(size).sum();
+            let full = chosen.len() + unit.len() > limits.items || bytes + unit_bytes > limits.bytes;
+            if full && !chosen.is_empty() {
+                break;
+            }
+            bytes += unit_bytes;
+            chosen.extend(unit);
+        }
+        chosen
+    }
+
+    /// The records with an edit that waits, each with the first such edit.
+    fn waiting_records(&self) -> BTreeMap<Key, u64> {
+        if self.unsent.len() + self.sent_len() == self.items.len() {
+            return BTreeMap::new();
+        }
+        let mut waiting = BTreeMap::new();
+        for (&n, queued) in &self.items {
+            if matches!(queued.place, Place::Held(_) | Place::Rebase) {
+                waiting.entry(key(&queued.item)).or_insert(n);
+            }
+        }
+        waiting
+    }
+
+    fn sent_len(&self) -> usize {
+        self.in_flight.iter().map(|batch| batch.ns.len()).sum()
+    }
+
+    /// The edits that go together with `n`: its group, whose numbers follow each other, or itself alone.
+    fn unit(&self, n: u64) -> Vec<u64> {
+        let Some(group) = self.item(n).and_then(|item| item.group.as_ref()) else { return vec![n] };
+        let same = |(_, queued): &(&u64, &Queued)| queued.item.group.as_ref() == Some(group);
+        let first = self.items.range(..n).rev().take_while(same).last().map_or(n, |(n, _)| *n);
+        self.items.range(first..).take_while(same).map(|(n, _)| *n).collect()
+    }
+
+    /// Takes the batch that an answer names off the flight; without a name it is the oldest.
+    pub(crate) fn answered(&mut self, seq: Option<u64>) -> Option<Batch> {
+        let at = match seq {
+            Some(seq) => self.in_flight.iter().position(|batch| batch.seq == seq)?,
+            None => 0,
+        };
+        self.in_flight.remove(at)
+    }
+
+    /// Takes a decided edit out.
+    pub(crate) fn remove(&mut self, n: u64) -> Option<Item> {
+        self.place(n, Place::Sent);
+        self.items.remove(&n).map(|queued| queued.item)
+    }
+
+    /// Lets an edit be sent again.
+    pub(crate) fn requeue(&mut self, n: u64) {
+        self.place(n, Place::Unsent);
+    }
+
+    /// Lets an edit be sent again at a later time.
+    pub(crate) fn hold(&mut self, n: u64, now_ms: u64, retry_after_ms: Option<u64>) {
+        let Some(queued) = self.items.get_mut(&n) else { return };
+        let delay = RETRY_MS_MAX.min(RETRY_MS_FIRST << queued.refusals.min(5));
+        queued.refusals += 1;
+        self.place(n, Place::Held(now_ms.saturating_add(retry_after_ms.unwrap_or(delay))));
+    }
+
+    /// Lets an edit wait for the next complete pull.
+    pub(crate) fn await_base(&mut self, n: u64) {
+        self.place(n, Place::Rebase);
+    }
+
+    /// Gives the edits that waited for it their new base.
+    pub(crate) fn rebase(&mut self, base: impl Fn(&Key) -> Seq) {
+        let waiting: Vec<u64> = self.with_place(Place::Rebase).collect();
+        for n in waiting {
+            if let Some(queued) = self.items.get_mut(&n) {
+                queued.item.base_version = base(&key(&queued.item));
+            }
+            self.place(n, Place::Unsent);
+        }
+    }
+
+    /// Makes every edit one whose author had seen nothing: the epoch of its base is gone.
+    pub(crate) fn forget_bases(&mut self) {
+        for queued in self.items.values_mut() {
+            queued.item.base_version = Seq::ZERO;
+        }
+        let waiting: Vec<u64> = self.with_place(Place::Rebase).collect();
+        for n in waiting {
+            self.place(n, Place::Unsent);
+        }
+    }
+
+    /// Forgets what was sent: it will be sent again, unchanged.
+    pub(crate) fn forget_flight(&mut self) {
+        for batch in std::mem::take(&mut self.in_flight) {
+            for n in batch.ns {
+                self.place(n, Place::Unsent);
+            }
+        }
+    }
+
+    /// The next time at which an edit may be sent again.
+    pub(crate) fn next_time(&self) -> Option<u64> {
+        self.held.first().map(|(until, _)| *until)
+    }
+
+    /// Lets edits be sent again whose time has come.
+    pub(crate) fn release(&mut self, now_ms: u64) {
+        while let Some((_, n)) = self.held.first().copied().filter(|(until, _)| *until <= now_ms) {
+            self.place(n, Place::Unsent);
+        }
+    }
+
+    fn with_place(&self, place: Place) -> impl Iterator<Item = u64> {
+        self.items.iter().filter(move |(_, queued)| queued.place == place).map(|(n, _)| *n)
+    }
+
+    fn place(&mut self, n: u64, place: Place) {
+        let Some(queued) = self.items.get_mut(&n) else { return };
+        match std::mem::replace(&mut queued.place, place) {
+            Place::Unsent => _ = self.unsent.remove(&n),
+            Place::Held(until) => _ = self.held.remove(&(until, n)),
+            Place::Sent | Place::Rebase => {}
+        }
+        match place {
+            Place::Unsent => _ = self.unsent.insert(n),
+            Place::Held(until) => _ = self.held.insert((until, n)),
+            Place::Sent | Place::Rebase => {}
+        }
+    }
+}
+
+/// The codes of one batch, with what a failed group says about its members.
+///
+/// A member answers `dependency_failed` whatever the culprit's code was. It is refused for good only if the culprit
+/// is: a group whose culprit may be sent again is sent again as a whole.
+pub(crate) fn effective_codes(items: &[(Option<&Item>, ItemCode)]) -> Vec<ItemCode> {
+    use driftline_protocol::ItemClass::{Resync, Retry};
+    let group_of = |item: Option<&Item>| item.and_then(|item| item.group.as_deref().map(str::to_owned));
+    let mut passing = BTreeMap::new();
+    for (item, code) in items {
+        if let (Some(group), Retry | Resync) = (group_of(*item), code.class()) {
+            passing.insert(group, *code);
+        }
+    }
+    let code = |(item, code): &(Option<&Item>, ItemCode)| match (code, group_of(*item)) {
+        (ItemCode::DependencyFailed, Some(group)) => passing.get(&group).copied().unwrap_or(*code),
+        _ => *code,
+    };
+    items.iter().map(code).collect()
+}
+
+fn key(item: &Item) -> Key {
+    (item.kind.clone(), item.id.clone())
+}
+
+/// About how many bytes an item takes in a message.
+fn size(item: &Item) -> usize {
+    item.fields.as_str().len() + 2 * (item.kind.as_str().len() + item.id.as_str().len()) + 400
+}

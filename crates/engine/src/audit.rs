@@ -1,0 +1,115 @@
+//! The account of a decision as a JSON document.
+
+use driftline_conflict::{Audit, Existence, FieldDecision, Mark, Rule, Winner};
+use driftline_model::{DeviceNo, Hlc};
+use driftline_protocol::{write_json_string, write_number};
+
+use crate::group::Apply;
+
+/// Writes the account of one decision: the whole input, the clocks and, per field, both values, the winner and
+/// the rule. Devices stand as the store's numbers.
+#[must_use]
+pub fn audit_detail(apply: &Apply, n: u64, audit: &Audit) -> String {
+    let mut out = String::with_capacity(256 + apply.fields.as_str().len());
+    out.push_str("{\"op\":\"");
+    out.push_str(op_name(apply));
+    out.push_str("\",\"n\":");
+    write_number(&mut out, n);
+    out.push_str(",\"base_version\":");
+    write_number(&mut out, apply.base.number());
+    out.push_str(",\"version_before\":");
+    write_number(&mut out, audit.version_before.number());
+    out.push_str(",\"hlc\":");
+    stamp(&mut out, audit.stamp.raw);
+    out.push_str(",\"hlc_effective\":");
+    stamp(&mut out, Some(audit.stamp.effective));
+    out.push_str(if audit.stamp.is_clamped() { ",\"clamped\":true" } else { ",\"clamped\":false" });
+    out.push_str(",\"input\":");
+    out.push_str(apply.fields.as_str());
+    out.push_str(",\"fields\":{");
+    for (at, field) in audit.fields.iter().enumerate() {
+        if at > 0 {
+            out.push(',');
+        }
+        write_field(&mut out, field);
+    }
+    out.push('}');
+    if let Some(existence) = &audit.existence {
+        write_existence(&mut out, existence);
+    }
+    out.push('}');
+    out
+}
+
+fn op_name(apply: &Apply) -> &'static str {
+    match apply.op {
+        driftline_conflict::Op::Create => "create",
+        driftline_conflict::Op::Patch => "patch",
+        driftline_conflict::Op::Delete => "delete",
+        driftline_conflict::Op::Restore => "restore",
+    }
+}
+
+fn write_field(out: &mut String, field: &FieldDecision) {
+    // The name is canonical JSON text already.
+    out.push('"');
+    out.push_str(&field.name);
+    out.push_str("\":{\"client\":");
+    match &field.client {
+        Some(value) => out.push_str(value),
+        None => out.push_str("null,\"client_deletes\":true"),
+    }
+    out.push_str(",\"server\":");
+    out.push_str(&field.server);
+    decided(out, field.server_mark, field.winner, field.rule);
+    out.push('}');
+}
+
+fn write_existence(out: &mut String, existence: &Existence) {
+    out.push_str(",\"existence\":{\"deleted\":");
+    out.push_str(if existence.deleted { "true" } else { "false" });
+    decided(out, existence.server_mark, existence.winner, existence.rule);
+    out.push('}');
+}
+
+fn decided(out: &mut String, mark: Mark, winner: Winner, rule: Rule) {
+    out.push_str(",\"server_mark\":");
+    write_mark(out, mark);
+    out.push_str(",\"winner\":\"");
+    out.push_str(match winner {
+        Winner::Client => "client",
+        Winner::Server => "server",
+    });
+    out.push_str("\",\"rule\":\"");
+    out.push_str(match rule {
+        Rule::OwnNewer => "own_newer",
+        Rule::ClientWins => "client_wins",
+        Rule::ServerWins => "server_wins",
+        Rule::MostRecent => "most_recent",
+        _ => "other",
+    });
+    out.push('"');
+}
+
+fn write_mark(out: &mut String, mark: Mark) {
+    out.push_str("{\"fv\":");
+    write_number(out, mark.fv.number());
+    out.push_str(",\"hlc\":");
+    stamp(out, Some(mark.hlc));
+    out.push_str(",\"device_no\":");
+    device(out, mark.device);
+    out.push_str(",\"n\":");
+    write_number(out, mark.n);
+    out.push('}');
+}
+
+fn device(out: &mut String, device: DeviceNo) {
+    write_number(out, u64::from(device.number()));
+}
+
+fn stamp(out: &mut String, hlc: Option<Hlc>) {
+    match hlc {
+        Some(hlc) => write_json_string(out, &hlc.to_string()),
+        None => out.push_str("null"),
+    }
+}

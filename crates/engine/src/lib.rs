@@ -1,0 +1,41 @@
+//! The sync engine: what a server of Driftline decides, put together over ports.
+//!
+//! - [`Store`] is the port to a database; [`plan`] is the pure function that a store runs inside its
+//!   transaction: loaded rows in, decisions and writes out.
+//! - [`Session`] is one connection as a state machine without IO: messages, completions, deltas and the
+//!   time go in, answers and work come out.
+//! - [`Engine`] does the work: it checks rights, resolves policies and cursors, and asks the store.
+//! - [`Hub`] carries committed changes to the sessions of a tenant.
+//!
+//! The engine reads no clock, draws no random number and opens nothing; it does not know HTTP, frames or
+//! SQL. It authenticates nobody: an [`Identity`] is what the transport has found out.
+
+mod audit;
+mod catalogue;
+mod explain;
+mod group;
+mod hub;
+mod plan;
+mod policies;
+mod ports;
+mod pull;
+mod push;
+mod service;
+mod session;
+mod work;
+
+pub use audit::audit_detail;
+pub use catalogue::{Catalogue, KindRule, ScopeRule};
+pub use explain::{Explanation, FieldExplanation, LostValue};
+pub use group::{Apply, Entry, Known, Receipt, RowKey, Submission, SubmissionResult, Task};
+pub use hub::{Committed, CommittedChange, Hub, Subscription};
+pub use plan::{AuditWrite, DeviceWrite, GroupState, PlanEnv, Planned, ResultWrite, Writes, plan};
+pub use policies::{Policies, PolicyError, PolicyView, policy_of_doc};
+pub use ports::{
+    AuditRow, Clock, DeviceState, Head, History, Identity, Listeners, NullObserver, Observer, Page,
+    PageQuery, Place, Random, Row, SessionProgress, Silent, Store, StoreError, StoredPolicy,
+};
+pub use pull::PullFault;
+pub use service::{Engine, RecordPage, Sealer};
+pub use session::{Close, Output, Session};
+pub use work::{Done, Started, SyncAnswer, SyncFault, Work};

@@ -1,0 +1,231 @@
+//! Conflict policies per tenant and kind.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use driftline_conflict::{DeletedRecord, FieldRule, Granularity, Policy, Strategy};
+use driftline_model::{KindName, TenantNo};
+use driftline_protocol::PolicyDoc;
+use thiserror::Error;
+
+use crate::catalogue::Catalogue;
+use crate::ports::StoredPolicy;
+
+/// Why a document is not a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{message}")]
+pub struct PolicyError {
+    /// Where, as a JSON Pointer.
+    pub pointer: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+fn wrong(pointer: impl Into<String>, message: impl Into<String>) -> PolicyError {
+    PolicyError { pointer: pointer.into(), message: message.into() }
+}
+
+/// Reads a policy of its document.
+///
+/// # Errors
+/// [`PolicyError`] for an unknown strategy, rule or option, and for parts that the strategy does not take.
+pub fn policy_of_doc(doc: &PolicyDoc, version: u64) -> Result<Policy, PolicyError> {
+    let strategy = match doc.strategy.as_str() {
+        "client_wins" => Strategy::ClientWins { granularity: granularity(doc)?, deleted: deleted(doc)? },
+        "server_wins" => Strategy::ServerWins { granularity: granularity(doc)? },
+        "most_recent_wins" => Strategy::MostRecentWins,
+        "field_merge" => Strategy::FieldMerge { fields: fields(doc)? },
+        other => {
+            let known = "client_wins, server_wins, most_recent_wins or field_merge";
+            return Err(wrong("/strategy", format!("{other:?} is not a strategy: use {known}")));
+        }
+    };
+    if doc.granularity.is_some() && !matches!(doc.strategy.as_str(), "client_wins" | "server_wins") {
+        return Err(wrong("/granularity", format!("{} is always decided per field", doc.strategy)));
+    }
+    if !doc.fields.is_empty() && doc.strategy != "field_merge" {
+        return Err(wrong("/fields", format!("{} takes no rules of single fields", doc.strategy)));
+    }
+    if let Some(option) =
+        doc.options.keys().find(|option| doc.strategy != "client_wins" || *option != "on_delete")
+    {
+        return Err(wrong(format!("/options/{option}"), format!("{} has no such option", doc.strategy)));
+    }
+    Ok(Policy { strategy, version })
+}
+
+fn granularity(doc: &PolicyDoc) -> Result<Granularity, PolicyError> {
+    match doc.granularity.as_deref() {
+        None | Some("record") => Ok(Granularity::Record),
+        Some("field") => Ok(Granularity::Field),
+        Some(other) => Err(wrong("/granularity", format!("{other:?} is neither record nor field"))),
+    }
+}
+
+fn deleted(doc: &PolicyDoc) -> Result<DeletedRecord, PolicyError> {
+    match doc.options.get("on_delete").map(String::as_str) {
+        None | Some("restore") => Ok(DeletedRecord::Restored),
+        Some("stay_deleted") => Ok(DeletedRecord::StaysDeleted),
+        Some(other) => {
+            Err(wrong("/options/on_delete", format!("{other:?} is neither restore nor stay_deleted")))
+        }
+    }
+}
+
+fn fields(doc: &PolicyDoc) -> Result<Vec<(Box<str>, FieldRule)>, PolicyError> {
+    doc.fields
+        .iter()
+        .map(|(name, rule)| match rule.rule.as_str() {
+            "lww" => Ok((Box::from(name.as_str()), FieldRule::Lww)),
+            other => Err(wrong(format!("/fields/{name}/rule"), format!("{other:?} is not a rule: use lww"))),
+        })
+        .collect()
+}
+
+/// A policy with the document that it was read from.
+#[derive(Debug, Clone)]
+pub struct PolicyView {
+    /// The document.
+    pub doc: PolicyDoc,
+    /// The policy.
+    pub policy: Arc<Policy>,
+}
+
+type TenantPolicies = HashMap<KindName, PolicyView>;
+
+/// The policies in force: the tenants' own before the declared ones.
+#[derive(Debug, Default)]
+pub struct Policies {
+    /// Own policies by tenant, with the time until which they are taken as they are. The lock is held for
+    /// look-ups and replacements only.
+    tenants: Mutex<HashMap<TenantNo, (u64, Arc<TenantPolicies>)>>,
+}
+
+/// How long policies are taken as they are, in milliseconds.
+const FRESH_MS: u64 = 3_600_000;
+
+/// The most tenants whose policies are held.
+const TENANTS_MAX: usize = 10_000;
+
+impl Policies {
+    /// Returns the tenant's own policies, unless they must be loaded (again).
+    pub(crate) fn fresh(&self, tenant: TenantNo, now_ms: u64) -> Option<Arc<TenantPolicies>> {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        tenants.get(&tenant).filter(|(until, _)| now_ms < *until).map(|(_, own)| Arc::clone(own))
+    }
+
+    /// Takes over what a store has loaded.
+    pub(crate) fn load(
+        &self,
+        tenant: TenantNo,
+        stored: Vec<StoredPolicy>,
+        now_ms: u64,
+    ) -> Arc<TenantPolicies> {
+        let own: TenantPolicies = stored
+            .into_iter()
+            .filter_map(|stored| {
+                let doc = PolicyDoc::parse(&stored.doc).ok()?;
+                let policy = Arc::new(policy_of_doc(&doc, stored.version).ok()?);
+                Some((stored.kind, PolicyView { doc, policy }))
+            })
+            .collect();
+        let own = Arc::new(own);
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if tenants.len() >= TENANTS_MAX {
+            tenants.clear();
+        }
+        tenants.insert(tenant, (now_ms + FRESH_MS, Arc::clone(&own)));
+        own
+    }
+
+    /// Forgets a tenant's policies after a change.
+    pub(crate) fn forget(&self, tenant: TenantNo) {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+    }
+
+    /// Returns the policy in force for a kind.
+    pub(crate) fn policy(
+        own: &TenantPolicies,
+        catalogue: &Catalogue,
+        kind: &KindName,
+    ) -> Option<Arc<Policy>> {
+        let declared = catalogue.kind(kind)?;
+        Some(own.get(kind).map_or_else(|| Arc::clone(&declared.policy), |view| Arc::clone(&view.policy)))
+    }
+}
+
+/// The document of a policy that is declared, not stored.
+pub(crate) fn doc_of_policy(policy: &Policy) -> PolicyDoc {
+    let mut doc = PolicyDoc {
+        strategy: policy.strategy.name().to_owned(),
+        granularity: None,
+        options: std::collections::BTreeMap::new(),
+        fields: std::collections::BTreeMap::new(),
+    };
+    let granularity_name = |granularity: &Granularity| match granularity {
+        Granularity::Record => "record".to_owned(),
+        Granularity::Field => "field".to_owned(),
+    };
+    match &policy.strategy {
+        Strategy::ClientWins { granularity, deleted } => {
+            doc.granularity = Some(granularity_name(granularity));
+            if *deleted == DeletedRecord::StaysDeleted {
+                doc.options.insert("on_delete".to_owned(), "stay_deleted".to_owned());
+            }
+        }
+        Strategy::ServerWins { granularity } => doc.granularity = Some(granularity_name(granularity)),
+        Strategy::FieldMerge { fields } => {
+            for (name, rule) in fields {
+                let rule = match rule {
+                    FieldRule::Lww => "lww",
+                    _ => continue,
+                };
+                let rule = driftline_protocol::FieldPolicyDoc { rule: rule.to_owned() };
+                doc.fields.insert(name.to_string(), rule);
+            }
+        }
+        _ => {}
+    }
+    doc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Strategy, String> {
+        let doc = PolicyDoc::parse(text).expect("a document");
+        policy_of_doc(&doc, 1).map(|policy| policy.strategy).map_err(|error| error.pointer)
+    }
+
+    #[test]
+    fn documents_are_read_or_refused_with_the_place() {
+        assert_eq!(read(r#"{"strategy":"most_recent_wins"}"#), Ok(Strategy::MostRecentWins));
+        assert_eq!(
+            read(r#"{"strategy":"server_wins","granularity":"field"}"#),
+            Ok(Strategy::ServerWins { granularity: Granularity::Field })
+        );
+        let table = [
+            (r#"{"strategy":"best_wins"}"#, "/strategy"),
+            (r#"{"strategy":"server_wins","granularity":"row"}"#, "/granularity"),
+            (r#"{"strategy":"field_merge","granularity":"field"}"#, "/granularity"),
+            (r#"{"strategy":"field_merge","fields":{"a":{"rule":"biggest"}}}"#, "/fields/a/rule"),
+            (r#"{"strategy":"client_wins","options":{"on_delete":"maybe"}}"#, "/options/on_delete"),
+            (r#"{"strategy":"server_wins","options":{"on_delete":"restore"}}"#, "/options/on_delete"),
+        ];
+        for (text, pointer) in table {
+            assert_eq!(read(text), Err(pointer.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn declared_policies_have_documents() {
+        for text in [
+            r#"{"strategy":"client_wins","granularity":"field","options":{"on_delete":"stay_deleted"}}"#,
+            r#"{"strategy":"field_merge","fields":{"a":{"rule":"lww"}}}"#,
+        ] {
+            let doc = PolicyDoc::parse(text).expect("a document");
+            assert_eq!(doc_of_policy(&policy_of_doc(&doc, 0).expect("a policy")), doc);
+        }
+    }
+}

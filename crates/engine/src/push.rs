@@ -1,0 +1,195 @@
+//! From items to a submission, and from its receipt to an answer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use driftline_conflict::{Op, Policy, Winner};
+use driftline_model::{Epoch, KindName, OpId, RecordId, SyncId};
+use driftline_protocol::{
+    Ack, AckStatus, BadItem, FieldError, Item, ItemClass, ItemCode, ItemOp, ItemResult, SyncData, WinnerName,
+};
+
+use crate::catalogue::Catalogue;
+use crate::group::{Apply, Entry, Receipt, Submission, SubmissionResult, Task};
+use crate::policies::{Policies, PolicyView};
+use crate::ports::{Identity, Observer};
+
+/// What an answer repeats of an item.
+#[derive(Debug, Clone)]
+pub(crate) struct Echo {
+    op_id: Option<OpId>,
+    kind: Option<KindName>,
+    id: Option<RecordId>,
+}
+
+/// Checks items against kinds and rights.
+pub(crate) struct Gate<'a> {
+    pub(crate) catalogue: &'a Catalogue,
+    pub(crate) own: &'a HashMap<KindName, PolicyView>,
+    pub(crate) identity: &'a Identity,
+}
+
+impl Gate<'_> {
+    /// Makes the submission of a batch; nothing without a device.
+    pub(crate) fn submission(
+        &self,
+        data: SyncData,
+        batch: Option<(SyncId, u64)>,
+        epoch: Option<Epoch>,
+        correlation: &str,
+    ) -> Option<(Submission, Vec<Echo>)> {
+        let (device, _) = self.identity.device.as_ref()?;
+        let mut policies: Vec<(KindName, Result<Arc<Policy>, ItemCode>)> = Vec::new();
+        let entries: Vec<Entry> = data
+            .items
+            .into_iter()
+            .map(|item| match item {
+                Ok(item) => self.entry(item, &mut policies),
+                Err(bad) => refused(*bad),
+            })
+            .collect();
+        let echoes = entries
+            .iter()
+            .map(|entry| Echo { op_id: entry.op_id.clone(), kind: entry.kind.clone(), id: entry.id.clone() })
+            .collect();
+        let submission = Submission {
+            tenant: self.identity.tenant,
+            device: *device,
+            user: self.identity.user.to_string().into(),
+            scopes: self.identity.scopes.clone(),
+            epoch,
+            acked_n: data.acked_n,
+            batch,
+            correlation: correlation.into(),
+            entries,
+        };
+        Some((submission, echoes))
+    }
+
+    fn entry(&self, item: Item, policies: &mut Vec<(KindName, Result<Arc<Policy>, ItemCode>)>) -> Entry {
+        // Batches are mostly of one kind: its policy and rights are looked up once.
+        let found = policies.iter().find(|(kind, _)| *kind == item.kind).map(|(_, found)| found.clone());
+        let found = found.unwrap_or_else(|| {
+            let found = self.kind(&item.kind);
+            policies.push((item.kind.clone(), found.clone()));
+            found
+        });
+        let (kind, id) = (Some(item.kind.clone()), Some(item.id.clone()));
+        let task = match found {
+            Err(code) => Task::Refuse(code, vec![explain(code)]),
+            Ok(policy) => {
+                let scope = self.catalogue.kind(&item.kind).map(|rule| rule.scope).unwrap_or_default();
+                Task::Apply(Apply {
+                    kind: item.kind,
+                    id: item.id,
+                    op: op_of(item.op),
+                    base: item.base_version,
+                    fields: item.fields,
+                    hlc: item.hlc,
+                    schema_version: item.schema_version,
+                    scope: scope.of(&self.identity.user),
+                    policy,
+                })
+            }
+        };
+        Entry { op_id: item.op_id, n: item.n, hash: item.hash, kind, id, group: item.group, task }
+    }
+
+    fn kind(&self, kind: &KindName) -> Result<Arc<Policy>, ItemCode> {
+        let rule = self.catalogue.kind(kind).ok_or(ItemCode::UnknownKind)?;
+        if !rule.may_write(&self.identity.roles) {
+            return Err(ItemCode::Forbidden);
+        }
+        Policies::policy(self.own, self.catalogue, kind).ok_or(ItemCode::UnknownKind)
+    }
+}
+
+fn op_of(op: ItemOp) -> Op {
+    match op {
+        ItemOp::Create => Op::Create,
+        ItemOp::Patch => Op::Patch,
+        ItemOp::Delete => Op::Delete,
+        ItemOp::Restore => Op::Restore,
+    }
+}
+
+fn refused(bad: BadItem) -> Entry {
+    Entry {
+        op_id: bad.op_id,
+        n: bad.n,
+        hash: bad.hash,
+        kind: bad.kind,
+        id: bad.id,
+        group: bad.group,
+        task: Task::Refuse(ItemCode::Invalid, bad.errors),
+    }
+}
+
+fn explain(code: ItemCode) -> FieldError {
+    let message = match code {
+        ItemCode::UnknownKind => "the kind is not declared",
+        _ => "the token's roles may not write this kind",
+    };
+    FieldError { code: code.as_str().into(), pointer: "/kind".into(), message: message.into() }
+}
+
+/// Makes the answer to a batch, and has its items counted.
+pub(crate) fn answer(
+    receipt: Receipt,
+    echoes: Vec<Echo>,
+    batch_seq: Option<u64>,
+    observer: &impl Observer,
+) -> Ack {
+    let mut ack = Ack {
+        of: "sync_data".into(),
+        status: AckStatus::Ok,
+        replayed: false,
+        batch_seq,
+        synced: 0,
+        failed: 0,
+        conflicts: 0,
+        seq: receipt.seq.number(),
+        hlc: receipt.hlc.to_string(),
+        results: Vec::with_capacity(receipt.results.len()),
+    };
+    for (index, (result, echo)) in receipt.results.into_iter().zip(echoes).enumerate() {
+        if !result.duplicate {
+            observer.item(result.code, result.strategy);
+            if result.clamped {
+                observer.clock_clamped();
+            }
+        }
+        ack.conflicts += u64::from(result.strategy.is_some());
+        match result.code.class() {
+            ItemClass::Done => ack.synced += 1,
+            ItemClass::Terminal | ItemClass::Retry | ItemClass::Resync => ack.failed += 1,
+        }
+        ack.results.push(item_result(index, result, echo));
+    }
+    ack.status = match (ack.synced, ack.failed) {
+        (_, 0) => AckStatus::Ok,
+        (0, _) => AckStatus::Failed,
+        _ => AckStatus::Partial,
+    };
+    ack
+}
+
+fn item_result(index: usize, result: SubmissionResult, echo: Echo) -> ItemResult {
+    let winner = |winner| match winner {
+        Winner::Client => WinnerName::Client,
+        Winner::Server => WinnerName::Server,
+    };
+    ItemResult {
+        index: index as u64,
+        op_id: echo.op_id.map(|op_id| op_id.to_string()),
+        kind: echo.kind.map(|kind| kind.to_string()),
+        id: echo.id.map(|id| id.to_string()),
+        code: result.code,
+        version: result.version.map(driftline_model::Seq::number),
+        duplicate: result.duplicate,
+        record: result.record,
+        winners: result.winners.into_iter().map(|(name, side)| (name.into(), winner(side))).collect(),
+        retry_after_ms: (result.code.class() == ItemClass::Retry).then_some(1_000),
+        errors: result.errors,
+    }
+}

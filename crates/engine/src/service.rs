@@ -1,0 +1,533 @@
+//! The engine: rights, policies and cursors over a store.
+
+use std::sync::Arc;
+
+use driftline_conflict::Policy;
+use driftline_model::{
+    DeviceId, DeviceKey, Epoch, KindName, Limits, RecordId, ScopeName, Seq, SyncId, TenantId, UserId,
+};
+use driftline_protocol::{
+    Ack, Cursor, CursorKey, ErrorCode, Fault, Phase, PolicyDoc, RequestServerData, Resume, ResyncReason,
+    ResyncRequired, ServerData, SessionInfo, StartSync, SyncData, SyncRequest, encode_changes, format_millis,
+};
+
+use crate::catalogue::Catalogue;
+use crate::explain::{Explanation, explain};
+use crate::hub::{Hub, Subscription};
+use crate::policies::{Policies, doc_of_policy, policy_of_doc};
+use crate::ports::{Head, Identity, Observer, PageQuery, Place, Row, Store, StoreError};
+use crate::pull::{PullFault, Step};
+use crate::push::{Gate, answer};
+use crate::work::{Done, Started, SyncAnswer, SyncFault, Work};
+
+/// The sync engine over one store.
+pub struct Engine<S, O> {
+    store: S,
+    hub: Arc<Hub>,
+    catalogue: Catalogue,
+    policies: Policies,
+    limits: Limits,
+    cursor_key: CursorKey,
+    observer: O,
+}
+
+impl<S, O> std::fmt::Debug for Engine<S, O> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// Makes cursors for one reader.
+#[derive(Debug, Clone)]
+pub struct Sealer {
+    key: CursorKey,
+    tenant: TenantId,
+    kinds: Vec<KindName>,
+    epoch: Epoch,
+    scopes_version: u64,
+}
+
+impl Sealer {
+    /// Seals the cursor of a reader who is caught up at a place.
+    #[must_use]
+    pub fn caught_up(&self, at: Seq) -> String {
+        let cursor = Cursor {
+            epoch: self.epoch,
+            kinds: self.kinds.clone(),
+            scopes_version: self.scopes_version,
+            phase: Phase::Log(Resume { from: at, at }),
+        };
+        self.key.seal(&self.tenant, &cursor)
+    }
+}
+
+/// A page of records.
+#[derive(Debug, Clone)]
+pub struct RecordPage {
+    /// The records.
+    pub rows: Vec<Row>,
+    /// Where the next page starts.
+    pub next: Option<RecordId>,
+}
+
+fn unavailable(error: &StoreError) -> Fault {
+    match error {
+        StoreError::Unavailable(_) => {
+            Fault::new(ErrorCode::StoreUnavailable, "the database is away; nothing was applied")
+        }
+        StoreError::Corrupt(_) => Fault::new(ErrorCode::HandlerError, "the stored data could not be read"),
+    }
+}
+
+impl<S: Store, O: Observer> Engine<S, O> {
+    /// Puts an engine together. The hub is the one that the store reports its commits to.
+    pub fn new(store: S, hub: Arc<Hub>, catalogue: Catalogue, limits: Limits, observer: O) -> Self {
+        let cursor_key = CursorKey::new(&store.cursor_secret());
+        Self { store, hub, catalogue, policies: Policies::default(), limits, cursor_key, observer }
+    }
+
+    /// Returns the limits in force.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Finds the numbers of an authenticated user and device.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn identify(
+        &self,
+        tenant_id: TenantId,
+        user: UserId,
+        device: Option<DeviceId>,
+        roles: Vec<Box<str>>,
+    ) -> Result<Identity, Fault> {
+        let tenant = self.store.tenant(&tenant_id).await.map_err(|error| unavailable(&error))?;
+        let device = match device {
+            None => None,
+            Some(device) => {
+                let key = DeviceKey::new(&user, &device);
+                let number = self.store.device(tenant, &key).await.map_err(|error| unavailable(&error))?;
+                Some((number, key))
+            }
+        };
+        let scopes = vec![ScopeName::tenant(), ScopeName::owner(&user)];
+        Ok(Identity { tenant_id, tenant, user, roles, device, scopes })
+    }
+
+    /// Reads the head of the identity's tenant.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn head(&self, identity: &Identity) -> Result<Head, Fault> {
+        self.store.head(identity.tenant).await.map_err(|error| unavailable(&error))
+    }
+
+    /// Starts to listen to the identity's tenant.
+    pub fn subscribe(&self, identity: &Identity) -> Subscription {
+        self.hub.subscribe(identity.tenant)
+    }
+
+    /// Does what a session asked for.
+    ///
+    /// Dropping the future gives up the answer; a batch that was handed to the store is applied all the same.
+    pub async fn perform(&self, identity: &Identity, work: Work, now_ms: u64, correlation: &str) -> Done {
+        match work {
+            Work::Start { sync_id, request } => {
+                Done::Started(self.start(identity, sync_id, request, now_ms).await.map(Box::new))
+            }
+            Work::Push { sync_id, data, epoch } => {
+                Done::Pushed(self.push(identity, data, Some(sync_id), epoch, now_ms, correlation).await)
+            }
+            Work::Pull { request } => Done::Pulled(self.pull(identity, request).await),
+        }
+    }
+
+    async fn start(
+        &self,
+        identity: &Identity,
+        sync_id: SyncId,
+        request: StartSync,
+        now_ms: u64,
+    ) -> Result<Started, Fault> {
+        let store_fault = |error: StoreError| unavailable(&error);
+        let mut head = self.store.head(identity.tenant).await.map_err(store_fault)?;
+        let (cursor, mut resync) = self.judge_cursor(identity, request.cursor.as_deref(), &mut head).await?;
+        if request.epoch.is_some_and(|epoch| epoch != head.epoch) {
+            resync = Some(ResyncRequired::new(ResyncReason::EpochChanged, head.epoch));
+        }
+        let progress = match &identity.device {
+            Some((device, _)) => {
+                self.store.session(identity.tenant, *device, &sync_id).await.map_err(store_fault)?
+            }
+            None => None,
+        };
+        let expired = progress
+            .as_ref()
+            .is_some_and(|progress| progress.last_ms + self.limits.session_s * 1000 < now_ms);
+        if request.resume && expired {
+            return Err(Fault::new(
+                ErrorCode::SyncSessionExpired,
+                "the sync session was idle for too long: start another",
+            ));
+        }
+        let own = self.own_policies(identity, now_ms).await?;
+        let policies = own
+            .iter()
+            .filter(|(kind, _)| request.data_types.is_empty() || request.data_types.contains(kind))
+            .map(|(kind, view)| (kind.to_string(), view.doc.clone()))
+            .chain(
+                self.catalogue
+                    .declared()
+                    .filter(|(kind, _)| {
+                        !own.contains_key(*kind)
+                            && (request.data_types.is_empty() || request.data_types.contains(kind))
+                    })
+                    .map(|(kind, rule)| (kind.to_string(), doc_of_policy(&rule.policy))),
+            )
+            .collect();
+        let kinds = self.catalogue.readable(&request.data_types, &identity.roles);
+        Ok(Started {
+            info: SessionInfo {
+                sync_id: sync_id.to_string(),
+                epoch: head.epoch.to_string(),
+                seq: head.seq.number(),
+                cursor: cursor.filter(|_| resync.is_none()),
+                acked_batches: if expired {
+                    Vec::new()
+                } else {
+                    progress.map(|progress| progress.batches).unwrap_or_default()
+                },
+                max_batch_items: self.limits.batch_items as u64,
+                max_message_bytes: self.limits.message_bytes as u64,
+                policies,
+                expires_at: format_millis(now_ms + self.limits.session_s * 1000),
+            },
+            seq: head.seq,
+            epoch: head.epoch,
+            resync,
+            sealer: self.sealer(identity, kinds.clone().unwrap_or_default(), &head),
+            kinds,
+        })
+    }
+
+    fn sealer(&self, identity: &Identity, kinds: Vec<KindName>, head: &Head) -> Sealer {
+        Sealer {
+            key: self.cursor_key.clone(),
+            tenant: identity.tenant_id.clone(),
+            kinds,
+            epoch: head.epoch,
+            scopes_version: head.scopes_version,
+        }
+    }
+
+    /// Judges the cursor that a session starts with.
+    async fn judge_cursor(
+        &self,
+        identity: &Identity,
+        cursor: Option<&str>,
+        head: &mut Head,
+    ) -> Result<(Option<String>, Option<ResyncRequired>), Fault> {
+        let Some(text) = cursor else { return Ok((None, None)) };
+        let reason = match self.cursor_key.open(&identity.tenant_id, text) {
+            Err(_) => Some(ResyncReason::CursorExpired),
+            Ok(cursor) => match Step::new(Some(cursor.clone()), cursor.kinds).check(head) {
+                Ok(()) => None,
+                Err(PullFault::Ahead(left)) => {
+                    *head = self
+                        .store
+                        .begin_epoch(identity.tenant, left)
+                        .await
+                        .map_err(|error| unavailable(&error))?;
+                    Some(ResyncReason::EpochChanged)
+                }
+                Err(PullFault::EpochChanged(_)) => Some(ResyncReason::EpochChanged),
+                Err(_) => Some(ResyncReason::CursorExpired),
+            },
+        };
+        match reason {
+            None => Ok((Some(text.to_owned()), None)),
+            Some(reason) => Ok((None, Some(ResyncRequired::new(reason, head.epoch)))),
+        }
+    }
+
+    /// Applies a batch.
+    async fn push(
+        &self,
+        identity: &Identity,
+        data: SyncData,
+        sync_id: Option<SyncId>,
+        epoch: Option<Epoch>,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<Ack, Fault> {
+        let own = self.own_policies(identity, now_ms).await?;
+        let gate = Gate { catalogue: &self.catalogue, own: &own, identity };
+        let batch_seq = data.batch_seq;
+        let batch = sync_id.zip(batch_seq);
+        let (submission, echoes) = gate
+            .submission(data, batch, epoch, correlation)
+            .ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "a push needs a device"))?;
+        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
+        Ok(answer(receipt, echoes, batch_seq, &self.observer))
+    }
+
+    /// Reads a page.
+    ///
+    /// # Errors
+    /// [`PullFault`] when the cursor is of no use, or the store is away.
+    pub async fn pull(
+        &self,
+        identity: &Identity,
+        request: RequestServerData,
+    ) -> Result<ServerData, PullFault> {
+        let step = self.step(identity, &request).await?;
+        self.page(identity, step, request.limit).await
+    }
+
+    async fn step(
+        &self,
+        identity: &Identity,
+        request: &RequestServerData,
+    ) -> Result<Option<Step>, PullFault> {
+        let cursor = match &request.cursor {
+            None => None,
+            Some(text) => match self.cursor_key.open(&identity.tenant_id, text) {
+                Ok(cursor) => Some(cursor),
+                Err(_) => {
+                    return Err(PullFault::CursorInvalid(self.store.head(identity.tenant).await?.epoch));
+                }
+            },
+        };
+        let wanted = match (&request.data_types, &cursor) {
+            (Some(kinds), _) => kinds.clone(),
+            (None, Some(cursor)) => cursor.kinds.clone(),
+            (None, None) => Vec::new(),
+        };
+        Ok(self.catalogue.readable(&wanted, &identity.roles).map(|kinds| Step::new(cursor, kinds)))
+    }
+
+    async fn page(
+        &self,
+        identity: &Identity,
+        step: Option<Step>,
+        limit: Option<u64>,
+    ) -> Result<ServerData, PullFault> {
+        let Some(step) = step else { return self.empty_page(identity).await };
+        let wanted = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+        let rows = wanted.clamp(1, self.limits.page_rows);
+        let page = self.store.page(step.query(identity, rows, self.limits.page_bytes)).await?;
+        let head = page.head;
+        match step.check(&head) {
+            Err(PullFault::Ahead(left)) => {
+                let head = self.store.begin_epoch(identity.tenant, left).await?;
+                return Err(PullFault::EpochChanged(head.epoch));
+            }
+            checked => checked?,
+        }
+        let told = step.tell(page);
+        Ok(ServerData {
+            changes: encode_changes(&told.changes),
+            cursor: self.cursor_key.seal(&identity.tenant_id, &told.cursor),
+            seq: head.seq,
+            hlc: head.hlc,
+            has_more: told.has_more,
+        })
+    }
+
+    /// A reader who may read none of the wanted kinds is caught up with nothing.
+    async fn empty_page(&self, identity: &Identity) -> Result<ServerData, PullFault> {
+        let head = self.store.head(identity.tenant).await?;
+        let cursor = self.sealer(identity, Vec::new(), &head).caught_up(head.seq);
+        Ok(ServerData { changes: "[]".into(), cursor, seq: head.seq, hlc: head.hlc, has_more: false })
+    }
+
+    /// Pushes and pulls in one request. The cursor is checked first; if it is of no use, nothing is applied.
+    ///
+    /// # Errors
+    /// [`SyncFault`]; nothing was applied.
+    pub async fn sync(
+        &self,
+        identity: &Identity,
+        request: SyncRequest,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<SyncAnswer, SyncFault> {
+        let mut head = self.store.head(identity.tenant).await.map_err(PullFault::from)?;
+        if request.epoch.is_some_and(|epoch| epoch != head.epoch) {
+            return Err(PullFault::EpochChanged(head.epoch).into());
+        }
+        if let Some(text) = &request.pull.cursor {
+            let cursor = self
+                .cursor_key
+                .open(&identity.tenant_id, text)
+                .map_err(|_| PullFault::CursorInvalid(head.epoch))?;
+            match Step::new(Some(cursor.clone()), cursor.kinds).check(&head) {
+                Err(PullFault::Ahead(left)) => {
+                    head = self.store.begin_epoch(identity.tenant, left).await.map_err(PullFault::from)?;
+                    return Err(PullFault::EpochChanged(head.epoch).into());
+                }
+                checked => checked?,
+            }
+        }
+        let ack =
+            self.push(identity, request.push, request.sync_id, request.epoch, now_ms, correlation).await?;
+        let data = self.pull(identity, request.pull).await?;
+        Ok(SyncAnswer { ack, data })
+    }
+
+    /// Reads one record that the reader may see.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, also for what others own; `STORE_UNAVAILABLE`.
+    pub async fn record(&self, identity: &Identity, kind: &KindName, id: &RecordId) -> Result<Row, Fault> {
+        self.readable(identity, kind)?;
+        let row = self.store.record(identity.tenant, kind, id).await.map_err(|error| unavailable(&error))?;
+        row.filter(|row| identity.scopes.contains(&row.scope)).ok_or_else(not_found)
+    }
+
+    /// Reads a page of a kind's records, by id.
+    ///
+    /// # Errors
+    /// As [`Engine::record`].
+    pub async fn records(
+        &self,
+        identity: &Identity,
+        kind: &KindName,
+        after: Option<RecordId>,
+        limit: usize,
+    ) -> Result<RecordPage, Fault> {
+        self.readable(identity, kind)?;
+        let query = PageQuery {
+            tenant: identity.tenant,
+            scopes: identity.scopes.clone(),
+            kinds: vec![kind.clone()],
+            place: Place::Key(after.map(|id| (kind.clone(), id))),
+            rows: limit.clamp(1, self.limits.page_rows),
+            bytes: self.limits.page_bytes,
+        };
+        let page = self.store.page(query).await.map_err(|error| unavailable(&error))?;
+        let next = page.rows.last().filter(|_| page.more).map(|row| row.id.clone());
+        Ok(RecordPage { rows: page.rows, next })
+    }
+
+    /// Explains why a record is what it is.
+    ///
+    /// # Errors
+    /// As [`Engine::record`].
+    pub async fn explain(
+        &self,
+        identity: &Identity,
+        kind: &KindName,
+        id: &RecordId,
+    ) -> Result<Explanation, Fault> {
+        self.readable(identity, kind)?;
+        let history =
+            self.store.history(identity.tenant, kind, id).await.map_err(|error| unavailable(&error))?;
+        let history =
+            history.filter(|history| identity.scopes.contains(&history.row.scope)).ok_or_else(not_found)?;
+        Ok(explain(&history))
+    }
+
+    fn readable(&self, identity: &Identity, kind: &KindName) -> Result<(), Fault> {
+        let rule = self.catalogue.kind(kind).ok_or_else(not_found)?;
+        if rule.may_read(&identity.roles) {
+            return Ok(());
+        }
+        Err(Fault::new(ErrorCode::Forbidden, "the token's roles may not read this kind"))
+    }
+
+    async fn own_policies(
+        &self,
+        identity: &Identity,
+        now_ms: u64,
+    ) -> Result<Arc<std::collections::HashMap<KindName, crate::policies::PolicyView>>, Fault> {
+        if let Some(own) = self.policies.fresh(identity.tenant, now_ms) {
+            return Ok(own);
+        }
+        let stored = self.store.policies(identity.tenant).await.map_err(|error| unavailable(&error))?;
+        Ok(self.policies.load(identity.tenant, stored, now_ms))
+    }
+
+    /// Lists the policies in force for the tenant's kinds, with their versions; version 0 is the declared one.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn policies(
+        &self,
+        identity: &Identity,
+        now_ms: u64,
+    ) -> Result<Vec<(KindName, PolicyDoc, u64)>, Fault> {
+        let own = self.own_policies(identity, now_ms).await?;
+        let mut listed: Vec<_> =
+            own.iter().map(|(kind, view)| (kind.clone(), view.doc.clone(), view.policy.version)).collect();
+        for (kind, rule) in self.catalogue.declared().filter(|(kind, _)| !own.contains_key(*kind)) {
+            listed.push((kind.clone(), doc_of_policy(&rule.policy), 0));
+        }
+        listed.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+        Ok(listed)
+    }
+
+    /// Finds the policy in force for a kind.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` for an undeclared kind; `STORE_UNAVAILABLE`.
+    pub async fn policy(
+        &self,
+        identity: &Identity,
+        kind: &KindName,
+        now_ms: u64,
+    ) -> Result<(PolicyDoc, u64), Fault> {
+        let own = self.own_policies(identity, now_ms).await?;
+        if let Some(view) = own.get(kind) {
+            return Ok((view.doc.clone(), view.policy.version));
+        }
+        let rule = self.catalogue.kind(kind).ok_or_else(not_found)?;
+        Ok((doc_of_policy(&rule.policy), 0))
+    }
+
+    /// Sets the tenant's own policy for a kind; gives its version.
+    ///
+    /// # Errors
+    /// `VALIDATION_ERROR` with the place, `NOT_FOUND` for an undeclared kind, `STORE_UNAVAILABLE`.
+    pub async fn set_policy(
+        &self,
+        identity: &Identity,
+        kind: &KindName,
+        doc: &PolicyDoc,
+    ) -> Result<u64, Fault> {
+        self.catalogue.kind(kind).ok_or_else(not_found)?;
+        let checked: Result<Policy, _> = policy_of_doc(doc, 0);
+        checked.map_err(|error| {
+            let mut fault = Fault::new(ErrorCode::ValidationError, error.message.clone());
+            fault.errors.push(driftline_protocol::FieldError {
+                code: "invalid".into(),
+                pointer: error.pointer,
+                message: error.message,
+            });
+            fault
+        })?;
+        let version = self.store.set_policy(identity.tenant, kind, Some(doc.to_json())).await;
+        self.policies.forget(identity.tenant);
+        version.map_err(|error| unavailable(&error))?.ok_or_else(not_found)
+    }
+
+    /// Removes the tenant's own policy for a kind, so that the declared one is in force again.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when there is none; `STORE_UNAVAILABLE`.
+    pub async fn remove_policy(&self, identity: &Identity, kind: &KindName) -> Result<(), Fault> {
+        let removed = self.store.set_policy(identity.tenant, kind, None).await;
+        self.policies.forget(identity.tenant);
+        removed.map_err(|error| unavailable(&error))?.map(|_| ()).ok_or_else(not_found)
+    }
+}
+
+fn not_found() -> Fault {
+    Fault::new(ErrorCode::NotFound, "there is no such thing here")
+}

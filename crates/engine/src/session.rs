@@ -1,0 +1,474 @@
+//! One connection as a state machine without IO.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use driftline_model::{Epoch, KindName, Limits, Seq, SyncId};
+use driftline_protocol::{
+    Change, CloseCode, ConnectionEstablished, ErrorCode, ErrorMessage, Fault, Features, Head as OutHead,
+    HeartbeatAck, Inbound, Message, Outbound, Pong, ResyncReason, ResyncRequired, ServerDelta,
+    ServerDraining, SyncSessionEnded, SyncSessionStarted, Totals, encode_changes,
+};
+
+use crate::hub::Committed;
+use crate::ports::{Head, Identity};
+use crate::pull::PullFault;
+use crate::service::Sealer;
+use crate::work::{Done, Started, Work};
+
+/// What a session wants of its shell.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Output {
+    /// Send this text frame.
+    Send(String),
+    /// Do this and report what came of it; answers go back in the order of these outputs.
+    Work(Work),
+    /// Close the connection after everything before was sent.
+    Close(Close),
+}
+
+/// How a connection is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Close {
+    /// The close code.
+    pub code: CloseCode,
+    /// The reason, the error code's text.
+    pub reason: &'static str,
+}
+
+/// One authenticated connection on the sync route.
+///
+/// Feed it with `handle_*`, then empty it with [`Session::poll_output`]. While [`Session::wants_input`] is
+/// false no message may be fed, which is how at most four batches wait for their answers.
+#[derive(Debug)]
+pub struct Session {
+    identity: Arc<Identity>,
+    limits: Limits,
+    connection_id: String,
+    outputs: VecDeque<Output>,
+    waiting: VecDeque<Waiting>,
+    unacknowledged: usize,
+    starting: bool,
+    sync: Option<Sync>,
+    made_ids: u64,
+    id_seed: u128,
+    last_heard_ms: u64,
+    decode_errors: u32,
+    errors: u64,
+    closed: bool,
+}
+
+/// A question that was asked of the engine.
+#[derive(Debug)]
+struct Waiting {
+    reply_to: Option<String>,
+    sync_id: Option<String>,
+}
+
+/// An open sync session.
+#[derive(Debug)]
+struct Sync {
+    id: SyncId,
+    epoch: Epoch,
+    /// The kinds that deltas may tell of; empty: all. Nothing: none.
+    kinds: Option<Vec<KindName>>,
+    sealer: Sealer,
+    /// The place that the client was last told of on this connection.
+    told: Seq,
+    /// The place up to which everything was told, filtered or the device's own.
+    accounted: Seq,
+    expires_ms: u64,
+    totals: Totals,
+}
+
+impl Session {
+    /// Makes a session and has it greet the client.
+    ///
+    /// `id_seed` is a random number from which names of sync sessions are made for clients that bring none.
+    #[must_use]
+    pub fn new(
+        identity: Arc<Identity>,
+        limits: Limits,
+        head: &Head,
+        connection_id: String,
+        id_seed: u128,
+        now_ms: u64,
+    ) -> Self {
+        let mut session = Self {
+            identity,
+            limits,
+            connection_id,
+            outputs: VecDeque::new(),
+            waiting: VecDeque::new(),
+            unacknowledged: 0,
+            starting: false,
+            sync: None,
+            made_ids: 0,
+            id_seed,
+            last_heard_ms: now_ms,
+            decode_errors: 0,
+            errors: 0,
+            closed: false,
+        };
+        session.greet(head, now_ms);
+        session
+    }
+
+    /// Returns what the shell has to do next.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Tells whether a further message may be fed now.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        !self.closed
+            && !self.starting
+            && self.unacknowledged < self.limits.unacknowledged_batches
+            && self.waiting.len() < 16
+    }
+
+    /// Returns when [`Session::handle_time`] has to be called next, in Unix milliseconds.
+    #[must_use]
+    pub fn deadline_ms(&self) -> u64 {
+        self.last_heard_ms + 2 * self.limits.heartbeat_s * 1000
+    }
+
+    /// Returns the name under which the last error was told, to be logged with it.
+    #[must_use]
+    pub fn correlation_id(&self) -> String {
+        format!("{}-{}", self.connection_id, self.errors)
+    }
+
+    /// Returns whether a sync session is open, so that commits are of interest.
+    #[must_use]
+    pub fn is_syncing(&self) -> bool {
+        self.sync.is_some()
+    }
+
+    /// Takes a decoded frame, or why it could not be decoded.
+    pub fn handle_message(&mut self, message: Result<Message, Fault>, now_ms: u64) {
+        self.last_heard_ms = now_ms;
+        let message = match message {
+            Ok(message) => message,
+            Err(fault) => return self.refuse_frame(&fault, now_ms),
+        };
+        self.decode_errors = 0;
+        let head = self.head(now_ms, message.id.clone(), None);
+        let outcome = match message.body {
+            Inbound::Ping { timestamp } => {
+                self.send(&Outbound::Pong(Pong::new(timestamp)), &head);
+                Ok(())
+            }
+            Inbound::Heartbeat(heartbeat) => {
+                let server_seq = self.sync.as_ref().map_or(0, |sync| sync.accounted.number());
+                // A device that stands where it was last told is behind nothing but its own writes.
+                let told = self.sync.as_ref().map_or(0, |sync| sync.told.number());
+                let behind = match heartbeat.last_seq {
+                    Some(seq) if seq >= told => 0,
+                    Some(seq) => server_seq.saturating_sub(seq),
+                    None => 0,
+                };
+                self.send(&Outbound::HeartbeatAck(HeartbeatAck { server_seq, behind }), &head);
+                Ok(())
+            }
+            Inbound::StartSync(request) => {
+                let sync_id = message.sync_id.unwrap_or_else(|| self.make_sync_id());
+                self.starting = true;
+                self.sync = None;
+                self.ask(
+                    message.id.clone(),
+                    Some(&sync_id),
+                    Work::Start { sync_id: sync_id.clone(), request },
+                );
+                Ok(())
+            }
+            Inbound::SyncData(data) => {
+                self.live_sync(message.sync_id.as_ref(), now_ms).map(|(sync_id, epoch)| {
+                    self.unacknowledged += 1;
+                    let work = Work::Push { sync_id: sync_id.clone(), data, epoch: Some(epoch) };
+                    self.ask(message.id.clone(), Some(&sync_id), work);
+                })
+            }
+            Inbound::RequestServerData(mut request) => {
+                self.live_sync(message.sync_id.as_ref(), now_ms).map(|(sync_id, _)| {
+                    if request.data_types.is_none() {
+                        request.data_types = self.sync.as_ref().and_then(|sync| sync.kinds.clone());
+                    }
+                    self.ask(message.id.clone(), Some(&sync_id), Work::Pull { request });
+                })
+            }
+            Inbound::EndSync => self.live_sync(message.sync_id.as_ref(), now_ms).map(|(sync_id, _)| {
+                let totals = self.sync.take().map(|sync| sync.totals).unwrap_or_default();
+                let head = self.head(now_ms, message.id.clone(), Some(sync_id.to_string()));
+                self.send(&Outbound::SyncSessionEnded(SyncSessionEnded { totals }), &head);
+            }),
+            _ => Err(Fault::new(ErrorCode::UnknownMessageType, "not a message of this route")),
+        };
+        if let Err(fault) = outcome {
+            self.error(&fault, message.id, now_ms);
+        }
+    }
+
+    /// Takes what came of the oldest [`Output::Work`] that was not reported yet.
+    pub fn handle_done(&mut self, done: Done, now_ms: u64) {
+        let Some(waiting) = self.waiting.pop_front() else { return };
+        match done {
+            Done::Started(started) => {
+                self.starting = false;
+                match started {
+                    Ok(started) => self.started(*started, waiting, now_ms),
+                    Err(fault) => self.error(&fault, waiting.reply_to, now_ms),
+                }
+            }
+            Done::Pushed(answer) => {
+                self.unacknowledged -= 1;
+                match answer {
+                    Ok(ack) => {
+                        if let Some(sync) = &mut self.sync {
+                            sync.expires_ms = now_ms + self.limits.session_s * 1000;
+                            sync.totals.batches += 1;
+                            sync.totals.items += ack.synced + ack.failed;
+                            sync.totals.synced += ack.synced;
+                            sync.totals.failed += ack.failed;
+                            sync.totals.conflicts += ack.conflicts;
+                        }
+                        self.reply(waiting, &Outbound::Ack(ack), now_ms);
+                    }
+                    Err(fault) => self.error(&fault, waiting.reply_to, now_ms),
+                }
+            }
+            Done::Pulled(Ok(data)) => {
+                if let Some(sync) = &mut self.sync {
+                    sync.totals.pulled += data.changes.matches("\"change\":\"").count() as u64;
+                    if !data.has_more {
+                        // Deltas that went out meanwhile tell of later changes; a client that could not use
+                        // them sees by `prev_seq` that it has to pull again.
+                        sync.told = sync.told.max(data.seq);
+                        sync.accounted = sync.accounted.max(data.seq);
+                    }
+                }
+                self.reply(waiting, &Outbound::ServerData(data), now_ms);
+            }
+            Done::Pulled(Err(fault)) => self.pull_fault(&fault, waiting, now_ms),
+        }
+    }
+
+    /// Takes what was committed for the session's tenant.
+    pub fn handle_commit(&mut self, committed: &Committed, now_ms: u64) {
+        let own_device = self.identity.device.as_ref().map(|(device, _)| *device);
+        let Some(sync) = &mut self.sync else { return };
+        if committed.seq <= sync.accounted {
+            return;
+        }
+        let missed = committed.prev_seq > sync.accounted || committed.changes.is_none();
+        sync.accounted = committed.seq;
+        let kinds = &sync.kinds;
+        let scopes = &self.identity.scopes;
+        let visible = |change: &Change| {
+            let wanted = kinds.as_ref().is_some_and(|kinds| kinds.is_empty() || kinds.contains(&change.kind));
+            wanted && scopes.contains(&change.scope)
+        };
+        let all = committed.changes.as_deref().unwrap_or_default();
+        let shown = |change: &&crate::hub::CommittedChange| {
+            Some(change.device) != own_device && visible(&change.change)
+        };
+        let count = all.iter().filter(shown).count();
+        if count == 0 && !missed {
+            return;
+        }
+        let changes = if count == all.len() {
+            Arc::clone(&committed.encoded)
+        } else {
+            Arc::from(encode_changes(all.iter().filter(shown).map(|change| &change.change)))
+        };
+        // After a miss the client must pull: it stands nowhere near this place.
+        let prev_seq = if missed { committed.seq } else { sync.told };
+        sync.told = committed.seq;
+        let delta = ServerDelta {
+            prev_seq,
+            seq: committed.seq,
+            cursor: sync.sealer.caught_up(committed.seq),
+            hlc: committed.hlc,
+            changes,
+        };
+        let sync_id = sync.id.to_string();
+        let head = self.head(now_ms, None, Some(sync_id));
+        self.send(&Outbound::ServerDelta(delta), &head);
+    }
+
+    /// Looks at the time: a client that was silent for two heartbeat intervals is let go.
+    pub fn handle_time(&mut self, now_ms: u64) {
+        if now_ms >= self.deadline_ms() && !self.closed {
+            let fault =
+                Fault::new(ErrorCode::HeartbeatTimeout, "nothing was heard for two heartbeat intervals");
+            self.error(&fault, None, now_ms);
+        }
+    }
+
+    /// Ends the session because the server shuts down.
+    pub fn drain(&mut self, reconnect_after_ms: u64, now_ms: u64) {
+        if self.closed {
+            return;
+        }
+        let head = self.head(now_ms, None, None);
+        self.send(&Outbound::ServerDraining(ServerDraining { reconnect_after_ms }), &head);
+        self.close(ErrorCode::ServerDraining);
+    }
+
+    /// Ends the session with an error that closes, such as being replaced or reading too slowly.
+    pub fn end(&mut self, code: ErrorCode, message: &str, now_ms: u64) {
+        self.error(&Fault::new(code, message), None, now_ms);
+        self.close(code);
+    }
+
+    fn greet(&mut self, head: &Head, now_ms: u64) {
+        let identity = &self.identity;
+        let roles: Vec<String> = identity.roles.iter().map(|role| role.to_string()).collect();
+        let greeting = ConnectionEstablished {
+            message: "connected".into(),
+            connection_id: self.connection_id.clone(),
+            user_id: identity.user.clone(),
+            role: roles.first().cloned().unwrap_or_default(),
+            roles,
+            device_id: identity.device.as_ref().map(|(_, key)| key.device().to_owned()).unwrap_or_default(),
+            tenant: identity.tenant_id.to_string(),
+            features: Features {
+                encodings: vec!["json".into()],
+                compression: Vec::new(),
+                max_batch_items: self.limits.batch_items as u64,
+                max_message_bytes: self.limits.message_bytes as u64,
+            },
+            heartbeat_interval_s: self.limits.heartbeat_s,
+            heartbeat_timeout_s: 2 * self.limits.heartbeat_s,
+            epoch: head.epoch.to_string(),
+            hlc: head.hlc.to_string(),
+        };
+        let head = self.head(now_ms, None, None);
+        self.send(&Outbound::ConnectionEstablished(Box::new(greeting)), &head);
+    }
+
+    fn started(&mut self, started: Started, waiting: Waiting, now_ms: u64) {
+        let Ok(id) = SyncId::new(&started.info.sync_id) else { return };
+        self.sync = Some(Sync {
+            id,
+            epoch: started.epoch,
+            kinds: started.kinds,
+            sealer: started.sealer,
+            told: started.seq,
+            accounted: started.seq,
+            expires_ms: now_ms + self.limits.session_s * 1000,
+            totals: Totals::default(),
+        });
+        let head = self.head(now_ms, waiting.reply_to, waiting.sync_id);
+        self.send(
+            &Outbound::SyncSessionStarted(Box::new(SyncSessionStarted { session_info: started.info })),
+            &head,
+        );
+        if let Some(resync) = started.resync {
+            let head = OutHead { reply_to: None, ..head };
+            self.send(&Outbound::ResyncRequired(resync), &head);
+        }
+    }
+
+    fn pull_fault(&mut self, fault: &PullFault, waiting: Waiting, now_ms: u64) {
+        let (code, resync) = match fault {
+            PullFault::CursorInvalid(epoch) => {
+                (ErrorCode::CursorInvalid, Some((ResyncReason::CursorExpired, *epoch)))
+            }
+            PullFault::EpochChanged(epoch) | PullFault::Ahead(epoch) => {
+                (ErrorCode::CursorInvalid, Some((ResyncReason::EpochChanged, *epoch)))
+            }
+            PullFault::CursorExpired(epoch) => {
+                (ErrorCode::CursorExpired, Some((ResyncReason::CursorExpired, *epoch)))
+            }
+            PullFault::Store(_) => (ErrorCode::StoreUnavailable, None),
+        };
+        self.error(&Fault::new(code, fault.to_string()), waiting.reply_to, now_ms);
+        if let Some((reason, epoch)) = resync {
+            if let Some(sync) = &mut self.sync {
+                sync.epoch = epoch;
+            }
+            let head = self.head(now_ms, None, waiting.sync_id);
+            self.send(&Outbound::ResyncRequired(ResyncRequired::new(reason, epoch)), &head);
+        }
+    }
+
+    /// Checks that a session-scoped message belongs to the open session.
+    fn live_sync(&mut self, sync_id: Option<&SyncId>, now_ms: u64) -> Result<(SyncId, Epoch), Fault> {
+        let wanted =
+            sync_id.ok_or_else(|| Fault::new(ErrorCode::MissingSyncId, "the message needs a sync_id"))?;
+        let unknown =
+            || Fault::new(ErrorCode::UnknownSyncId, "no sync session of that name is open: send start_sync");
+        let sync = self.sync.as_mut().filter(|sync| sync.id == *wanted).ok_or_else(unknown)?;
+        if sync.expires_ms < now_ms {
+            self.sync = None;
+            return Err(Fault::new(
+                ErrorCode::SyncSessionExpired,
+                "the sync session was idle for too long: start another",
+            ));
+        }
+        sync.expires_ms = now_ms + self.limits.session_s * 1000;
+        Ok((sync.id.clone(), sync.epoch))
+    }
+
+    fn refuse_frame(&mut self, fault: &Fault, now_ms: u64) {
+        self.error(fault, fault.reply_to.clone(), now_ms);
+        if matches!(fault.code, ErrorCode::JsonDecodeError | ErrorCode::MsgpackDecodeError) {
+            self.decode_errors += 1;
+            if self.decode_errors >= self.limits.decode_errors {
+                self.closed = true;
+                let close = Close { code: CloseCode(1007), reason: fault.code.as_str() };
+                self.outputs.push_back(Output::Close(close));
+            }
+        } else {
+            self.decode_errors = 0;
+        }
+    }
+
+    fn make_sync_id(&mut self) -> SyncId {
+        self.made_ids += 1;
+        let bits = self.id_seed.wrapping_add(u128::from(self.made_ids));
+        // Version 4 and the variant of RFC 9562 §5.4.
+        let bits = bits & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+        let hex = format!("{bits:032x}");
+        let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+        SyncId::new(&text).expect("hexadecimal digits and hyphens")
+    }
+
+    fn ask(&mut self, reply_to: Option<String>, sync_id: Option<&SyncId>, work: Work) {
+        self.waiting.push_back(Waiting { reply_to, sync_id: sync_id.map(ToString::to_string) });
+        self.outputs.push_back(Output::Work(work));
+    }
+
+    fn reply(&mut self, waiting: Waiting, message: &Outbound, now_ms: u64) {
+        let head = self.head(now_ms, waiting.reply_to, waiting.sync_id);
+        self.send(message, &head);
+    }
+
+    fn head(&self, now_ms: u64, reply_to: Option<String>, sync_id: Option<String>) -> OutHead {
+        OutHead { now_ms, reply_to, sync_id }
+    }
+
+    fn send(&mut self, message: &Outbound, head: &OutHead) {
+        if !self.closed {
+            self.outputs.push_back(Output::Send(message.encode(head)));
+        }
+    }
+
+    fn error(&mut self, fault: &Fault, reply_to: Option<String>, now_ms: u64) {
+        self.errors += 1;
+        let head = self.head(now_ms, reply_to, None);
+        let message = ErrorMessage::new(fault, &self.correlation_id());
+        self.send(&Outbound::Error(message), &head);
+        self.close(fault.code);
+    }
+
+    fn close(&mut self, code: ErrorCode) {
+        if let (Some(close), false) = (code.close(), self.closed) {
+            self.closed = true;
+            self.outputs.push_back(Output::Close(Close { code: close, reason: code.as_str() }));
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Work that a session asks for, and what comes of it.
+
+use driftline_model::{Seq, SyncId};
+use driftline_protocol::{
+    Ack, Fault, RequestServerData, ResyncRequired, ServerData, SessionInfo, StartSync, SyncData,
+};
+use thiserror::Error;
+
+use crate::pull::PullFault;
+
+/// Something a session needs done. It is started at once; answers come in the order of the asking.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Work {
+    /// Open a sync session.
+    Start {
+        /// The session's name.
+        sync_id: SyncId,
+        /// What the device said.
+        request: StartSync,
+    },
+    /// Apply a batch.
+    Push {
+        /// The session's name.
+        sync_id: SyncId,
+        /// The batch.
+        data: SyncData,
+        /// The epoch of the items' bases.
+        epoch: Option<driftline_model::Epoch>,
+    },
+    /// Read a page.
+    Pull {
+        /// What is wanted.
+        request: RequestServerData,
+    },
+}
+
+/// What came of a [`Work`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Done {
+    /// A sync session is open, or not.
+    Started(Result<Box<Started>, Fault>),
+    /// A batch is applied, or not.
+    Pushed(Result<Ack, Fault>),
+    /// A page is read, or not.
+    Pulled(Result<ServerData, PullFault>),
+}
+
+/// An open sync session.
+#[derive(Debug)]
+pub struct Started {
+    /// What the device is told.
+    pub info: SessionInfo,
+    /// The head at that moment.
+    pub seq: Seq,
+    /// The epoch at that moment.
+    pub epoch: driftline_model::Epoch,
+    /// What the device must do first, if its cursor or bases are of no use.
+    pub resync: Option<ResyncRequired>,
+    /// The kinds that the session may read, of those it asked for; empty: all. Nothing: none.
+    pub kinds: Option<Vec<driftline_model::KindName>>,
+    /// Makes the cursors of the session's deltas.
+    pub sealer: crate::service::Sealer,
+}
+
+/// The answer to an HTTP sync.
+#[derive(Debug)]
+pub struct SyncAnswer {
+    /// How the batch went.
+    pub ack: Ack,
+    /// A page.
+    pub data: ServerData,
+}
+
+/// Why an HTTP sync did nothing.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SyncFault {
+    /// The request is refused.
+    #[error(transparent)]
+    Refused(#[from] Fault),
+    /// The cursor or the epoch is of no use.
+    #[error(transparent)]
+    Pull(#[from] PullFault),
+}

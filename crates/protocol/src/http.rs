@@ -1,0 +1,81 @@
+//! The client's half of `POST /api/v1/sync`.
+
+use driftline_model::{Epoch, KindName, Limits};
+
+use crate::client::{Rows, batch, body, kinds, malformed, number, text};
+use crate::item::Item;
+use crate::json::Document;
+use crate::outbound::{Ack, Problem};
+use crate::write::write_number;
+use crate::{ErrorCode, Fault};
+
+/// The body of `POST /api/v1/sync`, as a client writes it: one push and one pull.
+#[derive(Debug, Clone, Copy)]
+pub struct SyncPost<'a> {
+    /// The items; none: the request only pulls.
+    pub items: &'a [Item],
+    /// The batch's number on this device.
+    pub batch_seq: u64,
+    /// Every change up to this number was answered.
+    pub acked_n: u64,
+    /// The epoch of the queue's bases.
+    pub epoch: Option<Epoch>,
+    /// The kinds to pull; empty: all.
+    pub data_types: &'a [KindName],
+    /// Where the device stands.
+    pub cursor: Option<&'a str>,
+}
+
+impl SyncPost<'_> {
+    /// Encodes the body as JSON.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut out = String::from("{\"acked_n\":");
+        write_number(&mut out, self.acked_n);
+        kinds(&mut out, self.data_types);
+        text(&mut out, "cursor", self.cursor);
+        text(&mut out, "epoch", self.epoch.map(|epoch| epoch.to_string()).as_deref());
+        if !self.items.is_empty() {
+            number(&mut out, "batch_seq", self.batch_seq);
+            batch(&mut out, self.items);
+        }
+        out.push('}');
+        out
+    }
+}
+
+/// The answer 200 to `POST /api/v1/sync`.
+#[derive(Debug, Clone)]
+pub struct SyncAnswer {
+    /// What became of the batch, if one was sent.
+    pub ack: Option<Ack>,
+    /// The pulled page.
+    pub rows: Rows,
+}
+
+impl SyncAnswer {
+    /// Reads the answer.
+    ///
+    /// # Errors
+    /// [`Fault`] when it is not an answer that this protocol version knows how to read.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Fault> {
+        let document = Document::parse(bytes, Limits::default().depth + 8)
+            .map_err(|error| Fault::new(ErrorCode::JsonDecodeError, error.to_string()))?;
+        let root = document.root();
+        let ack = root.get("ack").filter(|node| !node.is_null());
+        Ok(Self {
+            ack: ack.map(|node| body(node.source().as_bytes())).transpose()?,
+            rows: root.get("data").and_then(Rows::read).ok_or_else(|| malformed("data"))?,
+        })
+    }
+}
+
+impl Problem {
+    /// Reads a problem document.
+    ///
+    /// # Errors
+    /// [`Fault`] when it is not one.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Fault> {
+        body(bytes)
+    }
+}
