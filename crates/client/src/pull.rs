@@ -113,6 +113,7 @@ impl Pull {
         self.want();
         self.cursor = None;
         self.in_flight = None;
+        self.hold_until_ms = None;
         self.unseen = None;
         self.between_pages = false;
         self.order = order;

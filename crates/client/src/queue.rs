@@ -59,6 +59,9 @@ pub(crate) struct BatchLimits {
 const RETRY_MS_FIRST: u64 = 1_000;
 const RETRY_MS_MAX: u64 = 30_000;
 
+/// How often an edit gets a new base before it goes without one.
+const REBASES_MAX: u32 = 2;
+
 impl Default for Queue {
     fn default() -> Self {
         Self {
@@ -230,15 +233,20 @@ impl Queue {
 
     /// Lets an edit wait for the next complete pull.
     pub(crate) fn await_base(&mut self, n: u64) {
+        if let Some(queued) = self.items.get_mut(&n) {
+            queued.refusals += 1;
+        }
         self.place(n, Place::Rebase);
     }
 
-    /// Gives the edits that waited for it their new base.
+    /// Gives the edits that waited for it their new base. A base that a server refuses again and again becomes none,
+    /// which every server takes.
     pub(crate) fn rebase(&mut self, base: impl Fn(&Key) -> Seq) {
         let waiting: Vec<u64> = self.with_place(Place::Rebase).collect();
         for n in waiting {
             if let Some(queued) = self.items.get_mut(&n) {
-                queued.item.base_version = base(&key(&queued.item));
+                let hopeless = queued.refusals > REBASES_MAX;
+                queued.item.base_version = if hopeless { Seq::ZERO } else { base(&key(&queued.item)) };
             }
             self.place(n, Place::Unsent);
         }

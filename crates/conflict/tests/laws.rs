@@ -269,6 +269,28 @@ fn an_overwrite_of_what_was_unseen_is_noticed() {
     catches(&mutants::nothing_concurrent, nothing_lost, HISTORIES);
 }
 
+// Every decision of a conflict has its account.
+
+fn conflicts_told(apply: &Apply<'_>, seed: u64) -> Result<bool, String> {
+    let run = wild::play(apply, seed);
+    for step in run.steps.iter().filter(|step| step.decision.conflict) {
+        if step.decision.audit.is_none() {
+            return Err(format!("decided without an account: {:?}", step.input));
+        }
+    }
+    Ok(wild::overlaps(&run))
+}
+
+#[test]
+fn every_conflict_is_told() {
+    holds(conflicts_told, HISTORIES).assert_bites();
+}
+
+#[test]
+fn an_untold_conflict_is_noticed() {
+    catches(&mutants::no_audit, conflicts_told, HISTORIES);
+}
+
 // The histories themselves.
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Every row starts from a record that Ada created as version 1 at clock 10, with `a` and `b` of value 1. A step reads
 //! `device n op base [field=value ...] @clock`; the wanted text tells the outcome of the last step, the record
-//! after it, and the account: per field `field:winner:rule(loser)`, `exists:winner:rule`.
+//! after it, and after `|` the account: `conflict`, `clamped`, per field `field:winner:rule(loser)`, and
+//! `exists:winner:rule`.
 
 use driftline_conflict::{
     Change, Context, Decision, DeletedRecord, DeviceTable, FieldRule, Granularity, Op, Outcome, Policy,
@@ -90,6 +91,9 @@ fn show(decision: &Decision, record: Option<&Record>, devices: &DeviceTable) -> 
     }
     let Some(audit) = &decision.audit else { return shown };
     shown.push_str(" |");
+    if decision.conflict {
+        shown.push_str(" conflict");
+    }
     if audit.stamp.is_clamped() {
         shown.push_str(" clamped");
     }
@@ -159,18 +163,18 @@ fn both_edited_the_same_field() {
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 patch 1 a=3 @25"],
         &[
-            (CLIENT, "merged a=3 b=1 | a:client:client_wins(2)"),
-            (SERVER, "superseded a=2 b=1 | a:server:server_wins(3)"),
-            (RECENT, "merged a=3 b=1 | a:client:most_recent(2)"),
+            (CLIENT, "merged a=3 b=1 | conflict a:client:client_wins(2)"),
+            (SERVER, "superseded a=2 b=1 | conflict a:server:server_wins(3)"),
+            (RECENT, "merged a=3 b=1 | conflict a:client:most_recent(2)"),
         ],
     );
     check(
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 patch 1 a=3 @15"],
         &[
-            (CLIENT, "merged a=3 b=1 | a:client:client_wins(2)"),
-            (SERVER, "superseded a=2 b=1 | a:server:server_wins(3)"),
-            (RECENT, "superseded a=2 b=1 | a:server:most_recent(3)"),
+            (CLIENT, "merged a=3 b=1 | conflict a:client:client_wins(2)"),
+            (SERVER, "superseded a=2 b=1 | conflict a:server:server_wins(3)"),
+            (RECENT, "superseded a=2 b=1 | conflict a:server:most_recent(3)"),
         ],
     );
     // Equal clocks: the device with the larger bytes.
@@ -178,18 +182,18 @@ fn both_edited_the_same_field() {
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 patch 1 a=3 @20"],
         &[
-            (CLIENT, "merged a=3 b=1 | a:client:client_wins(2)"),
-            (SERVER, "superseded a=2 b=1 | a:server:server_wins(3)"),
-            (RECENT, "merged a=3 b=1 | a:client:most_recent(2)"),
+            (CLIENT, "merged a=3 b=1 | conflict a:client:client_wins(2)"),
+            (SERVER, "superseded a=2 b=1 | conflict a:server:server_wins(3)"),
+            (RECENT, "merged a=3 b=1 | conflict a:client:most_recent(2)"),
         ],
     );
     check(
         CREATED,
         &["bob 1 patch 1 a=3 @20", "ada 2 patch 1 a=2 @20"],
         &[
-            (CLIENT, "merged a=2 b=1 | a:client:client_wins(3)"),
-            (SERVER, "superseded a=3 b=1 | a:server:server_wins(2)"),
-            (RECENT, "superseded a=3 b=1 | a:server:most_recent(2)"),
+            (CLIENT, "merged a=2 b=1 | conflict a:client:client_wins(3)"),
+            (SERVER, "superseded a=3 b=1 | conflict a:server:server_wins(2)"),
+            (RECENT, "superseded a=3 b=1 | conflict a:server:most_recent(2)"),
         ],
     );
 }
@@ -200,28 +204,28 @@ fn both_edited_different_fields() {
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 patch 1 b=3 @15"],
         &[
-            ("client_wins client_wins/stays", "merged a=2 b=3 |"),
+            ("client_wins client_wins/stays", "merged a=2 b=3 | conflict"),
             ("client_wins/field server_wins/field most_recent_wins field_merge", "merged a=2 b=3"),
-            ("server_wins", "superseded a=2 b=1 | b:server:server_wins(3)"),
+            ("server_wins", "superseded a=2 b=1 | conflict b:server:server_wins(3)"),
         ],
     );
     check(
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 patch 1 a=3 b=3 @15"],
         &[
-            (CLIENT, "merged a=3 b=3 | a:client:client_wins(2)"),
-            ("server_wins", "superseded a=2 b=1 | a:server:server_wins(3) b:server:server_wins(3)"),
-            ("server_wins/field", "merged a=2 b=3 | a:server:server_wins(3)"),
-            (RECENT, "merged a=2 b=3 | a:server:most_recent(3)"),
+            (CLIENT, "merged a=3 b=3 | conflict a:client:client_wins(2)"),
+            ("server_wins", "superseded a=2 b=1 | conflict a:server:server_wins(3) b:server:server_wins(3)"),
+            ("server_wins/field", "merged a=2 b=3 | conflict a:server:server_wins(3)"),
+            (RECENT, "merged a=2 b=3 | conflict a:server:most_recent(3)"),
         ],
     );
     check(
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 patch 1 c=3 @15"],
         &[
-            ("client_wins client_wins/stays", "merged a=2 b=1 c=3 |"),
+            ("client_wins client_wins/stays", "merged a=2 b=1 c=3 | conflict"),
             ("client_wins/field server_wins/field most_recent_wins field_merge", "merged a=2 b=1 c=3"),
-            ("server_wins", "superseded a=2 b=1 | c:server:server_wins(3)"),
+            ("server_wins", "superseded a=2 b=1 | conflict c:server:server_wins(3)"),
         ],
     );
 }
@@ -232,26 +236,35 @@ fn an_update_meets_a_delete() {
         CREATED,
         &["ada 2 delete 1 @20", "bob 1 patch 1 a=3 @25"],
         &[
-            (RESTORING, "merged a=3 b=1 | exists:client:client_wins"),
+            (RESTORING, "merged a=3 b=1 | conflict exists:client:client_wins"),
             (
                 "client_wins/stays",
-                "superseded deleted a=3 b=1 | a:server:server_wins(3) exists:server:server_wins",
+                "superseded deleted a=3 b=1 | conflict a:server:server_wins(3) exists:server:server_wins",
             ),
-            (SERVER, "superseded deleted a=1 b=1 | a:server:server_wins(3) exists:server:server_wins"),
-            (RECENT, "merged a=3 b=1 | exists:client:most_recent"),
+            (
+                SERVER,
+                "superseded deleted a=1 b=1 | conflict a:server:server_wins(3) exists:server:server_wins",
+            ),
+            (RECENT, "merged a=3 b=1 | conflict exists:client:most_recent"),
         ],
     );
     check(
         CREATED,
         &["ada 2 delete 1 @20", "bob 1 patch 1 a=3 @15"],
         &[
-            (RESTORING, "merged a=3 b=1 | exists:client:client_wins"),
+            (RESTORING, "merged a=3 b=1 | conflict exists:client:client_wins"),
             (
                 "client_wins/stays",
-                "superseded deleted a=3 b=1 | a:server:server_wins(3) exists:server:server_wins",
+                "superseded deleted a=3 b=1 | conflict a:server:server_wins(3) exists:server:server_wins",
             ),
-            (SERVER, "superseded deleted a=1 b=1 | a:server:server_wins(3) exists:server:server_wins"),
-            (RECENT, "superseded deleted a=3 b=1 | a:server:most_recent(3) exists:server:most_recent"),
+            (
+                SERVER,
+                "superseded deleted a=1 b=1 | conflict a:server:server_wins(3) exists:server:server_wins",
+            ),
+            (
+                RECENT,
+                "superseded deleted a=3 b=1 | conflict a:server:most_recent(3) exists:server:most_recent",
+            ),
         ],
     );
 }
@@ -262,18 +275,18 @@ fn a_delete_meets_an_update() {
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 delete 1 @25"],
         &[
-            (CLIENT, "merged deleted a=2 b=1 | a:client:client_wins(2) exists:client:client_wins"),
-            (SERVER, "superseded a=2 b=1 | exists:server:server_wins"),
-            (RECENT, "merged deleted a=2 b=1 | a:client:most_recent(2) exists:client:most_recent"),
+            (CLIENT, "merged deleted a=2 b=1 | conflict a:client:client_wins(2) exists:client:client_wins"),
+            (SERVER, "superseded a=2 b=1 | conflict exists:server:server_wins"),
+            (RECENT, "merged deleted a=2 b=1 | conflict a:client:most_recent(2) exists:client:most_recent"),
         ],
     );
     check(
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 delete 1 @15"],
         &[
-            (CLIENT, "merged deleted a=2 b=1 | a:client:client_wins(2) exists:client:client_wins"),
-            (SERVER, "superseded a=2 b=1 | exists:server:server_wins"),
-            (RECENT, "superseded a=2 b=1 | exists:server:most_recent"),
+            (CLIENT, "merged deleted a=2 b=1 | conflict a:client:client_wins(2) exists:client:client_wins"),
+            (SERVER, "superseded a=2 b=1 | conflict exists:server:server_wins"),
+            (RECENT, "superseded a=2 b=1 | conflict exists:server:most_recent"),
         ],
     );
     check(CREATED, &["ada 2 patch 1 a=2 @20", "bob 1 delete 2 @25"], &[(EVERY, "applied deleted a=2 b=1")]);
@@ -291,29 +304,29 @@ fn a_create_meets_a_record() {
         CREATED,
         &["bob 1 create 0 a=3 c=3 @15"],
         &[
-            (CLIENT, "merged a=3 b=1 c=3 | a:client:client_wins(1)"),
-            ("server_wins", "superseded a=1 b=1 | a:server:server_wins(3) c:server:server_wins(3)"),
-            ("server_wins/field", "merged a=1 b=1 c=3 | a:server:server_wins(3)"),
-            (RECENT, "merged a=3 b=1 c=3 | a:client:most_recent(1)"),
+            (CLIENT, "merged a=3 b=1 c=3 | conflict a:client:client_wins(1)"),
+            ("server_wins", "superseded a=1 b=1 | conflict a:server:server_wins(3) c:server:server_wins(3)"),
+            ("server_wins/field", "merged a=1 b=1 c=3 | conflict a:server:server_wins(3)"),
+            (RECENT, "merged a=3 b=1 c=3 | conflict a:client:most_recent(1)"),
         ],
     );
     check(
         CREATED,
         &["bob 1 create 0 a=3 c=3 @5"],
         &[
-            (CLIENT, "merged a=3 b=1 c=3 | a:client:client_wins(1)"),
-            ("server_wins", "superseded a=1 b=1 | a:server:server_wins(3) c:server:server_wins(3)"),
-            ("server_wins/field", "merged a=1 b=1 c=3 | a:server:server_wins(3)"),
-            (RECENT, "merged a=1 b=1 c=3 | a:server:most_recent(3)"),
+            (CLIENT, "merged a=3 b=1 c=3 | conflict a:client:client_wins(1)"),
+            ("server_wins", "superseded a=1 b=1 | conflict a:server:server_wins(3) c:server:server_wins(3)"),
+            ("server_wins/field", "merged a=1 b=1 c=3 | conflict a:server:server_wins(3)"),
+            (RECENT, "merged a=1 b=1 c=3 | conflict a:server:most_recent(3)"),
         ],
     );
     check(
         CREATED,
         &["bob 1 create 0 @15"],
         &[
-            ("client_wins client_wins/stays", "merged a=1 b=1 |"),
+            ("client_wins client_wins/stays", "merged a=1 b=1 | conflict"),
             ("client_wins/field server_wins/field most_recent_wins field_merge", "merged a=1 b=1"),
-            ("server_wins", "superseded a=1 b=1 |"),
+            ("server_wins", "superseded a=1 b=1 | conflict"),
         ],
     );
 }
@@ -325,26 +338,35 @@ fn a_create_meets_a_tombstone() {
         CREATED,
         &["ada 2 delete 1 @20", "bob 1 create 0 a=3 @25"],
         &[
-            (RESTORING, "merged a=3 b=1 | a:client:client_wins(1) exists:client:client_wins"),
+            (RESTORING, "merged a=3 b=1 | conflict a:client:client_wins(1) exists:client:client_wins"),
             (
                 "client_wins/stays",
-                "superseded deleted a=3 b=1 | a:server:server_wins(3) exists:server:server_wins",
+                "superseded deleted a=3 b=1 | conflict a:server:server_wins(3) exists:server:server_wins",
             ),
-            (SERVER, "superseded deleted a=1 b=1 | a:server:server_wins(3) exists:server:server_wins"),
-            (RECENT, "merged a=3 b=1 | a:client:most_recent(1) exists:client:most_recent"),
+            (
+                SERVER,
+                "superseded deleted a=1 b=1 | conflict a:server:server_wins(3) exists:server:server_wins",
+            ),
+            (RECENT, "merged a=3 b=1 | conflict a:client:most_recent(1) exists:client:most_recent"),
         ],
     );
     check(
         CREATED,
         &["ada 2 delete 1 @20", "bob 1 create 0 a=3 @15"],
         &[
-            (RESTORING, "merged a=3 b=1 | a:client:client_wins(1) exists:client:client_wins"),
+            (RESTORING, "merged a=3 b=1 | conflict a:client:client_wins(1) exists:client:client_wins"),
             (
                 "client_wins/stays",
-                "superseded deleted a=3 b=1 | a:server:server_wins(3) exists:server:server_wins",
+                "superseded deleted a=3 b=1 | conflict a:server:server_wins(3) exists:server:server_wins",
             ),
-            (SERVER, "superseded deleted a=1 b=1 | a:server:server_wins(3) exists:server:server_wins"),
-            (RECENT, "superseded deleted a=3 b=1 | a:server:most_recent(3) exists:server:most_recent"),
+            (
+                SERVER,
+                "superseded deleted a=1 b=1 | conflict a:server:server_wins(3) exists:server:server_wins",
+            ),
+            (
+                RECENT,
+                "superseded deleted a=3 b=1 | conflict a:server:most_recent(3) exists:server:most_recent",
+            ),
         ],
     );
     check(CREATED, &["ada 2 delete 1 @20", "ada 3 create 1 a=3 @25"], &[(EVERY, "applied a=3 b=1")]);
@@ -358,12 +380,12 @@ fn a_restore_brings_back_what_its_author_saw_deleted() {
         CREATED,
         &["ada 2 delete 1 @20", "bob 1 restore 1 @25"],
         &[
-            (RESTORING, "merged a=1 b=1 | exists:client:client_wins"),
+            (RESTORING, "merged a=1 b=1 | conflict exists:client:client_wins"),
             (
                 "client_wins/stays server_wins server_wins/field",
-                "superseded deleted a=1 b=1 | exists:server:server_wins",
+                "superseded deleted a=1 b=1 | conflict exists:server:server_wins",
             ),
-            (RECENT, "merged a=1 b=1 | exists:client:most_recent"),
+            (RECENT, "merged a=1 b=1 | conflict exists:client:most_recent"),
         ],
     );
     check(CREATED, &["bob 1 restore 1 a=3 @15"], &[(EVERY, "applied a=3 b=1")]);
@@ -432,18 +454,18 @@ fn an_equal_value_is_a_write_too() {
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 patch 1 a=2 @25"],
         &[
-            ("client_wins client_wins/stays", "merged a=2 b=1 |"),
+            ("client_wins client_wins/stays", "merged a=2 b=1 | conflict"),
             ("client_wins/field server_wins/field most_recent_wins field_merge", "merged a=2 b=1"),
-            ("server_wins", "superseded a=2 b=1 |"),
+            ("server_wins", "superseded a=2 b=1 | conflict"),
         ],
     );
     check(
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 patch 1 a=2 @15"],
         &[
-            ("client_wins client_wins/stays", "noop a=2 b=1 |"),
+            ("client_wins client_wins/stays", "noop a=2 b=1 | conflict"),
             ("client_wins/field server_wins/field most_recent_wins field_merge", "noop a=2 b=1"),
-            ("server_wins", "superseded a=2 b=1 |"),
+            ("server_wins", "superseded a=2 b=1 | conflict"),
         ],
     );
     check(CREATED, &["bob 1 patch 1 @20"], &[(EVERY, "noop a=1 b=1")]);
@@ -458,9 +480,9 @@ fn a_clock_too_far_ahead_is_held_back_and_told() {
         CREATED,
         &["ada 2 patch 1 a=2 @2500", "bob 1 patch 1 a=3 @9000"],
         &[
-            (CLIENT, "merged a=3 b=1 | clamped a:client:client_wins(2)"),
-            (SERVER, "superseded a=2 b=1 | clamped a:server:server_wins(3)"),
-            (RECENT, "merged a=3 b=1 | clamped a:client:most_recent(2)"),
+            (CLIENT, "merged a=3 b=1 | conflict clamped a:client:client_wins(2)"),
+            (SERVER, "superseded a=2 b=1 | conflict clamped a:server:server_wins(3)"),
+            (RECENT, "merged a=3 b=1 | conflict clamped a:client:most_recent(2)"),
         ],
     );
 }
@@ -471,18 +493,18 @@ fn without_a_clock_arrival_counts() {
         CREATED,
         &["ada 2 patch 1 a=2 @20", "bob 1 patch 1 a=3"],
         &[
-            (CLIENT, "merged a=3 b=1 | a:client:client_wins(2)"),
-            (SERVER, "superseded a=2 b=1 | a:server:server_wins(3)"),
-            (RECENT, "merged a=3 b=1 | a:client:most_recent(2)"),
+            (CLIENT, "merged a=3 b=1 | conflict a:client:client_wins(2)"),
+            (SERVER, "superseded a=2 b=1 | conflict a:server:server_wins(3)"),
+            (RECENT, "merged a=3 b=1 | conflict a:client:most_recent(2)"),
         ],
     );
     check(
         CREATED,
         &["ada 2 patch 1 a=2 @1500", "bob 1 patch 1 a=3"],
         &[
-            (CLIENT, "merged a=3 b=1 | a:client:client_wins(2)"),
-            (SERVER, "superseded a=2 b=1 | a:server:server_wins(3)"),
-            (RECENT, "superseded a=2 b=1 | a:server:most_recent(3)"),
+            (CLIENT, "merged a=3 b=1 | conflict a:client:client_wins(2)"),
+            (SERVER, "superseded a=2 b=1 | conflict a:server:server_wins(3)"),
+            (RECENT, "superseded a=2 b=1 | conflict a:server:most_recent(3)"),
         ],
     );
 }

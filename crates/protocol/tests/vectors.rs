@@ -1,0 +1,461 @@
+//! The golden vectors of `docs/protocol/vectors`, to the byte.
+//!
+//! `WRITE_VECTORS=1 cargo test -p driftline-protocol --test vectors` computes every answer anew from the questions
+//! in the files; what changed then shows in the diff.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use driftline_model::{Epoch, Hlc, KindName, Limits, RecordId, ScopeName, Seq, TenantId};
+use driftline_protocol::{
+    Ack, BadItem, Change, ChangeKind, Cursor, CursorKey, Document, ErrorCode, Fault, Head, Inbound, Item,
+    ItemClass, ItemCode, JsonError, Message, Outbound, Phase, RequestServerData, Resume, Retry, ServerData,
+    ServerDelta, ServerMessage, SyncData, ValueErrorKind, canonical_value, decode, encode_changes,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+// The files.
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/protocol/vectors").join(name)
+}
+
+/// Checks a list of vectors: computes each from its question and compares the whole of it.
+///
+/// `keys` is the order in which the members of a vector are written.
+fn check(name: &str, keys: &[&str], answer: fn(&Value) -> Value) {
+    let text = std::fs::read_to_string(file(name)).expect("the file of vectors");
+    let stored: Value = serde_json::from_str(&text).expect("vectors are JSON");
+    let stored = stored.as_array().expect("a list of vectors");
+    let computed: Vec<Value> = stored.iter().map(answer).collect();
+    if std::env::var_os("WRITE_VECTORS").is_some() {
+        let lines: Vec<String> = computed.iter().map(|vector| format!("  {}", line(vector, keys))).collect();
+        let written = format!("[\n{}\n]\n", lines.join(",\n"));
+        std::fs::write(file(name), written).expect("vectors are written");
+        return;
+    }
+    assert!(!stored.is_empty(), "{name} holds vectors");
+    for (stored, computed) in stored.iter().zip(&computed) {
+        assert_eq!(
+            serde_json::to_string_pretty(computed).expect("JSON"),
+            serde_json::to_string_pretty(stored).expect("JSON"),
+            "{name}"
+        );
+    }
+}
+
+/// Writes a vector on one line and in ASCII, with its members in the given order.
+fn line(vector: &Value, keys: &[&str]) -> String {
+    let members = vector.as_object().expect("a vector is an object");
+    assert!(members.keys().all(|key| keys.contains(&key.as_str())), "{vector} has an unknown member");
+    let member = |key: &&&str| members.get(**key).map(|value| format!("{}: {value}", Value::from(**key)));
+    let members: Vec<String> = keys.iter().filter_map(|key| member(&key)).collect();
+    let mut written = String::from("{");
+    for char in members.join(", ").chars() {
+        if char.is_ascii_graphic() || char == ' ' {
+            written.push(char);
+        } else {
+            let units = char
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .map(|unit| format!("\\u{unit:04x}"))
+                .collect::<String>();
+            written.push_str(&units);
+        }
+    }
+    written.push('}');
+    written
+}
+
+fn text<'v>(vector: &'v Value, key: &str) -> &'v str {
+    vector[key].as_str().unwrap_or_else(|| panic!("{key} is a text in {vector}"))
+}
+
+fn number(vector: &Value, key: &str) -> u64 {
+    vector[key].as_u64().unwrap_or_else(|| panic!("{key} is a number in {vector}"))
+}
+
+/// Keeps the question of a vector and drops its answer.
+fn question(vector: &Value, keys: &[&str]) -> Map<String, Value> {
+    keys.iter().filter_map(|key| Some(((*key).to_owned(), vector.get(*key)?.clone()))).collect()
+}
+
+fn raw(text: &str) -> Value {
+    serde_json::from_str(text).expect("canonical text is JSON")
+}
+
+// Canonical values.
+
+#[test]
+fn canonical_values() {
+    check("canonical.json", &["input", "canonical", "error", "pointer"], |vector| {
+        let mut answer = question(vector, &["input"]);
+        match Document::parse(text(vector, "input").as_bytes(), Limits::default().depth) {
+            Err(error) => {
+                let depth = matches!(error, JsonError::Depth { .. });
+                answer.insert("error".into(), if depth { "too_deep" } else { "not_json" }.into());
+            }
+            Ok(document) => {
+                let mut out = String::new();
+                match canonical_value(document.root(), &mut out) {
+                    Ok(()) => {
+                        answer.insert("canonical".into(), out.into());
+                    }
+                    Err(error) => {
+                        answer.insert("error".into(), word(error.kind).into());
+                        answer.insert("pointer".into(), error.pointer.into());
+                    }
+                }
+            }
+        }
+        answer.into()
+    });
+}
+
+fn word(kind: ValueErrorKind) -> &'static str {
+    match kind {
+        ValueErrorKind::DuplicateKey => "duplicate_key",
+        ValueErrorKind::Nul => "nul",
+        ValueErrorKind::NumberRange => "number_range",
+        ValueErrorKind::NotAnObject => "not_an_object",
+        other => panic!("no word for {other:?}"),
+    }
+}
+
+// Inbound messages.
+
+#[test]
+fn inbound_messages() {
+    check("messages.json", &["name", "frame", "message", "error"], |vector| {
+        let mut answer = question(vector, &["name", "frame"]);
+        match decode(text(vector, "frame").as_bytes(), &Limits::default()) {
+            Ok(message) => answer.insert("message".into(), summary(&message)),
+            Err(fault) => answer.insert("error".into(), refused(&fault)),
+        };
+        answer.into()
+    });
+}
+
+fn refused(fault: &Fault) -> Value {
+    let pointers: Vec<&str> = fault.errors.iter().map(|error| &*error.pointer).collect();
+    without_null(json!({"code": fault.code.as_str(), "reply_to": fault.reply_to, "pointers": pointers}))
+}
+
+fn summary(message: &Message) -> Value {
+    let body = match &message.body {
+        Inbound::StartSync(start) => json!({
+            "data_types": names(&start.data_types),
+            "total_items": start.total_items,
+            "cursor": start.cursor,
+            "epoch": start.epoch.map(|epoch| epoch.to_string()),
+            "acked_n": start.acked_n,
+            "resume": start.resume,
+        }),
+        Inbound::SyncData(SyncData { items, batch_seq, acked_n }) => json!({
+            "batch_seq": batch_seq,
+            "acked_n": acked_n,
+            "items": items.iter().map(|item| match item {
+                Ok(item) => item_summary(item),
+                Err(bad) => bad_summary(bad),
+            }).collect::<Vec<_>>(),
+        }),
+        Inbound::RequestServerData(RequestServerData { data_types, cursor, limit }) => json!({
+            "data_types": data_types.as_deref().map(names),
+            "cursor": cursor,
+            "limit": limit,
+        }),
+        Inbound::EndSync => json!({}),
+        Inbound::Heartbeat(heartbeat) => {
+            json!({"last_seq": heartbeat.last_seq, "queue_depth": heartbeat.queue_depth})
+        }
+        Inbound::Ping { timestamp } => json!({"timestamp": timestamp.as_deref().map(raw)}),
+        other => panic!("no summary of {}", other.kind()),
+    };
+    without_null(json!({
+        "type": message.body.kind(),
+        "id": message.id,
+        "sync_id": message.sync_id.as_ref().map(|id| id.as_str()),
+        "payload": without_null(body),
+    }))
+}
+
+fn names(kinds: &[KindName]) -> Vec<&str> {
+    kinds.iter().map(KindName::as_str).collect()
+}
+
+fn item_summary(item: &Item) -> Value {
+    without_null(json!({
+        "op_id": item.op_id.as_ref().map(|id| id.as_str()),
+        "n": item.n,
+        "kind": item.kind.as_str(),
+        "id": item.id.as_str(),
+        "op": item.op.as_str(),
+        "base_version": item.base_version.number(),
+        "fields": item.fields.as_str(),
+        "hlc": item.hlc.map(|hlc| hlc.to_string()),
+        "schema_version": Some(item.schema_version).filter(|version| *version > 0),
+        "group": item.group,
+    }))
+}
+
+fn bad_summary(bad: &BadItem) -> Value {
+    let pointers: Vec<&str> = bad.errors.iter().map(|error| &*error.pointer).collect();
+    without_null(json!({
+        "op_id": bad.op_id.as_ref().map(|id| id.as_str()),
+        "n": bad.n,
+        "kind": bad.kind.as_ref().map(|kind| kind.as_str()),
+        "id": bad.id.as_ref().map(|id| id.as_str()),
+        "group": bad.group,
+        "invalid": pointers,
+    }))
+}
+
+/// An absent member says that nothing was sent.
+fn without_null(value: Value) -> Value {
+    let Value::Object(members) = value else { return value };
+    members.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into()
+}
+
+// Outbound messages.
+
+#[test]
+fn outbound_messages() {
+    check("outbound.json", &["name", "type", "head", "body", "frame"], |vector| {
+        let mut answer = question(vector, &["name", "type", "head", "body"]);
+        let head = Head {
+            now_ms: number(&vector["head"], "now_ms"),
+            reply_to: vector["head"]["reply_to"].as_str().map(str::to_owned),
+            sync_id: vector["head"]["sync_id"].as_str().map(str::to_owned),
+        };
+        let outbound = outbound(text(vector, "type"), &vector["body"]);
+        assert_eq!(outbound.kind(), text(vector, "type"));
+        let frame = outbound.encode(&head);
+        assert_is_read(&frame, &head, &vector["body"]);
+        answer.insert("frame".into(), frame.into());
+        answer.into()
+    });
+}
+
+fn typed<T: DeserializeOwned>(body: &Value) -> T {
+    // Through text, because canonical texts inside a body are taken from it as they stand.
+    serde_json::from_str(&body.to_string()).unwrap_or_else(|error| panic!("{error}: {body}"))
+}
+
+fn outbound(kind: &str, body: &Value) -> Outbound {
+    match kind {
+        "connection_established" => Outbound::ConnectionEstablished(typed(body)),
+        "sync_session_started" => Outbound::SyncSessionStarted(typed(body)),
+        "ack" => Outbound::Ack(typed(body)),
+        "server_data" => Outbound::ServerData(ServerData {
+            changes: changes(body),
+            cursor: text(body, "cursor").to_owned(),
+            seq: Seq::new(number(body, "seq")),
+            hlc: text(body, "hlc").parse().expect("a clock"),
+            has_more: body["has_more"].as_bool().expect("true or false"),
+        }),
+        "server_delta" => Outbound::ServerDelta(ServerDelta {
+            prev_seq: Seq::new(number(body, "prev_seq")),
+            seq: Seq::new(number(body, "seq")),
+            cursor: text(body, "cursor").to_owned(),
+            hlc: text(body, "hlc").parse().expect("a clock"),
+            changes: Arc::from(changes(body)),
+        }),
+        "resync_required" => Outbound::ResyncRequired(typed(body)),
+        "sync_session_ended" => Outbound::SyncSessionEnded(typed(body)),
+        "heartbeat_ack" => Outbound::HeartbeatAck(typed(body)),
+        "pong" => Outbound::Pong(typed(body)),
+        "error" => Outbound::Error(typed(body)),
+        "server_draining" => Outbound::ServerDraining(typed(body)),
+        other => panic!("no outbound message {other}"),
+    }
+}
+
+fn changes(body: &Value) -> String {
+    let change = |row: &Value| Change {
+        kind: KindName::new(text(row, "kind")).expect("a kind"),
+        id: RecordId::new(text(row, "id")).expect("a record"),
+        scope: ScopeName::new(text(row, "scope")).expect("a scope"),
+        version: Seq::new(number(row, "version")),
+        change: ChangeKind::from_text(text(row, "change")).expect("a kind of change"),
+        fields: driftline_protocol::object_of_text(&row["fields"].to_string(), 64)
+            .expect("JSON")
+            .expect("an object"),
+    };
+    let rows: Vec<Change> = body["changes"].as_array().expect("rows").iter().map(change).collect();
+    encode_changes(&rows)
+}
+
+/// A client reads the frame as what it is, and finds every member of the body in it.
+fn assert_is_read(frame: &str, head: &Head, body: &Value) {
+    let read = ServerMessage::decode_reply(frame.as_bytes());
+    let (reply_to, message) = read.unwrap_or_else(|fault| panic!("{fault}: {frame}"));
+    assert_eq!(reply_to, head.reply_to);
+    assert!(!matches!(message, ServerMessage::Other(_)), "{frame}");
+    if let ServerMessage::Ack(ack) = message {
+        assert_eq!(ack, typed::<Ack>(body), "an ack survives the way");
+    }
+    let written: Value = serde_json::from_str(frame).expect("a frame is JSON");
+    for (name, value) in body.as_object().expect("a body is an object") {
+        assert_eq!(&written[name], value, "{name} in {frame}");
+    }
+}
+
+#[test]
+fn every_outbound_type_has_a_vector() {
+    let stored = std::fs::read_to_string(file("outbound.json")).expect("the file of vectors");
+    let stored: Vec<Value> = serde_json::from_str(&stored).expect("a list of vectors");
+    for kind in [
+        "connection_established",
+        "sync_session_started",
+        "ack",
+        "server_data",
+        "server_delta",
+        "resync_required",
+        "sync_session_ended",
+        "heartbeat_ack",
+        "pong",
+        "error",
+        "server_draining",
+    ] {
+        assert!(stored.iter().any(|vector| vector["type"] == kind), "no vector of {kind}");
+    }
+}
+
+// Codes.
+
+#[test]
+fn codes() {
+    let errors: Vec<Value> = ErrorCode::ALL
+        .iter()
+        .map(|code| {
+            let retry = match code.retry() {
+                Retry::No => "no",
+                Retry::Yes => "yes",
+                Retry::AfterToken => "after_token",
+                Retry::AfterResync => "after_resync",
+            };
+            json!({
+                "code": code.as_str(),
+                "status": code.status(),
+                "retryable": code.is_retryable(),
+                "retry": retry,
+                "close": code.close().map(|close| close.0),
+            })
+        })
+        .collect();
+    let items: Vec<Value> = ItemCode::ALL
+        .iter()
+        .map(|code| {
+            let class = match code.class() {
+                ItemClass::Done => "done",
+                ItemClass::Terminal => "terminal",
+                ItemClass::Retry => "retry",
+                ItemClass::Resync => "resync",
+            };
+            json!({"code": code.as_str(), "class": class, "remembered": code.is_remembered()})
+        })
+        .collect();
+    if std::env::var_os("WRITE_VECTORS").is_some() {
+        let lines = |list: &[Value], keys: &[&str]| {
+            list.iter().map(|code| format!("    {}", line(code, keys))).collect::<Vec<_>>().join(",\n")
+        };
+        let written = format!(
+            "{{\n  \"errors\": [\n{}\n  ],\n  \"items\": [\n{}\n  ]\n}}\n",
+            lines(&errors, &["code", "status", "retryable", "retry", "close"]),
+            lines(&items, &["code", "class", "remembered"])
+        );
+        std::fs::write(file("codes.json"), written).expect("vectors are written");
+    }
+    let stored = std::fs::read_to_string(file("codes.json")).expect("the file of codes");
+    let stored: Value = serde_json::from_str(&stored).expect("codes are JSON");
+    assert_eq!(stored, json!({"errors": errors, "items": items}));
+}
+
+// Cursors.
+
+#[test]
+fn cursors() {
+    let keys = ["name", "key", "tenant", "epoch", "kinds", "scopes_version", "phase", "sealed"];
+    check("cursor.json", &keys, |vector| {
+        let mut answer =
+            question(vector, &["name", "key", "tenant", "epoch", "kinds", "scopes_version", "phase"]);
+        let key = CursorKey::new(&bytes(text(vector, "key")));
+        let tenant = TenantId::new(text(vector, "tenant")).expect("a tenant");
+        let cursor = Cursor {
+            epoch: text(vector, "epoch").parse::<Epoch>().expect("an epoch"),
+            kinds: kinds(&vector["kinds"]),
+            scopes_version: number(vector, "scopes_version"),
+            phase: phase(&vector["phase"]),
+        };
+        let sealed = key.seal(&tenant, &cursor);
+        assert_eq!(key.open(&tenant, &sealed), Ok(cursor));
+        answer.insert("sealed".into(), sealed.into());
+        answer.into()
+    });
+}
+
+fn bytes(hex: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hexadecimal digits");
+    }
+    bytes
+}
+
+fn kinds(list: &Value) -> Vec<KindName> {
+    let kind = |kind: &Value| KindName::new(kind.as_str().expect("a text")).expect("a kind");
+    list.as_array().expect("a list of kinds").iter().map(kind).collect()
+}
+
+fn resume(value: &Value) -> Resume {
+    Resume { from: Seq::new(number(value, "from")), at: Seq::new(number(value, "at")) }
+}
+
+fn phase(value: &Value) -> Phase {
+    if value["log"].is_object() {
+        return Phase::Log(resume(&value["log"]));
+    }
+    let snapshot = &value["snapshot"];
+    let after = snapshot["after"].is_object().then(|| {
+        let after = &snapshot["after"];
+        let kind = KindName::new(text(after, "kind")).expect("a kind");
+        (kind, RecordId::new(text(after, "id")).expect("a record"))
+    });
+    Phase::Snapshot { after, missing: kinds(&snapshot["missing"]), then: resume(&snapshot["then"]) }
+}
+
+// Clocks.
+
+#[test]
+fn clocks() {
+    check("hlc.json", &["text", "valid", "millis", "successor", "now_ms", "tick"], |vector| {
+        let mut answer = question(vector, &["text", "now_ms"]);
+        match text(vector, "text").parse::<Hlc>() {
+            Err(_) => {
+                answer.insert("valid".into(), false.into());
+            }
+            Ok(hlc) => {
+                assert_eq!(hlc.to_string(), text(vector, "text"));
+                answer.insert("valid".into(), true.into());
+                answer.insert("millis".into(), hlc.millis().into());
+                answer.insert("successor".into(), hlc.successor().to_string().into());
+                answer.insert("tick".into(), hlc.tick(number(vector, "now_ms")).to_string().into());
+            }
+        }
+        answer.into()
+    });
+}
+
+// Hashes of items.
+
+#[test]
+fn item_hashes() {
+    check("hash.json", &["name", "item", "hash"], |vector| {
+        let mut answer = question(vector, &["name", "item"]);
+        let document = Document::parse(text(vector, "item").as_bytes(), 64).expect("JSON");
+        let item = Item::read(document.root()).unwrap_or_else(|bad| panic!("{:?}", bad.errors));
+        answer.insert("hash".into(), format!("{:016x}", item.hash).into());
+        answer.into()
+    });
+}

@@ -1,0 +1,389 @@
+//! A store in memory, for tests, simulations and embedding without a disk.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use driftline_conflict::DeviceOrder;
+use driftline_engine::{
+    AuditRow, AuditWrite, Clock, DeviceState, GroupState, Head, History, Known, Listeners, Page, PageQuery,
+    Place, PlanEnv, Random, Receipt, Row, RowKey, SessionProgress, Store, StoreError, StoredPolicy,
+    Submission, plan,
+};
+use driftline_model::{
+    DeviceKey, DeviceNo, Epoch, Hlc, KindName, Limits, OpId, RecordId, Seq, SyncId, TenantId, TenantNo,
+};
+
+/// The engine's store in memory. Every clone is the same store; nothing outlives the last one.
+#[derive(Clone)]
+pub struct MemoryStore {
+    /// Everything. The lock is held for one operation, none of which waits.
+    state: Arc<Mutex<State>>,
+    clock: Arc<dyn Clock>,
+    listeners: Arc<dyn Listeners>,
+    cursor_secret: [u8; 32],
+    limits: Limits,
+}
+
+impl std::fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MemoryStore")
+    }
+}
+
+struct State {
+    random: Arc<dyn Random>,
+    tenants: HashMap<TenantId, TenantNo>,
+    heads: HashMap<TenantNo, Head>,
+    devices: Devices,
+    states: HashMap<DeviceNo, DeviceState>,
+    rows: BTreeMap<RowKey, Row>,
+    known: BTreeMap<(DeviceNo, u64), (Known, u64)>,
+    names: HashMap<(DeviceNo, OpId), u64>,
+    audit: Vec<(u64, AuditWrite)>,
+    policies: BTreeMap<(TenantNo, KindName), (Option<String>, u64)>,
+    batches: BTreeMap<(TenantNo, DeviceNo, SyncId, u64), u64>,
+}
+
+/// Devices in the order of their numbers.
+#[derive(Default)]
+struct Devices(Vec<(TenantNo, DeviceKey)>);
+
+impl DeviceOrder for Devices {
+    fn bytes(&self, device: DeviceNo) -> &[u8] {
+        self.0.get(device.number() as usize).map_or(&[], |(_, key)| key.as_str().as_bytes())
+    }
+}
+
+impl State {
+    fn fresh_epoch(&self) -> Epoch {
+        let mut bytes = [0; 4];
+        self.random.fill(&mut bytes);
+        Epoch::new(u32::from_be_bytes(bytes))
+    }
+
+    fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
+        self.heads.get(&tenant).copied().ok_or_else(|| StoreError::Corrupt("no such tenant".into()))
+    }
+
+    fn load(&self, submission: &Submission) -> GroupState {
+        let mut state = GroupState::default();
+        if let Some(head) = self.heads.get(&submission.tenant) {
+            state.heads.insert(submission.tenant, *head);
+        }
+        let device = submission.device;
+        state.devices.insert(device, self.states.get(&device).copied().unwrap_or_default());
+        for entry in &submission.entries {
+            let by_name =
+                entry.op_id.as_ref().and_then(|op_id| self.names.get(&(device, op_id.clone())).copied());
+            for n in [by_name, entry.n].into_iter().flatten() {
+                let Some((known, _)) = self.known.get(&(device, n)) else { continue };
+                if let Some(op_id) = &known.op_id {
+                    state.by_op.insert((device, op_id.clone()), known.clone());
+                }
+                state.by_n.insert((device, n), known.clone());
+            }
+            if let (Some(kind), Some(id)) = (&entry.kind, &entry.id) {
+                let key = RowKey { tenant: submission.tenant, kind: kind.clone(), id: id.clone() };
+                let row = self.rows.get(&key).cloned();
+                state.rows.insert(key, row);
+            }
+        }
+        state
+    }
+}
+
+impl MemoryStore {
+    /// Makes an empty store.
+    #[must_use]
+    pub fn new(
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        listeners: Arc<dyn Listeners>,
+        limits: Limits,
+    ) -> Self {
+        let mut cursor_secret = [0; 32];
+        random.fill(&mut cursor_secret);
+        let state = State {
+            random,
+            tenants: HashMap::new(),
+            heads: HashMap::new(),
+            devices: Devices::default(),
+            states: HashMap::new(),
+            rows: BTreeMap::new(),
+            known: BTreeMap::new(),
+            names: HashMap::new(),
+            audit: Vec::new(),
+            policies: BTreeMap::new(),
+            batches: BTreeMap::new(),
+        };
+        Self { state: Arc::new(Mutex::new(state)), clock, listeners, cursor_secret, limits }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, submission: &Submission) -> Result<Receipt, StoreError> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let mut group = state.load(submission);
+        let now_ms = self.clock.now_ms();
+        let env = PlanEnv {
+            now_ms,
+            skew_ms_max: self.limits.skew_ms_max,
+            record_bytes: self.limits.record_bytes,
+            devices: &state.devices,
+            listening: &|tenant| self.listeners.listening(tenant),
+        };
+        let mut planned = plan(std::slice::from_ref(submission), &mut group, &env);
+        for key in planned.writes.rows {
+            if let Some(Some(row)) = group.rows.remove(&key) {
+                state.rows.insert(key, row);
+            }
+        }
+        for device in &planned.writes.devices {
+            let heard = (device.device, 0)..=(device.device, device.state.acked_n);
+            let gone: Vec<_> =
+                state.known.range(heard).map(|(key, (known, _))| (*key, known.op_id.clone())).collect();
+            for (key, op_id) in gone {
+                state.known.remove(&key);
+                if let Some(op_id) = op_id {
+                    state.names.remove(&(device.device, op_id));
+                }
+            }
+            state.states.insert(device.device, device.state);
+        }
+        for result in planned.writes.results {
+            if let Some(op_id) = &result.known.op_id {
+                state.names.insert((result.device, op_id.clone()), result.known.n);
+            }
+            state.known.insert((result.device, result.known.n), (result.known, now_ms));
+        }
+        state.audit.extend(planned.writes.audits.into_iter().map(|audit| (now_ms, audit)));
+        for (tenant, head) in planned.writes.heads {
+            state.heads.insert(tenant, head);
+        }
+        for (tenant, device, sync_id, number) in planned.writes.batches {
+            state.batches.insert((tenant, device, sync_id, number), now_ms);
+        }
+        // Told under the lock, so that listeners hear commits in their order.
+        for committed in planned.commits {
+            self.listeners.committed(committed);
+        }
+        planned.receipts.pop().ok_or_else(|| StoreError::Unavailable("no receipt".into()))
+    }
+
+    fn read_page(&self, query: &PageQuery) -> Result<Page, StoreError> {
+        let state = self.state();
+        let head = state.head(query.tenant)?;
+        let visible = |row: &&Row| {
+            query.scopes.contains(&row.scope) && (query.kinds.is_empty() || query.kinds.contains(&row.kind))
+        };
+        let of_tenant = state.rows.iter().filter(|(key, _)| key.tenant == query.tenant).map(|(_, row)| row);
+        let mut rows: Vec<&Row> = match &query.place {
+            Place::After(after) => {
+                of_tenant.filter(visible).filter(|row| row.record.version > *after).collect()
+            }
+            Place::Key(after) => of_tenant
+                .filter(visible)
+                .filter(|row| !row.deleted)
+                .filter(|row| after.as_ref().is_none_or(|(kind, id)| (&row.kind, &row.id) > (kind, id)))
+                .collect(),
+        };
+        if matches!(query.place, Place::After(_)) {
+            rows.sort_by_key(|row| row.record.version);
+        }
+        let mut bytes = 0;
+        let fits = rows.iter().take(query.rows).take_while(|row| {
+            let first = bytes == 0;
+            bytes += row.record.fields.as_str().len().max(1);
+            first || bytes <= query.bytes
+        });
+        let keep = fits.count();
+        let more = keep < rows.len();
+        Ok(Page { head, rows: rows.into_iter().take(keep).cloned().collect(), more })
+    }
+}
+
+const DAY_MS: u64 = 24 * 3_600_000;
+
+impl Store for MemoryStore {
+    async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
+        let mut state = self.state();
+        if let Some(number) = state.tenants.get(tenant) {
+            return Ok(*number);
+        }
+        let number = TenantNo::new(u32::try_from(state.tenants.len() + 1).unwrap_or(u32::MAX));
+        let head = Head {
+            epoch: state.fresh_epoch(),
+            seq: Seq::ZERO,
+            hlc: Hlc::ZERO,
+            scopes_version: 0,
+            gc_floor: Seq::ZERO,
+        };
+        state.tenants.insert(tenant.clone(), number);
+        state.heads.insert(number, head);
+        Ok(number)
+    }
+
+    async fn device(&self, tenant: TenantNo, device: &DeviceKey) -> Result<DeviceNo, StoreError> {
+        let mut state = self.state();
+        let known = state.devices.0.iter().position(|(of, key)| *of == tenant && key == device);
+        let number = known.unwrap_or_else(|| {
+            state.devices.0.push((tenant, device.clone()));
+            state.devices.0.len() - 1
+        });
+        Ok(DeviceNo::new(u32::try_from(number).unwrap_or(u32::MAX)))
+    }
+
+    async fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
+        self.state().head(tenant)
+    }
+
+    async fn commit(&self, submission: Submission) -> Result<Receipt, StoreError> {
+        self.apply(&submission)
+    }
+
+    async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
+        self.read_page(&query)
+    }
+
+    async fn record(
+        &self,
+        tenant: TenantNo,
+        kind: &KindName,
+        id: &RecordId,
+    ) -> Result<Option<Row>, StoreError> {
+        let key = RowKey { tenant, kind: kind.clone(), id: id.clone() };
+        Ok(self.state().rows.get(&key).cloned())
+    }
+
+    async fn history(
+        &self,
+        tenant: TenantNo,
+        kind: &KindName,
+        id: &RecordId,
+    ) -> Result<Option<History>, StoreError> {
+        let state = self.state();
+        let key = RowKey { tenant, kind: kind.clone(), id: id.clone() };
+        let Some(row) = state.rows.get(&key).cloned() else { return Ok(None) };
+        let device_key =
+            |device: DeviceNo| state.devices.0.get(device.number() as usize).map(|(_, key)| key.clone());
+        let devices =
+            (0_u32..).zip(&state.devices.0).map(|(at, (_, key))| (DeviceNo::new(at), key.clone())).collect();
+        let of_record = state
+            .audit
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, audit))| audit.tenant == tenant && audit.kind == *kind && audit.id == *id);
+        let mut ops: Vec<_> = row
+            .record
+            .all_marks()
+            .filter_map(|mark| {
+                let (known, _) = state.known.get(&(mark.device, mark.n))?;
+                Some((mark.device, mark.n, known.op_id.clone()?))
+            })
+            .collect();
+        let mut audit = Vec::new();
+        for (at, (at_ms, written)) in of_record {
+            if let Some(op_id) = &written.op_id {
+                ops.push((written.device, written.n, op_id.clone()));
+            }
+            audit.push(AuditRow {
+                audit_id: at as u64 + 1,
+                at_ms: *at_ms,
+                device: device_key(written.device).ok_or_else(|| StoreError::Corrupt("device".into()))?,
+                op_id: written.op_id.clone(),
+                code: written.code,
+                policy_version: written.policy_version,
+                detail: written.detail.clone(),
+            });
+        }
+        Ok(Some(History { row, devices, ops, audit }))
+    }
+
+    async fn policies(&self, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
+        let state = self.state();
+        let own = state.policies.iter().filter(|((of, _), _)| *of == tenant).filter_map(
+            |((_, kind), (doc, version))| {
+                Some(StoredPolicy { kind: kind.clone(), doc: doc.clone()?, version: *version })
+            },
+        );
+        Ok(own.collect())
+    }
+
+    async fn set_policy(
+        &self,
+        tenant: TenantNo,
+        kind: &KindName,
+        doc: Option<String>,
+    ) -> Result<Option<u64>, StoreError> {
+        let mut state = self.state();
+        let key = (tenant, kind.clone());
+        if doc.is_none() && state.policies.get(&key).is_none_or(|(doc, _)| doc.is_none()) {
+            return Ok(None);
+        }
+        let (stored, version) = state.policies.entry(key).or_insert((None, 0));
+        *stored = doc;
+        *version += 1;
+        Ok(Some(*version))
+    }
+
+    async fn begin_epoch(&self, tenant: TenantNo, left: Epoch) -> Result<Head, StoreError> {
+        let mut state = self.state();
+        let fresh = state.fresh_epoch();
+        let fresh = if fresh == left { Epoch::new(left.number().wrapping_add(1)) } else { fresh };
+        if let Some(head) = state.heads.get_mut(&tenant)
+            && head.epoch == left
+        {
+            head.epoch = fresh;
+        }
+        state.head(tenant)
+    }
+
+    async fn session(
+        &self,
+        tenant: TenantNo,
+        device: DeviceNo,
+        sync_id: &SyncId,
+    ) -> Result<Option<SessionProgress>, StoreError> {
+        let state = self.state();
+        let range = (tenant, device, sync_id.clone(), 0)..=(tenant, device, sync_id.clone(), u64::MAX);
+        let mut progress = SessionProgress::default();
+        for ((.., number), at_ms) in state.batches.range(range) {
+            progress.batches.push(*number);
+            progress.last_ms = progress.last_ms.max(*at_ms);
+        }
+        Ok((!progress.batches.is_empty()).then_some(progress))
+    }
+
+    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let before = state.known.len() + state.batches.len() + state.rows.len();
+        state.known.retain(|_, (_, at_ms)| *at_ms + 90 * DAY_MS >= now_ms);
+        let known = &state.known;
+        state.names.retain(|(device, _), n| known.contains_key(&(*device, *n)));
+        state.batches.retain(|_, at_ms| *at_ms + DAY_MS >= now_ms);
+        let heads = &mut state.heads;
+        state.rows.retain(|key, row| {
+            let old = row.record.del.is_some_and(|del| del.hlc.millis() + 30 * DAY_MS < now_ms);
+            if row.deleted && old {
+                if let Some(head) = heads.get_mut(&key.tenant) {
+                    head.gc_floor = head.gc_floor.max(row.record.version);
+                }
+                return false;
+            }
+            true
+        });
+        Ok((before - state.known.len() - state.batches.len() - state.rows.len()) as u64)
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn cursor_secret(&self) -> [u8; 32] {
+        self.cursor_secret
+    }
+}

@@ -1,0 +1,353 @@
+//! The statements of the hot path.
+//!
+//! Each is a query of its own with a static identity, so that diesel prepares it once per connection. Writes go
+//! in chunks of 100, 10 and 1 rows, which makes three statements per table.
+
+use diesel::QueryResult;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::query_dsl::RunQueryDsl;
+use diesel::result::Error;
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+use diesel::sqlite::{Sqlite, SqliteConnection};
+
+/// The rows of one table that go into one statement.
+pub(super) trait Rows: Sized {
+    /// Everything before the rows.
+    const HEAD: &'static str;
+    /// Everything after the rows.
+    const TAIL: &'static str;
+    /// Binds one row.
+    fn bind<'b>(&'b self, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()>;
+}
+
+/// A statement that writes `N` rows.
+struct Insert<'a, R, const N: usize>(&'a [R]);
+
+impl<R: Rows, const N: usize> QueryFragment<Sqlite> for Insert<'_, R, N> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        out.push_sql(R::HEAD);
+        for (at, row) in self.0.iter().enumerate() {
+            out.push_sql(if at == 0 { "(" } else { ",(" });
+            row.bind(&mut out)?;
+            out.push_sql(")");
+        }
+        out.push_sql(R::TAIL);
+        Ok(())
+    }
+}
+
+impl<R: QueryId, const N: usize> QueryId for Insert<'_, R, N> {
+    type QueryId = Insert<'static, R::QueryId, N>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl<R, const N: usize> RunQueryDsl<SqliteConnection> for Insert<'_, R, N> {}
+
+/// Writes rows in chunks of 100, 10 and 1.
+pub(super) fn insert<R: Rows + QueryId>(connection: &mut SqliteConnection, rows: &[R]) -> QueryResult<()>
+where
+    R::QueryId: 'static,
+{
+    let mut rest = rows;
+    while !rest.is_empty() {
+        let len = match rest.len() {
+            100.. => 100,
+            10.. => 10,
+            _ => 1,
+        };
+        let (chunk, after) = rest.split_at(len);
+        match len {
+            100 => Insert::<R, 100>(chunk).execute(connection)?,
+            10 => Insert::<R, 10>(chunk).execute(connection)?,
+            _ => Insert::<R, 1>(chunk).execute(connection)?,
+        };
+        rest = after;
+    }
+    Ok(())
+}
+
+macro_rules! binds {
+    ($self:ident, $out:ident, $($sql:ty => $field:ident),+ $(,)?) => {{
+        let mut first = true;
+        $(
+            if !std::mem::take(&mut first) {
+                $out.push_sql(",");
+            }
+            $out.push_bind_param::<$sql, _>(&$self.$field)?;
+        )+
+        Ok(())
+    }};
+}
+
+/// A row of `records` to be written.
+#[derive(QueryId)]
+pub(super) struct RecordWrite {
+    pub(super) tenant_no: i32,
+    pub(super) kind_no: i32,
+    pub(super) id: String,
+    pub(super) seq: i64,
+    pub(super) scope_no: i32,
+    pub(super) owner: String,
+    pub(super) fields: String,
+    pub(super) default_mark: Vec<u8>,
+    pub(super) marks: Option<Vec<u8>>,
+    pub(super) del: Option<Vec<u8>>,
+    pub(super) live: Option<Vec<u8>>,
+    pub(super) schema_version: i32,
+}
+
+impl Rows for RecordWrite {
+    const HEAD: &'static str = "INSERT INTO records (tenant_no, kind_no, id, seq, scope_no, owner, fields, default_mark, \
+         marks, del, live, schema_version) VALUES ";
+    const TAIL: &'static str = " ON CONFLICT (tenant_no, kind_no, id) DO UPDATE SET seq = excluded.seq, \
+         fields = excluded.fields, default_mark = excluded.default_mark, marks = excluded.marks, del = excluded.del, \
+         live = excluded.live, schema_version = excluded.schema_version";
+
+    fn bind<'b>(&'b self, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        binds!(self, out, Integer => tenant_no, Integer => kind_no, Text => id, BigInt => seq, Integer => scope_no,
+            Text => owner, Text => fields, Binary => default_mark, Nullable<Binary> => marks, Nullable<Binary> => del,
+            Nullable<Binary> => live, Integer => schema_version)
+    }
+}
+
+/// A row of `op_results` to be written.
+#[derive(QueryId)]
+pub(super) struct ResultRow {
+    pub(super) device_no: i32,
+    pub(super) n: i64,
+    pub(super) tenant_no: i32,
+    pub(super) op_id: Option<Vec<u8>>,
+    pub(super) hash: i64,
+    pub(super) code: i32,
+    pub(super) seq: i64,
+    pub(super) at: i64,
+}
+
+impl Rows for ResultRow {
+    const HEAD: &'static str =
+        "INSERT INTO op_results (device_no, n, tenant_no, op_id, hash, code, seq, at) VALUES ";
+    const TAIL: &'static str = "";
+
+    fn bind<'b>(&'b self, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        binds!(self, out, Integer => device_no, BigInt => n, Integer => tenant_no, Nullable<Binary> => op_id,
+            BigInt => hash, Integer => code, BigInt => seq, BigInt => at)
+    }
+}
+
+/// A row of `audit` to be written.
+#[derive(QueryId)]
+pub(super) struct AuditInsert {
+    pub(super) tenant_no: i32,
+    pub(super) at: i64,
+    pub(super) kind_no: i32,
+    pub(super) id: String,
+    pub(super) seq: i64,
+    pub(super) device_no: i32,
+    pub(super) sub: String,
+    pub(super) op_id: Option<Vec<u8>>,
+    pub(super) n: i64,
+    pub(super) code: i32,
+    pub(super) strategy: &'static str,
+    pub(super) policy_version: i64,
+    pub(super) correlation_id: String,
+    pub(super) detail: String,
+}
+
+impl Rows for AuditInsert {
+    const HEAD: &'static str = "INSERT INTO audit (tenant_no, at, kind_no, id, seq, device_no, sub, op_id, n, code, \
+         strategy, policy_version, correlation_id, detail) VALUES ";
+    const TAIL: &'static str = "";
+
+    fn bind<'b>(&'b self, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        binds!(self, out, Integer => tenant_no, BigInt => at, Integer => kind_no, Text => id, BigInt => seq,
+            Integer => device_no, Text => sub, Nullable<Binary> => op_id, BigInt => n, Integer => code,
+            Text => strategy, BigInt => policy_version, Text => correlation_id, Text => detail)
+    }
+}
+
+/// Declares a statement with named parts: SQL pieces and the values bound between them.
+macro_rules! statement {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $rust:ty => $sql:ty),* $(,)? } = $($piece:tt)+) => {
+        $(#[$doc])*
+        #[derive(QueryId)]
+        pub(super) struct $name {
+            $(pub(super) $field: $rust,)*
+        }
+
+        impl QueryFragment<Sqlite> for $name {
+            fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+                statement!(@pieces self out { $($field => $sql),* } $($piece)+);
+                Ok(())
+            }
+        }
+
+        impl RunQueryDsl<SqliteConnection> for $name {}
+    };
+    (@pieces $self:ident $out:ident { $($field:ident => $sql:ty),* } $($piece:literal $(? $bind:ident : $bsql:ty)?)+) => {
+        $(
+            $out.push_sql($piece);
+            $($out.push_bind_param::<$bsql, _>(&$self.$bind)?;)?
+        )+
+    };
+}
+
+/// The columns of a record as a query gives them.
+pub(super) type RecordSql = (
+    Integer,
+    Text,
+    BigInt,
+    Integer,
+    Text,
+    Text,
+    Binary,
+    Nullable<Binary>,
+    Nullable<Binary>,
+    Nullable<Binary>,
+    Integer,
+);
+
+/// A record as a query gives it.
+pub(super) type RecordRow =
+    (i32, String, i64, i32, String, String, Vec<u8>, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, i32);
+
+statement! {
+    /// The records of one kind whose ids stand in a JSON array.
+    LoadRecords { ids: String => Text, tenant_no: i32 => Integer, kind_no: i32 => Integer } =
+    "SELECT r.kind_no, r.id, r.seq, r.scope_no, r.owner, r.fields, r.default_mark, r.marks, r.del, r.live, \
+     r.schema_version FROM json_each(" ? ids: Text
+    ") AS j CROSS JOIN records AS r ON r.tenant_no = " ? tenant_no: Integer
+    " AND r.kind_no = " ? kind_no: Integer
+    " AND r.id = j.value"
+}
+
+impl Query for LoadRecords {
+    type SqlType = RecordSql;
+}
+
+statement! {
+    /// The records of one scope that changed after a place.
+    PageByLog {
+        tenant_no: i32 => Integer, scope_no: i32 => Integer, after: i64 => BigInt, kinds: Option<String> => Nullable<Text>,
+        rows: i64 => BigInt,
+    } =
+    "SELECT kind_no, id, seq, scope_no, owner, fields, default_mark, marks, del, live, schema_version \
+     FROM records INDEXED BY records_seq WHERE tenant_no = " ? tenant_no: Integer
+    " AND scope_no = " ? scope_no: Integer
+    " AND seq > " ? after: BigInt
+    " AND (" ? kinds: Nullable<Text>
+    " IS NULL OR kind_no IN (SELECT value FROM json_each(" ? kinds: Nullable<Text>
+    "))) ORDER BY seq LIMIT " ? rows: BigInt
+}
+
+impl Query for PageByLog {
+    type SqlType = RecordSql;
+}
+
+statement! {
+    /// The live records of some scopes by kind and id.
+    PageByKey {
+        tenant_no: i32 => Integer, kind_no: i32 => Integer, id: String => Text, scopes: String => Text,
+        kinds: Option<String> => Nullable<Text>, rows: i64 => BigInt,
+    } =
+    "SELECT kind_no, id, seq, scope_no, owner, fields, default_mark, marks, del, live, schema_version \
+     FROM records INDEXED BY records_key WHERE tenant_no = " ? tenant_no: Integer
+    " AND (kind_no, id) > (" ? kind_no: Integer
+    ", " ? id: Text
+    ") AND scope_no IN (SELECT value FROM json_each(" ? scopes: Text
+    ")) AND (" ? kinds: Nullable<Text>
+    " IS NULL OR kind_no IN (SELECT value FROM json_each(" ? kinds: Nullable<Text>
+    "))) AND (del IS NULL OR substr(del, 1, 1) <> x'01') ORDER BY kind_no, id LIMIT " ? rows: BigInt
+}
+
+impl Query for PageByKey {
+    type SqlType = RecordSql;
+}
+
+/// The columns of a remembered answer.
+pub(super) type KnownSql = (BigInt, Nullable<Binary>, BigInt, Integer, BigInt);
+
+/// A remembered answer as a query gives it.
+pub(super) type KnownRow = (i64, Option<Vec<u8>>, i64, i32, i64);
+
+statement! {
+    /// Remembered answers by number; the numbers stand in a JSON array.
+    KnownByNumber { numbers: String => Text, device_no: i32 => Integer } =
+    "SELECT o.n, o.op_id, o.hash, o.code, o.seq FROM json_each(" ? numbers: Text
+    ") AS j CROSS JOIN op_results AS o ON o.device_no = " ? device_no: Integer
+    " AND o.n = j.value"
+}
+
+impl Query for KnownByNumber {
+    type SqlType = KnownSql;
+}
+
+statement! {
+    /// Remembered answers by name; the names stand as hexadecimal digits in a JSON array.
+    KnownByName { names: String => Text, device_no: i32 => Integer } =
+    "SELECT o.n, o.op_id, o.hash, o.code, o.seq FROM json_each(" ? names: Text
+    ") AS j CROSS JOIN op_results AS o ON o.device_no = " ? device_no: Integer
+    " AND o.op_id = unhex(j.value)"
+}
+
+impl Query for KnownByName {
+    type SqlType = KnownSql;
+}
+
+statement! {
+    /// Forgets the answers that a device has heard.
+    ForgetAnswers { device_no: i32 => Integer, acked_n: i64 => BigInt } =
+    "DELETE FROM op_results WHERE device_no = " ? device_no: Integer
+    " AND n <= " ? acked_n: BigInt
+}
+
+statement! {
+    /// Moves a device.
+    MoveDevice { last_n: i64 => BigInt, acked_n: i64 => BigInt, at: i64 => BigInt, device_no: i32 => Integer } =
+    "UPDATE devices SET last_n = " ? last_n: BigInt
+    ", acked_n = " ? acked_n: BigInt
+    ", last_seen_at = " ? at: BigInt
+    " WHERE device_no = " ? device_no: Integer
+}
+
+statement! {
+    /// Moves a head.
+    MoveHead { seq: i64 => BigInt, hlc: i64 => BigInt, tenant_no: i32 => Integer } =
+    "UPDATE stream_head SET seq = " ? seq: BigInt
+    ", hlc = " ? hlc: BigInt
+    " WHERE tenant_no = " ? tenant_no: Integer
+}
+
+statement! {
+    /// Remembers an answered batch.
+    AnswerBatch {
+        tenant_no: i32 => Integer, device_no: i32 => Integer, sync_id: String => Text, batch_seq: i64 => BigInt,
+        at: i64 => BigInt,
+    } =
+    "INSERT INTO sync_batches (tenant_no, device_no, sync_id, batch_seq, at) VALUES (" ? tenant_no: Integer
+    ", " ? device_no: Integer
+    ", " ? sync_id: Text
+    ", " ? batch_seq: BigInt
+    ", " ? at: BigInt
+    ") ON CONFLICT DO UPDATE SET at = excluded.at"
+}
+
+/// The columns of a head.
+pub(super) type HeadSql = (Text, BigInt, BigInt, BigInt, BigInt);
+
+/// A head as a query gives it.
+pub(super) type HeadRow = (String, i64, i64, i64, i64);
+
+statement! {
+    /// A tenant's head.
+    LoadHead { tenant_no: i32 => Integer } =
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
+}
+
+impl Query for LoadHead {
+    type SqlType = HeadSql;
+}
+
+/// Tells whether a failure is a doubled key, which only an answer that was remembered before can cause.
+pub(super) fn is_unique_violation(error: &Error) -> bool {
+    matches!(error, Error::DatabaseError(diesel::result::DatabaseErrorKind::UniqueViolation, _))
+}

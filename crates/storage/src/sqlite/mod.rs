@@ -1,0 +1,222 @@
+//! The embedded store: one SQLite file, one writing thread, a few reading ones.
+
+mod codec;
+mod hot;
+mod names;
+mod open;
+mod queries;
+mod readers;
+mod rows;
+mod writer;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use diesel::prelude::*;
+use driftline_engine::{
+    Head, History, Page, PageQuery, Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy,
+    Submission,
+};
+use driftline_model::{DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo};
+use tokio::sync::oneshot;
+
+pub use open::{Fatal, OpenError, SqliteOptions};
+
+use names::Names;
+use readers::Readers;
+use writer::{Job, Writer};
+
+/// The engine's store on one SQLite file.
+///
+/// The file is opened with a write-ahead log and `synchronous=FULL`, asserted on every connection: what was
+/// answered is on the disk. Every clone speaks to the same threads; the last one to go stops them.
+#[derive(Clone)]
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    jobs: Option<SyncSender<Job>>,
+    readers: Readers,
+    names: Arc<Names>,
+    cursor_secret: [u8; 32],
+    /// Numbers of tenants and devices that were asked for. The lock is held for look-ups and insertions only.
+    tenants: Mutex<HashMap<TenantId, TenantNo>>,
+    /// As above.
+    devices: Mutex<HashMap<(TenantNo, DeviceKey), DeviceNo>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SqliteStore")
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(writer) = self.writer.take() {
+            // A panic of the writer was reported by the panic hook already.
+            let _ = writer.join();
+        }
+    }
+}
+
+/// Numbers of devices that are held in memory.
+const DEVICES_MAX: usize = 200_000;
+
+pub(crate) fn store_error(error: diesel::result::Error) -> StoreError {
+    match error {
+        diesel::result::Error::DeserializationError(error) => StoreError::Corrupt(error.to_string()),
+        other => StoreError::Unavailable(other.to_string()),
+    }
+}
+
+fn stopped() -> StoreError {
+    StoreError::Unavailable("the store has stopped".into())
+}
+
+impl SqliteStore {
+    fn send(&self, job: Job) -> Result<(), StoreError> {
+        let jobs = self.shared.jobs.as_ref().ok_or_else(stopped)?;
+        jobs.try_send(job).map_err(|_| StoreError::Unavailable("the writer's queue is full".into()))
+    }
+
+    /// Runs a function on the writing connection, in a transaction of its own.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Writer) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let run = Box::new(move |writer: &mut Writer| {
+            let done = writer.transaction(work);
+            // Nobody waits any more; the work is done all the same.
+            let _ = answer.send(done);
+        });
+        self.send(Job::Run(run))?;
+        answered.await.map_err(|_| stopped())?
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut SqliteConnection, &Names) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let names = Arc::clone(&self.shared.names);
+        self.shared.readers.run(move |connection| work(connection, &names)).await
+    }
+}
+
+impl Store for SqliteStore {
+    async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
+        let known = self.shared.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).copied();
+        if let Some(number) = known {
+            return Ok(number);
+        }
+        let wanted = tenant.clone();
+        let number = self.write(move |writer| queries::tenant(writer, &wanted)).await?;
+        let mut tenants = self.shared.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        tenants.insert(tenant.clone(), number);
+        Ok(number)
+    }
+
+    async fn device(&self, tenant: TenantNo, device: &DeviceKey) -> Result<DeviceNo, StoreError> {
+        let key = (tenant, device.clone());
+        let known = self.shared.devices.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        if let Some(number) = known {
+            return Ok(number);
+        }
+        let wanted = device.clone();
+        let found = self.read(move |connection, _| queries::find_device(connection, tenant, &wanted)).await?;
+        let number = match found {
+            Some(number) => number,
+            None => {
+                let wanted = device.clone();
+                self.write(move |writer| queries::register_device(writer, tenant, &wanted)).await?
+            }
+        };
+        let mut devices = self.shared.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        if devices.len() >= DEVICES_MAX {
+            devices.clear();
+        }
+        devices.insert(key, number);
+        Ok(number)
+    }
+
+    async fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
+        self.read(move |connection, _| queries::head(connection, tenant)).await
+    }
+
+    async fn commit(&self, submission: Submission) -> Result<Receipt, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Job::Commit(submission, answer))?;
+        answered.await.map_err(|_| stopped())?
+    }
+
+    async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
+        self.read(move |connection, names| queries::page(connection, names, &query)).await
+    }
+
+    fn record(
+        &self,
+        tenant: TenantNo,
+        kind: &KindName,
+        id: &RecordId,
+    ) -> impl Future<Output = Result<Option<Row>, StoreError>> + Send {
+        let (kind, id) = (kind.clone(), id.clone());
+        self.read(move |connection, names| queries::record(connection, names, tenant, &kind, &id))
+    }
+
+    fn history(
+        &self,
+        tenant: TenantNo,
+        kind: &KindName,
+        id: &RecordId,
+    ) -> impl Future<Output = Result<Option<History>, StoreError>> + Send {
+        let (kind, id) = (kind.clone(), id.clone());
+        self.read(move |connection, names| queries::history(connection, names, tenant, &kind, &id))
+    }
+
+    async fn policies(&self, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
+        self.read(move |connection, names| queries::policies(connection, names, tenant)).await
+    }
+
+    fn set_policy(
+        &self,
+        tenant: TenantNo,
+        kind: &KindName,
+        doc: Option<String>,
+    ) -> impl Future<Output = Result<Option<u64>, StoreError>> + Send {
+        let kind = kind.clone();
+        self.write(move |writer| queries::set_policy(writer, tenant, &kind, doc.as_deref()))
+    }
+
+    async fn begin_epoch(&self, tenant: TenantNo, left: Epoch) -> Result<Head, StoreError> {
+        self.write(move |writer| queries::begin_epoch(writer, tenant, left)).await
+    }
+
+    fn session(
+        &self,
+        tenant: TenantNo,
+        device: DeviceNo,
+        sync_id: &SyncId,
+    ) -> impl Future<Output = Result<Option<SessionProgress>, StoreError>> + Send {
+        let sync_id = sync_id.clone();
+        self.read(move |connection, _| queries::session(connection, tenant, device, &sync_id))
+    }
+
+    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
+        self.write(move |writer| queries::prune(writer, now_ms)).await
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.write(queries::probe).await
+    }
+
+    fn cursor_secret(&self) -> [u8; 32] {
+        self.shared.cursor_secret
+    }
+}

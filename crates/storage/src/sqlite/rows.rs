@@ -1,0 +1,73 @@
+//! Records between SQL and the engine.
+
+use driftline_conflict::Record;
+use driftline_engine::{Head, Row, StoreError};
+use driftline_model::{Epoch, Hlc, Object, RecordId, Seq, TenantNo};
+
+use super::codec::{decode_del, decode_mark, decode_marks, encode_del, encode_marks, mark_bytes};
+use super::hot::{HeadRow, RecordRow, RecordWrite};
+use super::names::{Names, tenant_sql};
+
+fn corrupt(what: &str) -> StoreError {
+    StoreError::Corrupt(what.to_owned())
+}
+
+pub(super) fn seq_of(number: i64) -> Result<Seq, StoreError> {
+    u64::try_from(number).map(Seq::new).map_err(|_| corrupt("seq"))
+}
+
+pub(super) fn sql(number: u64) -> i64 {
+    i64::try_from(number).expect("numbers from the wire and the sequence stay below 2^53")
+}
+
+pub(super) fn head_of(row: HeadRow) -> Result<Head, StoreError> {
+    let (epoch, seq, hlc, scopes_version, gc_floor) = row;
+    Ok(Head {
+        epoch: epoch.parse::<Epoch>().map_err(|_| corrupt("epoch"))?,
+        seq: seq_of(seq)?,
+        hlc: Hlc::from_bits(u64::try_from(hlc).map_err(|_| corrupt("hlc"))?),
+        scopes_version: u64::try_from(scopes_version).map_err(|_| corrupt("scopes_version"))?,
+        gc_floor: seq_of(gc_floor)?,
+    })
+}
+
+pub(super) fn row_of(names: &Names, row: RecordRow) -> Result<Row, StoreError> {
+    let (kind_no, id, seq, scope_no, owner, fields, default_mark, marks, del, live, schema_version) = row;
+    let default_mark = decode_mark(&default_mark)?;
+    let (del, deleted) = decode_del(del.as_deref())?;
+    let live = live.as_deref().map_or(Ok(default_mark), decode_mark)?;
+    Ok(Row {
+        kind: names.kind_name(kind_no)?,
+        id: RecordId::new(&id).map_err(|_| corrupt("id"))?,
+        scope: names.scope_name(scope_no)?,
+        owner: owner.into(),
+        schema_version: u32::try_from(schema_version).map_err(|_| corrupt("schema_version"))?,
+        deleted,
+        record: Record {
+            version: seq_of(seq)?,
+            fields: Object::from_canonical(fields).map_err(|_| corrupt("fields"))?,
+            default_mark,
+            marks: decode_marks(marks.as_deref())?,
+            del,
+            live,
+        },
+    })
+}
+
+pub(super) fn write_of(tenant: TenantNo, kind_no: i32, scope_no: i32, row: &Row) -> RecordWrite {
+    let record = &row.record;
+    RecordWrite {
+        tenant_no: tenant_sql(tenant),
+        kind_no,
+        id: row.id.as_str().to_owned(),
+        seq: sql(record.version.number()),
+        scope_no,
+        owner: row.owner.to_string(),
+        fields: record.fields.as_str().to_owned(),
+        default_mark: mark_bytes(&record.default_mark),
+        marks: encode_marks(&record.marks),
+        del: encode_del(record.del.as_ref(), row.deleted),
+        live: (record.live != record.default_mark).then(|| mark_bytes(&record.live)),
+        schema_version: i32::try_from(row.schema_version).unwrap_or(i32::MAX),
+    }
+}
