@@ -1,1 +1,40 @@
-fn main() {}
+//! The Driftline server: chooses and wires; everything it does is done by the library crates.
+
+mod commands;
+mod config;
+mod key;
+mod run;
+
+use clap::{Parser, Subcommand};
+
+/// Offline-first sync and real-time backend.
+#[derive(Debug, Parser)]
+#[command(name = "driftline-server", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run for development: on this machine only, with a token printed; undeclared kinds are accepted.
+    Dev(run::RunArguments),
+    /// Run for others: needs a key in the configuration.
+    Serve(run::RunArguments),
+    /// Print a token for development or scripts.
+    Token(commands::TokenArguments),
+    /// Bring the database to the newest schema.
+    Migrate(commands::MigrateArguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DRIFTLINE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,driftline_server=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Arguments::parse().command.unwrap_or_else(|| Command::Dev(run::RunArguments::default())) {
+        Command::Dev(arguments) => run::run(&arguments, run::Mode::Dev),
+        Command::Serve(arguments) => run::run(&arguments, run::Mode::Serve),
+        Command::Token(arguments) => commands::token(&arguments),
+        Command::Migrate(arguments) => commands::migrate(&arguments),
+    }
+}

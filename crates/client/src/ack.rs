@@ -2,7 +2,8 @@
 
 use driftline_model::Seq;
 use driftline_protocol::{
-    Ack, ChangeKind, ErrorCode, ErrorMessage, Fault, Item, ItemClass, ItemCode, ItemResult, ResyncReason, Retry,
+    Ack, ChangeKind, ErrorCode, ErrorMessage, Fault, Item, ItemClass, ItemCode, ItemResult, ResyncReason,
+    Retry,
 };
 
 use crate::event::{Acknowledged, DeadLetter, Event};
@@ -60,7 +61,7 @@ impl Replica {
         }
     }
 
-    /// Takes a decided edit out of the queue; its effect stays visible.
+    /// Takes a decided edit out of the queue; its effect stays visible if the server took it.
     fn finish(&mut self, n: u64, mut result: ItemResult) {
         let Some(item) = self.take_off(n) else { return };
         let version = result.version.map(Seq::new);
@@ -83,12 +84,13 @@ impl Replica {
             return;
         }
         match version.filter(|_| own || result.code == ItemCode::Noop) {
+            // Pages told of it before. Deltas did not pass it: they wait for acks.
+            Some(version) if version <= self.pull.seq => {}
             Some(version) => {
-                let guess = self.is_guess(&item);
-                self.records.acknowledge(item, version, self.pull.seq);
-                if guess {
+                if self.is_guess(&item) {
                     self.pull.want();
                 }
+                self.records.acknowledge(item, version);
             }
             // The state is not the one that the edit asked for, and only a pull can tell which it is.
             None => self.pull.want(),
@@ -102,15 +104,17 @@ impl Replica {
         item.op == Restore || item.op == Create && known
     }
 
-    /// Applies the record that a result carries, if it carries one.
+    /// Applies the record that a result carries, if it carries one; a resend may get one that is long past.
     fn apply_canonical(&mut self, item: &Item, result: &ItemResult) -> bool {
         let Some(record) = &result.record else { return false };
+        let version = Seq::new(record.version);
         let change = if record.deleted { ChangeKind::Delete } else { ChangeKind::Put };
         let key = (item.kind.clone(), item.id.clone());
-        if let Some(unseen) = &mut self.pull.unseen {
-            unseen.remove(&key);
-        }
-        if self.records.apply(&key, Seq::new(record.version), change, record.fields.clone()) {
+        if version > self.pull.seq && self.records.apply(&key, version, change, record.fields.clone()) {
+            // A snapshot under way has yet to tell of it, unless it is newer than the snapshot.
+            if let Some(unseen) = &mut self.pull.unseen {
+                unseen.insert(key.clone());
+            }
             let (kind, id) = key;
             self.events.push(Event::Changed { kind, id });
         }
@@ -170,13 +174,7 @@ impl Replica {
         self.events.push(Event::ServerError(error));
     }
 
-    fn refuse_batch(
-        &mut self,
-        batch: &Batch,
-        code: Option<ErrorCode>,
-        error: &ErrorMessage,
-        until_ms: u64,
-    ) {
+    fn refuse_batch(&mut self, batch: &Batch, code: Option<ErrorCode>, error: &ErrorMessage, until_ms: u64) {
         let too_large = matches!(code, Some(ErrorCode::BatchTooLarge | ErrorCode::MessageTooLarge));
         match batch.ns.as_slice() {
             &[n] if too_large => {

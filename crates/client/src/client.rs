@@ -82,7 +82,8 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
             Err(cause) => return Err(ConnectError { replica: Box::new(replica), cause }),
         };
         replica.handle_connected(world.sync_id());
-        let mut client = Self { replica, socket, sent_ms: world.now_ms(), world: world.clone(), closed: None };
+        let mut client =
+            Self { replica, socket, sent_ms: world.now_ms(), world: world.clone(), closed: None };
         match client.drive(CONNECT_MAX, Replica::is_greeted).await {
             Ok(()) => Ok(client),
             Err(cause) => Err(ConnectError { replica: Box::new(client.disconnect().await), cause }),

@@ -88,7 +88,8 @@ pub enum EditError {
 /// # Ok::<(), driftline_client::FieldsError>(())
 /// ```
 pub fn fields(json: &str) -> Result<Object, FieldsError> {
-    let parsed = object_of_text(json, Limits::default().depth).map_err(|error| FieldsError(error.to_string()))?;
+    let parsed =
+        object_of_text(json, Limits::default().depth).map_err(|error| FieldsError(error.to_string()))?;
     parsed.map_err(|error| FieldsError(error.to_string()))
 }
 

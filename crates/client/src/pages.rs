@@ -5,6 +5,7 @@ use driftline_protocol::{ResyncReason, Rows};
 
 use crate::event::Event;
 use crate::pull::{Deferred, Order, Pull};
+use crate::records::Told;
 use crate::replica::Replica;
 use crate::session::Link;
 
@@ -46,6 +47,9 @@ impl Replica {
             return;
         }
         for key in self.pull.unseen.take().unwrap_or_default() {
+            if self.records.version(&key) > seq {
+                continue;
+            }
             self.records.sweep(&key);
             let (kind, id) = key;
             self.events.push(Event::Changed { kind, id });
@@ -53,7 +57,7 @@ impl Replica {
         if self.pull.order == Order::SnapshotFirst {
             self.pull.order = Order::Any;
         }
-        self.arrive(seq, cursor);
+        self.arrive(seq, cursor, Told::Everything);
         self.queue.rebase(|key| self.records.version(key));
         self.pull.wanted = std::mem::take(&mut self.pull.missed) > seq || self.pull.wanted;
         self.events.push(Event::CaughtUp { seq });
@@ -76,9 +80,9 @@ impl Replica {
         rows
     }
 
-    fn arrive(&mut self, seq: Seq, cursor: String) {
+    fn arrive(&mut self, seq: Seq, cursor: String, told: Told) {
         self.pull.arrive(seq, cursor);
-        self.records.fold_through(seq);
+        self.records.reach(seq, told);
     }
 
     pub(crate) fn handle_delta(&mut self, prev_seq: Seq, rows: Rows) {
@@ -119,7 +123,7 @@ impl Replica {
             return self.pull.want();
         }
         let Rows { cursor, seq, .. } = self.apply_rows(rows);
-        self.arrive(seq, cursor);
+        self.arrive(seq, cursor, Told::OthersOnly);
     }
 
     /// Begins anew; unsent edits stay. Without an epoch the present session's word for it is the latest.

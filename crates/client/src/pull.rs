@@ -114,7 +114,6 @@ impl Pull {
         self.cursor = None;
         self.in_flight = None;
         self.hold_until_ms = None;
-        self.unseen = None;
         self.between_pages = false;
         self.order = order;
         if order == Order::SnapshotFirst {

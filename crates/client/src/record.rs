@@ -104,13 +104,18 @@ impl Record {
         true
     }
 
-    /// Puts acknowledged changes up to `seq` into the body, which everything of the server up to there has reached.
+    /// Puts acknowledged changes up to `seq` into the body, which every change of others up to there has reached.
     pub(crate) fn fold_through(&mut self, seq: Seq) {
         let highest = self.acked.iter().rev().map(|entry| entry.version).find(|version| *version <= seq);
         self.fold_where(|entry| entry <= seq);
         if let (Some(body), Some(highest)) = (&mut self.body, highest) {
             body.version = body.version.max(highest);
         }
+    }
+
+    /// Drops acknowledged changes up to `seq`: the body tells of everything up to there.
+    pub(crate) fn drop_through(&mut self, seq: Seq) {
+        self.acked.retain(|entry| entry.version > seq);
     }
 
     /// Forgets the version, so that whatever another epoch says is news.
@@ -136,8 +141,7 @@ impl Record {
             }
             let live = self.body.take().filter(|body| !body.deleted).map(|body| Cow::Owned(body.fields));
             let fields = effect(live, entry.op, &entry.fields).map(Cow::into_owned);
-            self.body =
-                Some(Body { version, deleted: fields.is_none(), fields: fields.unwrap_or_default() });
+            self.body = Some(Body { version, deleted: fields.is_none(), fields: fields.unwrap_or_default() });
         }
     }
 }
@@ -153,10 +157,8 @@ fn effect<'a>(fields: Option<Cow<'a, Object>>, op: ItemOp, written: &'a Object) 
 
 /// Writes the members of `over` into those of `base`.
 fn merge(base: &Object, over: &Object) -> Object {
-    let mut merged = ObjectBuilder::with_capacity(
-        base.as_str().len() + over.as_str().len(),
-        base.len() + over.len(),
-    );
+    let mut merged =
+        ObjectBuilder::with_capacity(base.as_str().len() + over.as_str().len(), base.len() + over.len());
     let (mut base, mut over) = (base.iter().peekable(), over.iter().peekable());
     loop {
         let order = match (base.peek(), over.peek()) {

@@ -10,6 +10,15 @@ use crate::record::{Body, Record, View};
 /// Names a record on the device.
 pub(crate) type Key = (KindName, RecordId);
 
+/// Whose changes the server tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Everybody's, as pages do. An own change that none of them showed is not there any more.
+    Everything,
+    /// Those of other devices, as deltas do.
+    OthersOnly,
+}
+
 /// The records by kind and id, with an index of those that wait for the body to catch up.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
@@ -37,10 +46,7 @@ impl Records {
             .flat_map(|(kind, records)| records.iter().map(move |(id, record)| (kind, id, record)))
     }
 
-    pub(crate) fn view<'a>(
-        record: &'a Record,
-        item: impl Fn(u64) -> Option<&'a Item>,
-    ) -> Option<View<'a>> {
+    pub(crate) fn view<'a>(record: &'a Record, item: impl Fn(u64) -> Option<&'a Item>) -> Option<View<'a>> {
         record.view(record.pending.iter().filter_map(|&n| item(n)).map(|item| (item.op, &item.fields)))
     }
 
@@ -75,26 +81,24 @@ impl Records {
         self.entry(key).apply(version, change, fields)
     }
 
-    /// Keeps a change that the server took at `version`; `seq` is where the device is caught up.
-    pub(crate) fn acknowledge(&mut self, item: Item, version: Seq, seq: Seq) {
+    /// Keeps a change that the server took at `version` until the body has caught up.
+    pub(crate) fn acknowledge(&mut self, item: Item, version: Seq) {
         let key = (item.kind, item.id);
-        let record = self.entry(&key);
-        if record.acknowledge(version, item.op, item.fields) {
-            if version <= seq {
-                record.fold_through(seq);
-            } else {
-                self.acked.insert((version, key.clone()));
-            }
+        if self.entry(&key).acknowledge(version, item.op, item.fields) {
+            self.acked.insert((version, key.clone()));
         }
         self.tidy(&key);
     }
 
-    /// Puts every acknowledged change up to `seq` into its body.
-    pub(crate) fn fold_through(&mut self, seq: Seq) {
+    /// Settles every acknowledged change up to `seq`, which the bodies have reached with changes of `told`.
+    pub(crate) fn reach(&mut self, seq: Seq, told: Told) {
         while let Some(first) = self.acked.first().filter(|(version, _)| *version <= seq).cloned() {
             self.acked.remove(&first);
             let (_, key) = first;
-            self.entry(&key).fold_through(seq);
+            match told {
+                Told::Everything => self.entry(&key).drop_through(seq),
+                Told::OthersOnly => self.entry(&key).fold_through(seq),
+            }
             self.tidy(&key);
         }
     }

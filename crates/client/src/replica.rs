@@ -55,7 +55,10 @@ impl Replica {
     /// The most edits that may wait.
     pub const QUEUE_MAX: usize = 1_000_000;
 
-    /// Makes the replica of a device that has never synced. No kinds: all that the user may read.
+    /// Makes the replica of a device that has never synced.
+    ///
+    /// `data_types` are the kinds that it pulls; none: all that the user may read. Edits of other kinds are pushed too,
+    /// but no local copy of them is kept.
     #[must_use]
     pub fn new(data_types: Vec<KindName>) -> Self {
         Self {
@@ -81,9 +84,9 @@ impl Replica {
 
     /// Goes through all records with own changes on top, by kind and id; deleted ones are left out.
     pub fn views(&self) -> impl Iterator<Item = (&KindName, &RecordId, View<'_>)> {
-        self.records.iter().filter_map(|(kind, id, record)| {
-            Some((kind, id, Records::view(record, |n| self.queue.item(n))?))
-        })
+        self.records
+            .iter()
+            .filter_map(|(kind, id, record)| Some((kind, id, Records::view(record, |n| self.queue.item(n))?)))
     }
 
     /// Returns a record as the server last told it, without own changes.
@@ -149,7 +152,10 @@ impl Replica {
     /// Never before the first pull, and not between the loss of a connection and the next session.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.queue.len() == 0 && !self.pull.is_running() && self.pull.cursor.is_some() && !self.pull.is_behind()
+        self.queue.len() == 0
+            && !self.pull.is_running()
+            && self.pull.cursor.is_some()
+            && !self.pull.is_behind()
     }
 
     // Commands of the app.

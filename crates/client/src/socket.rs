@@ -114,7 +114,8 @@ fn is_accepted(headers: &HeaderMap, key: &str) -> bool {
         let value = headers.get(name).and_then(|value| value.to_str().ok());
         value.is_some_and(|value| value.eq_ignore_ascii_case(wanted))
     };
-    let digest = Sha1::new().chain_update(key).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
+    let digest =
+        Sha1::new().chain_update(key).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
     let accept = headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value == &STANDARD.encode(digest));
     accept && is(UPGRADE, "websocket") && is(CONNECTION, "upgrade")
 }
@@ -202,9 +203,11 @@ mod tests {
     fn the_accept_key_is_that_of_the_standard() {
         // The example of RFC 6455 §1.3.
         let mut headers = HeaderMap::new();
-        for (name, value) in
-            [(UPGRADE, "WebSocket"), (CONNECTION, "Upgrade"), (SEC_WEBSOCKET_ACCEPT, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")]
-        {
+        for (name, value) in [
+            (UPGRADE, "WebSocket"),
+            (CONNECTION, "Upgrade"),
+            (SEC_WEBSOCKET_ACCEPT, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
+        ] {
             headers.insert(name, value.parse().expect("a header"));
         }
         assert!(is_accepted(&headers, "dGhlIHNhbXBsZSBub25jZQ=="));

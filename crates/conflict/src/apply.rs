@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use driftline_model::{Hlc, Object, Seq};
+use driftline_model::{Hlc, Seq};
 
 use crate::change::{Change, Context, Op};
 use crate::decision::{Audit, Decision, Existence, FieldDecision, Outcome, Rule, Stamp, Winner};
@@ -447,16 +447,8 @@ impl<'a> Merge<'a> {
         if self.writes.is_empty() && self.del == self.record.del && self.live == self.record.live {
             return None;
         }
-        let mut record = Record {
-            version: self.context.next,
-            fields: Object::empty(),
-            default_mark: self.record.default_mark,
-            marks: self.record.marks.clone(),
-            del: self.del,
-            live: self.live,
-        };
-        record.fields.clone_from(&self.record.fields);
-        record.write(&self.writes);
+        let mut record = self.record.written(&self.writes);
+        (record.version, record.del, record.live) = (self.context.next, self.del, self.live);
         Some(record)
     }
 }

@@ -92,28 +92,34 @@ impl Record {
         found.map_or(self.default_mark, |at| self.marks[at].1)
     }
 
-    /// Writes fields; a write without a value only moves the mark. Writes are in canonical order.
-    pub(crate) fn write(&mut self, writes: &[Write<'_>]) {
-        if writes.is_empty() {
-            return;
-        }
-        if writes.iter().any(|write| write.value.is_some()) {
-            self.fields = merged(&self.fields, writes);
-        }
-        let first = writes[0].mark;
-        let uniform = writes.iter().all(|write| write.mark == first);
-        if uniform && writes.len() == self.fields.len() {
-            self.default_mark = first;
-            self.marks.clear();
-            return;
-        }
-        for write in writes {
-            match self.marks.binary_search_by(|(name, _)| key_cmp(name, write.name)) {
-                Ok(at) => self.marks[at].1 = write.mark,
-                Err(at) => self.marks.insert(at, (Box::from(write.name), write.mark)),
+    /// Gives the record with fields written; a write without a value only moves the mark. Writes are in canonical
+    /// order.
+    pub(crate) fn written(&self, writes: &[Write<'_>]) -> Self {
+        let changes = writes.iter().any(|write| write.value.is_some());
+        let fields = if changes { merged(&self.fields, writes) } else { self.fields.clone() };
+        let (default_mark, marks) = match writes.first() {
+            Some(first) if writes.len() == fields.len() && writes.iter().all(|w| w.mark == first.mark) => {
+                (first.mark, Vec::new())
             }
-        }
+            _ => (self.default_mark, marked(&self.marks, writes)),
+        };
+        Self { version: self.version, fields, default_mark, marks, del: self.del, live: self.live }
     }
+}
+
+/// Merges two sorted lists of marks into one.
+fn marked(old: &[(Box<str>, Mark)], writes: &[Write<'_>]) -> Vec<(Box<str>, Mark)> {
+    let mut built = Vec::with_capacity(old.len() + writes.len());
+    let mut writes = writes.iter().peekable();
+    for (name, mark) in old {
+        while let Some(write) = writes.next_if(|write| key_cmp(write.name, name) == Ordering::Less) {
+            built.push((Box::from(write.name), write.mark));
+        }
+        let mark = writes.next_if(|write| *write.name == **name).map_or(*mark, |write| write.mark);
+        built.push((name.clone(), mark));
+    }
+    built.extend(writes.map(|write| (Box::from(write.name), write.mark)));
+    built
 }
 
 /// One field to be written.
@@ -160,10 +166,10 @@ mod tests {
 
     #[test]
     fn writes_merge_in_order_and_keep_exceptions_only() {
-        let mut record = Record::created(object(r#"{"b":1,"d":2}"#), mark(1));
+        let record = Record::created(object(r#"{"b":1,"d":2}"#), mark(1));
         let writes = [("a", Some("0")), ("b", Some("9")), ("e", Some("5"))];
         let writes = writes.map(|(name, value)| Write { name, value, mark: mark(2) });
-        record.write(&writes);
+        let record = record.written(&writes);
         assert_eq!(record.fields.as_str(), r#"{"a":0,"b":9,"d":2,"e":5}"#);
         assert_eq!(record.marks.len(), 3);
         assert_eq!(record.mark("d"), Some(mark(1)));
@@ -176,8 +182,8 @@ mod tests {
     #[test]
     fn rewriting_every_field_makes_one_default_mark() {
         let mut record = Record::created(object(r#"{"a":1,"b":2}"#), mark(1));
-        record.write(&[Write { name: "a", value: Some("7"), mark: mark(2) }]);
-        record.write(&["a", "b"].map(|name| Write { name, value: Some("8"), mark: mark(3) }));
+        record = record.written(&[Write { name: "a", value: Some("7"), mark: mark(2) }]);
+        record = record.written(&["a", "b"].map(|name| Write { name, value: Some("8"), mark: mark(3) }));
         assert_eq!((record.marks.len(), record.default_mark), (0, mark(3)));
     }
 }

@@ -99,9 +99,7 @@ fn tell_losses(history: &History, field: &mut FieldExplanation) {
         let root = document.root();
         let decided = root.get("fields").and_then(|fields| find_canonical(fields, &field.name));
         let Some(decided) = decided else { continue };
-        let text =
-            |name: &str| decided.get(name).and_then(|node| node.as_str()).map(std::borrow::Cow::into_owned);
-        field.rule = text("rule");
+        field.rule = decided.get("rule").and_then(|node| node.as_str()).map(std::borrow::Cow::into_owned);
         field.policy_version = Some(audit.policy_version);
         let client_lost = decided.get("winner").is_some_and(|winner| winner.is_str("server"));
         let lost = if client_lost {

@@ -129,6 +129,12 @@ impl Session {
             && self.waiting.len() < 16
     }
 
+    /// Tells whether the session has ended; what it still wants is to be done.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// Returns when [`Session::handle_time`] has to be called next, in Unix milliseconds.
     #[must_use]
     pub fn deadline_ms(&self) -> u64 {

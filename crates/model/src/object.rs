@@ -170,11 +170,21 @@ pub struct NotCanonical;
 /// Both names are in canonical form, as they stand between their quotes.
 #[must_use]
 pub fn key_cmp(a: &str, b: &str) -> Ordering {
-    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii() && byte != b'\\');
-    if plain(a) && plain(b) {
-        return a.as_bytes().cmp(b.as_bytes());
+    // Up to the first difference both read the same. Where no escape stands before it and it is between two ASCII
+    // characters that stand for themselves, it decides.
+    for (x, y) in a.bytes().zip(b.bytes()) {
+        if x == b'\\' || y == b'\\' {
+            return utf16(a).cmp(utf16(b));
+        }
+        if x != y {
+            if x.is_ascii() && y.is_ascii() {
+                return x.cmp(&y);
+            }
+            return utf16(a).cmp(utf16(b));
+        }
     }
-    utf16(a).cmp(utf16(b))
+    // One is the beginning of the other.
+    a.len().cmp(&b.len())
 }
 
 fn utf16(text: &str) -> impl Iterator<Item = u16> {

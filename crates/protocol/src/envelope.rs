@@ -107,9 +107,8 @@ impl<'d> Envelope<'d> {
     ///
     /// # Errors
     /// `VALIDATION_ERROR` when it is no string of at most 64 bytes.
-    pub fn id(&self) -> Result<Option<String>, Fault> {
-        // Without a payload of its own the top level is the payload, where an `id` may be anything.
-        let node = self.root.get("id").filter(|node| !node.is_null());
+    pub fn message_id(root: Node<'_>) -> Result<Option<String>, Fault> {
+        let node = root.get("id").filter(|node| !node.is_null());
         match node.map(|node| node.as_str()) {
             None => Ok(None),
             Some(Some(id)) if id.len() <= 64 => Ok(Some(id.into_owned())),

@@ -123,14 +123,12 @@ pub struct SyncRequest {
 /// [`Fault`] with the code that answers it; it carries the message's `id` whenever that was readable.
 pub fn decode(frame: &[u8], limits: &Limits) -> Result<Message, Fault> {
     let document = Envelope::parse(frame, limits)?;
-    let envelope = Envelope::open(document.root())?;
-    let id = envelope.id()?;
-    body(&envelope, limits).map(|(sync_id, body)| Message { id: id.clone(), sync_id, body }).map_err(
-        |mut fault| {
-            fault.reply_to = id;
-            fault
-        },
-    )
+    let id = Envelope::message_id(document.root())?;
+    let opened = Envelope::open(document.root()).and_then(|envelope| body(&envelope, limits));
+    opened.map(|(sync_id, body)| Message { id: id.clone(), sync_id, body }).map_err(|mut fault| {
+        fault.reply_to = id;
+        fault
+    })
 }
 
 fn body(envelope: &Envelope<'_>, limits: &Limits) -> Result<(Option<SyncId>, Inbound), Fault> {

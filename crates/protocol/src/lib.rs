@@ -27,6 +27,7 @@ mod outbound;
 mod policy;
 mod rows;
 mod time;
+mod views;
 mod write;
 
 pub use canonical::{ValueError, ValueErrorKind, canonical_object, canonical_value, object_of_text};
@@ -46,4 +47,8 @@ pub use outbound::{
 pub use policy::{FieldPolicyDoc, PolicyDoc};
 pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
 pub use time::{format_millis, parse_time};
+pub use views::{
+    ExplainDoc, ExplainField, ExplainLoss, ListDoc, PolicyView, RecordDoc, encode_changes_answer,
+    encode_sync_answer, plain_name, raw_json, raw_object, to_json,
+};
 pub use write::{write_json_string, write_number};

@@ -1,1 +1,29 @@
-//! x
+//! What the tests of several Driftline crates share; no product depends on it.
+//!
+//! - [`World`]: a clock that stands until it is moved, seeded randomness, a recorder of commits, a folder that is
+//!   removed at the end.
+//! - [`Author`] and [`Draft`]: batches in a few words.
+//! - [`conformance`]: the laws that every store keeps.
+//! - [`Rng`] and [`block_on`]: the same random history on every machine, and futures without a runtime.
+//!
+//! ```
+//! use driftline_model::{DeviceNo, TenantNo};
+//! use driftline_testkit::{Author, create, patch};
+//!
+//! let ada = Author::new(TenantNo::new(1), DeviceNo::new(1), "ada");
+//! let batch = ada.batch([create("n1", r#"{"title":"a"}"#).n(1), patch("n1", 1, r#"{"title":"b"}"#).n(2)]);
+//! assert_eq!(batch.entries.len(), 2);
+//! ```
+
+mod batch;
+pub mod conformance;
+mod folder;
+mod rng;
+mod wait;
+mod world;
+
+pub use batch::{Author, Draft, create, delete, object, patch, refused, restore};
+pub use folder::TempFolder;
+pub use rng::Rng;
+pub use wait::block_on;
+pub use world::{FixedClock, Recorder, SeededRandom, World};

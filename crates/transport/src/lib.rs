@@ -1,1 +1,24 @@
-//! x
+//! The doors of Driftline: hyper drives the connections, axum routes, fastwebsockets reads frames.
+//!
+//! A handler translates and calls the engine; no SQL, no merge and no policy is known here. Mount [`router`] in
+//! an axum service of your own, or let [`serve`] run a listener with bounded heads, bodies and connections.
+//!
+//! What the crate does not do: it stores nothing and decides nothing about records.
+
+mod app;
+mod auth;
+mod handlers;
+mod listener;
+mod observe;
+mod reply;
+mod request;
+mod routes;
+mod system;
+mod ws;
+
+pub use app::{App, Settings};
+pub use auth::{AuthError, Authenticate, Claims, Grant, SharedSecret};
+pub use listener::{ServeError, serve};
+pub use observe::{MetricsHandle, MetricsObserver, install_metrics};
+pub use routes::{Access, Door, ROUTES, Route, RouteId, router};
+pub use system::{SystemClock, SystemRandom};

@@ -1,0 +1,224 @@
+//! Running the server.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use driftline_engine::{Clock, Engine, Hub, Listeners, Random, Store as _};
+use driftline_storage::{SqliteOptions, SqliteStore};
+use driftline_transport::{
+    App, Grant, MetricsObserver, Settings, SharedSecret, SystemClock, SystemRandom, install_metrics, serve,
+};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::commands::database;
+use crate::config::Config;
+use crate::key;
+
+/// The database's file in the data folder.
+pub(crate) const DATABASE: &str = "driftline.db";
+
+/// How the server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// For development, on this machine only.
+    Dev,
+    /// For others.
+    Serve,
+}
+
+/// Where and how to run.
+#[derive(Debug, Default, Args)]
+pub(crate) struct RunArguments {
+    /// Where to listen; port 0 takes any free one.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Where the data is kept.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// The configuration file.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// `off` lifts rates, admission and per-user caps, for measuring; sizes and depths stay limited.
+    #[arg(long)]
+    limits: Option<LimitsSwitch>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LimitsSwitch {
+    On,
+    Off,
+}
+
+/// Finds the data folder: the flag's, the configured one, else `./driftline-data`.
+pub(crate) fn data_dir(flag: Option<&Path>, config: &Config) -> PathBuf {
+    flag.map(Path::to_owned)
+        .or_else(|| config.server.data_dir.clone())
+        .unwrap_or_else(|| "driftline-data".into())
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn run(arguments: &RunArguments, mode: Mode) -> anyhow::Result<()> {
+    let config = Config::load(arguments.config.as_deref())?;
+    let folder = data_dir(arguments.data_dir.as_deref(), &config);
+    let secret = match mode {
+        Mode::Dev => key::development(&config, &folder)?,
+        Mode::Serve => match key::configured(&config)? {
+            Some(secret) => secret,
+            None => bail!(
+                "serve needs a key to check tokens with: set auth.secret in the configuration or DRIFTLINE_AUTH_SECRET"
+            ),
+        },
+    };
+    runtime()?.block_on(run_until_stopped(arguments, mode, &config, &folder, secret))
+}
+
+/// One core is served best by one thread that never hands work over.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut builder = if cores == 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    builder.enable_all().build().context("cannot start the runtime")
+}
+
+async fn run_until_stopped(
+    arguments: &RunArguments,
+    mode: Mode,
+    config: &Config,
+    folder: &Path,
+    secret: SharedSecret,
+) -> anyhow::Result<()> {
+    let metrics = install_metrics();
+    let listener = bind(arguments.listen.or(config.server.listen), mode).await?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let unlimited = arguments.limits == Some(LimitsSwitch::Off);
+    let (store, app) = assemble(config, folder, mode, &secret, unlimited, metrics)?;
+    println!("listening on http://{address}");
+    if mode == Mode::Dev {
+        introduce(address, folder, &secret);
+    }
+    std::io::stdout().flush().context("cannot write to stdout")?;
+    tracing::info!(%address, folder = %folder.display(), "listening");
+    let upkeep = tokio::spawn(keep_up(store));
+    let stopping = Arc::clone(&app);
+    let stopper = tokio::spawn(async move {
+        match stop_signal().await {
+            Ok(name) => tracing::info!(signal = name, "shutting down"),
+            Err(error) => tracing::error!(%error, "signals cannot be heard, shutting down"),
+        }
+        stopping.drain();
+    });
+    let served = serve(listener, app).await;
+    upkeep.abort();
+    stopper.abort();
+    Ok(served?)
+}
+
+/// Opens the store and puts engine and doors on it.
+fn assemble(
+    config: &Config,
+    folder: &Path,
+    mode: Mode,
+    secret: &SharedSecret,
+    unlimited: bool,
+    metrics: Option<driftline_transport::MetricsHandle>,
+) -> anyhow::Result<(SqliteStore, Arc<App<SqliteStore>>)> {
+    let limits = config.limits()?;
+    let catalogue = config.catalogue(mode == Mode::Dev)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let random: Arc<dyn Random> = Arc::new(SystemRandom);
+    let hub = Arc::new(Hub::new(limits.pending_deltas));
+    let store = SqliteStore::open(SqliteOptions {
+        file: database(folder)?,
+        clock: Arc::clone(&clock),
+        random: Arc::clone(&random),
+        listeners: Arc::clone(&hub) as Arc<dyn Listeners>,
+        fatal: Box::new(|reason| {
+            // Nobody can tell what is on the disk now; a restart reads it afresh.
+            tracing::error!(reason, "the disk cannot be trusted, ending the process");
+            std::process::exit(74);
+        }),
+        skew_ms_max: limits.skew_ms_max,
+        record_bytes: limits.record_bytes,
+        readers: 2,
+    })?;
+    let engine = Engine::new(store.clone(), hub, catalogue, limits, MetricsObserver::default());
+    let settings = Settings { origins: config.server.origins.clone(), unlimited };
+    let app = App::new(engine, Box::new(secret.clone()), clock, random, settings, metrics);
+    Ok((store, Arc::new(app)))
+}
+
+/// Ports tried in development before giving up.
+const PORTS: std::ops::Range<u16> = 8000..8100;
+
+async fn bind(wanted: Option<SocketAddr>, mode: Mode) -> anyhow::Result<TcpListener> {
+    if let Some(address) = wanted {
+        if mode == Mode::Dev && !address.ip().is_loopback() {
+            bail!("dev listens on this machine only; use serve for {address}");
+        }
+        return TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"));
+    }
+    if mode == Mode::Serve {
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORTS.start));
+        return TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"));
+    }
+    for port in PORTS {
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+            return Ok(listener);
+        }
+    }
+    bail!("no port from {} to {} is free", PORTS.start, PORTS.end - 1)
+}
+
+/// Tells a newcomer what to do next.
+fn introduce(address: SocketAddr, folder: &Path, secret: &SharedSecret) {
+    let expires_s = SystemClock.now_ms() / 1000 + 30 * 86_400;
+    let token = secret.mint(&Grant {
+        tenant: "default".into(),
+        sub: "dev".into(),
+        roles: vec!["admin".into(), "staff".into()],
+        device_id: None,
+        expires_s,
+        claims: serde_json::Map::new(),
+    });
+    println!(
+        "data in {folder}; this machine only; any kind of record is accepted\n\
+         token (30 days, tenant default, user dev):\n  {token}\n\
+         try, in another terminal:\n  \
+         TOKEN={token}\n  \
+         curl -s http://{address}/api/v1/sync?device_id=phone-1 -H \"Authorization: Bearer $TOKEN\" \\\n    \
+         -d '{{\"batch\":[{{\"op_id\":\"hello-1\",\"n\":1,\"kind\":\"note\",\"id\":\"n-1\",\"op\":\"create\",\"fields\":{{\"text\":\"hello\"}}}}]}}'\n  \
+         curl -s http://{address}/api/v1/records/note -H \"Authorization: Bearer $TOKEN\"",
+        folder = folder.display(),
+    );
+}
+
+/// Removes what is past its retention, once an hour.
+async fn keep_up(store: SqliteStore) {
+    let mut hourly = tokio::time::interval(Duration::from_secs(3600));
+    loop {
+        hourly.tick().await;
+        match store.prune(SystemClock.now_ms()).await {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "removed rows past their retention"),
+            Err(error) => tracing::warn!(%error, "removing old rows failed"),
+        }
+    }
+}
+
+async fn stop_signal() -> std::io::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}

@@ -1,0 +1,196 @@
+//! The laws that every store keeps, whatever it stores in.
+//!
+//! A law is a function of a [`Bed`], a store of its own in a world of its own. [`run_all`] goes through all of them;
+//! stores that outlive their process pass [`run_durable`] too.
+
+mod commits;
+mod concurrency;
+mod durable;
+mod groups;
+mod history;
+mod listeners;
+mod names;
+mod pages;
+mod repeats;
+mod retention;
+
+use driftline_engine::{Head, Page, PageQuery, Place, Receipt, Row, Store, Submission, SubmissionResult};
+use driftline_model::{KindName, RecordId, ScopeName, Seq, TenantNo};
+use driftline_protocol::ItemCode;
+
+use crate::batch::{Author, Draft};
+use crate::wait::block_on;
+use crate::world::World;
+
+/// One law.
+pub type Law<S> = fn(&Bed<S>);
+
+/// Names every law.
+macro_rules! laws {
+    ($($module:ident::$law:ident),* $(,)?) => {
+        vec![$((concat!(stringify!($module), "::", stringify!($law)), $module::$law as Law<S>)),*]
+    };
+}
+
+/// Lists the laws of every store with their names.
+#[must_use]
+pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
+    laws![
+        names::numbers_are_stable,
+        names::tenants_are_apart,
+        names::policies_have_rising_versions,
+        names::an_epoch_is_left_once,
+        names::a_session_remembers_its_batches,
+        names::writing_can_be_probed,
+        commits::every_code_is_given,
+        commits::only_changes_take_a_place_in_the_sequence,
+        commits::another_epoch_applies_nothing,
+        commits::changes_without_a_name_are_numbered,
+        commits::a_foreign_record_is_not_touched,
+        commits::large_batches_are_whole,
+        commits::a_clock_that_goes_back_is_harmless,
+        repeats::a_resend_gets_the_first_answer,
+        repeats::a_refusal_is_remembered,
+        repeats::another_intent_is_refused,
+        repeats::heard_answers_are_forgotten,
+        repeats::nothing_can_be_heard_before_it_was_said,
+        groups::a_group_is_applied_whole,
+        groups::a_failed_group_leaves_nothing,
+        groups::a_failed_group_tells_of_nothing_it_did,
+        groups::what_was_done_before_stays_done,
+        pages::the_log_is_read_in_order,
+        pages::scopes_are_merged_without_a_gap,
+        pages::the_key_order_holds_every_live_row_once,
+        pages::kinds_are_filtered,
+        pages::tombstones_are_in_the_log_only,
+        pages::a_page_holds_one_row_at_least,
+        pages::unknown_names_find_nothing,
+        history::a_record_comes_back_as_it_was,
+        history::a_decision_is_accounted_for,
+        history::devices_and_changes_are_named,
+        listeners::commits_are_told_in_order,
+        listeners::only_changes_are_told,
+        listeners::nobody_listens_without_cost,
+        retention::old_answers_are_pruned,
+        retention::old_batches_are_pruned,
+        retention::old_tombstones_are_pruned,
+        concurrency::writers_share_one_sequence,
+    ]
+}
+
+/// Checks every law on stores that the function opens.
+pub fn run_all<S: Store>(open: impl Fn(&World) -> S) {
+    for (seed, (name, law)) in (1..).zip(laws::<S>()) {
+        println!("law {name}");
+        law(&Bed::new(World::new(seed), &open));
+    }
+}
+
+/// Checks that everything is still there when a store is opened again in the same world.
+pub fn run_durable<S: Store>(open: impl Fn(&World) -> S) {
+    durable::everything_is_still_there(World::new(1), &open);
+}
+
+/// A store of its own in a world of its own.
+#[derive(Debug)]
+pub struct Bed<S> {
+    /// The store.
+    pub store: S,
+    /// Its world.
+    pub world: World,
+}
+
+impl<S: Store> Bed<S> {
+    /// Opens a store.
+    pub fn new(world: World, open: &impl Fn(&World) -> S) -> Self {
+        Self { store: open(&world), world }
+    }
+
+    fn author(&self, user: &str, device: &str) -> Author {
+        Author::join(&self.store, "acme", user, device)
+    }
+
+    fn commit(&self, submission: Submission) -> Receipt {
+        block_on(self.store.commit(submission)).expect("a commit")
+    }
+
+    fn push(&self, author: &Author, drafts: impl IntoIterator<Item = Draft>) -> Vec<SubmissionResult> {
+        self.commit(author.batch(drafts)).results
+    }
+
+    #[track_caller]
+    fn check_push(
+        &self,
+        author: &Author,
+        drafts: impl IntoIterator<Item = Draft>,
+        codes: &[ItemCode],
+    ) -> Vec<SubmissionResult> {
+        let results = self.push(author, drafts);
+        assert_eq!(codes_of(&results), codes, "{results:#?}");
+        results
+    }
+
+    fn head(&self, tenant: TenantNo) -> Head {
+        block_on(self.store.head(tenant)).expect("a head")
+    }
+
+    fn row(&self, author: &Author, kind: &str, id: &str) -> Option<Row> {
+        let (kind, id) = (kind_name(kind), RecordId::new(id).expect("an id"));
+        block_on(self.store.record(author.tenant, &kind, &id)).expect("a read")
+    }
+
+    fn note(&self, author: &Author, id: &str) -> Row {
+        self.row(author, "note", id).expect("the record exists")
+    }
+
+    fn page(&self, query: PageQuery) -> Page {
+        block_on(self.store.page(query)).expect("a page")
+    }
+
+    /// Reads the log of a reader to its end.
+    fn log(&self, query: PageQuery) -> Vec<Row> {
+        let mut rows: Vec<Row> = Vec::new();
+        loop {
+            let last = rows.last().map_or(Seq::ZERO, |row| row.record.version);
+            let page = self.page(PageQuery { place: Place::After(last), ..query.clone() });
+            assert!(!page.rows.is_empty() || !page.more, "an empty page has nothing behind it");
+            assert!(page.rows.len() <= query.rows, "a page keeps to its rows");
+            rows.extend(page.rows);
+            if !page.more {
+                return rows;
+            }
+        }
+    }
+}
+
+/// Asks for everything that an author may read.
+fn everything(author: &Author) -> PageQuery {
+    PageQuery {
+        tenant: author.tenant,
+        scopes: author.scopes(),
+        kinds: Vec::new(),
+        place: Place::After(Seq::ZERO),
+        rows: 1000,
+        bytes: 1 << 20,
+    }
+}
+
+fn codes_of(results: &[SubmissionResult]) -> Vec<ItemCode> {
+    results.iter().map(|result| result.code).collect()
+}
+
+fn ids_of(rows: &[Row]) -> Vec<&str> {
+    rows.iter().map(|row| row.id.as_str()).collect()
+}
+
+fn versions_of(rows: &[Row]) -> Vec<u64> {
+    rows.iter().map(|row| row.record.version.number()).collect()
+}
+
+fn kind_name(kind: &str) -> KindName {
+    KindName::new(kind).expect("a kind's name")
+}
+
+fn owner_of(author: &Author) -> ScopeName {
+    ScopeName::owner(&author.user)
+}

@@ -1,0 +1,156 @@
+//! What every handler shares.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use driftline_engine::{Clock, Engine, Random, Store};
+use driftline_model::{DeviceNo, TenantNo};
+use tokio::sync::{mpsc, watch};
+
+use crate::auth::Authenticate;
+use crate::observe::{Counts, MetricsHandle, MetricsObserver};
+
+/// How the doors behave.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Origins of pages that may connect, beside pages of the same host.
+    pub origins: Vec<String>,
+    /// Whether admission is unlimited, for measuring.
+    pub unlimited: bool,
+}
+
+/// A server: the engine behind its doors.
+pub struct App<S> {
+    pub(crate) engine: Engine<S, MetricsObserver>,
+    pub(crate) auth: Box<dyn Authenticate>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) settings: Settings,
+    pub(crate) counts: Counts,
+    pub(crate) metrics: Option<MetricsHandle>,
+    pub(crate) active: AtomicUsize,
+    connections: AtomicU64,
+    /// Who is connected, by device. The lock is held for one insertion or removal.
+    devices: Mutex<HashMap<(TenantNo, DeviceNo), Seat>>,
+    draining: watch::Sender<bool>,
+    /// Every session holds a clone; when all are gone, all sessions have ended.
+    pub(crate) alive: Mutex<Option<mpsc::Sender<()>>>,
+}
+
+/// Where a device sits.
+#[derive(Debug)]
+struct Seat {
+    connection: u64,
+    replaced: Arc<tokio::sync::Notify>,
+}
+
+impl<S> std::fmt::Debug for App<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl<S: Store> App<S> {
+    /// Puts a server together.
+    pub fn new(
+        engine: Engine<S, MetricsObserver>,
+        auth: Box<dyn Authenticate>,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        settings: Settings,
+        metrics: Option<MetricsHandle>,
+    ) -> Self {
+        Self {
+            engine,
+            auth,
+            clock,
+            random,
+            settings,
+            counts: Counts::default(),
+            metrics,
+            active: AtomicUsize::new(0),
+            connections: AtomicU64::new(0),
+            devices: Mutex::default(),
+            draining: watch::Sender::new(false),
+            alive: Mutex::new(None),
+        }
+    }
+
+    /// Returns the engine.
+    pub fn engine(&self) -> &Engine<S, MetricsObserver> {
+        &self.engine
+    }
+
+    /// Starts to shut down: readiness fails, sessions end with `server_draining`.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    pub(crate) fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    pub(crate) fn random_hex(&self) -> String {
+        let mut bytes = [0; 8];
+        self.random.fill(&mut bytes);
+        format!("{:016x}", u64::from_be_bytes(bytes))
+    }
+
+    pub(crate) fn random_u128(&self) -> u128 {
+        let mut bytes = [0; 16];
+        self.random.fill(&mut bytes);
+        u128::from_be_bytes(bytes)
+    }
+
+    pub(crate) fn next_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Tells whether one more connection is let in.
+    pub(crate) fn admits(&self) -> bool {
+        self.settings.unlimited || self.active.load(Ordering::Relaxed) < self.engine.limits().connections
+    }
+
+    /// Seats a device; a connection of the same device that was there before is told to go.
+    pub(crate) fn seat(
+        &self,
+        tenant: TenantNo,
+        device: DeviceNo,
+        connection: u64,
+    ) -> Arc<tokio::sync::Notify> {
+        let replaced = Arc::new(tokio::sync::Notify::new());
+        let seat = Seat { connection, replaced: Arc::clone(&replaced) };
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = devices.insert((tenant, device), seat) {
+            before.replaced.notify_one();
+        }
+        replaced
+    }
+
+    pub(crate) fn unseat(&self, tenant: TenantNo, device: DeviceNo, connection: u64) {
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        if devices.get(&(tenant, device)).is_some_and(|seat| seat.connection == connection) {
+            devices.remove(&(tenant, device));
+        }
+    }
+
+    /// Hands out the token that keeps a shutdown waiting for a session.
+    pub(crate) fn alive(&self) -> Option<mpsc::Sender<()>> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Waits until the server shuts down.
+pub(crate) async fn drained(draining: &mut watch::Receiver<bool>) {
+    // The sender lives in the app, which outlives whoever waits here.
+    let _ = draining.wait_for(|draining| *draining).await;
+}

@@ -1,0 +1,33 @@
+//! Liveness, readiness and metrics.
+
+use axum::body::Body;
+use axum::http::{Response, StatusCode};
+use driftline_engine::Store;
+
+use crate::app::App;
+use crate::reply::{json, typed};
+
+/// The process answers; nothing else is asked.
+pub(super) fn alive() -> Response<Body> {
+    json(StatusCode::OK, r#"{"status":"alive"}"#.into())
+}
+
+/// The node can take work: its store takes a write, and it is not shutting down.
+pub(super) async fn ready<S: Store>(app: &App<S>) -> Response<Body> {
+    if app.is_draining() {
+        return json(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"draining"}"#.into());
+    }
+    match app.engine.store().probe().await {
+        Ok(()) => json(StatusCode::OK, r#"{"status":"ready","checks":{"store":"ok"}}"#.into()),
+        Err(error) => {
+            tracing::warn!(%error, "not ready: the store takes no write");
+            let body = r#"{"status":"not_ready","checks":{"store":"unavailable"}}"#;
+            json(StatusCode::SERVICE_UNAVAILABLE, body.into())
+        }
+    }
+}
+
+pub(super) fn metrics<S: Store>(app: &App<S>) -> Response<Body> {
+    let text = app.metrics.as_ref().map(crate::observe::MetricsHandle::render).unwrap_or_default();
+    typed(StatusCode::OK, "text/plain; version=0.0.4", text)
+}

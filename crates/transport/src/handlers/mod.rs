@@ -1,0 +1,86 @@
+//! Handlers translate: a request in, an engine's answer out.
+
+mod health;
+mod policies;
+mod records;
+mod sync;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::Response;
+use driftline_engine::{Identity, Store};
+use driftline_model::{KindName, RecordId};
+use driftline_protocol::{ErrorCode, Fault};
+
+use crate::app::App;
+use crate::reply::Refusal;
+use crate::request::{Pairs, claims, device, identity};
+use crate::routes::{Access, Names, Route, RouteId};
+
+/// A request whose sender is known.
+pub(crate) struct Asked<'a> {
+    pub(crate) identity: Identity,
+    pub(crate) pairs: Pairs,
+    pub(crate) names: &'a Names,
+    pub(crate) correlation: &'a str,
+}
+
+impl Asked<'_> {
+    fn name(&self, name: &str) -> &str {
+        self.names.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
+    }
+
+    /// The kind in the path; one that cannot exist is not found.
+    fn kind(&self) -> Result<KindName, Fault> {
+        KindName::new(self.name("kind")).map_err(|_| missing())
+    }
+
+    fn id(&self) -> Result<RecordId, Fault> {
+        RecordId::new(self.name("id")).map_err(|_| missing())
+    }
+}
+
+fn missing() -> Fault {
+    Fault::new(ErrorCode::NotFound, "there is no such thing here")
+}
+
+/// Lets a request in and has it answered.
+pub(crate) async fn handle<S: Store>(
+    app: &App<S>,
+    route: Route,
+    names: &Names,
+    request: Request,
+    correlation: &str,
+) -> Result<Response<Body>, Refusal> {
+    match route.id {
+        RouteId::Alive => return Ok(health::alive()),
+        RouteId::Ready => return Ok(health::ready(app).await),
+        RouteId::Metrics => return Ok(health::metrics(app)),
+        _ => {}
+    }
+    let (parts, body) = request.into_parts();
+    let pairs = Pairs::of(&parts);
+    let claims = claims(app, &parts.headers, &pairs)?;
+    if route.access == Access::Admin && !claims.roles.iter().any(|role| **role == *"admin") {
+        return Err(Fault::new(ErrorCode::Forbidden, "the role admin is needed").into());
+    }
+    if route.id == RouteId::Sync {
+        return sync::sync(app, &parts, pairs, claims, body, correlation).await;
+    }
+    let device = device(&claims, pairs.get("device_id"), None)?;
+    let identity = identity(app, claims, device).await?;
+    let asked = Asked { identity, pairs, names, correlation };
+    match route.id {
+        RouteId::Changes => sync::changes(app, &asked).await,
+        RouteId::Records => records::list(app, &asked).await,
+        RouteId::Record => records::one(app, &asked).await,
+        RouteId::Explain => records::explain(app, &asked).await,
+        RouteId::Policies => policies::list(app, &asked).await,
+        RouteId::Policy => policies::one(app, &asked).await,
+        RouteId::SetPolicy => policies::set(app, &asked, &parts, body).await,
+        RouteId::RemovePolicy => policies::remove(app, &asked).await,
+        RouteId::SyncSocket | RouteId::Sync | RouteId::Alive | RouteId::Ready | RouteId::Metrics => {
+            Err(missing().into())
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What is counted.
+
+use driftline_engine::Observer;
+use driftline_protocol::{ErrorCode, ItemCode};
+use metrics::{Counter, Gauge, counter, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+/// Renders what was counted, in the text format of Prometheus.
+#[derive(Clone)]
+pub struct MetricsHandle(PrometheusHandle);
+
+impl std::fmt::Debug for MetricsHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MetricsHandle")
+    }
+}
+
+impl MetricsHandle {
+    /// Renders everything counted so far.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+}
+
+/// Installs the process-wide recorder; gives nothing when one is installed already.
+#[must_use]
+pub fn install_metrics() -> Option<MetricsHandle> {
+    PrometheusBuilder::new().install_recorder().ok().map(MetricsHandle)
+}
+
+/// Counts what the engine does. Handles are made once, so that counting is an addition.
+pub struct MetricsObserver {
+    items: Vec<(ItemCode, Counter)>,
+    conflicts: Vec<(&'static str, Counter)>,
+    clamped: Counter,
+}
+
+impl std::fmt::Debug for MetricsObserver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MetricsObserver")
+    }
+}
+
+impl Default for MetricsObserver {
+    fn default() -> Self {
+        let strategies = ["client_wins", "server_wins", "most_recent_wins", "field_merge"];
+        Self {
+            items: ItemCode::ALL
+                .iter()
+                .map(|code| (*code, counter!("driftline_sync_items_total", "code" => code.as_str())))
+                .collect(),
+            conflicts: strategies
+                .map(|strategy| (strategy, counter!("driftline_conflicts_total", "strategy" => strategy)))
+                .into(),
+            clamped: counter!("driftline_clocks_clamped_total"),
+        }
+    }
+}
+
+impl Observer for MetricsObserver {
+    fn item(&self, code: ItemCode, strategy: Option<&'static str>) {
+        if let Some((_, counter)) = self.items.iter().find(|(known, _)| *known == code) {
+            counter.increment(1);
+        }
+        let Some(strategy) = strategy else { return };
+        if let Some((_, counter)) = self.conflicts.iter().find(|(known, _)| *known == strategy) {
+            counter.increment(1);
+        }
+    }
+
+    fn clock_clamped(&self) {
+        self.clamped.increment(1);
+    }
+}
+
+/// What the transport counts.
+pub(crate) struct Counts {
+    pub(crate) connections: Gauge,
+    pub(crate) opened: Counter,
+    pub(crate) messages_in: Counter,
+    pub(crate) messages_out: Counter,
+    pub(crate) bytes_in: Counter,
+    pub(crate) bytes_out: Counter,
+    pub(crate) slow_consumers: Counter,
+    pub(crate) refused: Counter,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            connections: gauge!("driftline_connections"),
+            opened: counter!("driftline_connections_opened_total"),
+            messages_in: counter!("driftline_messages_in_total"),
+            messages_out: counter!("driftline_messages_out_total"),
+            bytes_in: counter!("driftline_message_bytes_in_total"),
+            bytes_out: counter!("driftline_message_bytes_out_total"),
+            slow_consumers: counter!("driftline_slow_consumers_total"),
+            refused: counter!("driftline_connections_refused_total"),
+        }
+    }
+}
+
+/// Counts an error that was answered.
+pub(crate) fn count_error(code: ErrorCode) {
+    counter!("driftline_errors_total", "code" => code.as_str()).increment(1);
+}
+
+/// Counts a closed connection by its code.
+pub(crate) fn count_close(code: u16) {
+    counter!("driftline_connections_closed_total", "code" => code.to_string()).increment(1);
+}

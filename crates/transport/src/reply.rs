@@ -1,0 +1,87 @@
+//! Answers over HTTP.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use driftline_engine::{PullFault, SyncFault};
+use driftline_protocol::{ErrorCode, Fault, Problem, ResyncReason, ResyncRequired, to_json};
+
+use crate::observe::count_error;
+
+/// An answer that is not the wanted one.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) fault: Fault,
+    pub(crate) resync: Option<ResyncRequired>,
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self { fault, resync: None }
+    }
+}
+
+impl From<PullFault> for Refusal {
+    fn from(fault: PullFault) -> Self {
+        let (code, resync) = match &fault {
+            PullFault::CursorInvalid(epoch) => {
+                (ErrorCode::CursorInvalid, Some((ResyncReason::CursorExpired, *epoch)))
+            }
+            PullFault::CursorExpired(epoch) => {
+                (ErrorCode::CursorExpired, Some((ResyncReason::CursorExpired, *epoch)))
+            }
+            PullFault::EpochChanged(epoch) | PullFault::Ahead(epoch) => {
+                (ErrorCode::CursorInvalid, Some((ResyncReason::EpochChanged, *epoch)))
+            }
+            _ => (ErrorCode::StoreUnavailable, None),
+        };
+        let resync = resync.map(|(reason, epoch)| ResyncRequired::new(reason, epoch));
+        Self { fault: Fault::new(code, fault.to_string()), resync }
+    }
+}
+
+impl From<SyncFault> for Refusal {
+    fn from(fault: SyncFault) -> Self {
+        match fault {
+            SyncFault::Refused(fault) => fault.into(),
+            SyncFault::Pull(fault) => fault.into(),
+            _ => Fault::new(ErrorCode::HandlerError, "the request failed").into(),
+        }
+    }
+}
+
+/// Makes a JSON answer.
+pub(crate) fn json(status: StatusCode, body: String) -> Response<Body> {
+    typed(status, "application/json", body)
+}
+
+/// Makes an answer of a content type.
+pub(crate) fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// Makes the answer of a refusal (RFC 9457), and counts and logs it.
+pub(crate) fn problem(refusal: &Refusal, correlation: &str) -> Response<Body> {
+    let code = refusal.fault.code;
+    count_error(code);
+    if code.status() >= 500 {
+        tracing::warn!(%code, correlation, detail = %refusal.fault.message, "request failed");
+    } else {
+        tracing::debug!(%code, correlation, "request refused");
+    }
+    let mut problem = Problem::new(&refusal.fault, correlation);
+    if let Some(resync) = &refusal.resync {
+        problem = problem.with_resync(resync);
+    }
+    let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = typed(status, "application/problem+json", to_json(&problem));
+    if code.is_retryable() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if code == ErrorCode::Unauthorized {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}

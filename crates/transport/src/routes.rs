@@ -1,0 +1,165 @@
+//! The one table of routes, and the router that is made of it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{Method, Response, StatusCode};
+use axum::routing::{MethodFilter, on};
+use driftline_engine::Store;
+use driftline_protocol::{ErrorCode, Fault};
+
+use crate::app::App;
+use crate::handlers;
+use crate::reply::{Refusal, problem};
+use crate::request::correlation;
+use crate::ws;
+
+/// Who may enter a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Anyone, without a token.
+    Public,
+    /// Any user of a tenant; what the user may see is decided per record.
+    User,
+    /// A user with a device.
+    Device,
+    /// Users with the role `admin`.
+    Admin,
+}
+
+/// What stands behind a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// A request and its answer.
+    Http,
+    /// A WebSocket.
+    Socket,
+}
+
+/// Names a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RouteId {
+    /// The sync socket.
+    SyncSocket,
+    /// Push and pull in one request.
+    Sync,
+    /// Pull.
+    Changes,
+    /// Records of a kind.
+    Records,
+    /// One record.
+    Record,
+    /// Why a record is what it is.
+    Explain,
+    /// The policies in force.
+    Policies,
+    /// The policy of a kind.
+    Policy,
+    /// Set the policy of a kind.
+    SetPolicy,
+    /// Remove the tenant's policy of a kind.
+    RemovePolicy,
+    /// Liveness.
+    Alive,
+    /// Readiness.
+    Ready,
+    /// Metrics.
+    Metrics,
+}
+
+/// One route.
+#[derive(Debug, Clone, Copy)]
+pub struct Route {
+    /// Its name.
+    pub id: RouteId,
+    /// Its method.
+    pub method: &'static str,
+    /// Its path; every path works with and without a trailing slash.
+    pub path: &'static str,
+    /// Who may enter.
+    pub access: Access,
+    /// What stands behind it.
+    pub door: Door,
+}
+
+const fn route(id: RouteId, method: &'static str, path: &'static str, access: Access, door: Door) -> Route {
+    Route { id, method, path, access, door }
+}
+
+/// Every route.
+pub const ROUTES: &[Route] = &[
+    route(RouteId::SyncSocket, "GET", "/ws/mobile/sync", Access::Device, Door::Socket),
+    route(RouteId::Sync, "POST", "/api/v1/sync", Access::Device, Door::Http),
+    route(RouteId::Changes, "GET", "/api/v1/changes", Access::User, Door::Http),
+    route(RouteId::Records, "GET", "/api/v1/records/{kind}", Access::User, Door::Http),
+    route(RouteId::Record, "GET", "/api/v1/records/{kind}/{id}", Access::User, Door::Http),
+    route(RouteId::Explain, "GET", "/api/v1/records/{kind}/{id}/explain", Access::User, Door::Http),
+    route(RouteId::Policies, "GET", "/api/v1/policies", Access::User, Door::Http),
+    route(RouteId::Policy, "GET", "/api/v1/policies/{kind}", Access::User, Door::Http),
+    route(RouteId::SetPolicy, "PUT", "/api/v1/policies/{kind}", Access::Admin, Door::Http),
+    route(RouteId::RemovePolicy, "DELETE", "/api/v1/policies/{kind}", Access::Admin, Door::Http),
+    route(RouteId::Alive, "GET", "/alive", Access::Public, Door::Http),
+    route(RouteId::Ready, "GET", "/ready", Access::Public, Door::Http),
+    route(RouteId::Metrics, "GET", "/metrics", Access::Public, Door::Http),
+];
+
+/// The names in a path.
+pub(crate) type Names = Vec<(String, String)>;
+
+/// Makes the router of [`ROUTES`].
+pub fn router<S: Store>(app: Arc<App<S>>) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        let filter = filter(route.method);
+        let handler = move |State(app): State<Arc<App<S>>>, Path(names): Path<Names>, request: Request| async move {
+            answer(app, *route, names, request).await
+        };
+        router = router.route(route.path, on(filter, handler));
+        router = router.route(&format!("{}/", route.path), on(filter, handler));
+    }
+    router.fallback(not_found::<S>).method_not_allowed_fallback(wrong_method::<S>).with_state(app)
+}
+
+fn filter(method: &str) -> MethodFilter {
+    match method {
+        "POST" => MethodFilter::POST,
+        "PUT" => MethodFilter::PUT,
+        "DELETE" => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
+    }
+}
+
+async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request: Request) -> Response<Body> {
+    let correlation = correlation(&app, request.headers());
+    let mut response = match route.door {
+        Door::Socket => ws::upgrade(app, request, &correlation),
+        Door::Http => match handlers::handle(&app, route, &names, request, &correlation).await {
+            Ok(response) => response,
+            Err(refusal) => problem(&refusal, &correlation),
+        },
+    };
+    if let Ok(value) = correlation.parse() {
+        response.headers_mut().insert("x-correlation-id", value);
+    }
+    response
+}
+
+async fn not_found<S: Store>(State(app): State<Arc<App<S>>>, request: Request) -> Response<Body> {
+    refuse(&app, &request, Fault::new(ErrorCode::NotFound, "there is no such route"))
+}
+
+async fn wrong_method<S: Store>(State(app): State<Arc<App<S>>>, request: Request) -> Response<Body> {
+    let method: &Method = request.method();
+    let fault = Fault::new(ErrorCode::MethodNotAllowed, format!("{method} is not a method of this route"));
+    let mut response = refuse(&app, &request, fault);
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+fn refuse<S: Store>(app: &App<S>, request: &Request, fault: Fault) -> Response<Body> {
+    let correlation = correlation(app, request.headers());
+    problem(&Refusal::from(fault), &correlation)
+}

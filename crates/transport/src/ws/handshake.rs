@@ -1,0 +1,170 @@
+//! The handshake, checked before the upgrade is answered (RFC 6455 §4.2).
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use driftline_engine::Store;
+use driftline_model::DeviceId;
+use driftline_protocol::{ErrorCode, Fault};
+use sha1::{Digest as _, Sha1};
+
+use super::connection::{self, Entrance};
+use crate::app::App;
+use crate::auth::{AuthError, Claims};
+use crate::reply::{Refusal, problem};
+use crate::request::{Pairs, device, token, unauthorized};
+
+/// The one encoding of this version.
+const SUBPROTOCOL: &str = "driftline.v1.json";
+
+/// Answers an upgrade request; the connection goes on in a task of its own.
+pub(crate) fn upgrade<S: Store>(app: Arc<App<S>>, mut request: Request, correlation: &str) -> Response<Body> {
+    let checked = match check(&app, &request) {
+        Ok(checked) => checked,
+        Err(fault) => return problem(&Refusal::from(fault), correlation),
+    };
+    let entrance = entrance(&app, &request, checked.bearer.as_deref());
+    let upgraded = hyper::upgrade::on(&mut request);
+    let Some(alive) = app.alive() else {
+        let fault = Fault::new(ErrorCode::ServerDraining, "the server shuts down");
+        return problem(&Refusal::from(fault), correlation);
+    };
+    tokio::spawn(async move {
+        connection::run(app, upgraded, entrance).await;
+        drop(alive);
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, checked.accept);
+    if checked.named {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    response
+}
+
+struct Checked {
+    accept: HeaderValue,
+    /// Whether the client offered our subprotocol, which is then echoed.
+    named: bool,
+    /// A token that came as a subprotocol.
+    bearer: Option<String>,
+}
+
+fn check<S: Store>(app: &App<S>, request: &Request) -> Result<Checked, Fault> {
+    let headers = request.headers();
+    let malformed =
+        |what: &str| Fault::new(ErrorCode::ValidationError, format!("not a WebSocket handshake: {what}"));
+    if request.version() < Version::HTTP_11 {
+        return Err(malformed("HTTP/1.1 is needed"));
+    }
+    if !has_token(headers, header::CONNECTION, "upgrade") || !has_token(headers, header::UPGRADE, "websocket")
+    {
+        return Err(malformed("Connection: upgrade and Upgrade: websocket are needed"));
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(malformed("Sec-WebSocket-Version must be 13"));
+    }
+    let key =
+        headers.get(header::SEC_WEBSOCKET_KEY).ok_or_else(|| malformed("Sec-WebSocket-Key is needed"))?;
+    if STANDARD.decode(key.as_bytes()).map_or(0, |key| key.len()) != 16 {
+        return Err(malformed("Sec-WebSocket-Key must be 16 bytes in base64"));
+    }
+    check_origin(app, headers)?;
+    if !app.admits() {
+        app.counts.refused.increment(1);
+        return Err(Fault::new(ErrorCode::ServerDraining, "this node holds as many connections as it may"));
+    }
+    let (named, bearer) = subprotocols(headers)?;
+    let accept = HeaderValue::from_str(&accept(key.as_bytes())).map_err(|_| malformed("the key"))?;
+    Ok(Checked { accept, named, bearer })
+}
+
+/// RFC 6455 §4.2.2: the base64 of the SHA-1 of the key and a fixed text.
+fn accept(key: &[u8]) -> String {
+    let mut hash = Sha1::new();
+    hash.update(key);
+    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    STANDARD.encode(hash.finalize())
+}
+
+fn has_token(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> bool {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(wanted))
+}
+
+/// Pages may connect from this host and from the configured origins; other clients send no Origin.
+fn check_origin<S: Store>(app: &App<S>, headers: &HeaderMap) -> Result<(), Fault> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let origin = origin.to_str().unwrap_or_default();
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let of_origin = origin.split_once("://").map_or("", |(_, host)| host);
+    let same_host = !host.is_empty() && of_origin.eq_ignore_ascii_case(host);
+    if same_host || app.settings.origins.iter().any(|allowed| allowed == origin) {
+        return Ok(());
+    }
+    Err(Fault::new(ErrorCode::OriginRefused, "pages of this origin may not connect"))
+}
+
+/// Finds our subprotocol and a token among those that are offered.
+fn subprotocols(headers: &HeaderMap) -> Result<(bool, Option<String>), Fault> {
+    let values =
+        headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter().filter_map(|value| value.to_str().ok());
+    let offered: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
+    let bearer = offered.iter().find_map(|offer| offer.strip_prefix("bearer.")).map(str::to_owned);
+    let named = offered.contains(&SUBPROTOCOL);
+    if !offered.is_empty() && !named {
+        let message = format!("none of the offered subprotocols is supported: offer {SUBPROTOCOL}");
+        return Err(Fault::new(ErrorCode::ValidationError, message));
+    }
+    Ok((named, bearer))
+}
+
+/// Who enters, or why not; a browser cannot read a refused upgrade, so this is told on the open socket.
+fn entrance<S: Store>(app: &App<S>, request: &Request, bearer: Option<&str>) -> Entrance {
+    let (parts, ()) = {
+        let mut parts = axum::http::Request::new(()).into_parts();
+        parts.0.uri = request.uri().clone();
+        parts
+    };
+    let pairs = Pairs::of(&parts);
+    let decide = || -> Result<(Claims, DeviceId), Fault> {
+        let token =
+            token(request.headers(), &pairs).or(bearer).ok_or(AuthError::Missing).map_err(unauthorized)?;
+        let claims = app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)?;
+        let device = device(&claims, pairs.get("device_id"), None)?;
+        let device =
+            device.ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "the route needs a device_id"))?;
+        Ok((claims, device))
+    };
+    decide().map(|(claims, device)| (Box::new(claims), device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accept_key_is_that_of_the_standard() {
+        assert_eq!(accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn a_token_may_come_as_a_subprotocol() {
+        let offer = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(text));
+            subprotocols(&headers).map_err(|fault| fault.code)
+        };
+        assert_eq!(offer("driftline.v1.json, bearer.abc"), Ok((true, Some("abc".into()))));
+        assert_eq!(offer("bearer.abc"), Err(ErrorCode::ValidationError));
+        assert_eq!(offer("graphql-ws"), Err(ErrorCode::ValidationError));
+        assert_eq!(subprotocols(&HeaderMap::new()), Ok((false, None)));
+    }
+}
