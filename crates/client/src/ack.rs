@@ -2,13 +2,12 @@
 
 use driftline_model::Seq;
 use driftline_protocol::{
-    Ack, ChangeKind, ErrorCode, ErrorMessage, Fault, Item, ItemClass, ItemCode, ItemResult, ResyncReason,
-    Retry,
+    Ack, ChangeKind, ErrorCode, ErrorMessage, Fault, Item, ItemClass, ItemCode, ItemResult, Retry,
 };
 
 use crate::event::{Acknowledged, DeadLetter, Event};
-use crate::pull::Order;
 use crate::queue::{Batch, effective_codes};
+use crate::record::Record;
 use crate::replica::Replica;
 use crate::session::Link;
 
@@ -49,10 +48,10 @@ impl Replica {
             ItemClass::Terminal => self.bury(n, result),
             ItemClass::Retry => self.queue.hold(n, now_ms, result.retry_after_ms),
             ItemClass::Resync if result.code == ItemCode::EpochChanged => {
-                if self.pull.order != Order::SnapshotFirst {
-                    self.resync(ResyncReason::EpochChanged, None);
-                }
+                // The start of a session tells the new epoch, and that all begins anew.
                 self.queue.requeue(n);
+                self.session.hold_until_ms = Some(now_ms.saturating_add(RETRY_MS));
+                self.restart_session();
             }
             ItemClass::Resync => {
                 self.queue.await_base(n);
@@ -100,8 +99,8 @@ impl Replica {
     /// A record that is brought back keeps fields on the server that this device no longer has.
     fn is_guess(&self, item: &Item) -> bool {
         use driftline_protocol::ItemOp::{Create, Restore};
-        let known = self.records.body(&(item.kind.clone(), item.id.clone())).is_some();
-        item.op == Restore || item.op == Create && known
+        let known = self.records.get(item.kind.as_str(), item.id.as_str());
+        item.op == Restore || item.op == Create && known.is_some_and(Record::has_past)
     }
 
     /// Applies the record that a result carries, if it carries one; a resend may get one that is long past.

@@ -1,5 +1,6 @@
 //! The shell around a replica: one connection and its timers.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -30,7 +31,6 @@ const IDLE_MAX_MS: u64 = 60_000;
 /// waits for something else for longer than half a heartbeat calls [`drive`](Self::drive) or
 /// [`next_event`](Self::next_event) beside it. There is no reconnection in here: [`close`](Self::close) gives the
 /// replica back, and [`connect`](Client::connect) takes it again.
-#[derive(Debug)]
 pub struct Client<C = TcpConnector, K = SystemClock, R = SystemRandom> {
     replica: Replica,
     socket: Socket,
@@ -117,17 +117,21 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
         self.world.edit_group(&mut self.replica, edits)
     }
 
-    /// Pushes every edit and pulls everything that the server had when this was called. Cancel-safe.
+    /// Pushes every edit, then pulls everything that the server has by then, own writes included. Cancel-safe.
     ///
     /// # Errors
     /// [`ClientError::Deadline`] when that took longer than `within`; the work goes on with the next call. Else what
     /// became of the connection.
     pub async fn sync(&mut self, within: Duration) -> Result<(), ClientError> {
-        self.replica.request_pull();
         let deadline = self.deadline(within);
+        let mut asked = false;
         self.run(deadline, |replica| {
+            if !asked && replica.queue_len() == 0 {
+                replica.request_pull();
+                asked = true;
+            }
             replica.catch_up();
-            replica.is_settled().then_some(())
+            (asked && replica.is_settled()).then_some(())
         })
         .await
     }
@@ -165,19 +169,21 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
     ///
     /// Every task of the connection has ended then. The goodbye is bounded in time.
     pub async fn close(mut self) -> Replica {
-        if self.closed.is_none() {
-            let world = self.world.clone();
-            let farewell = async {
-                if self.socket.outgoing.send(Outgoing::Close(1000)).await.is_ok() {
-                    while self.receive_next().await.is_ok() {}
-                }
-            };
-            tokio::select! {
-                () = farewell => {}
-                () = world.clock.sleep(CLOSE_MAX) => {}
-            }
+        let world = self.world.clone();
+        tokio::select! {
+            () = self.farewell() => {}
+            () = world.clock.sleep(CLOSE_MAX) => {}
         }
         self.disconnect().await
+    }
+
+    async fn farewell(&mut self) {
+        if self.closed.is_none() && self.socket.outgoing.send(Outgoing::Close(1000)).await.is_ok() {
+            while self.receive_next().await.is_ok() {}
+        }
+        self.socket.incoming.close();
+        // Both tasks end by themselves: the writer with the close frame, the reader with the peer's or the stream's end.
+        while self.socket.tasks.join_next().await.is_some() {}
     }
 
     /// Drops the connection without a word, as a lost network does, and gives the replica back.
@@ -235,7 +241,7 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
 
     /// When the next heartbeat is due: after half an interval of silence.
     fn heartbeat_ms(&self) -> Option<u64> {
-        let interval_s = self.replica.heartbeat_interval_s()?;
+        let interval_s = self.replica.heartbeat_interval_s().filter(|seconds| *seconds > 0)?;
         Some(self.sent_ms.saturating_add(interval_s.saturating_mul(500)))
     }
 
@@ -250,6 +256,7 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
             Some(Incoming::Message(message)) => {
                 let now_ms = self.world.now_ms();
                 self.replica.handle_frame(&message, now_ms).map_err(|fault| {
+                    let _ = self.socket.outgoing.try_send(Outgoing::Close(1002));
                     self.lose(Closure { code: None, reason: fault.to_string() });
                     ClientError::Fault(fault)
                 })
@@ -266,6 +273,15 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
     fn lose(&mut self, closure: Closure) -> &Closure {
         self.replica.handle_disconnected();
         self.closed.get_or_insert(closure)
+    }
+}
+
+impl<C, K, R> fmt::Debug for Client<C, K, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("replica", &self.replica)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,51 @@
-//! x
+//! A device of Driftline: local records, a queue of edits, and sync over WebSocket or HTTP.
+//!
+//! [`Replica`] is the whole device as a state machine: edits show at once, wait in a queue until the server has
+//! decided them, and are laid over what the server says. It has no clock, no socket and no randomness, so that an app,
+//! a simulation or another language's shell can drive it. [`Client`] is the small shell for tokio: one connection,
+//! its timers, and nothing behind the app's back.
+//!
+//! What the crate does not do: it does not reconnect by itself and does not write to disk; records and queue live in
+//! memory. It speaks plain TCP, unless a [`Connector`] of the app's brings TLS along.
+//!
+//! A replica works without a network:
+//!
+//! ```
+//! use driftline_client::{Edit, KindName, OpId, RecordId, Replica, fields};
+//!
+//! let (kind, id) = (KindName::new("ticket")?, RecordId::new("t-17")?);
+//! let mut replica = Replica::default();
+//! let create = Edit::create(kind.clone(), id.clone(), fields(r#"{"state":"open","room":4}"#)?);
+//! replica.edit(create, OpId::new("0192f3a1-b2c3-7000-8000-000000000001")?, 1_763_692_496_000)?;
+//! let patch = Edit::patch(kind, id, fields(r#"{"state":"closed"}"#)?);
+//! replica.edit(patch, OpId::new("0192f3a1-b2c3-7000-8000-000000000002")?, 1_763_692_497_000)?;
+//!
+//! let seen = replica.view("ticket", "t-17").expect("an edit shows at once");
+//! assert_eq!(seen.fields.as_str(), r#"{"room":4,"state":"closed"}"#);
+//! assert_eq!((replica.queue_len(), replica.is_settled()), (2, false));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! And with one:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use driftline_client::{Client, DeviceId, Edit, Endpoint, KindName, RecordId, Replica, fields};
+//!
+//! # async fn run(token: &str) -> Result<(), Box<dyn std::error::Error>> {
+//! let endpoint = Endpoint::new("http://127.0.0.1:8000", token, DeviceId::new("phone-a")?)?;
+//! let mut client = Client::connect(&endpoint, Replica::default()).await?;
+//! client.edit(Edit::patch(KindName::new("ticket")?, RecordId::new("t-17")?, fields(r#"{"state":"closed"}"#)?))?;
+//! client.sync(Duration::from_secs(10)).await?;
+//! for (kind, id, view) in client.replica().views() {
+//!     println!("{kind}/{id} at {}: {:?}", view.version, view.fields);
+//! }
+//! let replica = client.close().await; // offline again, with everything it holds
+//! # drop(replica);
+//! # Ok(())
+//! # }
+//! ```
+
 mod ack;
 mod client;
 mod edit;
@@ -17,8 +64,10 @@ mod system;
 mod world;
 
 pub use client::{Client, ClientError, ConnectError};
-pub use driftline_model::{DeviceId, KindName, Object, OpId, RecordId, Seq, SyncId};
-pub use driftline_protocol::{Fault, Item, ItemCode, ItemOp};
+pub use driftline_model::{DeviceId, Epoch, Hlc, KindName, Object, OpId, RecordId, Seq, SyncId};
+pub use driftline_protocol::{
+    ErrorMessage, Fault, FieldError, Item, ItemClass, ItemCode, ItemOp, ResyncReason, Totals, WinnerName,
+};
 pub use edit::{Edit, EditError, FieldsError, fields};
 pub use endpoint::{Endpoint, EndpointError};
 pub use event::{Acknowledged, DeadLetter, Event};
@@ -26,3 +75,8 @@ pub use record::{Body, View};
 pub use replica::Replica;
 pub use system::{SystemClock, SystemRandom, TcpConnector};
 pub use world::{Clock, Connector, Random, World};
+
+/// Compiles the examples of the readme.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -126,15 +126,21 @@ impl Replica {
         self.arrive(seq, cursor, Told::OthersOnly);
     }
 
-    /// Begins anew; unsent edits stay. Without an epoch the present session's word for it is the latest.
+    /// Begins anew; unsent edits stay.
     pub(crate) fn resync(&mut self, reason: ResyncReason, epoch: Option<Epoch>) {
-        if reason == ResyncReason::EpochChanged {
-            self.epoch = epoch.or(self.epoch);
-            self.records.forget_versions();
-            self.queue.forget_bases();
-            self.pull.restart(Order::SnapshotFirst);
-        } else {
-            self.pull.restart(Order::QueueFirst);
+        // The server may say the same in answer to several questions.
+        let known = epoch.is_none() || epoch == self.epoch;
+        if self.pull.cursor.is_none() && (known || reason == ResyncReason::CursorExpired) {
+            return;
+        }
+        match reason {
+            ResyncReason::EpochChanged => {
+                self.epoch = epoch;
+                self.records.forget_versions();
+                self.queue.forget_bases();
+                self.pull.restart(Order::SnapshotFirst);
+            }
+            _ => self.pull.restart(Order::QueueFirst),
         }
         self.events.push(Event::Resync(reason));
     }

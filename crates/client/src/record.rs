@@ -55,6 +55,11 @@ impl Record {
         self.body.as_ref().map_or(Seq::ZERO, |body| body.version)
     }
 
+    /// Tells whether the server is known to have or have had the record.
+    pub(crate) fn has_past(&self) -> bool {
+        self.body.is_some() || !self.acked.is_empty()
+    }
+
     /// Tells whether nothing is known any more.
     pub(crate) fn is_empty(&self) -> bool {
         self.body.is_none() && self.acked.is_empty() && self.pending.is_empty()

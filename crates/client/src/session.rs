@@ -114,13 +114,12 @@ impl Replica {
         if self.may_pull() {
             return Some(self.request_page());
         }
-        if !held && self.may_push() {
-            if let Some((batch_seq, items)) = self.queue.take_batch(self.session.limits) {
-                let acked_n = self.queue.acked_n();
-                let sync_id = self.session.sync_id();
-                let message = ClientMessage::SyncData { sync_id, items: &items, batch_seq, acked_n };
-                return Some(message.encode_with_id(&format!("b{batch_seq}")));
-            }
+        let batch = if held || !self.may_push() { None } else { self.queue.take_batch(self.session.limits) };
+        if let Some((batch_seq, items)) = batch {
+            let acked_n = self.queue.acked_n();
+            let sync_id = self.session.sync_id();
+            let message = ClientMessage::SyncData { sync_id, items: &items, batch_seq, acked_n };
+            return Some(message.encode_with_id(&format!("b{batch_seq}")));
         }
         if self.session.ending && self.queue.is_idle() && !self.pull.is_running() {
             self.session.ending = false;

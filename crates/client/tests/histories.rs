@@ -88,12 +88,12 @@ impl Story {
             Step::Connect(device) => self.connect(device),
             Step::Cut(device, up, down) => {
                 (0..up).for_each(|_| self.server.receive(device));
-                (0..down).for_each(|_| self.to_device(device));
+                (0..down).for_each(|_| self.deliver(device));
                 self.server.connections[device] = None;
                 self.devices[device].replica.handle_disconnected();
             }
             Step::ToServer(device) => self.server.receive(device),
-            Step::ToDevice(device) => self.to_device(device),
+            Step::ToDevice(device) => self.deliver(device),
             Step::Ack(device) => self.server.send_ack(device),
             Step::Delta(device, count) => self.server.send_delta(device, count),
             Step::Later(device) => {
@@ -119,7 +119,7 @@ impl Story {
         }
     }
 
-    fn to_device(&mut self, device: usize) {
+    fn deliver(&mut self, device: usize) {
         let connection = self.server.connections[device].as_mut();
         if let Some(text) = connection.and_then(|connection| connection.down.pop_front()) {
             self.devices[device].frame(&text);

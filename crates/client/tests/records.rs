@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Device, ack, create, delete, page, patch, put, result, row};
+use common::{Device, create, delete, page, patch, put, result, row};
 use driftline_client::{Edit, Event, ItemCode, Replica, Seq, fields};
 use driftline_model::Hlc;
 
@@ -203,16 +203,42 @@ fn client_ahead_pulls_and_takes_the_pulled_base() {
 }
 
 #[test]
-fn an_epoch_that_an_item_tells_of_resyncs() {
+fn an_epoch_that_an_item_tells_of_starts_the_session_again() {
     let mut device = Device::synced(&put("x", 3, r#"{"a":1}"#));
     device.edit(patch("x", r#"{"a":2}"#));
     device.edit(patch("x", r#"{"a":3}"#));
     device.one();
     device.ack(1, 10, r#"{"index":0,"code":"epoch_changed"},{"index":1,"code":"epoch_changed"}"#);
+    device.nothing_sent();
+    device.now_ms += 1_000;
+    device.replica.handle_timeout(device.now_ms);
+    let start = device.one();
+    assert!(start.contains(r#""epoch":"00000001""#), "{start}");
+    device.started("00000002", 2);
     let pull = device.one();
     assert!(pull.contains("request_server_data") && !pull.contains("cursor"), "{pull}");
+    // The server says it too, which changes nothing.
+    device.frame(
+        r#"{"type":"resync_required","reason":"epoch_changed","keep_queue":true,"first":"snapshot","epoch":"00000002"}"#,
+    );
+    device.nothing_sent();
     device.page(&put("x", 1, r#"{"a":1}"#), 2, "d2");
     assert_eq!(device.one().matches(r#""base_version":0"#).count(), 2);
+}
+
+#[test]
+fn a_record_made_again_is_pulled_even_if_no_page_ever_showed_it() {
+    let mut device = Device::synced("");
+    device.edit(create("x", r#"{"a":1}"#));
+    device.edit(delete("x"));
+    device.edit(create("x", r#"{"b":2}"#));
+    device.one();
+    let results: Vec<_> = (0..3).map(|at| result(at, "applied", 11 + at, "")).collect();
+    device.ack(1, 13, &results.join(","));
+    assert!(device.one().contains("request_server_data"));
+    // The delete kept the fields on the server.
+    device.page(&put("x", 13, r#"{"a":1,"b":2}"#), 13, "c13");
+    assert_eq!(device.shown("x").as_deref(), Some(r#"{"a":1,"b":2}"#));
 }
 
 #[test]
@@ -262,7 +288,12 @@ fn answers_that_are_long_past_bring_nothing_back() {
     // The edit had been applied, another device deleted the record, and the tombstone is gone.
     let results = [
         result(0, "applied", 9, r#","duplicate":true"#),
-        result(0, "merged", 9, r#","duplicate":true,"record":{"version":9,"deleted":false,"fields":{"a":1}}"#),
+        result(
+            0,
+            "merged",
+            9,
+            r#","duplicate":true,"record":{"version":9,"deleted":false,"fields":{"a":1}}"#,
+        ),
     ];
     for result in &results {
         let mut device = Device::synced("");
@@ -382,41 +413,4 @@ fn limits_of_edits() {
     assert_eq!(refused, Err(EditError::GroupTooLarge { items: 101, max: 100 }));
     assert_eq!(replica.queue_len(), 0);
     assert!(fields("[]").is_err() && fields(r#"{"a":1,"a":2}"#).is_err());
-}
-
-#[test]
-fn over_http_one_request_pushes_and_pulls() {
-    let mut device = Device::new();
-    device.edit(create("x", r#"{"a":1}"#));
-    let request = device.replica.http_request().unwrap();
-    assert_eq!(
-        request,
-        r#"{"acked_n":0,"data_types":[],"batch_seq":1,"batch":[{"kind":"note","id":"x","op":"create","op_id":"op1","n":1,"base_version":0,"hlc":"0000000003e8-0000","fields":{"a":1}}]}"#
-    );
-    assert_eq!(device.replica.http_request(), None, "one at a time");
-    let answer = |ack: &str, page: &str| format!(r#"{{"server_time":"","ack":{ack},"data":{page}}}"#);
-    let taken = ack(1, 1, &result(0, "applied", 1, ""));
-    let rows = page(&put("x", 1, r#"{"a":1}"#), 1, "c1", false);
-    device.replica.handle_http(200, answer(&taken, &rows).as_bytes(), 0).unwrap();
-    assert!(device.replica.is_settled());
-    assert_eq!(device.version("x"), 1);
-
-    // The same edit after an answer that was lost.
-    device.edit(patch("x", r#"{"a":2}"#));
-    let first = device.replica.http_request().unwrap();
-    device.replica.handle_disconnected();
-    let second = device.replica.http_request().unwrap();
-    assert!(first.contains(r#""op_id":"op2""#) && second.contains(r#""op_id":"op2""#));
-    let problem = r#"{"type":"","title":"","status":410,"detail":"","code":"CURSOR_INVALID","correlation_id":"",
-        "retryable":false,"reason":"epoch_changed","keep_queue":true,"first":"snapshot","epoch":"00000002"}"#;
-    device.replica.handle_http(410, problem.as_bytes(), 0).unwrap();
-    let snapshot = device.replica.http_request().unwrap();
-    assert_eq!(snapshot, r#"{"acked_n":1,"data_types":[],"epoch":"00000002"}"#);
-    let rows = page(&put("x", 1, r#"{"a":5}"#), 1, "d1", false);
-    device.replica.handle_http(200, answer("null", &rows).as_bytes(), 0).unwrap();
-    let push = device.replica.http_request().unwrap();
-    assert!(push.contains(r#""base_version":0"#) && push.contains(r#""cursor":"d1""#), "{push}");
-    let refused = device.replica.handle_http(503, b"down", 0);
-    assert!(refused.is_err());
-    assert_eq!(device.replica.queue_len(), 1);
 }

@@ -212,6 +212,30 @@ fn an_epoch_that_nobody_announced_is_noticed() {
 }
 
 #[test]
+fn a_resync_after_the_start_of_a_session_is_obeyed_once() {
+    let mut device = Device::synced(&put("x", 3, "{}"));
+    device.replica.handle_disconnected();
+    device.edit(patch("x", r#"{"a":2}"#));
+    device.connect("00000001", 90);
+    let sent = device.sent();
+    assert!(sent[0].contains(r#""id":"p2""#) && sent[0].contains("c10"), "{sent:?}");
+    let resync = r#"{"type":"resync_required","reason":"cursor_expired","keep_queue":true,"first":"queue","epoch":"00000001"}"#;
+    device.frame(resync);
+    device.frame(
+        r#"{"type":"error","code":"CURSOR_EXPIRED","message":"","correlation_id":"","reply_to":"p2","retryable":false}"#,
+    );
+    device.frame(resync);
+    device.nothing_sent();
+    device.ack(1, 91, &result(0, "applied", 91, ""));
+    let pull = device.one();
+    assert!(pull.contains(r#""id":"p3""#) && !pull.contains("cursor"), "{pull}");
+    device.frame(resync);
+    device.page(&put("x", 91, r#"{"a":2}"#), 91, "c91");
+    device.nothing_sent();
+    assert!(device.replica.is_settled());
+}
+
+#[test]
 fn a_refused_message_waits_and_is_sent_again() {
     let mut device = Device::synced("");
     device.edit(create("x", "{}"));

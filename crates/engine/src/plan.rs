@@ -163,6 +163,7 @@ struct TenantChanges {
 struct Savepoint {
     rows: Vec<(RowKey, Option<Row>)>,
     head: Head,
+    last_n: u64,
     results: usize,
     audits: usize,
     changes: usize,
@@ -230,6 +231,7 @@ impl Plan<'_> {
         let mut savepoint = Savepoint {
             rows: Vec::new(),
             head,
+            last_n: self.state.devices.entry(submission.device).or_default().last_n,
             results: self.out.writes.results.len(),
             audits: self.out.writes.audits.len(),
             changes: self.changes_len(submission.tenant),
@@ -252,11 +254,24 @@ impl Plan<'_> {
         self.roll_back(submission, savepoint);
         for &at in &members {
             // An item that was done in an earlier batch stays done; nothing of it is taken back.
-            let earlier = results[at].as_ref().is_some_and(|result| result.duplicate);
-            if at != culprit && !earlier {
-                results[at] = Some(SubmissionResult::of(ItemCode::DependencyFailed));
+            let stays = |result: &SubmissionResult| at == culprit || result.duplicate;
+            match results[at].take().filter(stays) {
+                Some(mut result) => {
+                    self.look_again(submission, &submission.entries[at], &mut result);
+                    results[at] = Some(result);
+                }
+                None => results[at] = Some(SubmissionResult::of(ItemCode::DependencyFailed)),
             }
         }
+    }
+
+    /// Brings an answer from within a failed group in line with the record as it stands without the group.
+    fn look_again(&self, submission: &Submission, entry: &Entry, result: &mut SubmissionResult) {
+        let record = self.stored_view(submission, entry);
+        if !result.duplicate && result.version.is_some() {
+            result.version = record.as_ref().map(|record| Seq::new(record.version));
+        }
+        result.record = record.filter(|_| result.record.is_some());
     }
 
     fn roll_back(&mut self, submission: &Submission, savepoint: Savepoint) {
@@ -264,6 +279,7 @@ impl Plan<'_> {
             self.state.rows.insert(key, row);
         }
         self.state.heads.insert(submission.tenant, savepoint.head);
+        self.set_last_n(submission.device, savepoint.last_n);
         self.out.writes.results.truncate(savepoint.results);
         self.out.writes.audits.truncate(savepoint.audits);
         if let Some(changes) = self.changes(submission.tenant) {
@@ -482,9 +498,12 @@ impl Plan<'_> {
             savepoint.known.push((known.op_id.clone(), n));
         }
         self.out.writes.results.push(ResultWrite { tenant: submission.tenant, device, known });
-        let state = self.state.devices.entry(device).or_default();
-        state.last_n = state.last_n.max(n);
-        let last_n = state.last_n;
+        let last_n = self.state.devices.entry(device).or_default().last_n;
+        self.set_last_n(device, last_n.max(n));
+    }
+
+    fn set_last_n(&mut self, device: DeviceNo, last_n: u64) {
+        self.state.devices.entry(device).or_default().last_n = last_n;
         if let Some(write) = self.out.writes.devices.iter_mut().find(|write| write.device == device) {
             write.state.last_n = last_n;
         }

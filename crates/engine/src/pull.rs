@@ -73,8 +73,15 @@ impl Step {
             (Phase::Log(resume), true) => {
                 StepPhase::Snapshot { after: None, missing: lacking, then: Some(resume) }
             }
-            (Phase::Snapshot { after, missing, then }, false) => {
-                StepPhase::Snapshot { after, missing, then: Some(then) }
+            (Phase::Snapshot { after, mut missing, then }, false) => {
+                // Kinds that the reader wants no more, or may read no more, are not paged any further.
+                let partial = !missing.is_empty();
+                missing.retain(|kind| wanted.is_empty() || wanted.contains(kind));
+                if partial && missing.is_empty() {
+                    StepPhase::Log(then)
+                } else {
+                    StepPhase::Snapshot { after, missing, then: Some(then) }
+                }
             }
             (Phase::Snapshot { then, .. }, true) => {
                 StepPhase::Snapshot { after: None, missing: Vec::new(), then: Some(then) }

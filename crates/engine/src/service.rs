@@ -18,7 +18,7 @@ use crate::policies::{Policies, doc_of_policy, policy_of_doc};
 use crate::ports::{Head, Identity, Observer, PageQuery, Place, Row, Store, StoreError};
 use crate::pull::{PullFault, Step};
 use crate::push::{Gate, answer};
-use crate::work::{Done, Started, SyncAnswer, SyncFault, Work};
+use crate::work::{Done, Pulled, Started, SyncAnswer, SyncFault, Work};
 
 /// The sync engine over one store.
 pub struct Engine<S, O> {
@@ -144,7 +144,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Work::Push { sync_id, data, epoch } => {
                 Done::Pushed(self.push(identity, data, Some(sync_id), epoch, now_ms, correlation).await)
             }
-            Work::Pull { request } => Done::Pulled(self.pull(identity, request).await),
+            Work::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
         }
     }
 
@@ -286,6 +286,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
         identity: &Identity,
         request: RequestServerData,
     ) -> Result<ServerData, PullFault> {
+        self.pull_counted(identity, request).await.map(|pulled| pulled.data)
+    }
+
+    async fn pull_counted(
+        &self,
+        identity: &Identity,
+        request: RequestServerData,
+    ) -> Result<Pulled, PullFault> {
         let step = self.step(identity, &request).await?;
         self.page(identity, step, request.limit).await
     }
@@ -317,7 +325,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         identity: &Identity,
         step: Option<Step>,
         limit: Option<u64>,
-    ) -> Result<ServerData, PullFault> {
+    ) -> Result<Pulled, PullFault> {
         let Some(step) = step else { return self.empty_page(identity).await };
         let wanted = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
         let rows = wanted.clamp(1, self.limits.page_rows);
@@ -331,20 +339,31 @@ impl<S: Store, O: Observer> Engine<S, O> {
             checked => checked?,
         }
         let told = step.tell(page);
-        Ok(ServerData {
+        let data = ServerData {
             changes: encode_changes(&told.changes),
             cursor: self.cursor_key.seal(&identity.tenant_id, &told.cursor),
             seq: head.seq,
             hlc: head.hlc,
             has_more: told.has_more,
-        })
+        };
+        Ok(Pulled { data, rows: told.changes.len() as u64 })
     }
 
-    /// A reader who may read none of the wanted kinds is caught up with nothing.
-    async fn empty_page(&self, identity: &Identity) -> Result<ServerData, PullFault> {
+    /// A reader who may read none of the wanted kinds is told nothing. Its cursor stands before everything, so that
+    /// a right that it gets later begins with a snapshot.
+    async fn empty_page(&self, identity: &Identity) -> Result<Pulled, PullFault> {
         let head = self.store.head(identity.tenant).await?;
-        let cursor = self.sealer(identity, Vec::new(), &head).caught_up(head.seq);
-        Ok(ServerData { changes: "[]".into(), cursor, seq: head.seq, hlc: head.hlc, has_more: false })
+        let then = Resume { from: head.seq, at: head.seq };
+        let cursor = Cursor {
+            epoch: head.epoch,
+            kinds: Vec::new(),
+            scopes_version: head.scopes_version,
+            phase: Phase::Snapshot { after: None, missing: Vec::new(), then },
+        };
+        let cursor = self.cursor_key.seal(&identity.tenant_id, &cursor);
+        let data =
+            ServerData { changes: "[]".into(), cursor, seq: head.seq, hlc: head.hlc, has_more: false };
+        Ok(Pulled { data, rows: 0 })
     }
 
     /// Pushes and pulls in one request. The cursor is checked first; if it is of no use, nothing is applied.

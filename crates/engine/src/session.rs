@@ -14,7 +14,7 @@ use crate::hub::Committed;
 use crate::ports::{Head, Identity};
 use crate::pull::PullFault;
 use crate::service::Sealer;
-use crate::work::{Done, Started, Work};
+use crate::work::{Done, Pulled, Started, Work};
 
 /// What a session wants of its shell.
 #[derive(Debug)]
@@ -245,9 +245,9 @@ impl Session {
                     Err(fault) => self.error(&fault, waiting.reply_to, now_ms),
                 }
             }
-            Done::Pulled(Ok(data)) => {
+            Done::Pulled(Ok(Pulled { data, rows })) => {
                 if let Some(sync) = &mut self.sync {
-                    sync.totals.pulled += data.changes.matches("\"change\":\"").count() as u64;
+                    sync.totals.pulled += rows;
                     if !data.has_more {
                         // Deltas that went out meanwhile tell of later changes; a client that could not use
                         // them sees by `prev_seq` that it has to pull again.

@@ -44,7 +44,16 @@ pub enum Done {
     /// A batch is applied, or not.
     Pushed(Result<Ack, Fault>),
     /// A page is read, or not.
-    Pulled(Result<ServerData, PullFault>),
+    Pulled(Result<Pulled, PullFault>),
+}
+
+/// A page that was read.
+#[derive(Debug)]
+pub struct Pulled {
+    /// The page.
+    pub data: ServerData,
+    /// How many rows it holds.
+    pub rows: u64,
 }
 
 /// An open sync session.

@@ -269,8 +269,11 @@ impl Store for MemoryStore {
         let Some(row) = state.rows.get(&key).cloned() else { return Ok(None) };
         let device_key =
             |device: DeviceNo| state.devices.0.get(device.number() as usize).map(|(_, key)| key.clone());
-        let devices =
-            (0_u32..).zip(&state.devices.0).map(|(at, (_, key))| (DeviceNo::new(at), key.clone())).collect();
+        let devices = (0_u32..)
+            .zip(&state.devices.0)
+            .filter(|(_, (of, _))| *of == tenant)
+            .map(|(at, (_, key))| (DeviceNo::new(at), key.clone()))
+            .collect();
         let of_record = state
             .audit
             .iter()
@@ -361,7 +364,16 @@ impl Store for MemoryStore {
         let mut guard = self.state();
         let state = &mut *guard;
         let before = state.known.len() + state.batches.len() + state.rows.len();
-        state.known.retain(|_, (_, at_ms)| *at_ms + 90 * DAY_MS >= now_ms);
+        let states = &mut state.states;
+        state.known.retain(|(device, n), (_, at_ms)| {
+            let keep = *at_ms + 90 * DAY_MS >= now_ms;
+            if !keep {
+                // What is forgotten is too old from now on, and never new.
+                let device = states.entry(*device).or_default();
+                device.acked_n = device.acked_n.max(*n);
+            }
+            keep
+        });
         let known = &state.known;
         state.names.retain(|(device, _), n| known.contains_key(&(*device, *n)));
         state.batches.retain(|_, at_ms| *at_ms + DAY_MS >= now_ms);

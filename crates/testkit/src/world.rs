@@ -72,7 +72,6 @@ impl Recorder {
     }
 
     /// Takes what was heard since the last time.
-    #[must_use]
     pub fn take(&self) -> Vec<Committed> {
         std::mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner))
     }

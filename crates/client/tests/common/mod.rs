@@ -1,5 +1,10 @@
 //! A replica with a clock of its own, fed with frames written by hand.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a part of tests, of which each uses a part"
+)]
 
 use driftline_client::{Edit, Event, KindName, OpId, RecordId, Replica, SyncId, fields};
 

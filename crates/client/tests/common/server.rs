@@ -1,6 +1,7 @@
 //! A server of a few rules, for histories at random: fields are won by whoever comes last, a delete beats a patch that
 //! did not see it. Every connection has its own queue of deltas and its own queue of acks, so that they may overtake
 //! each other and the pages.
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a part of a test")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -15,6 +16,7 @@ pub struct Record {
     pub version: u64,
     pub deleted: bool,
     del_fv: u64,
+    del_device: usize,
     put_fv: u64,
     fields: BTreeMap<String, Field>,
 }
@@ -249,7 +251,7 @@ impl Server {
         if base > record.version {
             return r#""code":"client_ahead""#.to_owned();
         }
-        let known = record.version <= base;
+        let known = record.version <= base || record.deleted && record.del_device == device;
         let overtaken = record.fields.values().any(|field| field.device == device && field.n > n);
         let concurrent = record.fields.values().any(|field| field.fv > base && field.device != device);
         let hidden = record.deleted && !record.fields.is_empty();
@@ -258,7 +260,9 @@ impl Server {
             (ItemOp::Delete, true) => return format!(r#""code":"noop","version":{}"#, record.version),
             (ItemOp::Patch, true) => return record.canonical("superseded"),
             (ItemOp::Delete, false) if overtaken => return record.canonical("superseded"),
-            (ItemOp::Delete, false) => (record.deleted, record.del_fv) = (true, seq),
+            (ItemOp::Delete, false) => {
+                (record.deleted, record.del_fv, record.del_device) = (true, seq, device);
+            }
             (ItemOp::Create | ItemOp::Restore, true) => {
                 (record.deleted, record.put_fv) = (false, seq);
                 record.write(item, device, seq);

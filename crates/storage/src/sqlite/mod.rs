@@ -91,11 +91,18 @@ impl SqliteStore {
         &self,
         work: impl FnOnce(&mut Writer) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.run(move |writer| writer.transaction(work)).await
+    }
+
+    /// Runs a function on the writing connection.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Writer) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let run = Box::new(move |writer: &mut Writer| {
-            let done = writer.transaction(work);
             // Nobody waits any more; the work is done all the same.
-            let _ = answer.send(done);
+            let _ = answer.send(work(writer));
         });
         self.send(Job::Run(run))?;
         answered.await.map_err(|_| stopped())?
@@ -191,7 +198,13 @@ impl Store for SqliteStore {
         doc: Option<String>,
     ) -> impl Future<Output = Result<Option<u64>, StoreError>> + Send {
         let kind = kind.clone();
-        self.write(move |writer| queries::set_policy(writer, tenant, &kind, doc.as_deref()))
+        self.run(move |writer| {
+            if doc.is_some() {
+                // Before the transaction, so that the kind keeps its number if that fails.
+                writer.names.intern_kind(&mut writer.connection, tenant, &kind)?;
+            }
+            writer.transaction(|writer| queries::set_policy(writer, tenant, &kind, doc.as_deref()))
+        })
     }
 
     async fn begin_epoch(&self, tenant: TenantNo, left: Epoch) -> Result<Head, StoreError> {

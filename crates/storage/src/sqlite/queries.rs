@@ -441,7 +441,6 @@ pub(super) fn set_policy(
     let now = sql(writer.clock.now_ms());
     let changed: Option<Big> = match doc {
         Some(doc) => {
-            // The kind keeps its number even if the transaction fails: names only grow.
             let kind_no = writer.names.intern_kind(&mut writer.connection, tenant, kind)?;
             sql_query(
                 "INSERT INTO policies (tenant_no, kind_no, doc, version, updated_at) VALUES (?, ?, ?, 1, ?) \
@@ -518,6 +517,15 @@ const DAY_MS: u64 = 24 * 3_600_000;
 
 pub(super) fn prune(writer: &mut Writer, now_ms: u64) -> Result<u64, StoreError> {
     let before = |days: u64| sql(now_ms.saturating_sub(days * DAY_MS));
+    // What is forgotten is too old from now on, and never new.
+    sql_query(
+        "UPDATE devices SET acked_n = max(acked_n, old.n) FROM (SELECT device_no, max(n) AS n FROM op_results \
+         WHERE at < ? GROUP BY device_no) AS old WHERE old.device_no = devices.device_no",
+    )
+    .bind::<BigInt, _>(before(90))
+    .execute(&mut writer.connection)
+    .map_err(store_error)?;
+    writer.forget_devices();
     let mut removed = 0;
     for (statement, days) in
         [("DELETE FROM op_results WHERE at < ?", 90), ("DELETE FROM sync_batches WHERE at < ?", 1)]

@@ -18,7 +18,8 @@ use driftline_engine::{
     Clock, DeviceState, GroupState, Known, Listeners, PlanEnv, Planned, Random, Receipt, RowKey, StoreError,
     Submission, Task, plan,
 };
-use driftline_model::{DeviceKey, DeviceNo, KindName, TenantNo};
+use driftline_model::{DeviceKey, DeviceNo, KindName, ScopeName, TenantNo};
+use driftline_protocol::{ItemClass, ItemCode};
 use tokio::sync::oneshot;
 
 use super::codec::{decode_code, decode_op, encode_code, encode_op};
@@ -70,7 +71,7 @@ enum Lookup {
 
 /// Why a group was not committed.
 enum GroupError {
-    /// A name of a change came again under another number.
+    /// A name of a change came again under another number, or may have: every answer must be looked up.
     DoubledName,
     Store(StoreError),
 }
@@ -233,13 +234,13 @@ impl Writer {
     /// Gives numbers to new kinds and scopes, before the transaction, so that they stay if it fails.
     fn intern(&mut self, group: &[Submission]) -> Result<(), StoreError> {
         for submission in group {
-            let mut last: Option<&KindName> = None;
+            let mut last: Option<(&KindName, &ScopeName)> = None;
             for entry in &submission.entries {
                 let Task::Apply(apply) = &entry.task else { continue };
-                if last != Some(&apply.kind) {
+                if last != Some((&apply.kind, &apply.scope)) {
                     self.names.intern_kind(&mut self.connection, submission.tenant, &apply.kind)?;
                     self.names.intern_scope(&mut self.connection, submission.tenant, &apply.scope)?;
-                    last = Some(&apply.kind);
+                    last = Some((&apply.kind, &apply.scope));
                 }
             }
         }
@@ -257,12 +258,19 @@ impl Writer {
             listening: &|tenant| listeners.listening(tenant),
         };
         let planned = plan(group, &mut state, &env);
+        if lookup == Lookup::Likely && unproven(group, &planned) {
+            return Err(GroupError::DoubledName);
+        }
         let now = sql(env.now_ms);
         self.write(&planned, &state, now)?;
         Ok((planned, state))
     }
 
     fn load(&mut self, group: &[Submission], lookup: Lookup) -> Result<GroupState, GroupError> {
+        // Between groups only: a plan needs every device of its group.
+        if self.states.len() >= DEVICES_MAX {
+            self.forget_devices();
+        }
         let mut state = GroupState::default();
         let mut wanted: BTreeMap<(TenantNo, KindName), Vec<&str>> = BTreeMap::new();
         for submission in group {
@@ -352,6 +360,12 @@ impl Writer {
         Ok(self.states.get(&device).copied().unwrap_or_default())
     }
 
+    /// Forgets the states of devices, after they were changed in the table.
+    pub(super) fn forget_devices(&mut self) {
+        self.states.clear();
+        self.devices.0.clear();
+    }
+
     fn load_device_names(&mut self, devices: impl Iterator<Item = DeviceNo>) -> Result<(), StoreError> {
         for device in devices {
             if !self.devices.0.contains_key(&device) {
@@ -362,10 +376,6 @@ impl Writer {
     }
 
     fn load_device(&mut self, device: DeviceNo) -> Result<(), StoreError> {
-        if self.states.len() >= DEVICES_MAX {
-            self.states.clear();
-            self.devices.0.clear();
-        }
         let rows: Vec<DeviceRow> =
             sql_query("SELECT device_no, sub, device_id, last_n, acked_n FROM devices WHERE device_no = ?")
                 .bind::<Integer, _>(device_sql(device))
@@ -459,6 +469,18 @@ impl Writer {
         insert(&mut self.connection, &rows)?;
         Ok(())
     }
+}
+
+/// Whether a change with a name got an answer that is not written: only the key of a written one shows that its name
+/// never came before.
+fn unproven(group: &[Submission], planned: &Planned) -> bool {
+    group.iter().zip(&planned.receipts).any(|(submission, receipt)| {
+        submission.entries.iter().zip(&receipt.results).any(|(entry, result)| {
+            let fails_group = entry.group.is_some() && result.code.class() != ItemClass::Done;
+            let written = result.code.is_remembered() && !fails_group;
+            entry.op_id.is_some() && !written && !result.duplicate && result.code != ItemCode::EpochChanged
+        })
+    })
 }
 
 fn json_array(texts: &[&str]) -> String {

@@ -1,0 +1,42 @@
+//! The HTTP twin.
+
+mod common;
+
+use common::{Device, ack, create, page, patch, put, result};
+
+#[test]
+fn over_http_one_request_pushes_and_pulls() {
+    let mut device = Device::new();
+    device.edit(create("x", r#"{"a":1}"#));
+    let request = device.replica.http_request().unwrap();
+    assert_eq!(
+        request,
+        r#"{"acked_n":0,"data_types":[],"batch_seq":1,"batch":[{"kind":"note","id":"x","op":"create","op_id":"op1","n":1,"base_version":0,"hlc":"0000000003e8-0000","fields":{"a":1}}]}"#
+    );
+    assert_eq!(device.replica.http_request(), None, "one at a time");
+    let answer = |ack: &str, page: &str| format!(r#"{{"server_time":"","ack":{ack},"data":{page}}}"#);
+    let taken = ack(1, 1, &result(0, "applied", 1, ""));
+    let rows = page(&put("x", 1, r#"{"a":1}"#), 1, "c1", false);
+    device.replica.handle_http(200, answer(&taken, &rows).as_bytes(), 0).unwrap();
+    assert!(device.replica.is_settled());
+    assert_eq!(device.version("x"), 1);
+
+    // The same edit after an answer that was lost.
+    device.edit(patch("x", r#"{"a":2}"#));
+    let first = device.replica.http_request().unwrap();
+    device.replica.handle_disconnected();
+    let second = device.replica.http_request().unwrap();
+    assert!(first.contains(r#""op_id":"op2""#) && second.contains(r#""op_id":"op2""#));
+    let problem = r#"{"type":"","title":"","status":410,"detail":"","code":"CURSOR_INVALID","correlation_id":"",
+        "retryable":false,"reason":"epoch_changed","keep_queue":true,"first":"snapshot","epoch":"00000002"}"#;
+    device.replica.handle_http(410, problem.as_bytes(), 0).unwrap();
+    let snapshot = device.replica.http_request().unwrap();
+    assert_eq!(snapshot, r#"{"acked_n":1,"data_types":[],"epoch":"00000002"}"#);
+    let rows = page(&put("x", 1, r#"{"a":5}"#), 1, "d1", false);
+    device.replica.handle_http(200, answer("null", &rows).as_bytes(), 0).unwrap();
+    let push = device.replica.http_request().unwrap();
+    assert!(push.contains(r#""base_version":0"#) && push.contains(r#""cursor":"d1""#), "{push}");
+    let refused = device.replica.handle_http(503, b"down", 0);
+    assert!(refused.is_err());
+    assert_eq!(device.replica.queue_len(), 1);
+}
