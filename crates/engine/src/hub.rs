@@ -1,7 +1,7 @@
 //! Committed changes on their way to the sessions of a tenant.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use driftline_model::{DeviceNo, Hlc, Seq, TenantNo};
 use driftline_protocol::{Change, encode_changes};
@@ -22,12 +22,11 @@ pub struct Committed {
     pub hlc: Hlc,
     /// The changes in their order; nothing when nobody listened while they were planned.
     pub changes: Option<Arc<[CommittedChange]>>,
-    /// All changes as one JSON array, made once for everybody who may see them all.
-    pub encoded: Arc<str>,
+    encoded: OnceLock<Arc<str>>,
 }
 
 impl Committed {
-    /// Puts a commit together and encodes its changes once.
+    /// Puts a commit together.
     #[must_use]
     pub fn new(
         tenant: TenantNo,
@@ -36,8 +35,14 @@ impl Committed {
         hlc: Hlc,
         changes: Option<Vec<CommittedChange>>,
     ) -> Self {
-        let encoded = encode_changes(changes.iter().flatten().map(|change| &change.change));
-        Self { tenant, prev_seq, seq, hlc, changes: changes.map(Arc::from), encoded: Arc::from(encoded) }
+        Self { tenant, prev_seq, seq, hlc, changes: changes.map(Arc::from), encoded: OnceLock::new() }
+    }
+
+    /// Returns all changes as one JSON array, made once for everybody who may see them all.
+    #[must_use]
+    pub fn encoded(&self) -> Arc<str> {
+        let changes = || self.changes.iter().flat_map(|changes| changes.iter()).map(|change| &change.change);
+        Arc::clone(self.encoded.get_or_init(|| Arc::from(encode_changes(changes()))))
     }
 }
 

@@ -301,7 +301,7 @@ impl Plan<'_> {
     ) -> SubmissionResult {
         let device = self.state.devices.entry(submission.device).or_default();
         let (last_n, acked_n) = (device.last_n, device.acked_n);
-        if let Some(answer) = self.remembered(submission, entry) {
+        if let Some(answer) = self.remembered(submission, entry, acked_n) {
             return answer;
         }
         let n = entry.n.unwrap_or(last_n + 1);
@@ -327,8 +327,8 @@ impl Plan<'_> {
         result
     }
 
-    /// Finds the first answer to an item that came before.
-    fn remembered(&self, submission: &Submission, entry: &Entry) -> Option<SubmissionResult> {
+    /// Finds the first answer to an item that came before. What the device has heard is forgotten at once.
+    fn remembered(&self, submission: &Submission, entry: &Entry, acked_n: u64) -> Option<SubmissionResult> {
         let by_op = entry.op_id.as_ref().and_then(|op_id| {
             if self.state.by_op.is_empty() {
                 return None;
@@ -336,7 +336,8 @@ impl Plan<'_> {
             self.state.by_op.get(&(submission.device, op_id.clone()))
         });
         let by_n = entry.n.and_then(|n| self.state.by_n.get(&(submission.device, n)));
-        let known = by_op.or(by_n)?;
+        let unheard = |known: &&Known| known.n > acked_n;
+        let known = by_op.filter(unheard).or(by_n.filter(unheard))?;
         let same_op = entry.op_id.is_none() || entry.op_id == known.op_id;
         let same_n = entry.n.is_none_or(|n| n == known.n);
         if known.hash != entry.hash || !same_op || !same_n {
@@ -518,6 +519,10 @@ impl Plan<'_> {
     }
 
     fn finish(mut self) -> Planned {
+        // A later batch of the group may tell that answers to an earlier one were heard.
+        let devices = &self.state.devices;
+        let heard = |device: &DeviceNo| devices.get(device).map_or(0, |device| device.acked_n);
+        self.out.writes.results.retain(|result| result.known.n > heard(&result.device));
         // A group that was rolled back may have left keys whose rows are what they were.
         self.out.writes.rows.retain(|key| self.state.rows.get(key).is_some_and(Option::is_some));
         for TenantChanges { tenant, before, changes } in self.tenants {

@@ -18,6 +18,7 @@ use crate::policies::{Policies, doc_of_policy, policy_of_doc};
 use crate::ports::{Head, Identity, Observer, PageQuery, Place, Row, Store, StoreError};
 use crate::pull::{PullFault, Step};
 use crate::push::{Gate, answer};
+use crate::session::covers;
 use crate::work::{Done, Pulled, Started, SyncAnswer, SyncFault, Work};
 
 /// The sync engine over one store.
@@ -192,7 +193,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
             )
             .collect();
         let kinds = self.catalogue.readable(&request.data_types, &identity.roles);
+        let given =
+            request.cursor.as_ref().and_then(|text| self.cursor_key.open(&identity.tenant_id, text).ok());
+        let covered = given.is_none_or(|cursor| covers(&cursor.kinds, kinds.as_deref().unwrap_or_default()));
         Ok(Started {
+            covered,
             info: SessionInfo {
                 sync_id: sync_id.to_string(),
                 epoch: head.epoch.to_string(),
@@ -361,8 +366,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             phase: Phase::Snapshot { after: None, missing: Vec::new(), then },
         };
         let cursor = self.cursor_key.seal(&identity.tenant_id, &cursor);
-        let data =
-            ServerData { changes: "[]".into(), cursor, seq: head.seq, hlc: head.hlc, has_more: false };
+        let data = ServerData { changes: "[]".into(), cursor, seq: head.seq, hlc: head.hlc, has_more: false };
         Ok(Pulled { data, rows: 0 })
     }
 

@@ -64,6 +64,8 @@ pub struct Session {
 struct Waiting {
     reply_to: Option<String>,
     sync_id: Option<String>,
+    /// Whether the pull asks for all kinds of the session.
+    covers: bool,
 }
 
 /// An open sync session.
@@ -74,6 +76,8 @@ struct Sync {
     /// The kinds that deltas may tell of; empty: all. Nothing: none.
     kinds: Option<Vec<KindName>>,
     sealer: Sealer,
+    /// Whether the client's cursor tells of all kinds of the session.
+    covered: bool,
     /// The place that the client was last told of on this connection.
     told: Seq,
     /// The place up to which everything was told, filtered or the device's own.
@@ -248,7 +252,8 @@ impl Session {
             Done::Pulled(Ok(Pulled { data, rows })) => {
                 if let Some(sync) = &mut self.sync {
                     sync.totals.pulled += rows;
-                    if !data.has_more {
+                    if !data.has_more && waiting.covers {
+                        sync.covered = true;
                         // Deltas that went out meanwhile tell of later changes; a client that could not use
                         // them sees by `prev_seq` that it has to pull again.
                         sync.told = sync.told.max(data.seq);
@@ -285,12 +290,12 @@ impl Session {
             return;
         }
         let changes = if count == all.len() {
-            Arc::clone(&committed.encoded)
+            committed.encoded()
         } else {
             Arc::from(encode_changes(all.iter().filter(shown).map(|change| &change.change)))
         };
-        // After a miss the client must pull: it stands nowhere near this place.
-        let prev_seq = if missed { committed.seq } else { sync.told };
+        // After a miss, or while the client lacks kinds of its session, it must pull: it stands nowhere near this place.
+        let prev_seq = if missed || !sync.covered { committed.seq } else { sync.told };
         sync.told = committed.seq;
         let delta = ServerDelta {
             prev_seq,
@@ -362,6 +367,7 @@ impl Session {
             epoch: started.epoch,
             kinds: started.kinds,
             sealer: started.sealer,
+            covered: started.covered,
             told: started.seq,
             accounted: started.seq,
             expires_ms: now_ms + self.limits.session_s * 1000,
@@ -444,7 +450,13 @@ impl Session {
     }
 
     fn ask(&mut self, reply_to: Option<String>, sync_id: Option<&SyncId>, work: Work) {
-        self.waiting.push_back(Waiting { reply_to, sync_id: sync_id.map(ToString::to_string) });
+        let covers = match (&work, self.sync.as_ref().and_then(|sync| sync.kinds.as_ref())) {
+            (Work::Pull { request }, Some(kinds)) => {
+                covers(request.data_types.as_deref().unwrap_or_default(), kinds)
+            }
+            _ => true,
+        };
+        self.waiting.push_back(Waiting { reply_to, sync_id: sync_id.map(ToString::to_string), covers });
         self.outputs.push_back(Output::Work(work));
     }
 
@@ -477,4 +489,9 @@ impl Session {
             self.outputs.push_back(Output::Close(Close { code: close, reason: code.as_str() }));
         }
     }
+}
+
+/// Tells whether kinds contain all wanted ones; an empty list stands for all kinds.
+pub(crate) fn covers(kinds: &[KindName], wanted: &[KindName]) -> bool {
+    kinds.is_empty() || !wanted.is_empty() && wanted.iter().all(|kind| kinds.contains(kind))
 }

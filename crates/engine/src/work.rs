@@ -65,6 +65,8 @@ pub struct Started {
     pub seq: Seq,
     /// The epoch at that moment.
     pub epoch: driftline_model::Epoch,
+    /// Whether the device's cursor, if it gave one, tells of all kinds of the session.
+    pub covered: bool,
     /// What the device must do first, if its cursor or bases are of no use.
     pub resync: Option<ResyncRequired>,
     /// The kinds that the session may read, of those it asked for; empty: all. Nothing: none.

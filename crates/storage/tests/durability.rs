@@ -101,7 +101,8 @@ fn a_place_that_cannot_be_durable_is_refused() {
     assert!(matches!(support::open(&missing, &world), Err(OpenError::File { file, .. }) if file == missing));
 
     let other = world.folder.path().join("other.db");
-    fs::write(&other, "certainly not a database, but long enough to be read as one".repeat(40)).expect("a file");
+    fs::write(&other, "certainly not a database, but long enough to be read as one".repeat(40))
+        .expect("a file");
     let refused = support::open(&other, &world);
     assert!(matches!(refused, Err(OpenError::File { .. } | OpenError::Migration { .. })), "{refused:?}");
 }

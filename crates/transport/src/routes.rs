@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{Method, Response, StatusCode};
+use axum::http::{Method, Response, StatusCode, Version, header};
 use axum::routing::{MethodFilter, on};
 use driftline_engine::Store;
 use driftline_protocol::{ErrorCode, Fault};
@@ -134,6 +134,13 @@ fn filter(method: &str) -> MethodFilter {
 
 async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request: Request) -> Response<Body> {
     let correlation = correlation(&app, request.headers());
+    // RFC 9112 §3.2: a request without exactly one Host is answered 400.
+    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        let fault = Fault::new(ErrorCode::ValidationError, "exactly one Host is needed");
+        let mut response = problem(&Refusal::from(fault), &correlation);
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        return response;
+    }
     let mut response = match route.door {
         Door::Socket => ws::upgrade(app, request, &correlation),
         Door::Http => match handlers::handle(&app, route, &names, request, &correlation).await {

@@ -45,6 +45,8 @@ struct Shared {
     cursor_secret: [u8; 32],
     /// Numbers of tenants and devices that were asked for. The lock is held for look-ups and insertions only.
     tenants: Mutex<HashMap<TenantId, TenantNo>>,
+    /// Heads as the writer left them. The lock is held for look-ups and insertions only.
+    heads: Arc<Mutex<HashMap<TenantNo, Head>>>,
     /// As above.
     devices: Mutex<HashMap<(TenantNo, DeviceKey), DeviceNo>>,
     writer: Option<JoinHandle<()>>,
@@ -154,7 +156,12 @@ impl Store for SqliteStore {
     }
 
     async fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
-        self.read(move |connection, _| queries::head(connection, tenant)).await
+        let known = self.shared.heads.lock().unwrap_or_else(PoisonError::into_inner).get(&tenant).copied();
+        match known {
+            Some(head) => Ok(head),
+            // The writer looks it up and keeps it, so that no older head can replace a newer one.
+            None => self.write(move |writer| queries::keep_head(writer, tenant)).await,
+        }
     }
 
     async fn commit(&self, submission: Submission) -> Result<Receipt, StoreError> {

@@ -112,10 +112,11 @@ impl SqliteStore {
         let cursor_secret = secret(&mut connection, &options)?;
         let names = Arc::new(Names::default());
         names.load(&mut connection).map_err(|error| file_error(&file, &error))?;
+        let heads = Arc::default();
         let limits = (options.skew_ms_max, options.record_bytes);
         let writer = Writer::new(
             connection,
-            Arc::clone(&names),
+            (Arc::clone(&names), Arc::clone(&heads)),
             options.clock,
             options.random,
             options.listeners,
@@ -130,6 +131,7 @@ impl SqliteStore {
             jobs: Some(jobs),
             readers,
             names,
+            heads,
             cursor_secret,
             tenants: Mutex::default(),
             devices: Mutex::default(),

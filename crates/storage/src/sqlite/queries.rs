@@ -199,6 +199,13 @@ pub(super) fn head(connection: &mut SqliteConnection, tenant: TenantNo) -> Resul
     head_of(row)
 }
 
+/// Reads a head on the writing connection and keeps it for look-ups.
+pub(super) fn keep_head(writer: &mut Writer, tenant: TenantNo) -> Result<Head, StoreError> {
+    let head = head(&mut writer.connection, tenant)?;
+    writer.keep_head(tenant, head);
+    Ok(head)
+}
+
 /// Runs reads that must see one moment.
 fn snapshot<T>(
     connection: &mut SqliteConnection,
@@ -483,6 +490,7 @@ pub(super) fn begin_epoch(writer: &mut Writer, tenant: TenantNo, left: Epoch) ->
         .bind::<Text, _>(left.to_string())
         .execute(&mut writer.connection)
         .map_err(store_error)?;
+    writer.forget_head(tenant);
     head(&mut writer.connection, tenant)
 }
 
@@ -559,6 +567,7 @@ fn purge_tombstones(writer: &mut Writer, before_ms: u64) -> Result<u64, StoreErr
             .bind::<Integer, _>(row.tenant_no)
             .execute(&mut writer.connection)
             .map_err(store_error)?;
+        writer.forget_head(tenant_of(row.tenant_no));
         removed += 1;
     }
     Ok(removed)

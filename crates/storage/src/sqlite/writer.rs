@@ -6,8 +6,8 @@
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -15,8 +15,8 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Text};
 use driftline_conflict::DeviceOrder;
 use driftline_engine::{
-    Clock, DeviceState, GroupState, Known, Listeners, PlanEnv, Planned, Random, Receipt, RowKey, StoreError,
-    Submission, Task, plan,
+    Clock, DeviceState, GroupState, Head, Known, Listeners, PlanEnv, Planned, Random, Receipt, RowKey,
+    StoreError, Submission, Task, plan,
 };
 use driftline_model::{DeviceKey, DeviceNo, KindName, ScopeName, TenantNo};
 use driftline_protocol::{ItemClass, ItemCode};
@@ -49,6 +49,8 @@ const DEVICES_MAX: usize = 200_000;
 pub(super) struct Writer {
     pub(super) connection: SqliteConnection,
     pub(super) names: Arc<Names>,
+    /// Heads for look-ups; the lock is held for one of them.
+    heads: Arc<Mutex<HashMap<TenantNo, Head>>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: Arc<dyn Random>,
     pub(super) listeners: Arc<dyn Listeners>,
@@ -119,7 +121,7 @@ pub(super) fn device_sql(device: DeviceNo) -> i32 {
 impl Writer {
     pub(super) fn new(
         connection: SqliteConnection,
-        names: Arc<Names>,
+        (names, heads): (Arc<Names>, Arc<Mutex<HashMap<TenantNo, Head>>>),
         clock: Arc<dyn Clock>,
         random: Arc<dyn Random>,
         listeners: Arc<dyn Listeners>,
@@ -129,6 +131,7 @@ impl Writer {
         Self {
             connection,
             names,
+            heads,
             clock,
             random,
             listeners,
@@ -138,6 +141,16 @@ impl Writer {
             states: HashMap::new(),
             devices: DeviceNames::default(),
         }
+    }
+
+    /// Keeps a head for look-ups.
+    pub(super) fn keep_head(&self, tenant: TenantNo, head: Head) {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant, head);
+    }
+
+    /// Has the next look-up read the table, after a change beside the commit groups.
+    pub(super) fn forget_head(&self, tenant: TenantNo) {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
     }
 
     /// Works until every sender is gone.
@@ -217,6 +230,9 @@ impl Writer {
                     self.states.insert(write.device, write.state);
                 }
                 drop(state);
+                for (tenant, head) in &planned.writes.heads {
+                    self.keep_head(*tenant, *head);
+                }
                 for committed in planned.commits {
                     self.listeners.committed(committed);
                 }

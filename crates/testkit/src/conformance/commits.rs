@@ -128,7 +128,11 @@ pub(super) fn a_foreign_record_is_not_touched<S: Store>(bed: &Bed<S>) {
     assert_eq!((row.scope.as_str(), &*row.owner), ("owner:ada", "ada"));
     let results = bed.check_push(
         &eve,
-        [create("mine", r#"{"a":2}"#).owned().n(1), patch("mine", 1, r#"{"a":2}"#).n(2), delete("mine", 1).n(3)],
+        [
+            create("mine", r#"{"a":2}"#).owned().n(1),
+            patch("mine", 1, r#"{"a":2}"#).n(2),
+            delete("mine", 1).n(3),
+        ],
         &[Forbidden, Gone, Gone],
     );
     assert!(results.iter().all(|result| result.record.is_none() && result.version.is_none()), "{results:?}");
@@ -141,10 +145,8 @@ pub(super) fn a_foreign_record_is_not_touched<S: Store>(bed: &Bed<S>) {
 
 pub(super) fn large_batches_are_whole<S: Store>(bed: &Bed<S>) {
     let (ada, bob) = (bed.author("ada", "phone"), bed.author("bob", "phone"));
-    let policy = Arc::new(Policy {
-        strategy: Strategy::ServerWins { granularity: Granularity::Field },
-        version: 7,
-    });
+    let policy =
+        Arc::new(Policy { strategy: Strategy::ServerWins { granularity: Granularity::Field }, version: 7 });
     let mut seq = 0;
     // Stores write rows, answers and accounts in chunks: sizes around their edges.
     for count in [1_u64, 9, 10, 11, 99, 100, 101, 237] {

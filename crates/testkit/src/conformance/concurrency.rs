@@ -18,35 +18,36 @@ pub(super) fn writers_share_one_sequence<S: Store>(bed: &Bed<S>) {
     let authors: Vec<_> = (0..WRITERS).map(|at| bed.author(&format!("user{at}"), "phone")).collect();
     bed.check_push(&bed.author("first", "phone"), [create("shared", r#"{"a":0}"#)], &[Applied]);
     let results: Vec<_> = std::thread::scope(|scope| {
-        let writers: Vec<_> = (0..WRITERS)
-            .zip(&authors)
-            .map(|(writer, author)| {
-                scope.spawn(move || {
-                    let mut results = Vec::new();
-                    for at in 0..BATCHES {
-                        let n = at * 3;
-                        let batch = author.batch([
-                            create(&format!("{writer}/{at}"), r#"{"a":1}"#).n(n + 1),
-                            patch("shared", 1, &format!(r#"{{"a":{at},"w{writer}":{at}}}"#)).n(n + 2),
-                            patch(&format!("{writer}/{at}"), 0, r#"{"b":1}"#).n(n + 3),
-                        ]);
-                        let receipt = block_on(bed.store.commit(batch.clone())).expect("a commit");
-                        assert!(receipt.results.iter().all(|result| {
-                            result.version.is_some_and(|version| version <= receipt.seq)
-                        }));
-                        if at % 10 == 0 {
-                            let again = block_on(bed.store.commit(batch)).expect("a commit");
-                            for (first, again) in receipt.results.iter().zip(&again.results) {
-                                assert!(again.duplicate);
-                                assert_eq!((again.code, again.version), (first.code, first.version));
+        let writers: Vec<_> =
+            (0..WRITERS)
+                .zip(&authors)
+                .map(|(writer, author)| {
+                    scope.spawn(move || {
+                        let mut results = Vec::new();
+                        for at in 0..BATCHES {
+                            let n = at * 3;
+                            let batch = author.batch([
+                                create(&format!("{writer}/{at}"), r#"{"a":1}"#).n(n + 1),
+                                patch("shared", 1, &format!(r#"{{"a":{at},"w{writer}":{at}}}"#)).n(n + 2),
+                                patch(&format!("{writer}/{at}"), 0, r#"{"b":1}"#).n(n + 3),
+                            ]);
+                            let receipt = block_on(bed.store.commit(batch.clone())).expect("a commit");
+                            assert!(receipt.results.iter().all(|result| {
+                                result.version.is_some_and(|version| version <= receipt.seq)
+                            }));
+                            if at % 10 == 0 {
+                                let again = block_on(bed.store.commit(batch)).expect("a commit");
+                                for (first, again) in receipt.results.iter().zip(&again.results) {
+                                    assert!(again.duplicate);
+                                    assert_eq!((again.code, again.version), (first.code, first.version));
+                                }
                             }
+                            results.extend(receipt.results);
                         }
-                        results.extend(receipt.results);
-                    }
-                    results
+                        results
+                    })
                 })
-            })
-            .collect();
+                .collect();
         writers.into_iter().flat_map(|writer| writer.join().expect("a writer")).collect()
     });
 

@@ -38,10 +38,8 @@ pub(super) fn everything_is_still_there<S: Store>(world: World, open: &impl Fn(&
     let mut bed = Bed::new(world, open);
     let (ada, bob) = (bed.author("ada", "phone"), bed.author("bob", "tablet"));
     let other = Author::join(&bed.store, "other", "ada", "phone");
-    let policy = Arc::new(Policy {
-        strategy: Strategy::ServerWins { granularity: Granularity::Field },
-        version: 3,
-    });
+    let policy =
+        Arc::new(Policy { strategy: Strategy::ServerWins { granularity: Granularity::Field }, version: 3 });
     let first = [
         create("a", r#"{"x":1,"é":"\u001f"}"#).n(1).op_id("a").schema(2),
         create("b", "{}").n(2).owned(),

@@ -69,16 +69,18 @@ pub(super) fn a_record_comes_back_as_it_was<S: Store>(bed: &Bed<S>) {
 
 pub(super) fn a_decision_is_accounted_for<S: Store>(bed: &Bed<S>) {
     let (ada, bob) = (bed.author("ada", "phone"), bed.author("bob", "tablet"));
-    let policy = Arc::new(Policy {
-        strategy: Strategy::ServerWins { granularity: Granularity::Field },
-        version: 12,
-    });
+    let policy =
+        Arc::new(Policy { strategy: Strategy::ServerWins { granularity: Granularity::Field }, version: 12 });
     bed.check_push(&ada, [create("x", r#"{"a":1,"b":1}"#).n(1).hlc(at(10))], &[Applied]);
     bed.check_push(&ada, [patch("x", 1, r#"{"a":2}"#).n(2).hlc(at(20))], &[Applied]);
     assert_eq!(history(bed, &ada, "x").expect("it exists").audit, [], "nothing was decided yet");
 
     bed.world.clock.set(World::BEGIN_MS + 70_000);
-    bed.check_push(&bob, [patch("x", 1, r#"{"a":3}"#).n(4).op_id("late").hlc(at(30)).policy(&policy)], &[Superseded]);
+    bed.check_push(
+        &bob,
+        [patch("x", 1, r#"{"a":3}"#).n(4).op_id("late").hlc(at(30)).policy(&policy)],
+        &[Superseded],
+    );
     bed.world.clock.advance(5);
     bed.check_push(&bob, [patch("x", 1, r#"{"a":4,"b":4}"#).n(5).hlc(at(40))], &[Merged]);
     // Other records' decisions are not this one's.

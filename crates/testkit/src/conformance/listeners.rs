@@ -45,7 +45,9 @@ pub(super) fn only_changes_are_told<S: Store>(bed: &Bed<S>) {
         .take()
         .iter()
         .flat_map(|commit| commit.changes.as_deref().expect("somebody listens").to_vec())
-        .map(|told| (told.device, told.change.change, told.change.fields.as_str().to_owned(), told.change.scope))
+        .map(|told| {
+            (told.device, told.change.change, told.change.fields.as_str().to_owned(), told.change.scope)
+        })
         .collect();
     let rows: Vec<_> = told.iter().map(|(device, change, fields, _)| (*device, *change, &**fields)).collect();
     assert_eq!(

@@ -58,8 +58,8 @@ pub(super) fn tenants_are_apart<S: Store>(bed: &Bed<S>) {
     assert_eq!(bed.note(&there, "x").record.fields.as_str(), r#"{"a":2}"#);
     assert_eq!((bed.head(here.tenant).seq, bed.head(there.tenant).seq), (Seq::new(2), Seq::new(1)));
     assert_eq!(bed.log(everything(&there)).len(), 1);
-    let history =
-        block_on(bed.store.history(there.tenant, &kind_name("note"), &bed.note(&there, "x").id)).expect("a read");
+    let history = block_on(bed.store.history(there.tenant, &kind_name("note"), &bed.note(&there, "x").id))
+        .expect("a read");
     let devices = history.expect("the record exists").devices;
     assert!(devices.iter().all(|(device, _)| *device == there.device), "{devices:?}");
 

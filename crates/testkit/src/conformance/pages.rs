@@ -59,9 +59,16 @@ pub(super) fn scopes_are_merged_without_a_gap<S: Store>(bed: &Bed<S>) {
         scopes: vec![owner_of(&ada), ScopeName::tenant(), scope_of("nobody")],
         ..everything(&ada)
     };
-    for (rows, bytes) in
-        [(1000, 1 << 20), (7, 1 << 20), (1, 1 << 20), (1000, 1), (1000, 300), (1000, 1500), (5, 700), (40, 5000)]
-    {
+    for (rows, bytes) in [
+        (1000, 1 << 20),
+        (7, 1 << 20),
+        (1, 1 << 20),
+        (1000, 1),
+        (1000, 300),
+        (1000, 1500),
+        (5, 700),
+        (40, 5000),
+    ] {
         let read = bed.log(PageQuery { rows, bytes, ..query.clone() });
         let read: BTreeMap<u64, String> =
             read.iter().map(|row| (row.record.version.number(), row.id.to_string())).collect();
@@ -80,7 +87,8 @@ fn assert_keeps_to_its_bytes(rows: &[Row], bytes: usize) {
 pub(super) fn the_key_order_holds_every_live_row_once<S: Store>(bed: &Bed<S>) {
     let (ada, bob) = (bed.author("ada", "phone"), bed.author("bob", "phone"));
     let mut wanted = BTreeMap::new();
-    for (at, id) in ["b", "ä", "a", "B", "z", "aa", "日本", "10", "9", "😀", "\u{fb33}"].iter().enumerate() {
+    for (at, id) in ["b", "ä", "a", "B", "z", "aa", "日本", "10", "9", "😀", "\u{fb33}"].iter().enumerate()
+    {
         for kind in ["note", "car", "movie"] {
             let draft = create(id, r#"{"a":1}"#).kind(kind);
             let (author, draft, seen) = match (at % 4, kind) {
@@ -106,7 +114,11 @@ pub(super) fn the_key_order_holds_every_live_row_once<S: Store>(bed: &Bed<S>) {
         let changes = read.windows(2).filter(|pair| pair[0].0 != pair[1].0).count();
         assert_eq!(changes, 2, "each kind in one piece");
         let found: BTreeMap<_, _> = read.iter().cloned().map(|key| (key, ())).collect();
-        assert_eq!((read.len(), found), (wanted.len(), wanted.clone()), "pages of {rows} rows and {bytes} bytes");
+        assert_eq!(
+            (read.len(), found),
+            (wanted.len(), wanted.clone()),
+            "pages of {rows} rows and {bytes} bytes"
+        );
     }
 }
 
@@ -134,7 +146,8 @@ pub(super) fn kinds_are_filtered<S: Store>(bed: &Bed<S>) {
         (vec!["car", "unheard_of"], vec!["x0", "x3"]),
         (vec!["unheard_of"], vec![]),
     ] {
-        let query = PageQuery { kinds: wanted.iter().map(|kind| kind_name(kind)).collect(), ..everything(&ada) };
+        let query =
+            PageQuery { kinds: wanted.iter().map(|kind| kind_name(kind)).collect(), ..everything(&ada) };
         assert_eq!(ids_of(&bed.log(query.clone())), ids, "{wanted:?}");
         // A filter leaves no holes in the pages.
         let page = bed.page(PageQuery { rows: 2, ..query.clone() });

@@ -66,7 +66,10 @@ pub(super) fn old_batches_are_pruned<S: Store>(bed: &Bed<S>) {
 pub(super) fn old_tombstones_are_pruned<S: Store>(bed: &Bed<S>) {
     let ada = bed.author("ada", "phone");
     let at = |days| Hlc::new(day(days), 0);
-    bed.push(&ada, [create("a", "{}").hlc(at(0)), create("b", "{}").hlc(at(0)), create("c", "{}").hlc(at(0))]);
+    bed.push(
+        &ada,
+        [create("a", "{}").hlc(at(0)), create("b", "{}").hlc(at(0)), create("c", "{}").hlc(at(0))],
+    );
     bed.world.clock.set(day(1));
     bed.push(&ada, [delete("a", 1).hlc(at(1))]);
     bed.world.clock.set(day(2));
