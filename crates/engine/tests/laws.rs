@@ -84,7 +84,9 @@ fn prefix_twice(plan: &Plan<'_>, seed: u64) -> Result<(), String> {
         let heard = server.state.devices.get(&resend.device).map_or(0, |device| device.acked_n);
         for ((_, entry, again), first) in pairs(std::slice::from_ref(&resend), &planned.receipts).zip(&firsts)
         {
-            let old = entry.n.is_some_and(|n| n <= heard) && again.code == ItemCode::TooOld;
+            // A careless device has used the name again since it heard the answer.
+            let refused = matches!(again.code, ItemCode::TooOld | ItemCode::DeviceIdReused);
+            let old = entry.n.is_some_and(|n| n <= heard) && refused;
             let same = again.duplicate && (again.code, again.version) == (first.code, first.version);
             if !old && !same {
                 return Err(format!("{entry:?} got {first:?}, then {again:?}"));

@@ -1,7 +1,11 @@
-//! What the laws are checked with: random histories, a tiny store around the plan, a reader and planted faults.
+//! What the laws are checked with: random histories, a tiny store around the plan, readers and planted faults.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub(crate) mod faulty;
 pub(crate) mod history;
 pub(crate) mod mutants;
+pub(crate) mod reader;
 pub(crate) mod tiny;
 
 /// Runs a check over many seeds; the error names the seed and how to run it alone.
