@@ -2,19 +2,20 @@
 //!
 //!     cargo run --release -p driftline-examples --example two_phones [FOLDER]
 //!
-//! FOLDER holds `movies.json` and `cars.json` of the npm package `vega-datasets`; without it the variable
-//! `DRIFTLINE_VEGA` names the folder, which `scripts/test` fills.
+//! FOLDER holds `movies.json` and `cars.json` of the npm package `vega-datasets`; without it the tables that
+//! `scripts/test` installs are taken.
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use driftline_examples::server::Embedded;
-use driftline_examples::two_phones::{STRATEGIES, Size, Tables, play};
+use driftline_examples::two_phones::{STRATEGIES, Size, Tables, folder, play};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let folder = std::env::args().nth(1).or_else(|| std::env::var("DRIFTLINE_VEGA").ok()).map(PathBuf::from);
-    let folder = folder.context("name the folder of movies.json and cars.json, or set DRIFTLINE_VEGA")?;
+    let folder = match std::env::args().nth(1) {
+        Some(named) => PathBuf::from(named),
+        None => folder()?,
+    };
     let size = Size { movies: 3201, cars: 406, edits: 500 };
     let tables = Tables::read(&folder, size)?;
     let data = std::env::temp_dir().join(format!("driftline-two-phones-{}", std::process::id()));

@@ -5,7 +5,7 @@
 //! arrives. Then all four, the server included, must hold the same, and every value that lost must be in the audit.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -61,6 +61,21 @@ pub const STRATEGIES: [&str; 6] = [
 
 /// How long one sync may take.
 const WITHIN: Duration = Duration::from_secs(120);
+
+/// Finds the folder of the tables: `DRIFTLINE_VEGA`, else where `scripts/test` installs them.
+///
+/// # Errors
+/// When they are in neither place; the text says what to do.
+pub fn folder() -> anyhow::Result<PathBuf> {
+    let cache = std::env::var_os("DRIFTLINE_CACHE").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/driftline")));
+    let installed = cache.map(|cache| cache.join("vega/node_modules/vega-datasets/data"));
+    let folder = std::env::var_os("DRIFTLINE_VEGA").map(PathBuf::from).or(installed);
+    folder.filter(|folder| folder.join("movies.json").exists()).context(
+        "movies.json and cars.json of the npm package vega-datasets are needed: scripts/test installs them, \
+         or name their folder in DRIFTLINE_VEGA",
+    )
+}
 
 impl Tables {
     /// Reads `movies.json` and `cars.json` from a folder.

@@ -1,11 +1,14 @@
 //! Committed changes on their way to the sessions of a tenant.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll};
 
 use driftline_model::{DeviceNo, Hlc, Seq, TenantNo};
 use driftline_protocol::{Change, encode_changes};
 use futures_channel::mpsc;
+use futures_util::Stream;
 
 use crate::ports::Listeners;
 
@@ -66,12 +69,64 @@ pub struct Hub {
 #[derive(Debug)]
 struct Subscriber {
     sender: mpsc::Sender<Arc<Committed>>,
+    overflow: Overflow,
+}
+
+/// The last commit that found the queue full. The lock is held while the queue is tried, so that whoever has emptied
+/// the queue finds it here.
+type Overflow = Arc<Mutex<Option<Arc<Committed>>>>;
+
+impl Subscriber {
+    /// Hands a commit on; tells whether the session is still there.
+    fn send(&mut self, committed: &Arc<Committed>) -> bool {
+        let mut overflow = self.overflow.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.sender.try_send(Arc::clone(committed)) {
+            Ok(()) => {
+                *overflow = None;
+                true
+            }
+            // A full queue loses commits but the last; the gap tells the session, which makes its client pull.
+            Err(error) if error.is_full() => {
+                *overflow = Some(Arc::clone(committed));
+                true
+            }
+            Err(_) => false,
+        }
+    }
 }
 
 /// The commits of one tenant, as one session hears them. It ends when dropped.
 ///
-/// A session that falls behind by more than the hub's queue misses commits; it notices by `prev_seq`.
-pub type Subscription = mpsc::Receiver<Arc<Committed>>;
+/// A session that falls behind by more than the hub's queue misses commits, but never the last one; it notices by
+/// `prev_seq`. Dropping a future that waits for the next commit loses none.
+#[derive(Debug)]
+pub struct Subscription {
+    receiver: mpsc::Receiver<Arc<Committed>>,
+    overflow: Overflow,
+}
+
+impl Subscription {
+    /// Takes the next commit, if one waits.
+    pub fn try_next(&mut self) -> Option<Arc<Committed>> {
+        self.receiver.try_recv().ok().or_else(|| self.overflowed())
+    }
+
+    fn overflowed(&self) -> Option<Arc<Committed>> {
+        self.overflow.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Arc<Committed>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match Pin::new(&mut self.receiver).poll_next(context) {
+            Poll::Ready(Some(committed)) => Poll::Ready(Some(committed)),
+            Poll::Ready(None) => Poll::Ready(self.overflowed()),
+            Poll::Pending => self.overflowed().map_or(Poll::Pending, |last| Poll::Ready(Some(last))),
+        }
+    }
+}
 
 impl Hub {
     /// Makes a hub that lets `queue` commits wait for each session.
@@ -90,8 +145,9 @@ impl Hub {
         if subscribers.len() == subscribers.capacity() {
             subscribers.retain(|subscriber| !subscriber.sender.is_closed());
         }
-        subscribers.push(Subscriber { sender });
-        receiver
+        let overflow = Overflow::default();
+        subscribers.push(Subscriber { sender, overflow: Arc::clone(&overflow) });
+        Subscription { receiver, overflow }
     }
 }
 
@@ -106,11 +162,7 @@ impl Listeners for Hub {
         let tenant = committed.tenant;
         let Some(subscribers) = tenants.get_mut(&tenant) else { return };
         let committed = Arc::new(committed);
-        subscribers.retain_mut(|subscriber| match subscriber.sender.try_send(Arc::clone(&committed)) {
-            Ok(()) => true,
-            // A full queue loses this commit; the gap tells the session, which makes its client pull.
-            Err(error) => error.is_full(),
-        });
+        subscribers.retain_mut(|subscriber| subscriber.send(&committed));
         if subscribers.is_empty() {
             tenants.remove(&tenant);
         }
@@ -131,27 +183,44 @@ mod tests {
         let mut here = hub.subscribe(TenantNo::new(1));
         let mut elsewhere = hub.subscribe(TenantNo::new(2));
         hub.committed(commit(1));
-        assert_eq!(here.try_recv().expect("a commit").seq, Seq::new(1));
-        assert!(elsewhere.try_recv().is_err());
+        assert_eq!(here.try_next().expect("a commit").seq, Seq::new(1));
+        assert!(elsewhere.try_next().is_none());
         drop(here);
         hub.committed(commit(2));
         assert!(!hub.listening(TenantNo::new(1)));
     }
 
     #[test]
-    fn a_full_queue_loses_commits_but_not_the_subscription() {
+    fn a_full_queue_loses_commits_but_not_the_last_one() {
         let hub = Hub::new(1);
         let mut slow = hub.subscribe(TenantNo::new(1));
         for seq in 1..=5 {
             hub.committed(commit(seq));
         }
         let mut heard = Vec::new();
-        while let Ok(committed) = slow.try_recv() {
+        while let Some(committed) = slow.try_next() {
             heard.push(committed.seq.number());
         }
-        assert_eq!(heard, [1, 2], "one queued and one in the sender's own slot");
+        assert_eq!(heard, [1, 2, 5], "one queued, one in the sender's own slot, and the last");
         hub.committed(commit(6));
-        let later = slow.try_recv().expect("still subscribed");
+        let later = slow.try_next().expect("still subscribed");
         assert_eq!((later.prev_seq, later.seq), (Seq::new(5), Seq::new(6)));
+    }
+
+    #[test]
+    fn what_overflowed_is_old_once_a_later_commit_fits() {
+        let hub = Hub::new(1);
+        let mut slow = hub.subscribe(TenantNo::new(1));
+        for seq in 1..=5 {
+            hub.committed(commit(seq));
+        }
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut next = || match Pin::new(&mut slow).poll_next(&mut context) {
+            Poll::Ready(Some(committed)) => Some(committed.seq.number()),
+            _ => None,
+        };
+        assert_eq!((next(), next()), (Some(1), Some(2)));
+        hub.committed(commit(6));
+        assert_eq!((next(), next()), (Some(6), None));
     }
 }

@@ -9,6 +9,34 @@
 //!
 //! The engine reads no clock, draws no random number and opens nothing; it does not know HTTP, frames or
 //! SQL. It authenticates nobody: an [`Identity`] is what the transport has found out.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use driftline_engine::{Catalogue, Engine, Hub, NullObserver, Store};
+//! use driftline_model::{DeviceId, Limits, TenantId, UserId};
+//! use driftline_protocol::RequestServerData;
+//! use driftline_storage::MemoryStore;
+//! use driftline_testkit::{Author, FixedClock, SeededRandom, block_on, create};
+//!
+//! // The world: a clock, randomness, a store that reports its commits to the hub.
+//! let hub = Arc::new(Hub::new(256));
+//! let (clock, random) = (Arc::new(FixedClock::new(1_767_225_600_000)), Arc::new(SeededRandom::new(1)));
+//! let store = MemoryStore::new(clock, random, hub.clone(), Limits::default());
+//! let kinds = Catalogue::default().allow_undeclared();
+//! let engine = Engine::new(store, hub, kinds, Limits::default(), NullObserver);
+//!
+//! // Bob writes, Ada hears of it and pulls.
+//! let bob = Author::join(engine.store(), "acme", "bob", "phone");
+//! let (tenant, user) = (TenantId::new("acme")?, UserId::text("ada")?);
+//! let ada = block_on(engine.identify(tenant, user, Some(DeviceId::new("phone")?), Vec::new()))?;
+//! let mut commits = engine.subscribe(&ada);
+//! block_on(engine.store().commit(bob.batch([create("n1", r#"{"title":"hello"}"#)])))?;
+//! assert_eq!(commits.try_next().expect("a commit").seq.number(), 1);
+//! let page = block_on(engine.pull(&ada, RequestServerData::default()))?;
+//! assert!(page.changes.contains(r#""fields":{"title":"hello"}"#));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod audit;
 mod catalogue;

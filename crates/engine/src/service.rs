@@ -49,6 +49,11 @@ pub struct Sealer {
 }
 
 impl Sealer {
+    /// Seals for another epoch from now on.
+    pub(crate) fn begin(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+    }
+
     /// Seals the cursor of a reader who is caught up at a place.
     #[must_use]
     pub fn caught_up(&self, at: Seq) -> String {

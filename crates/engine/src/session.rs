@@ -399,8 +399,9 @@ impl Session {
         };
         self.error(&Fault::new(code, fault.to_string()), waiting.reply_to, now_ms);
         if let Some((reason, epoch)) = resync {
-            if let Some(sync) = &mut self.sync {
+            if let (Some(sync), ResyncReason::EpochChanged) = (&mut self.sync, reason) {
                 sync.epoch = epoch;
+                sync.sealer.begin(epoch);
             }
             let head = self.head(now_ms, None, waiting.sync_id);
             self.send(&Outbound::ResyncRequired(ResyncRequired::new(reason, epoch)), &head);

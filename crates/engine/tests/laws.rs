@@ -17,7 +17,7 @@ use support::history::{Group, history, key, told};
 use support::tiny::{Plan, TENANT, Tiny};
 use support::{mutants, over_seeds};
 
-const HISTORIES: u64 = 3_000;
+const HISTORIES: u64 = 2_000;
 
 type Check = fn(&Plan<'_>, u64) -> Result<(), String>;
 

@@ -49,12 +49,8 @@ impl Server {
         let identities = ["ada", "bob"].map(|user| {
             let (tenant, user) = (TenantId::new("acme"), UserId::text(user));
             let device = DeviceId::new("phone").expect("a name");
-            let identity = engine.identify(
-                tenant.expect("a name"),
-                user.expect("a name"),
-                Some(device),
-                Vec::new(),
-            );
+            let identity =
+                engine.identify(tenant.expect("a name"), user.expect("a name"), Some(device), Vec::new());
             block_on(identity).expect("an identity")
         });
         let authors = identities.iter().map(|identity| {
@@ -189,8 +185,7 @@ fn a_right_that_comes_later_begins_with_a_snapshot() {
     let rule = driftline_engine::KindRule { read: vec!["staff".into()], ..Default::default() };
     let secret = Catalogue::new([("note".parse().expect("a kind"), rule)].into());
     let hub = Arc::new(Hub::new(4));
-    let engine =
-        Engine::new(server.engine.store().clone(), hub, secret, Limits::default(), NullObserver);
+    let engine = Engine::new(server.engine.store().clone(), hub, secret, Limits::default(), NullObserver);
 
     let mut reader = Reader::new(server.identities[1].clone(), kinds(&["note"]));
     assert_eq!(reader.pull(&engine, None), Ok(true));

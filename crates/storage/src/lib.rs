@@ -4,6 +4,34 @@
 //! load and save; every decision is the engine's, whose `plan` runs inside the store's transaction.
 //!
 //! What the crate does not do: it knows no wire format, no rights and no conflict policy.
+//!
+//! ```
+//! use driftline_engine::Store;
+//! use driftline_storage::{SqliteOptions, SqliteStore};
+//! use driftline_testkit::{Author, World, block_on, create};
+//!
+//! let world = World::new(1);
+//! let open = || {
+//!     SqliteStore::open(SqliteOptions {
+//!         file: world.folder.path().join("driftline.db"),
+//!         clock: world.clock.clone(),
+//!         random: world.random.clone(),
+//!         listeners: world.listeners.clone(),
+//!         fatal: Box::new(|reason| panic!("{reason}")),
+//!         skew_ms_max: 60_000,
+//!         record_bytes: 1 << 20,
+//!         readers: 2,
+//!     })
+//! };
+//! let store = open()?;
+//! let ada = Author::join(&store, "acme", "ada", "phone");
+//! block_on(store.commit(ada.batch([create("n1", r#"{"title":"hello"}"#)])))?;
+//! drop(store);
+//!
+//! let kept = block_on(open()?.record(ada.tenant, &"note".parse()?, &"n1".parse()?))?;
+//! assert_eq!(kept.expect("it was committed").record.fields.as_str(), r#"{"title":"hello"}"#);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod memory;
 mod sqlite;

@@ -4,7 +4,7 @@
 //!   removed at the end.
 //! - [`Author`] and [`Draft`]: batches in a few words.
 //! - [`conformance`]: the laws that every store keeps.
-//! - [`server`], [`http`] and [`socket`]: the real server as a process, and clients that may be as hostile as a test wants.
+//! - [`server`], [`http`] and [`socket`]: the real server as a process, and clients as hostile as a test wants.
 //! - [`Rng`] and [`block_on`]: the same random history on every machine, and futures without a runtime.
 //!
 //! ```

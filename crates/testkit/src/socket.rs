@@ -218,6 +218,12 @@ impl Socket {
         soon("room to write", self.stream.write_all(bytes)).await.expect("the server takes all bytes");
     }
 
+    /// Ends what the client sends, and goes on reading.
+    pub async fn finish(&mut self) {
+        // The server may have gone before.
+        let _ = self.stream.shutdown().await;
+    }
+
     /// Sends a frame under the next mask.
     pub async fn send_frame(&mut self, frame: &Frame) {
         self.mask = self.mask.rotate_left(7) ^ 0x9e37_79b9;

@@ -115,9 +115,9 @@ impl<S: Store> App<S> {
         self.connections.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Tells whether one more connection is let in.
-    pub(crate) fn admits(&self) -> bool {
-        self.settings.unlimited || self.active.load(Ordering::Relaxed) < self.engine.limits().connections
+    /// Returns the most sessions that may live at once.
+    pub(crate) fn sessions_max(&self) -> usize {
+        if self.settings.unlimited { usize::MAX } else { self.engine.limits().connections }
     }
 
     /// Seats a device; a connection of the same device that was there before is told to go.

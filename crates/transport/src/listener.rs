@@ -129,18 +129,26 @@ async fn turn_away(mut stream: TcpStream) {
 }
 
 /// Counts a session for as long as it lives.
-pub(crate) struct Active<S>(Arc<App<S>>);
+pub(crate) struct Active<S: Store>(Arc<App<S>>);
 
 impl<S: Store> Active<S> {
-    pub(crate) fn new(app: Arc<App<S>>) -> Self {
-        app.active.fetch_add(1, Ordering::Relaxed);
+    /// Takes a place for one more session, if there is one.
+    pub(crate) fn admit(app: &Arc<App<S>>) -> Option<Self> {
+        let max = app.sessions_max();
+        let taken = app.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |active| {
+            (active < max).then_some(active + 1)
+        });
+        if taken.is_err() {
+            app.counts.refused.increment(1);
+            return None;
+        }
         app.counts.connections.increment(1);
         app.counts.opened.increment(1);
-        Self(app)
+        Some(Self(Arc::clone(app)))
     }
 }
 
-impl<S> Drop for Active<S> {
+impl<S: Store> Drop for Active<S> {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
         self.0.counts.connections.decrement(1);

@@ -12,11 +12,13 @@ use crate::observe::count_error;
 pub(crate) struct Refusal {
     pub(crate) fault: Fault,
     pub(crate) resync: Option<ResyncRequired>,
+    /// The status, where it is not the code's.
+    pub(crate) status: Option<u16>,
 }
 
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
-        Self { fault, resync: None }
+        Self { fault, resync: None, status: None }
     }
 }
 
@@ -35,7 +37,7 @@ impl From<PullFault> for Refusal {
             _ => (ErrorCode::StoreUnavailable, None),
         };
         let resync = resync.map(|(reason, epoch)| ResyncRequired::new(reason, epoch));
-        Self { fault: Fault::new(code, fault.to_string()), resync }
+        Self { fault: Fault::new(code, fault.to_string()), resync, status: None }
     }
 }
 
@@ -65,18 +67,22 @@ pub(crate) fn typed(status: StatusCode, content_type: &'static str, body: String
 /// Makes the answer of a refusal (RFC 9457), and counts and logs it.
 pub(crate) fn problem(refusal: &Refusal, correlation: &str) -> Response<Body> {
     let code = refusal.fault.code;
+    let status = refusal.status.unwrap_or_else(|| code.status());
     count_error(code);
-    if code.status() >= 500 {
+    if status >= 500 {
         tracing::warn!(%code, correlation, detail = %refusal.fault.message, "request failed");
     } else {
         tracing::debug!(%code, correlation, "request refused");
     }
-    let mut problem = Problem::new(&refusal.fault, correlation);
+    let mut problem = Problem { status, ..Problem::new(&refusal.fault, correlation) };
     if let Some(resync) = &refusal.resync {
         problem = problem.with_resync(resync);
     }
-    let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = typed(status, "application/problem+json", to_json(&problem));
+    if let Ok(correlation) = correlation.parse() {
+        response.headers_mut().insert("x-correlation-id", correlation);
+    }
     if code.is_retryable() {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }

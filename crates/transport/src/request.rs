@@ -79,12 +79,13 @@ pub(crate) fn claims<S: Store>(app: &App<S>, headers: &HeaderMap, pairs: &Pairs)
 }
 
 /// Finds the device: the token's, else the query's, else the body's; the token's and another one must not differ.
+/// An empty name is none.
 pub(crate) fn device(
     claims: &Claims,
     query: Option<&str>,
     body: Option<&str>,
 ) -> Result<Option<DeviceId>, Fault> {
-    let named = query.or(body);
+    let named = [query, body].into_iter().flatten().find(|name| !name.is_empty());
     match (&claims.device, named) {
         (Some(bound), Some(named)) if bound.as_str() != named => {
             Err(Fault::new(ErrorCode::Forbidden, "the token is bound to another device"))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{Method, Response, StatusCode, Version, header};
+use axum::http::{Method, Response, Version, header};
 use axum::routing::{MethodFilter, on};
 use driftline_engine::Store;
 use driftline_protocol::{ErrorCode, Fault};
@@ -137,9 +137,7 @@ async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request:
     // RFC 9112 §3.2: a request without exactly one Host is answered 400.
     if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
         let fault = Fault::new(ErrorCode::ValidationError, "exactly one Host is needed");
-        let mut response = problem(&Refusal::from(fault), &correlation);
-        *response.status_mut() = StatusCode::BAD_REQUEST;
-        return response;
+        return problem(&Refusal { status: Some(400), ..Refusal::from(fault) }, &correlation);
     }
     let mut response = match route.door {
         Door::Socket => ws::upgrade(app, request, &correlation),
@@ -161,9 +159,7 @@ async fn not_found<S: Store>(State(app): State<Arc<App<S>>>, request: Request) -
 async fn wrong_method<S: Store>(State(app): State<Arc<App<S>>>, request: Request) -> Response<Body> {
     let method: &Method = request.method();
     let fault = Fault::new(ErrorCode::MethodNotAllowed, format!("{method} is not a method of this route"));
-    let mut response = refuse(&app, &request, fault);
-    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-    response
+    refuse(&app, &request, fault)
 }
 
 fn refuse<S: Store>(app: &App<S>, request: &Request, fault: Fault) -> Response<Body> {

@@ -96,7 +96,12 @@ impl Store for Faulty {
         self.inner.commit(submission).await
     }
 
-    async fn record(&self, tenant: TenantNo, kind: &KindName, id: &RecordId) -> Result<Option<Row>, StoreError> {
+    async fn record(
+        &self,
+        tenant: TenantNo,
+        kind: &KindName,
+        id: &RecordId,
+    ) -> Result<Option<Row>, StoreError> {
         self.inner.record(tenant, kind, id).await
     }
 

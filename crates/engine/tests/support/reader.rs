@@ -43,11 +43,8 @@ impl Reader {
     ) -> Result<bool, String> {
         let wanted = &self.wanted;
         self.rows.retain(|(kind, _), _| wanted.is_empty() || wanted.contains(kind));
-        let request = RequestServerData {
-            data_types: Some(self.wanted.clone()),
-            cursor: self.cursor.clone(),
-            limit,
-        };
+        let request =
+            RequestServerData { data_types: Some(self.wanted.clone()), cursor: self.cursor.clone(), limit };
         let data = match block_on(engine.pull(&self.identity, request)) {
             Ok(data) => data,
             Err(PullFault::CursorExpired(_) | PullFault::EpochChanged(_)) => {

@@ -72,7 +72,7 @@ pub(super) fn only_changes_take_a_place_in_the_sequence<S: Store>(bed: &Bed<S>) 
     assert_eq!(head.seq, Seq::new(3));
     let versions: Vec<_> = receipt.results.iter().map(|result| result.version.map(Seq::number)).collect();
     assert_eq!(versions, [Some(1), None, Some(2), Some(2), Some(2), Some(3)]);
-    assert_eq!(versions_of(&bed.log(everything(&ada))), [2, 3]);
+    assert_eq!(versions_of(&bed.log(&everything(&ada))), [2, 3]);
 
     let before = bed.head(ada.tenant);
     bed.check_push(&ada, [], &[]);
@@ -137,7 +137,7 @@ pub(super) fn a_foreign_record_is_not_touched<S: Store>(bed: &Bed<S>) {
     );
     assert!(results.iter().all(|result| result.record.is_none() && result.version.is_none()), "{results:?}");
     assert_eq!(bed.note(&ada, "mine"), row);
-    assert!(bed.log(everything(&eve)).is_empty());
+    assert!(bed.log(&everything(&eve)).is_empty());
     // Nor does a resend tell more.
     let again = bed.check_push(&eve, [delete("mine", 1).n(3)], &[Gone]);
     assert_eq!((again[0].duplicate, again[0].record.clone()), (true, None));

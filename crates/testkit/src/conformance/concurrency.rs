@@ -66,7 +66,7 @@ pub(super) fn writers_share_one_sequence<S: Store>(bed: &Bed<S>) {
     }
     assert_eq!(seq, head.seq);
     assert_eq!(versions.len() as u64, head.seq.number(), "the sequence has no gap");
-    let rows = bed.log(everything(&authors[0]));
+    let rows = bed.log(&everything(&authors[0]));
     assert_eq!(rows.len() as u64, WRITERS * BATCHES + 1);
     let distinct: BTreeSet<_> = rows.iter().map(|row| row.record.version).collect();
     assert_eq!(distinct.len(), rows.len());

@@ -15,7 +15,7 @@ use crate::world::World;
 /// Everything that a tenant can read of itself, as text.
 fn contents<S: Store>(bed: &Bed<S>, author: &Author, session: &SyncId) -> (Head, Vec<Row>, String) {
     let tenant = author.tenant;
-    let rows = bed.log(everything(author));
+    let rows = bed.log(&everything(author));
     let keys = bed.page(PageQuery { place: Place::Key(None), ..everything(author) }).rows;
     let mut policies = block_on(bed.store.policies(tenant)).expect("a read");
     policies.sort_by(|a, b| a.kind.cmp(&b.kind));

@@ -39,7 +39,7 @@ pub(super) fn a_failed_group_leaves_nothing<S: Store>(bed: &Bed<S>) {
         &[Applied, DependencyFailed, DependencyFailed, Gone, DependencyFailed, Applied],
     );
     assert_eq!(bed.note(&ada, "old"), old);
-    assert_eq!(ids_of(&bed.log(everything(&ada))), ["old", "before", "after"]);
+    assert_eq!(ids_of(&bed.log(&everything(&ada))), ["old", "before", "after"]);
     assert_eq!(bed.head(ada.tenant).seq, Seq::new(3), "no place is left out");
 
     // No name and no number of it was taken: they may carry other changes.

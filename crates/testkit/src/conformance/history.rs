@@ -58,7 +58,7 @@ pub(super) fn a_record_comes_back_as_it_was<S: Store>(bed: &Bed<S>) {
         let draft = if rng.percent(70) { draft.hlc(at(rng.below(100_000))) } else { draft };
         bed.push(author, [draft]);
     }
-    let log = bed.log(everything(&ada));
+    let log = bed.log(&everything(&ada));
     assert!(log.iter().any(|row| row.deleted) && log.iter().any(|row| row.record.marks.len() > 1));
     for row in log {
         let single = bed.note(&ada, row.id.as_str());

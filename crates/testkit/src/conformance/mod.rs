@@ -148,7 +148,7 @@ impl<S: Store> Bed<S> {
     }
 
     /// Reads the log of a reader to its end.
-    fn log(&self, query: PageQuery) -> Vec<Row> {
+    fn log(&self, query: &PageQuery) -> Vec<Row> {
         let mut rows: Vec<Row> = Vec::new();
         loop {
             let last = rows.last().map_or(Seq::ZERO, |row| row.record.version);

@@ -49,7 +49,7 @@ pub(super) fn tenants_are_apart<S: Store>(bed: &Bed<S>) {
 
     bed.check_push(&here, [create("x", r#"{"a":1}"#).n(1), create("y", "{}").n(2)], &[Applied, Applied]);
     assert_eq!(bed.head(there.tenant).seq, Seq::ZERO);
-    assert!(bed.log(everything(&there)).is_empty());
+    assert!(bed.log(&everything(&there)).is_empty());
     assert_eq!(bed.row(&there, "note", "x"), None);
 
     // The same record, name and number mean another thing there.
@@ -57,7 +57,7 @@ pub(super) fn tenants_are_apart<S: Store>(bed: &Bed<S>) {
     assert_eq!(bed.note(&here, "x").record.fields.as_str(), r#"{"a":1}"#);
     assert_eq!(bed.note(&there, "x").record.fields.as_str(), r#"{"a":2}"#);
     assert_eq!((bed.head(here.tenant).seq, bed.head(there.tenant).seq), (Seq::new(2), Seq::new(1)));
-    assert_eq!(bed.log(everything(&there)).len(), 1);
+    assert_eq!(bed.log(&everything(&there)).len(), 1);
     let history = block_on(bed.store.history(there.tenant, &kind_name("note"), &bed.note(&there, "x").id))
         .expect("a read");
     let devices = history.expect("the record exists").devices;

@@ -16,7 +16,7 @@ use futures_util::stream::{self, FuturesOrdered};
 use futures_util::{Stream, StreamExt as _};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 
@@ -24,7 +24,6 @@ use super::frame::{Opcode, write_close, write_frame};
 use super::reader::{Incoming, Reader};
 use crate::app::{App, drained};
 use crate::auth::Claims;
-use crate::listener::Active;
 use crate::observe::{count_close, count_error};
 
 /// Who enters, or why not.
@@ -32,6 +31,12 @@ pub(super) type Entrance = Result<(Box<Claims>, DeviceId), Fault>;
 
 /// How long the last bytes of a connection may take.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a connection that was cut for reading too slowly may take to read why.
+const FAREWELL_SLOW: Duration = Duration::from_secs(30);
+
+/// How long the peer's side of a closed connection is read out.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Bytes that are gathered into one write.
 const WRITE_BYTES: usize = 64 << 10;
@@ -55,26 +60,25 @@ pub(super) async fn run<S: Store>(app: Arc<App<S>>, upgraded: OnUpgrade, entranc
     }
 }
 
-async fn attend<S: Store, R, W>(app: Arc<App<S>>, read: R, mut write: W, early: Bytes, entrance: Entrance)
+async fn attend<S: Store, R, W>(app: Arc<App<S>>, mut read: R, mut write: W, early: Bytes, entrance: Entrance)
 where
-    R: AsyncRead + Unpin + Send + 'static,
-    W: AsyncWrite + Unpin + Send + 'static,
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
 {
-    let _active = Active::new(Arc::clone(&app));
     let number = app.next_connection();
     let connection_id = format!("{:08x}-{number}", app.random_u128() >> 96);
     let (claims, device) = match entrance {
         Ok(entrance) => entrance,
-        Err(fault) => return turn_away(&app, &mut write, &fault, &connection_id).await,
+        Err(fault) => return turn_away(&app, read, write, &fault, &connection_id).await,
     };
     let expires_s = claims.expires_s;
     let identity = match app.engine.identify(claims.tenant, claims.user, Some(device), claims.roles).await {
         Ok(identity) => Arc::new(identity),
-        Err(fault) => return turn_away(&app, &mut write, &fault, &connection_id).await,
+        Err(fault) => return turn_away(&app, read, write, &fault, &connection_id).await,
     };
     let head = match app.engine.head(&identity).await {
         Ok(head) => head,
-        Err(fault) => return turn_away(&app, &mut write, &fault, &connection_id).await,
+        Err(fault) => return turn_away(&app, read, write, &fault, &connection_id).await,
     };
     let now_ms = app.now_ms();
     let limits = app.engine.limits().clone();
@@ -98,20 +102,33 @@ where
         queued: 0,
         writing: Vec::new(),
         written: 0,
+        stopping: false,
         end: None,
     };
-    let reason = link.run(Reader::new(read, early, bytes_max), write).await;
+    let reason = link.run(Reader::new(&mut read, early, bytes_max), &mut write).await;
     if let Some((tenant, device)) = seat {
         app.unseat(tenant, device, number);
     }
     count_close(reason);
     tracing::info!(connection = %connection_id, code = reason, "disconnected");
+    read_out(read).await;
+}
+
+/// Reads what the peer still sends, until it closes too: unread bytes would make the kernel reset the connection, and
+/// a reset overtakes the close frame on its way.
+async fn read_out<R: AsyncRead + Unpin>(mut read: R) {
+    let rest = async {
+        let mut scrap = vec![0; 8 << 10];
+        while let Ok(1..) = read.read(&mut scrap).await {}
+    };
+    let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
 /// Tells on the open socket why nobody is let in.
-async fn turn_away<S: Store, W: AsyncWrite + Unpin>(
+async fn turn_away<S: Store>(
     app: &App<S>,
-    write: &mut W,
+    read: impl AsyncRead + Unpin,
+    mut write: impl AsyncWrite + Unpin,
     fault: &Fault,
     connection_id: &str,
 ) {
@@ -120,6 +137,8 @@ async fn turn_away<S: Store, W: AsyncWrite + Unpin>(
     let code = match (fault.code, fault.code.close()) {
         (_, Some(close)) => close.0,
         (ErrorCode::Forbidden, None) => 4503,
+        // A device name that cannot be one is as good as none; coming back with it helps nobody.
+        (ErrorCode::ValidationError, None) => 4502,
         (_, None) => 4000,
     };
     let message = Outbound::Error(ErrorMessage::new(fault, connection_id));
@@ -135,6 +154,7 @@ async fn turn_away<S: Store, W: AsyncWrite + Unpin>(
         let _ = write.shutdown().await;
     };
     let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    read_out(read).await;
 }
 
 /// One connection with everything it holds.
@@ -155,6 +175,8 @@ struct Link<S: Store> {
     /// Frames that are being written in one piece.
     writing: Vec<u8>,
     written: usize,
+    /// Whether the server shuts down: what was asked is answered, nothing more is read.
+    stopping: bool,
     /// The close code once everything is said.
     end: Option<u16>,
 }
@@ -172,10 +194,10 @@ enum Event {
 
 impl<S: Store> Link<S> {
     /// Runs until the connection ends; gives the close code.
-    async fn run<R, W>(mut self, reader: Reader<R>, mut write: W) -> u16
+    async fn run<R, W>(mut self, reader: Reader<R>, write: &mut W) -> u16
     where
-        R: AsyncRead + Unpin + Send + 'static,
-        W: AsyncWrite + Unpin + Send + 'static,
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
     {
         let interval = Duration::from_secs(self.app.engine.limits().heartbeat_s);
         // The stream keeps the future of a frame that is half read, so that waiting for something else loses nothing.
@@ -188,10 +210,15 @@ impl<S: Store> Link<S> {
         tokio::pin!(tick);
         loop {
             self.collect();
+            if self.stopping && self.works.is_empty() && !self.session.is_closed() {
+                let spread = u64::try_from(self.app.random_u128() % 3_000).unwrap_or_default();
+                self.session.drain(500 + spread, self.app.now_ms());
+                self.collect();
+            }
             if self.end.is_some() {
                 break;
             }
-            match self.event(incoming.as_mut(), &mut write, tick.as_mut()).await {
+            match self.event(incoming.as_mut(), write, tick.as_mut()).await {
                 Event::Incoming(incoming) => {
                     if let Some(code) = self.incoming(incoming) {
                         self.end = Some(code);
@@ -205,9 +232,8 @@ impl<S: Store> Link<S> {
                     self.written += count;
                     if self.written == self.writing.len() {
                         self.written = 0;
-                        self.writing.clear();
                         // A quiet connection keeps no buffer.
-                        self.writing.shrink_to(4096);
+                        self.writing = Vec::new();
                     }
                 }
                 Event::Tick => {
@@ -215,10 +241,7 @@ impl<S: Store> Link<S> {
                     let next = tick.deadline() + interval;
                     tick.as_mut().reset(next);
                 }
-                Event::Drain => {
-                    let spread = u64::try_from(self.app.random_u128() % 3_000).unwrap_or_default();
-                    self.session.drain(500 + spread, self.app.now_ms());
-                }
+                Event::Drain => self.stopping = true,
                 Event::Replaced => {
                     let message = "the same device connected again";
                     self.session.end(ErrorCode::Replaced, message, self.app.now_ms());
@@ -226,7 +249,7 @@ impl<S: Store> Link<S> {
             }
         }
         let code = self.end.unwrap_or(1000);
-        self.farewell(&mut write).await;
+        self.farewell(write).await;
         code
     }
 
@@ -239,7 +262,8 @@ impl<S: Store> Link<S> {
         tick: Pin<&mut tokio::time::Sleep>,
     ) -> Event {
         self.gather();
-        let listening = self.session.wants_input() && self.queued < self.outbound_bytes() / 2;
+        let listening =
+            self.session.wants_input() && !self.stopping && self.queued < self.outbound_bytes() / 2;
         let unwritten = self.written < self.writing.len();
         if self.queued > WRITE_BYTES {
             // Much waits already: write now if the socket takes it.
@@ -251,7 +275,7 @@ impl<S: Store> Link<S> {
         }
         tokio::select! {
             biased;
-            () = drained(&mut self.draining), if !self.session.is_closed() => Event::Drain,
+            () = drained(&mut self.draining), if !self.stopping => Event::Drain,
             () = self.replaced.notified() => Event::Replaced,
             Some(done) = self.works.next(), if !self.works.is_empty() => Event::Done(done),
             commit = next_commit(&mut self.commits), if self.commits.is_some() => {
@@ -421,7 +445,8 @@ impl<S: Store> Link<S> {
                 let _ = write.shutdown().await;
             }
         };
-        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        let wait = if self.end == Some(4008) { FAREWELL_SLOW } else { FAREWELL };
+        let _ = tokio::time::timeout(wait, farewell).await;
     }
 }
 

@@ -15,6 +15,7 @@ use sha1::{Digest as _, Sha1};
 use super::connection::{self, Entrance};
 use crate::app::App;
 use crate::auth::{AuthError, Claims};
+use crate::listener::Active;
 use crate::reply::{Refusal, problem};
 use crate::request::{Pairs, device, token, unauthorized};
 
@@ -25,7 +26,7 @@ const SUBPROTOCOL: &str = "driftline.v1.json";
 pub(crate) fn upgrade<S: Store>(app: Arc<App<S>>, mut request: Request, correlation: &str) -> Response<Body> {
     let checked = match check(&app, &request) {
         Ok(checked) => checked,
-        Err(fault) => return problem(&Refusal::from(fault), correlation),
+        Err(refusal) => return refused(&refusal, correlation),
     };
     let entrance = entrance(&app, &request, checked.bearer.as_deref());
     let upgraded = hyper::upgrade::on(&mut request);
@@ -33,8 +34,10 @@ pub(crate) fn upgrade<S: Store>(app: Arc<App<S>>, mut request: Request, correlat
         let fault = Fault::new(ErrorCode::ServerDraining, "the server shuts down");
         return problem(&Refusal::from(fault), correlation);
     };
+    let active = checked.active;
     tokio::spawn(async move {
         connection::run(app, upgraded, entrance).await;
+        drop(active);
         drop(alive);
     });
     let mut response = Response::new(Body::empty());
@@ -49,18 +52,33 @@ pub(crate) fn upgrade<S: Store>(app: Arc<App<S>>, mut request: Request, correlat
     response
 }
 
-struct Checked {
+/// Answers a handshake that is refused; RFC 6455 §4.2.2 wants the version that would do to be named.
+fn refused(refusal: &Refusal, correlation: &str) -> Response<Body> {
+    let mut response = problem(refusal, correlation);
+    if response.status() == StatusCode::BAD_REQUEST {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    }
+    response
+}
+
+struct Checked<S: Store> {
     accept: HeaderValue,
     /// Whether the client offered our subprotocol, which is then echoed.
     named: bool,
     /// A token that came as a subprotocol.
     bearer: Option<String>,
+    /// The place among the admitted connections.
+    active: Active<S>,
 }
 
-fn check<S: Store>(app: &App<S>, request: &Request) -> Result<Checked, Fault> {
+/// What is no handshake is a bad request.
+fn malformed(what: &str) -> Box<Refusal> {
+    let fault = Fault::new(ErrorCode::ValidationError, format!("not a WebSocket handshake: {what}"));
+    Box::new(Refusal { status: Some(400), ..Refusal::from(fault) })
+}
+
+fn check<S: Store>(app: &Arc<App<S>>, request: &Request) -> Result<Checked<S>, Box<Refusal>> {
     let headers = request.headers();
-    let malformed =
-        |what: &str| Fault::new(ErrorCode::ValidationError, format!("not a WebSocket handshake: {what}"));
     if request.version() < Version::HTTP_11 {
         return Err(malformed("HTTP/1.1 is needed"));
     }
@@ -76,14 +94,12 @@ fn check<S: Store>(app: &App<S>, request: &Request) -> Result<Checked, Fault> {
     if STANDARD.decode(key.as_bytes()).map_or(0, |key| key.len()) != 16 {
         return Err(malformed("Sec-WebSocket-Key must be 16 bytes in base64"));
     }
-    check_origin(app, headers)?;
-    if !app.admits() {
-        app.counts.refused.increment(1);
-        return Err(Fault::new(ErrorCode::ServerDraining, "this node holds as many connections as it may"));
-    }
+    check_origin(app, headers).map_err(Refusal::from)?;
     let (named, bearer) = subprotocols(headers)?;
     let accept = HeaderValue::from_str(&accept(key.as_bytes())).map_err(|_| malformed("the key"))?;
-    Ok(Checked { accept, named, bearer })
+    let full = || Fault::new(ErrorCode::ServerDraining, "this node holds as many connections as it may");
+    let active = Active::admit(app).ok_or_else(full).map_err(Refusal::from)?;
+    Ok(Checked { accept, named, bearer, active })
 }
 
 /// RFC 6455 §4.2.2: the base64 of the SHA-1 of the key and a fixed text.
@@ -113,15 +129,16 @@ fn check_origin<S: Store>(app: &App<S>, headers: &HeaderMap) -> Result<(), Fault
 }
 
 /// Finds our subprotocol and a token among those that are offered.
-fn subprotocols(headers: &HeaderMap) -> Result<(bool, Option<String>), Fault> {
+fn subprotocols(headers: &HeaderMap) -> Result<(bool, Option<String>), Box<Refusal>> {
     let values =
         headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter().filter_map(|value| value.to_str().ok());
     let offered: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
     let bearer = offered.iter().find_map(|offer| offer.strip_prefix("bearer.")).map(str::to_owned);
     let named = offered.contains(&SUBPROTOCOL);
     if !offered.is_empty() && !named {
-        let message = format!("none of the offered subprotocols is supported: offer {SUBPROTOCOL}");
-        return Err(Fault::new(ErrorCode::ValidationError, message));
+        return Err(malformed(&format!(
+            "none of the offered subprotocols is supported: offer {SUBPROTOCOL}"
+        )));
     }
     Ok((named, bearer))
 }
@@ -160,11 +177,11 @@ mod tests {
         let offer = |text: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(text));
-            subprotocols(&headers).map_err(|fault| fault.code)
+            subprotocols(&headers).map_err(|refusal| (refusal.fault.code, refusal.status))
         };
         assert_eq!(offer("driftline.v1.json, bearer.abc"), Ok((true, Some("abc".into()))));
-        assert_eq!(offer("bearer.abc"), Err(ErrorCode::ValidationError));
-        assert_eq!(offer("graphql-ws"), Err(ErrorCode::ValidationError));
-        assert_eq!(subprotocols(&HeaderMap::new()), Ok((false, None)));
+        assert_eq!(offer("bearer.abc"), Err((ErrorCode::ValidationError, Some(400))));
+        assert_eq!(offer("graphql-ws"), Err((ErrorCode::ValidationError, Some(400))));
+        assert!(matches!(subprotocols(&HeaderMap::new()), Ok((false, None))));
     }
 }

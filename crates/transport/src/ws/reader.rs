@@ -1,13 +1,69 @@
 //! Whole messages from a socket's read half.
 
-use std::io::Cursor;
+use std::io::{self, Cursor};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use fastwebsockets::{OpCode, Role, WebSocketError, WebSocketRead};
-use tokio::io::{AsyncRead, AsyncReadExt as _, Chain, Sink};
+use tokio::io::{AsyncRead, AsyncReadExt as _, Chain, ReadBuf, Sink};
 
-/// The read half, behind bytes that came with the handshake.
-type Source<R> = Chain<Cursor<Bytes>, R>;
+/// The read half, behind the first bytes of a message.
+type Source<R> = Chain<Cursor<Bytes>, Lent<R>>;
+
+/// The read half, lent to the frame parser, which never gives back what it was given.
+///
+/// The lock protects the half and its count; the reader and its parser take turns, so that nobody ever waits for it.
+struct Lent<R>(Arc<Mutex<Counted<R>>>);
+
+/// A read half and the bytes that came out of it.
+struct Counted<R> {
+    read: R,
+    given: u64,
+}
+
+impl<R> Clone for Lent<R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<R> Lent<R> {
+    fn given(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).given
+    }
+
+    /// Counts bytes that came beside the half.
+    fn count(&self, bytes: usize) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).given += bytes as u64;
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Lent<R> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut half = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut half.read).poll_read(context, buffer);
+        half.given += (buffer.filled().len() - before) as u64;
+        polled
+    }
+}
+
+/// The bytes of a masked frame in its shortest form (RFC 6455 §5.2). Another form makes the count differ, and the
+/// connection keeps its parser.
+fn frame_bytes(payload: usize) -> u64 {
+    let length = match payload {
+        0..126 => 0,
+        126..0x1_0000 => 2,
+        _ => 8,
+    };
+    2 + length + 4 + payload as u64
+}
 
 /// What came from the client.
 #[derive(Debug)]
@@ -27,9 +83,15 @@ pub(super) enum Incoming {
 /// Reads frames and puts messages together, within a bound of bytes and fragments.
 ///
 /// Reading a frame is not cancel-safe, so [`Reader::next`] takes the reader and gives it back: the future is
-/// kept until it is done.
+/// kept until it is done. The frame parser holds 8 KiB; a quiet connection does without it.
 pub(super) struct Reader<R> {
-    frames: WebSocketRead<Source<R>>,
+    source: Lent<R>,
+    /// The frame parser, while bytes are under way.
+    frames: Option<WebSocketRead<Source<R>>>,
+    /// Bytes that came with the handshake or as the first of a message.
+    early: Bytes,
+    /// Bytes that the frames read so far took, with their heads.
+    taken: u64,
     message: Vec<u8>,
     fragments: usize,
     open: Option<OpCode>,
@@ -39,36 +101,77 @@ pub(super) struct Reader<R> {
 /// Fragments that one message may come in.
 const FRAGMENTS_MAX: usize = 4096;
 
+/// Bytes with which a quiet connection waits for the next message.
+const FIRST_BYTES: usize = 128;
+
 impl<R: AsyncRead + Unpin> Reader<R> {
     pub(super) fn new(read: R, early: Bytes, bytes_max: usize) -> Self {
-        let source = Cursor::new(early).chain(read);
-        let (mut frames, _): (_, fastwebsockets::WebSocketWrite<Sink>) =
-            fastwebsockets::after_handshake_split(source, tokio::io::sink(), Role::Server);
-        frames.set_auto_close(false);
-        frames.set_auto_pong(false);
-        // The library refuses frames of this length and longer, before it reserves room for them.
-        frames.set_max_message_size(bytes_max + 1);
-        Self { frames, message: Vec::new(), fragments: 0, open: None, bytes_max }
+        let source = Lent(Arc::new(Mutex::new(Counted { read, given: 0 })));
+        Self {
+            source,
+            frames: None,
+            early,
+            taken: 0,
+            message: Vec::new(),
+            fragments: 0,
+            open: None,
+            bytes_max,
+        }
     }
 
     /// Reads the next message.
     pub(super) async fn next(mut self) -> (Self, Incoming) {
         loop {
-            let frame = self.frames.read_frame::<_, WebSocketError>(&mut |_| async { Ok(()) }).await;
+            if self.frames.is_none() && !self.wake().await {
+                return (self, Incoming::Gone);
+            }
+            let Some(frames) = self.frames.as_mut() else { continue };
+            let frame = frames.read_frame::<_, WebSocketError>(&mut |_| async { Ok(()) }).await;
             let parts = frame.map(|frame| (frame.fin, frame.opcode, Vec::from(frame.payload)));
             let incoming = match parts {
-                Ok((fin, opcode, payload)) => match self.take(fin, opcode, payload) {
-                    Some(incoming) => incoming,
-                    None => continue,
-                },
+                Ok((fin, opcode, payload)) => {
+                    self.taken += frame_bytes(payload.len());
+                    match self.take(fin, opcode, payload) {
+                        Some(incoming) => incoming,
+                        None => continue,
+                    }
+                }
                 Err(error) => broken(&error),
             };
+            // Everything that was given was taken: the parser holds nothing and can go.
+            if self.open.is_none() && self.taken == self.source.given() {
+                self.frames = None;
+            }
             return (self, incoming);
         }
     }
 
+    /// Waits for the first bytes of a message and makes a parser for them; tells whether there were any.
+    async fn wake(&mut self) -> bool {
+        if self.early.is_empty() {
+            let mut first = [0; FIRST_BYTES];
+            match self.source.read(&mut first).await {
+                Ok(count @ 1..) => self.early = Bytes::copy_from_slice(&first[..count]),
+                Ok(0) | Err(_) => return false,
+            }
+        } else {
+            self.source.count(self.early.len());
+        }
+        let source = Cursor::new(std::mem::take(&mut self.early)).chain(self.source.clone());
+        let (mut frames, _): (_, fastwebsockets::WebSocketWrite<Sink>) =
+            fastwebsockets::after_handshake_split(source, tokio::io::sink(), Role::Server);
+        frames.set_auto_close(false);
+        frames.set_auto_pong(false);
+        // The library refuses frames of this length and longer, before it reserves room for them.
+        frames.set_max_message_size(self.bytes_max + 1);
+        self.frames = Some(frames);
+        true
+    }
+
     fn take(&mut self, fin: bool, opcode: OpCode, payload: Vec<u8>) -> Option<Incoming> {
         match opcode {
+            // The library looks at the length of pings only.
+            OpCode::Pong | OpCode::Close if payload.len() > 125 => Some(Incoming::Broken(1002)),
             OpCode::Ping => Some(Incoming::Ping(payload)),
             OpCode::Pong => Some(Incoming::Pong),
             OpCode::Close => Some(close(&payload)),
@@ -91,7 +194,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 }
                 self.open = None;
                 let message = std::mem::take(&mut self.message);
-                Some(if opcode == OpCode::Text { Incoming::Text(message) } else { Incoming::Binary })
+                // The library checks the text of whole messages only, for a character may lie across two parts.
+                Some(match opcode {
+                    OpCode::Text if std::str::from_utf8(&message).is_err() => Incoming::Broken(1007),
+                    OpCode::Text => Incoming::Text(message),
+                    _ => Incoming::Binary,
+                })
             }
         }
     }

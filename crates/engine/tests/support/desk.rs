@@ -1,0 +1,208 @@
+//! A session with an engine and a memory store behind it, and everything in a test's hand: the time, when work is done
+//! and when commits are heard.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use driftline_engine::{
+    Catalogue, Close, Done, Engine, Hub, Identity, NullObserver, Output, Session, Store, Subscription, Work,
+};
+use driftline_model::{DeviceId, Limits, TenantId, UserId};
+use driftline_protocol::{Document, ServerMessage, decode};
+use driftline_storage::MemoryStore;
+use driftline_testkit::{Author, Draft, FixedClock, SeededRandom, World, block_on};
+
+pub(crate) const SYNC: &str = "00000000-0000-4000-8000-00000000000a";
+
+/// A frame that was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) kind: String,
+    pub(crate) reply_to: Option<String>,
+    pub(crate) sync_id: Option<String>,
+    pub(crate) text: String,
+}
+
+impl Frame {
+    fn read(text: String) -> Self {
+        let document = Document::parse(text.as_bytes(), 64).expect("a session sends JSON");
+        let field = |name: &str| document.root().get(name)?.as_str().map(std::borrow::Cow::into_owned);
+        let (kind, reply_to, sync_id) = (field("type"), field("reply_to"), field("sync_id"));
+        assert!(field("server_time").is_some(), "{text}");
+        Self { kind: kind.expect("every message has a type"), reply_to, sync_id, text }
+    }
+
+    pub(crate) fn message(&self) -> ServerMessage {
+        ServerMessage::decode(self.text.as_bytes()).expect("a message of the protocol")
+    }
+
+    pub(crate) fn error_code(&self) -> Option<String> {
+        match self.message() {
+            ServerMessage::Error(error) => Some(error.code),
+            _ => None,
+        }
+    }
+}
+
+/// The server's side, with any number of sessions.
+pub(crate) struct Office {
+    pub(crate) engine: Engine<MemoryStore, NullObserver>,
+    pub(crate) clock: Arc<FixedClock>,
+    limits: Limits,
+}
+
+impl Office {
+    pub(crate) fn new(limits: Limits, hub_queue: usize) -> Self {
+        Self::with(limits, hub_queue, Catalogue::default().allow_undeclared())
+    }
+
+    pub(crate) fn with(limits: Limits, hub_queue: usize, catalogue: Catalogue) -> Self {
+        let clock = Arc::new(FixedClock::new(World::BEGIN_MS));
+        let hub = Arc::new(Hub::new(hub_queue));
+        let random = Arc::new(SeededRandom::new(1));
+        let store = MemoryStore::new(clock.clone(), random, hub.clone(), limits.clone());
+        let engine = Engine::new(store, hub, catalogue, limits.clone(), NullObserver);
+        Self { engine, clock, limits }
+    }
+
+    pub(crate) fn identity(&self, user: &str, device: &str) -> Identity {
+        let tenant = TenantId::new("acme").expect("a name");
+        let user = UserId::text(user).expect("a name");
+        let device = DeviceId::new(device).expect("a name");
+        block_on(self.engine.identify(tenant, user, Some(device), vec!["staff".into()])).expect("an identity")
+    }
+
+    /// Another device, which writes beside all sessions.
+    pub(crate) fn author(&self, user: &str, device: &str) -> Author {
+        let identity = self.identity(user, device);
+        let (device, _) = identity.device.expect("a device");
+        Author::new(identity.tenant, device, user)
+    }
+
+    pub(crate) fn push(&self, author: &Author, drafts: impl IntoIterator<Item = Draft>) {
+        block_on(self.engine.store().commit(author.batch(drafts))).expect("a commit");
+    }
+
+    pub(crate) fn desk(&self, user: &str, device: &str) -> Desk<'_> {
+        let identity = Arc::new(self.identity(user, device));
+        let head = block_on(self.engine.head(&identity)).expect("a head");
+        let inbox = self.engine.subscribe(&identity);
+        let now_ms = driftline_engine::Clock::now_ms(&*self.clock);
+        let (limits, id) = (self.limits.clone(), "c1".to_owned());
+        let session = Session::new(Arc::clone(&identity), limits, &head, id, 7 << 64, now_ms);
+        let mut desk = Desk {
+            office: self,
+            session,
+            identity,
+            inbox,
+            now_ms,
+            asked: VecDeque::new(),
+            sent: Vec::new(),
+            closed: None,
+        };
+        desk.poll();
+        desk
+    }
+}
+
+/// One session.
+pub(crate) struct Desk<'a> {
+    pub(crate) office: &'a Office,
+    pub(crate) session: Session,
+    pub(crate) identity: Arc<Identity>,
+    inbox: Subscription,
+    pub(crate) now_ms: u64,
+    asked: VecDeque<Work>,
+    sent: Vec<Frame>,
+    pub(crate) closed: Option<Close>,
+}
+
+impl Desk<'_> {
+    /// Takes what the session wants.
+    pub(crate) fn poll(&mut self) {
+        while let Some(output) = self.session.poll_output() {
+            assert_eq!(self.closed, None, "nothing comes after a close: {output:?}");
+            match output {
+                Output::Send(text) => self.sent.push(Frame::read(text)),
+                Output::Work(work) => self.asked.push_back(work),
+                Output::Close(close) => self.closed = Some(close),
+                other => panic!("{other:?} is new"),
+            }
+        }
+    }
+
+    /// Feeds a text frame.
+    pub(crate) fn feed(&mut self, frame: &str) {
+        let message = decode(frame.as_bytes(), &self.office.limits);
+        self.session.handle_message(message, self.now_ms);
+        self.poll();
+    }
+
+    /// How much work waits.
+    pub(crate) fn waiting(&self) -> usize {
+        self.asked.len()
+    }
+
+    /// Does the oldest work; its answer is still to be reported.
+    pub(crate) fn perform(&mut self) -> Done {
+        let work = self.asked.pop_front().expect("work was asked for");
+        block_on(self.office.engine.perform(&self.identity, work, self.now_ms, "test"))
+    }
+
+    pub(crate) fn report(&mut self, done: Done) {
+        self.session.handle_done(done, self.now_ms);
+        self.poll();
+    }
+
+    /// Does all work.
+    pub(crate) fn settle(&mut self) {
+        while !self.asked.is_empty() {
+            let done = self.perform();
+            self.report(done);
+        }
+    }
+
+    /// Hears what was committed.
+    pub(crate) fn hear(&mut self) {
+        while let Some(committed) = self.inbox.try_next() {
+            self.session.handle_commit(&committed, self.now_ms);
+            self.poll();
+        }
+    }
+
+    /// Loses what was committed.
+    pub(crate) fn lose(&mut self) {
+        while self.inbox.try_next().is_some() {}
+    }
+
+    /// Takes the frames that were sent since the last time.
+    pub(crate) fn take(&mut self) -> Vec<Frame> {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// Feeds a frame and gives what was sent once everything is done and heard.
+    pub(crate) fn ask(&mut self, frame: &str) -> Vec<Frame> {
+        self.feed(frame);
+        self.settle();
+        self.hear();
+        self.take()
+    }
+
+    /// Opens the sync session [`SYNC`], and forgets the frames so far.
+    pub(crate) fn start(mut self, rest: &str) -> Self {
+        self.take();
+        let frames = self.ask(&format!(r#"{{"type":"start_sync","sync_id":"{SYNC}"{rest}}}"#));
+        assert_eq!(kinds(&frames), ["sync_session_started"], "{frames:#?}");
+        self
+    }
+
+    /// Moves the time of the session and of the server.
+    pub(crate) fn wait(&mut self, ms: u64) {
+        self.now_ms += ms;
+        self.office.clock.set(self.now_ms);
+    }
+}
+
+pub(crate) fn kinds(frames: &[Frame]) -> Vec<&str> {
+    frames.iter().map(|frame| frame.kind.as_str()).collect()
+}

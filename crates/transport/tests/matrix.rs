@@ -1,0 +1,436 @@
+//! Who may do what on every route of the table, and who learns nothing.
+
+mod support;
+
+use driftline_testkit::World;
+use driftline_testkit::http::{Request, Response};
+use driftline_testkit::socket::{Handshake, Socket};
+use driftline_transport::{Access, Door, Grant, ROUTES, Route, RouteId, SharedSecret};
+use serde_json::{Value, json};
+use support::{Harness, SYNC_ID, Setup, create, grant, pull, sign, start, token};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+/// Who asks. Everything belongs to the user ada of the tenant t1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// Ada herself.
+    Owner,
+    /// Another user of the tenant.
+    OtherUser,
+    /// A user of the same name, in another tenant.
+    OtherTenant,
+    /// Who administers the tenant.
+    Admin,
+    /// Who administers another tenant.
+    OtherAdmin,
+    /// Nobody known.
+    NoToken,
+    /// Ada with a token that has ended.
+    Expired,
+    /// Ada with a token that somebody else signed.
+    WrongKey,
+}
+
+use Caller::{Admin, Expired, NoToken, OtherAdmin, OtherTenant, OtherUser, Owner, WrongKey};
+
+const CALLERS: &[Caller] = &[Owner, OtherUser, OtherTenant, Admin, OtherAdmin, NoToken, Expired, WrongKey];
+
+impl Caller {
+    fn token(self) -> Option<String> {
+        let ended = Grant { expires_s: World::BEGIN_MS / 1000 - 60, ..grant("t1", "ada", "user") };
+        Some(match self {
+            Owner => token("t1", "ada"),
+            OtherUser => token("t1", "bob"),
+            OtherTenant => token("t2", "ada"),
+            Admin => sign(&grant("t1", "root", "admin")),
+            OtherAdmin => sign(&grant("t2", "root", "admin")),
+            NoToken => return None,
+            Expired => sign(&ended),
+            WrongKey => {
+                let key = SharedSecret::new(b"what somebody else has chosen").expect("it is long enough");
+                key.mint(&grant("t1", "ada", "user"))
+            }
+        })
+    }
+
+    fn is_stranger(self) -> bool {
+        matches!(self, NoToken | Expired | WrongKey)
+    }
+}
+
+/// What a caller must get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Let in without being asked for a token.
+    Open,
+    /// Answered, and shown what belongs to ada.
+    Sees,
+    /// Answered, and shown nothing of hers.
+    Blind,
+    /// Let change it.
+    Changes,
+    /// There is no such thing.
+    NotFound,
+    /// Not the caller's right.
+    Forbidden,
+    /// Not known.
+    Unauthorized,
+}
+
+/// What every caller must get on a route, with a kind of records of the tenant or of their owner. A route that is not
+/// named here has no verdict.
+fn verdict(route: RouteId, caller: Caller, kind: Kind) -> Option<Verdict> {
+    use Verdict::{Blind, Changes, Forbidden, NotFound, Open, Sees, Unauthorized};
+    let reads = match kind {
+        Kind::Diary => caller == Owner,
+        Kind::Note => matches!(caller, Owner | OtherUser | Admin),
+    };
+    let elsewhere = matches!(caller, OtherTenant | OtherAdmin);
+    let verdict = match route {
+        RouteId::Alive | RouteId::Ready | RouteId::Metrics => return Some(Open),
+        RouteId::SyncSocket | RouteId::Sync | RouteId::Changes | RouteId::Records => {
+            if reads {
+                Sees
+            } else {
+                Blind
+            }
+        }
+        RouteId::Record | RouteId::Explain => {
+            if reads {
+                Sees
+            } else {
+                NotFound
+            }
+        }
+        RouteId::Policies | RouteId::Policy => {
+            if elsewhere {
+                Blind
+            } else {
+                Sees
+            }
+        }
+        RouteId::SetPolicy => match caller {
+            Admin => Changes,
+            OtherAdmin => Blind,
+            _ => Forbidden,
+        },
+        RouteId::RemovePolicy => match caller {
+            Admin => Changes,
+            OtherAdmin => NotFound,
+            _ => Forbidden,
+        },
+        _ => return None,
+    };
+    Some(if caller.is_stranger() { Unauthorized } else { verdict })
+}
+
+/// Whose records are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Everyone's of the tenant.
+    Note,
+    /// Their owner's.
+    Diary,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Note => "note",
+            Self::Diary => "diary",
+        }
+    }
+}
+
+/// What only ada's records say, and what only the policies of her tenant say.
+const SECRETS: [&str; 2] = ["sesame", r#""granularity":"field""#];
+
+/// A server that holds ada's records and the policies of her tenant.
+async fn seeded() -> Harness {
+    let harness = start(Setup::default()).await;
+    let fields = json!({"text": "sesame"});
+    harness.push("seed", &[create(1, "note", "r-1", &fields), create(2, "diary", "r-1", &fields)]).await;
+    for kind in ["note", "diary"] {
+        let policy = json!({"strategy": "client_wins", "granularity": "field"});
+        let request = Request::new("PUT", &format!("/api/v1/policies/{kind}")).json(&policy);
+        let root = sign(&grant("t1", "root", "admin"));
+        assert_eq!(request.bearer(&root).send(harness.address).await.status, 200);
+    }
+    harness
+}
+
+/// Everything that ada can see of what is hers.
+async fn holdings(harness: &Harness) -> Vec<Value> {
+    let paths = ["policies", "records/note", "records/diary", "records/diary/r-1/explain"];
+    let mut found = Vec::new();
+    for path in paths {
+        let answer = harness.ask("t1", "ada", Request::get(&format!("/api/v1/{path}"))).await;
+        assert_eq!(answer.status, 200, "{path}");
+        found.push(answer.json());
+    }
+    found
+}
+
+/// The target for a route, with and without a slash at its end.
+fn target(route: &Route, kind: Kind, id: &str, slash: &str) -> String {
+    let path = route.path.replace("{kind}", kind.name()).replace("{id}", id);
+    assert!(!path.contains('{'), "the test knows no value for {path}");
+    format!("{path}{slash}?device_id=phone&data_types={}", kind.name())
+}
+
+async fn request(harness: &Harness, route: &Route, target: &str, (caller, kind): (Caller, Kind)) -> Response {
+    let mut request = Request::new(route.method, target).header("x-correlation-id", "matrix");
+    match (route.id, route.method) {
+        (RouteId::Sync, _) => request = request.json(&json!({"data_types": [kind.name()]})),
+        (_, "PUT") => request = request.json(&json!({"strategy": "server_wins"})),
+        _ => {}
+    }
+    if let Some(token) = caller.token() {
+        request = request.bearer(&token);
+    }
+    request.send(harness.address).await
+}
+
+/// What a caller got, judged by status, code and body.
+fn judged(response: &Response, wanted: Verdict) -> Verdict {
+    let text = response.text();
+    let shown = SECRETS.iter().any(|secret| text.contains(secret));
+    match (response.status, shown) {
+        (200 | 204, false) if matches!(wanted, Verdict::Open | Verdict::Changes) => wanted,
+        (200, true) => Verdict::Sees,
+        (200, false) => Verdict::Blind,
+        (401, false) if response.code() == "UNAUTHORIZED" => {
+            assert_eq!(response.header("www-authenticate"), Some("Bearer"));
+            Verdict::Unauthorized
+        }
+        (403, false) if response.code() == "FORBIDDEN" => Verdict::Forbidden,
+        (404, false) if response.code() == "NOT_FOUND" => Verdict::NotFound,
+        _ => panic!("wanted {wanted:?}, got {} {text}", response.status),
+    }
+}
+
+/// What a caller got on the socket: everything that a first sync tells.
+async fn judged_socket(harness: &Harness, target: &str, (caller, kind): (Caller, Kind)) -> Verdict {
+    let mut handshake = Handshake::new(target);
+    if let Some(token) = caller.token() {
+        handshake = handshake.bearer(&token);
+    }
+    let (mut socket, _) = handshake.send(harness.address).await.expect("the upgrade is answered first");
+    let first = socket.receive().await;
+    if first["type"] == "error" {
+        assert_eq!(first["code"], "UNAUTHORIZED", "{first}");
+        let (rest, close) = socket.until_end().await;
+        assert_eq!((rest.len(), close), (0, 4001), "nothing follows but the close frame");
+        return Verdict::Unauthorized;
+    }
+    assert_eq!(first["type"], "connection_established");
+    socket.start(SYNC_ID, &[kind.name()]).await;
+    let page = socket.ask(&pull(), "server_data").await;
+    if page.to_string().contains("sesame") { Verdict::Sees } else { Verdict::Blind }
+}
+
+#[tokio::test]
+async fn every_route_lets_in_whom_it_should_and_nobody_else() {
+    for route in ROUTES {
+        for (caller, kind, slash) in cases() {
+            let case = format!("{:?} {} {caller:?} {kind:?} {slash:?}", route.id, route.path);
+            let wanted = verdict(route.id, caller, kind).unwrap_or_else(|| panic!("no verdict for {case}"));
+            let harness = seeded().await;
+            let before = holdings(&harness).await;
+            let target = target(route, kind, "r-1", slash);
+            let got = match route.door {
+                Door::Socket => judged_socket(&harness, &target, (caller, kind)).await,
+                Door::Http => {
+                    let response = request(&harness, route, &target, (caller, kind)).await;
+                    assert_eq!(response.header("x-correlation-id"), Some("matrix"), "{case}");
+                    let got = judged(&response, wanted);
+                    if got == Verdict::NotFound {
+                        let unknown = self::target(route, kind, "r-9", slash);
+                        let missing = request(&harness, route, &unknown, (caller, kind)).await;
+                        assert_eq!(response.body, missing.body, "{case}: it differs from what never was");
+                    }
+                    got
+                }
+            };
+            assert_eq!(got, wanted, "{case}");
+            let after = holdings(&harness).await;
+            assert_eq!(before != after, wanted == Verdict::Changes, "{case}: {before:?} {after:?}");
+        }
+    }
+}
+
+fn cases() -> impl Iterator<Item = (Caller, Kind, &'static str)> {
+    let kinds = [Kind::Note, Kind::Diary];
+    CALLERS.iter().flat_map(move |caller| {
+        kinds.into_iter().flat_map(move |kind| ["", "/"].map(|slash| (*caller, kind, slash)))
+    })
+}
+
+#[test]
+fn the_table_says_the_same_as_the_verdicts() {
+    for route in ROUTES {
+        let of = |caller| verdict(route.id, caller, Kind::Diary).expect("a verdict");
+        assert_eq!(of(NoToken) == Verdict::Open, route.access == Access::Public, "{}", route.path);
+        assert_eq!(of(Owner) == Verdict::Forbidden, route.access == Access::Admin, "{}", route.path);
+        let twins = ROUTES.iter().filter(|twin| (twin.path, twin.method) == (route.path, route.method));
+        assert_eq!(twins.count(), 1, "{}", route.path);
+    }
+}
+
+#[tokio::test]
+async fn nobody_writes_into_what_another_owns() {
+    let harness = seeded().await;
+    let before = holdings(&harness).await;
+    let write = |op: &str| {
+        json!({"op_id": format!("x-{op}"), "kind": "diary", "id": "r-1", "op": op, "base_version": 2,
+               "fields": {"text": "mine now"}})
+    };
+    let push = |op: &str| {
+        let body = json!({"batch": [write(op)], "data_types": ["diary"]});
+        Request::post("/api/v1/sync?device_id=phone", &body)
+    };
+    // Only a create learns that the id is taken, for it has to choose another one.
+    let table = [("bob", "patch", "gone"), ("bob", "delete", "gone"), ("bob", "create", "forbidden")];
+    for (user, op, code) in table {
+        let response = harness.ask("t1", user, push(op)).await;
+        let result = &response.json()["ack"]["results"][0];
+        assert_eq!(result["code"], code, "{user} {op}: {result}");
+        assert!(!response.text().contains("sesame"), "{user} {op}: {}", response.text());
+    }
+    // Another tenant has all ids for itself.
+    let response = harness.ask("t2", "ada", push("create")).await;
+    assert_eq!(response.json()["ack"]["results"][0]["code"], "applied", "{}", response.text());
+    assert!(!response.text().contains("sesame"));
+    assert_eq!(holdings(&harness).await, before);
+}
+
+/// Cursors of ada's, of the user of her name in the other tenant, and a forged one.
+async fn cursors(harness: &Harness) -> (String, String, String) {
+    let mut found = Vec::new();
+    for tenant in ["t1", "t2"] {
+        let page = harness.ask(tenant, "ada", Request::get("/api/v1/changes")).await;
+        found.push(page.json()["cursor"].as_str().expect("a cursor").to_owned());
+    }
+    let mut forged = found[0].clone().into_bytes();
+    let middle = forged.len() / 2;
+    forged[middle] = if forged[middle] == b'A' { b'B' } else { b'A' };
+    let forged = String::from_utf8(forged).expect("text");
+    (found.remove(0), found.remove(0), forged)
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_tenant_is_no_cursor() {
+    let harness = seeded().await;
+    let (own, foreign, forged) = cursors(&harness).await;
+    let before = holdings(&harness).await;
+    let push = |cursor: &str| {
+        let items = [create(9, "note", "from-the-future", &json!({}))];
+        let body = json!({"cursor": cursor, "batch": items});
+        Request::post("/api/v1/sync?device_id=phone", &body)
+    };
+    for cursor in [&foreign, &forged, &"nonsense".to_owned()] {
+        let pulled =
+            harness.ask("t1", "ada", Request::get(&format!("/api/v1/changes?cursor={cursor}"))).await;
+        let pushed = harness.ask("t1", "ada", push(cursor)).await;
+        for refused in [pulled, pushed] {
+            assert_eq!((refused.status, refused.code().as_str()), (410, "CURSOR_INVALID"));
+            let problem = refused.json();
+            assert_eq!(
+                (&problem["keep_queue"], &problem["status"]),
+                (&json!(true), &json!(410)),
+                "{problem}"
+            );
+        }
+        assert_eq!(holdings(&harness).await, before, "nothing was applied");
+
+        let mut socket = harness.syncing("phone").await;
+        let pull = json!({"type": "request_server_data", "id": "p", "sync_id": SYNC_ID,
+                          "payload": {"cursor": cursor}});
+        let error = socket.ask(&pull, "error").await;
+        assert_eq!((&error["code"], &error["reply_to"]), (&json!("CURSOR_INVALID"), &json!("p")));
+        assert_eq!(socket.expect("resync_required").await["keep_queue"], true);
+        socket.ask(&json!({"type": "ping"}), "pong").await;
+    }
+    let kept = harness.ask("t1", "ada", push(&own)).await;
+    assert_eq!(kept.status, 200, "one's own cursor is one: {}", kept.text());
+}
+
+#[tokio::test]
+async fn a_token_that_names_a_device_is_for_that_device() {
+    let harness = start(Setup::default()).await;
+    let bound = sign(&Grant { device_id: Some("d1".into()), ..grant("t1", "ada", "user") });
+    let sync =
+        |query: &str, body: &Value| Request::post(&format!("/api/v1/sync{query}"), body).bearer(&bound);
+    let table = [
+        (sync("?device_id=d2", &json!({})), 403),
+        (sync("", &json!({"device_id": "d2"})), 403),
+        (Request::get("/api/v1/changes?device_id=d2").bearer(&bound), 403),
+        (sync("?device_id=d1", &json!({"device_id": "d1"})), 200),
+        (sync("", &json!({})), 200),
+    ];
+    for (request, status) in table {
+        let response = request.send(harness.address).await;
+        assert_eq!(response.status, status, "{request:?}");
+        assert_eq!(status == 403, response.text().contains("FORBIDDEN"));
+    }
+    let open = |device: &str| format!("/ws/mobile/sync?token={bound}{device}");
+    let mut other = Socket::connect(harness.address, &open("&device_id=d2")).await;
+    assert_eq!(other.until_error().await, ("FORBIDDEN".into(), 4503));
+    for own in ["&device_id=d1", ""] {
+        let mut socket = Socket::connect(harness.address, &open(own)).await;
+        assert_eq!(socket.expect("connection_established").await["device_id"], "d1");
+    }
+}
+
+#[tokio::test]
+async fn a_sync_needs_a_device() {
+    let harness = start(Setup::default()).await;
+    let token = token("t1", "ada");
+    let path = format!("/ws/mobile/sync?token={token}");
+    let mut socket = Socket::connect(harness.address, &path).await;
+    assert_eq!(socket.until_error().await, ("MISSING_DEVICE_ID".into(), 4502));
+    let response = harness.ask("t1", "ada", Request::post("/api/v1/sync", &json!({}))).await;
+    assert_eq!((response.status, response.code().as_str()), (422, "MISSING_DEVICE_ID"));
+
+    let long = "d".repeat(1000);
+    for unusable in ["", &long] {
+        let path = format!("/ws/mobile/sync?device_id={unusable}&token={token}");
+        let (code, close) = Socket::connect(harness.address, &path).await.until_error().await;
+        assert!(close >= 4500, "a client that cannot be helped does not come back: {code} {close}");
+        let path = format!("/api/v1/sync?device_id={unusable}");
+        let response = harness.ask("t1", "ada", Request::post(&path, &json!({}))).await;
+        assert_eq!(response.status, 422, "{}", response.text());
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_route_is_answered_as_a_problem() {
+    let harness = start(Setup::default()).await;
+    let nowhere = Request::get("/api/v1/nothing").send(harness.address).await;
+    assert_eq!((nowhere.status, nowhere.code().as_str()), (404, "NOT_FOUND"));
+    let methods = Request::new("DELETE", "/api/v1/sync").send(harness.address).await;
+    assert_eq!((methods.status, methods.code().as_str()), (405, "METHOD_NOT_ALLOWED"));
+    assert_eq!(methods.header("allow"), Some("POST"), "RFC 9110, 15.5.6");
+    for response in [nowhere, methods] {
+        assert_eq!(response.header("content-type"), Some("application/problem+json"));
+        let problem = response.json();
+        assert_eq!(problem["status"], response.status);
+        assert!(problem["correlation_id"].is_string(), "{problem}");
+        assert_eq!(response.header("x-correlation-id"), problem["correlation_id"].as_str());
+    }
+}
+
+#[tokio::test]
+async fn a_request_names_one_host() {
+    let harness = start(Setup::default()).await;
+    for hosts in ["", "host: a\r\nhost: b\r\n"] {
+        for path in ["/alive", "/ws/mobile/sync", "/api/v1/changes"] {
+            let mut stream = TcpStream::connect(harness.address).await.expect("a server listens");
+            let head = format!("GET {path} HTTP/1.1\r\n{hosts}\r\n");
+            stream.write_all(head.as_bytes()).await.expect("it reads");
+            let response = Response::read(&mut stream, &mut Vec::new()).await.expect("an answer comes");
+            assert_eq!((response.status, &response.json()["status"]), (400, &json!(400)), "{head}");
+        }
+    }
+}
