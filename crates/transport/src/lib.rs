@@ -22,3 +22,8 @@ pub use listener::{ServeError, serve};
 pub use observe::{MetricsHandle, MetricsObserver, install_metrics};
 pub use routes::{Access, Door, ROUTES, Route, RouteId, router};
 pub use system::{SystemClock, SystemRandom};
+
+/// Compiles the examples of the readme.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
