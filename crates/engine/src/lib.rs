@@ -66,4 +66,4 @@ pub use ports::{
 pub use pull::PullFault;
 pub use service::{Engine, RecordPage, Sealer};
 pub use session::{Close, Output, Session};
-pub use work::{Done, Pulled, Started, SyncAnswer, SyncFault, Work};
+pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

@@ -304,7 +304,14 @@ impl Plan<'_> {
         if let Some(answer) = self.remembered(submission, entry, acked_n) {
             return answer;
         }
-        let n = entry.n.unwrap_or(last_n + 1);
+        if let (Task::Refuse(code, errors), None) = (&entry.task, entry.n) {
+            // What cannot be read takes no number: the next number may be a good item's own.
+            return SubmissionResult { errors: errors.clone(), ..SubmissionResult::of(*code) };
+        }
+        let n = entry.n.unwrap_or_else(|| {
+            let numbered = submission.entries.iter().filter_map(|entry| entry.n).max().unwrap_or(0);
+            last_n.max(numbered) + 1
+        });
         if n <= acked_n {
             return SubmissionResult::of(ItemCode::TooOld);
         }

@@ -1,6 +1,7 @@
 //! Conflict policies per tenant and kind.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use driftline_conflict::{DeletedRecord, FieldRule, Granularity, Policy, Strategy};
@@ -99,6 +100,8 @@ pub struct Policies {
     /// Own policies by tenant, with the time until which they are taken as they are. The lock is held for
     /// look-ups and replacements only.
     tenants: Mutex<HashMap<TenantNo, (u64, Arc<TenantPolicies>)>>,
+    /// Counts changes, so that what was read before one is not kept after it.
+    generation: AtomicU64,
 }
 
 /// How long policies are taken as they are, in milliseconds.
@@ -114,11 +117,17 @@ impl Policies {
         tenants.get(&tenant).filter(|(until, _)| now_ms < *until).map(|(_, own)| Arc::clone(own))
     }
 
+    /// Returns the generation that a read of the store belongs to; taken before the read.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
     /// Takes over what a store has loaded.
     pub(crate) fn load(
         &self,
         tenant: TenantNo,
         stored: Vec<StoredPolicy>,
+        generation: u64,
         now_ms: u64,
     ) -> Arc<TenantPolicies> {
         let own: TenantPolicies = stored
@@ -131,6 +140,9 @@ impl Policies {
             .collect();
         let own = Arc::new(own);
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.generation() != generation {
+            return own;
+        }
         if tenants.len() >= TENANTS_MAX {
             tenants.clear();
         }
@@ -140,7 +152,9 @@ impl Policies {
 
     /// Forgets a tenant's policies after a change.
     pub(crate) fn forget(&self, tenant: TenantNo) {
-        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        tenants.remove(&tenant);
     }
 
     /// Returns the policy in force for a kind.

@@ -166,6 +166,7 @@ pub(crate) fn answer(
         }
         ack.results.push(item_result(index, result, echo));
     }
+    ack.replayed = !ack.results.is_empty() && ack.results.iter().all(|result| result.duplicate);
     ack.status = match (ack.synced, ack.failed) {
         (_, 0) => AckStatus::Ok,
         (0, _) => AckStatus::Failed,

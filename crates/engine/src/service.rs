@@ -19,7 +19,7 @@ use crate::ports::{Head, Identity, Observer, PageQuery, Place, Row, Store, Store
 use crate::pull::{PullFault, Step};
 use crate::push::{Gate, answer};
 use crate::session::covers;
-use crate::work::{Done, Pulled, Started, SyncAnswer, SyncFault, Work};
+use crate::work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};
 
 /// The sync engine over one store.
 pub struct Engine<S, O> {
@@ -139,18 +139,40 @@ impl<S: Store, O: Observer> Engine<S, O> {
         self.hub.subscribe(identity.tenant)
     }
 
-    /// Does what a session asked for.
+    /// Does what a session asked for: [`Engine::prepare`] and [`Engine::finish`] in one.
     ///
     /// Dropping the future gives up the answer; a batch that was handed to the store is applied all the same.
     pub async fn perform(&self, identity: &Identity, work: Work, now_ms: u64, correlation: &str) -> Done {
-        match work {
-            Work::Start { sync_id, request } => {
+        let prepared = self.prepare(identity, work, now_ms, correlation).await;
+        self.finish(identity, prepared, now_ms).await
+    }
+
+    /// Does the part of a work that may wait before the store gets it.
+    ///
+    /// A shell prepares the works of one session one after the other, so that batches reach the store in the order in
+    /// which they were sent, whatever their preparation waited for. Dropping the future applies nothing.
+    pub async fn prepare(&self, identity: &Identity, work: Work, now_ms: u64, correlation: &str) -> Prepared {
+        let Work::Push { sync_id, data, epoch } = work else { return Prepared::Other(work) };
+        match self.prepare_push(identity, data, Some(sync_id), epoch, now_ms, correlation).await {
+            Ok(push) => Prepared::Push(Box::new(push)),
+            Err(fault) => Prepared::Failed(Done::Pushed(Err(fault))),
+        }
+    }
+
+    /// Does the rest of a work. A batch is handed to the store by the first poll of the future.
+    pub async fn finish(&self, identity: &Identity, prepared: Prepared, now_ms: u64) -> Done {
+        match prepared {
+            Prepared::Push(push) => Done::Pushed(self.finish_push(*push).await),
+            Prepared::Other(Work::Start { sync_id, request }) => {
                 Done::Started(self.start(identity, sync_id, request, now_ms).await.map(Box::new))
             }
-            Work::Push { sync_id, data, epoch } => {
-                Done::Pushed(self.push(identity, data, Some(sync_id), epoch, now_ms, correlation).await)
+            Prepared::Other(Work::Pull { request }) => {
+                Done::Pulled(self.pull_counted(identity, request).await)
             }
-            Work::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
+            Prepared::Other(Work::Push { sync_id, data, epoch }) => {
+                Done::Pushed(self.push(identity, data, Some(sync_id), epoch, now_ms, "").await)
+            }
+            Prepared::Failed(done) => done,
         }
     }
 
@@ -197,6 +219,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
                     .map(|(kind, rule)| (kind.to_string(), doc_of_policy(&rule.policy))),
             )
             .collect();
+        if request.acked_n.is_some_and(|acked_n| acked_n > 0) {
+            self.acknowledge(identity, request.acked_n).await?;
+        }
         let kinds = self.catalogue.readable(&request.data_types, &identity.roles);
         let given =
             request.cursor.as_ref().and_then(|text| self.cursor_key.open(&identity.tenant_id, text).ok());
@@ -276,6 +301,19 @@ impl<S: Store, O: Observer> Engine<S, O> {
         now_ms: u64,
         correlation: &str,
     ) -> Result<Ack, Fault> {
+        let push = self.prepare_push(identity, data, sync_id, epoch, now_ms, correlation).await?;
+        self.finish_push(push).await
+    }
+
+    async fn prepare_push(
+        &self,
+        identity: &Identity,
+        data: SyncData,
+        sync_id: Option<SyncId>,
+        epoch: Option<Epoch>,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<PreparedPush, Fault> {
         let own = self.own_policies(identity, now_ms).await?;
         let gate = Gate { catalogue: &self.catalogue, own: &own, identity };
         let batch_seq = data.batch_seq;
@@ -283,8 +321,22 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let (submission, echoes) = gate
             .submission(data, batch, epoch, correlation)
             .ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "a push needs a device"))?;
+        Ok(PreparedPush { submission, echoes, batch_seq })
+    }
+
+    async fn finish_push(&self, push: PreparedPush) -> Result<Ack, Fault> {
+        let PreparedPush { submission, echoes, batch_seq } = push;
         let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
         Ok(answer(receipt, echoes, batch_seq, &self.observer))
+    }
+
+    /// Takes over which answers a device has heard, as it said when it opened a session.
+    async fn acknowledge(&self, identity: &Identity, acked_n: Option<u64>) -> Result<(), Fault> {
+        let own = std::collections::HashMap::new();
+        let gate = Gate { catalogue: &self.catalogue, own: &own, identity };
+        let data = SyncData { acked_n, ..SyncData::default() };
+        let Some((submission, _)) = gate.submission(data, None, None, "") else { return Ok(()) };
+        self.store.commit(submission).await.map(|_| ()).map_err(|error| unavailable(&error))
     }
 
     /// Reads a page.
@@ -363,14 +415,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// a right that it gets later begins with a snapshot.
     async fn empty_page(&self, identity: &Identity) -> Result<Pulled, PullFault> {
         let head = self.store.head(identity.tenant).await?;
-        let then = Resume { from: head.seq, at: head.seq };
-        let cursor = Cursor {
-            epoch: head.epoch,
-            kinds: Vec::new(),
-            scopes_version: head.scopes_version,
-            phase: Phase::Snapshot { after: None, missing: Vec::new(), then },
-        };
-        let cursor = self.cursor_key.seal(&identity.tenant_id, &cursor);
+        let cursor = self.beginning(identity, &head);
         let data = ServerData { changes: "[]".into(), cursor, seq: head.seq, hlc: head.hlc, has_more: false };
         Ok(Pulled { data, rows: 0 })
     }
@@ -403,10 +448,33 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 checked => checked?,
             }
         }
-        let ack =
-            self.push(identity, request.push, request.sync_id, request.epoch, now_ms, correlation).await?;
-        let data = self.pull(identity, request.pull).await?;
+        // The bases are of the epoch that was just checked; another one at the commit applies nothing.
+        let epoch = Some(head.epoch);
+        let ack = self.push(identity, request.push, request.sync_id, epoch, now_ms, correlation).await?;
+        // The batch is applied: whatever the pull meets with now, the device must hear of it.
+        let data = match self.pull(identity, request.pull.clone()).await {
+            Ok(data) => data,
+            Err(_) => self.same_place(identity, request.pull.cursor, &head),
+        };
         Ok(SyncAnswer { ack, data })
+    }
+
+    /// A page without rows that leaves the reader where it is.
+    fn same_place(&self, identity: &Identity, cursor: Option<String>, head: &Head) -> ServerData {
+        let cursor = cursor.unwrap_or_else(|| self.beginning(identity, head));
+        ServerData { changes: "[]".into(), cursor, seq: head.seq, hlc: head.hlc, has_more: true }
+    }
+
+    /// A cursor that stands before everything.
+    fn beginning(&self, identity: &Identity, head: &Head) -> String {
+        let then = Resume { from: head.seq, at: head.seq };
+        let cursor = Cursor {
+            epoch: head.epoch,
+            kinds: Vec::new(),
+            scopes_version: head.scopes_version,
+            phase: Phase::Snapshot { after: None, missing: Vec::new(), then },
+        };
+        self.cursor_key.seal(&identity.tenant_id, &cursor)
     }
 
     /// Reads one record that the reader may see.
@@ -478,8 +546,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         if let Some(own) = self.policies.fresh(identity.tenant, now_ms) {
             return Ok(own);
         }
+        let generation = self.policies.generation();
         let stored = self.store.policies(identity.tenant).await.map_err(|error| unavailable(&error))?;
-        Ok(self.policies.load(identity.tenant, stored, now_ms))
+        Ok(self.policies.load(identity.tenant, stored, generation, now_ms))
     }
 
     /// Lists the policies in force for the tenant's kinds, with their versions; version 0 is the declared one.

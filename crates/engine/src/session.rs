@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use driftline_model::{Epoch, KindName, Limits, Seq, SyncId};
+use driftline_model::{Epoch, Hlc, KindName, Limits, Seq, SyncId};
 use driftline_protocol::{
     Change, CloseCode, ConnectionEstablished, ErrorCode, ErrorMessage, Fault, Features, Head as OutHead,
     HeartbeatAck, Inbound, Message, Outbound, Pong, ResyncReason, ResyncRequired, ServerDelta,
@@ -50,6 +50,10 @@ pub struct Session {
     waiting: VecDeque<Waiting>,
     unacknowledged: usize,
     starting: bool,
+    /// The highest commit that was heard of while a session was being opened.
+    heard: Option<(Seq, Hlc)>,
+    /// Who asked for the end of the session, while answers are still due.
+    ending: Option<Waiting>,
     sync: Option<Sync>,
     made_ids: u64,
     id_seed: u128,
@@ -66,7 +70,18 @@ struct Waiting {
     sync_id: Option<String>,
     /// Whether the pull asks for all kinds of the session.
     covers: bool,
+    /// Whether the pull begins anew.
+    snapshot: bool,
 }
+
+impl Waiting {
+    fn new(reply_to: Option<String>, sync_id: Option<&SyncId>) -> Self {
+        Self { reply_to, sync_id: sync_id.map(ToString::to_string), covers: true, snapshot: false }
+    }
+}
+
+/// Pulls of one session that may wait for their pages.
+const PULLS_MAX: usize = 2;
 
 /// An open sync session.
 #[derive(Debug)]
@@ -76,6 +91,10 @@ struct Sync {
     /// The kinds that deltas may tell of; empty: all. Nothing: none.
     kinds: Option<Vec<KindName>>,
     sealer: Sealer,
+    /// Whether the client was told that its bases are of another epoch, and has not pulled a snapshot since.
+    stale: bool,
+    /// Whether the client began a snapshot in this session.
+    fresh: bool,
     /// Whether the client's cursor tells of all kinds of the session.
     covered: bool,
     /// The place that the client was last told of on this connection.
@@ -107,6 +126,8 @@ impl Session {
             waiting: VecDeque::new(),
             unacknowledged: 0,
             starting: false,
+            heard: None,
+            ending: None,
             sync: None,
             made_ids: 0,
             id_seed,
@@ -129,8 +150,9 @@ impl Session {
     pub fn wants_input(&self) -> bool {
         !self.closed
             && !self.starting
+            && self.ending.is_none()
             && self.unacknowledged < self.limits.unacknowledged_batches
-            && self.waiting.len() < 16
+            && self.waiting.len() < self.unacknowledged + PULLS_MAX
     }
 
     /// Tells whether the session has ended; what it still wants is to be done.
@@ -186,6 +208,7 @@ impl Session {
             Inbound::StartSync(request) => {
                 let sync_id = message.sync_id.unwrap_or_else(|| self.make_sync_id());
                 self.starting = true;
+                self.heard = None;
                 self.sync = None;
                 self.ask(
                     message.id.clone(),
@@ -197,6 +220,9 @@ impl Session {
             Inbound::SyncData(data) => {
                 self.live_sync(message.sync_id.as_ref(), now_ms).map(|(sync_id, epoch)| {
                     self.unacknowledged += 1;
+                    // A device that knows its bases to be of another life of the sequence is held to it.
+                    let stale = self.sync.as_ref().is_some_and(|sync| sync.stale);
+                    let epoch = if stale { Epoch::new(!epoch.number()) } else { epoch };
                     let work = Work::Push { sync_id: sync_id.clone(), data, epoch: Some(epoch) };
                     self.ask(message.id.clone(), Some(&sync_id), work);
                 })
@@ -210,9 +236,9 @@ impl Session {
                 })
             }
             Inbound::EndSync => self.live_sync(message.sync_id.as_ref(), now_ms).map(|(sync_id, _)| {
-                let totals = self.sync.take().map(|sync| sync.totals).unwrap_or_default();
-                let head = self.head(now_ms, message.id.clone(), Some(sync_id.to_string()));
-                self.send(&Outbound::SyncSessionEnded(SyncSessionEnded { totals }), &head);
+                let asker = Waiting::new(message.id.clone(), Some(&sync_id));
+                self.ending = Some(asker);
+                self.end_sync(now_ms);
             }),
             _ => Err(Fault::new(ErrorCode::UnknownMessageType, "not a message of this route")),
         };
@@ -252,6 +278,10 @@ impl Session {
             Done::Pulled(Ok(Pulled { data, rows })) => {
                 if let Some(sync) = &mut self.sync {
                     sync.totals.pulled += rows;
+                    sync.fresh |= waiting.snapshot;
+                    if !data.has_more && sync.fresh {
+                        sync.stale = false;
+                    }
                     if !data.has_more && waiting.covers {
                         sync.covered = true;
                         // Deltas that went out meanwhile tell of later changes; a client that could not use
@@ -264,12 +294,27 @@ impl Session {
             }
             Done::Pulled(Err(fault)) => self.pull_fault(&fault, waiting, now_ms),
         }
+        self.end_sync(now_ms);
+    }
+
+    /// Ends the sync session once every answer before has gone out.
+    fn end_sync(&mut self, now_ms: u64) {
+        if !self.waiting.is_empty() {
+            return;
+        }
+        let Some(asker) = self.ending.take() else { return };
+        let totals = self.sync.take().map(|sync| sync.totals).unwrap_or_default();
+        self.reply(asker, &Outbound::SyncSessionEnded(SyncSessionEnded { totals }), now_ms);
     }
 
     /// Takes what was committed for the session's tenant.
     pub fn handle_commit(&mut self, committed: &Committed, now_ms: u64) {
         let own_device = self.identity.device.as_ref().map(|(device, _)| *device);
-        let Some(sync) = &mut self.sync else { return };
+        let Some(sync) = &mut self.sync else {
+            // The head of the session that is being opened may have been read before this commit.
+            self.heard = Some((committed.seq, committed.hlc));
+            return;
+        };
         if committed.seq <= sync.accounted {
             return;
         }
@@ -289,7 +334,12 @@ impl Session {
         if count == 0 && !missed {
             return;
         }
-        let changes = if count == all.len() {
+        let bytes: usize = all.iter().filter(shown).map(|change| change.change.fields.as_str().len()).sum();
+        // What is more than a page is pulled in pages.
+        let missed = missed || bytes > self.limits.page_bytes;
+        let changes = if missed {
+            Arc::from("[]")
+        } else if count == all.len() {
             committed.encoded()
         } else {
             Arc::from(encode_changes(all.iter().filter(shown).map(|change| &change.change)))
@@ -311,6 +361,10 @@ impl Session {
 
     /// Looks at the time: a client that was silent for two heartbeat intervals is let go.
     pub fn handle_time(&mut self, now_ms: u64) {
+        if !self.wants_input() || !self.waiting.is_empty() {
+            // The client may be speaking without being heard: it is the server that is late.
+            self.last_heard_ms = now_ms;
+        }
         if now_ms >= self.deadline_ms() && !self.closed {
             let fault =
                 Fault::new(ErrorCode::HeartbeatTimeout, "nothing was heard for two heartbeat intervals");
@@ -367,6 +421,8 @@ impl Session {
             epoch: started.epoch,
             kinds: started.kinds,
             sealer: started.sealer,
+            stale: started.resync.as_ref().is_some_and(|resync| resync.reason == ResyncReason::EpochChanged),
+            fresh: false,
             covered: started.covered,
             told: started.seq,
             accounted: started.seq,
@@ -378,10 +434,24 @@ impl Session {
             &Outbound::SyncSessionStarted(Box::new(SyncSessionStarted { session_info: started.info })),
             &head,
         );
+        self.catch_up(now_ms);
         if let Some(resync) = started.resync {
             let head = OutHead { reply_to: None, ..head };
             self.send(&Outbound::ResyncRequired(resync), &head);
         }
+    }
+
+    /// Sends the client to pull what was committed between the reading of the head and now.
+    fn catch_up(&mut self, now_ms: u64) {
+        let (Some((seq, hlc)), Some(sync)) = (self.heard.take(), &mut self.sync) else { return };
+        if seq <= sync.accounted {
+            return;
+        }
+        (sync.accounted, sync.told) = (seq, seq);
+        let cursor = sync.sealer.caught_up(seq);
+        let delta = ServerDelta { prev_seq: seq, seq, cursor, hlc, changes: Arc::from("[]") };
+        let head = OutHead { now_ms, reply_to: None, sync_id: Some(sync.id.to_string()) };
+        self.send(&Outbound::ServerDelta(delta), &head);
     }
 
     fn pull_fault(&mut self, fault: &PullFault, waiting: Waiting, now_ms: u64) {
@@ -400,7 +470,7 @@ impl Session {
         self.error(&Fault::new(code, fault.to_string()), waiting.reply_to, now_ms);
         if let Some((reason, epoch)) = resync {
             if let (Some(sync), ResyncReason::EpochChanged) = (&mut self.sync, reason) {
-                sync.epoch = epoch;
+                (sync.epoch, sync.stale, sync.fresh) = (epoch, true, false);
                 sync.sealer.begin(epoch);
             }
             let head = self.head(now_ms, None, waiting.sync_id);
@@ -457,7 +527,8 @@ impl Session {
             }
             _ => true,
         };
-        self.waiting.push_back(Waiting { reply_to, sync_id: sync_id.map(ToString::to_string), covers });
+        let snapshot = matches!(&work, Work::Pull { request } if request.cursor.is_none());
+        self.waiting.push_back(Waiting { covers, snapshot, ..Waiting::new(reply_to, sync_id) });
         self.outputs.push_back(Output::Work(work));
     }
 

@@ -35,6 +35,25 @@ pub enum Work {
     },
 }
 
+/// A [`Work`] on its way, as [`crate::Engine::prepare`] left it.
+#[derive(Debug)]
+pub enum Prepared {
+    /// A batch that is ready for the store.
+    Push(Box<PreparedPush>),
+    /// Anything else.
+    Other(Work),
+    /// Work that failed while it was prepared.
+    Failed(Done),
+}
+
+/// A batch that is ready for the store, with what its answer repeats.
+#[derive(Debug)]
+pub struct PreparedPush {
+    pub(crate) submission: crate::group::Submission,
+    pub(crate) echoes: Vec<crate::push::Echo>,
+    pub(crate) batch_seq: Option<u64>,
+}
+
 /// What came of a [`Work`].
 #[derive(Debug)]
 #[non_exhaustive]

@@ -3,7 +3,7 @@
 use driftline_model::{Hlc, IdError, KindName, Object, OpId, RecordId, Seq};
 use twox_hash::XxHash3_64;
 
-use crate::canonical::canonical_object;
+use crate::canonical::{canonical_object, canonical_value};
 use crate::envelope::FieldError;
 use crate::json::Node;
 use crate::time::parse_time;
@@ -178,6 +178,12 @@ const KEYS: [&str; 19] = [
     "append",
 ];
 
+/// The place of `fields` among the keys.
+const FIELDS: usize = 7;
+
+/// Members of an item that this version does not know.
+const UNKNOWN_MAX: usize = 64;
+
 impl Reader {
     fn wrong(&mut self, pointer: &str, message: impl Into<String>) {
         self.errors.push(FieldError::new("invalid", pointer, message));
@@ -190,8 +196,29 @@ impl Reader {
         }
         // One pass over the members, each known key once.
         let mut found: [Option<Node<'_>>; KEYS.len()] = [None; KEYS.len()];
+        let mut scratch = String::new();
+        let mut unknown: Vec<std::borrow::Cow<'_, str>> = Vec::new();
         for (key, value) in node.members() {
-            let Some(slot) = KEYS.iter().position(|name| key.is_str(name)) else { continue };
+            let slot = KEYS.iter().position(|name| key.is_str(name));
+            // What is ignored must be acceptable as well: the verdict on an element is one on all of it.
+            if slot != Some(FIELDS) {
+                scratch.clear();
+                if let Err(error) = canonical_value(value, &mut scratch) {
+                    let name = key.as_str().unwrap_or_default();
+                    self.wrong(&format!("/{name}{}", error.pointer), error.kind.to_string());
+                }
+            }
+            let Some(slot) = slot else {
+                let name = key.as_str().unwrap_or_default();
+                if name.contains('\u{0}') || unknown.contains(&name) {
+                    self.wrong("", "a key stands twice or holds U+0000");
+                } else if unknown.len() < UNKNOWN_MAX {
+                    unknown.push(name);
+                } else {
+                    self.wrong("", "the item has too many members");
+                }
+                continue;
+            };
             if found[slot].replace(value).is_some() {
                 self.wrong(&format!("/{}", KEYS[slot]), "the key stands twice");
             }

@@ -369,6 +369,12 @@ impl<'d> Node<'d> {
         self.raw() == Raw::Null
     }
 
+    /// Tells whether the value is a number.
+    #[must_use]
+    pub fn is_number(&self) -> bool {
+        matches!(self.raw(), Raw::Int(_) | Raw::HugeInt | Raw::Float(_))
+    }
+
     /// Tells whether the value is an object.
     #[must_use]
     pub fn is_object(&self) -> bool {

@@ -37,6 +37,8 @@ struct State {
     devices: Devices,
     states: HashMap<DeviceNo, DeviceState>,
     rows: BTreeMap<RowKey, Row>,
+    /// When each record was last changed.
+    changed: HashMap<RowKey, u64>,
     known: BTreeMap<(DeviceNo, u64), (Known, u64)>,
     names: HashMap<(DeviceNo, OpId), u64>,
     audit: Vec<(u64, AuditWrite)>,
@@ -110,6 +112,7 @@ impl MemoryStore {
             devices: Devices::default(),
             states: HashMap::new(),
             rows: BTreeMap::new(),
+            changed: HashMap::new(),
             known: BTreeMap::new(),
             names: HashMap::new(),
             audit: Vec::new(),
@@ -138,6 +141,7 @@ impl MemoryStore {
         let mut planned = plan(std::slice::from_ref(submission), &mut group, &env);
         for key in planned.writes.rows {
             if let Some(Some(row)) = group.rows.remove(&key) {
+                state.changed.insert(key.clone(), now_ms);
                 state.rows.insert(key, row);
             }
         }
@@ -377,10 +381,11 @@ impl Store for MemoryStore {
         let known = &state.known;
         state.names.retain(|(device, _), n| known.contains_key(&(*device, *n)));
         state.batches.retain(|_, at_ms| *at_ms + DAY_MS >= now_ms);
-        let heads = &mut state.heads;
+        let (heads, changed) = (&mut state.heads, &mut state.changed);
         state.rows.retain(|key, row| {
-            let old = row.record.del.is_some_and(|del| del.hlc.millis() + 30 * DAY_MS < now_ms);
+            let old = changed.get(key).is_some_and(|at_ms| *at_ms + 30 * DAY_MS < now_ms);
             if row.deleted && old {
+                changed.remove(key);
                 if let Some(head) = heads.get_mut(&key.tenant) {
                     head.gc_floor = head.gc_floor.max(row.record.version);
                 }

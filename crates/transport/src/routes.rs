@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{Method, Response, Version, header};
 use axum::routing::{MethodFilter, on};
@@ -114,8 +115,14 @@ pub fn router<S: Store>(app: Arc<App<S>>) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
         let filter = filter(route.method);
-        let handler = move |State(app): State<Arc<App<S>>>, Path(names): Path<Names>, request: Request| async move {
-            answer(app, *route, names, request).await
+        let handler = move |State(app): State<Arc<App<S>>>,
+                            names: Result<Path<Names>, PathRejection>,
+                            request: Request| async move {
+            match names {
+                Ok(Path(names)) => answer(app, *route, names, request).await,
+                // A name that is not UTF-8 names nothing.
+                Err(_) => not_found(State(app), request).await,
+            }
         };
         router = router.route(route.path, on(filter, handler));
         router = router.route(&format!("{}/", route.path), on(filter, handler));

@@ -290,7 +290,7 @@ async fn let_go(mut stream: TcpStream) -> String {
 
 #[tokio::test]
 async fn a_head_must_come_in_time() {
-    let harness = start_limited(|limits| limits.header_ms = 100).await;
+    let harness = start_limited(|limits| limits.header_ms = 500).await;
     for begun in ["", "GET /alive HTTP/1.1\r\nhost: a\r\n"] {
         let mut stream = TcpStream::connect(harness.address).await.expect("a server listens");
         stream.write_all(begun.as_bytes()).await.expect("it reads");
@@ -305,13 +305,12 @@ async fn a_head_has_a_size() {
     let harness = start(Setup::default()).await;
     let fits = Request::get("/alive").header("x-pad", &"x".repeat(15 << 10)).send(harness.address).await;
     assert_eq!(fits.status, 200);
-    let mut long = format!("GET /alive HTTP/1.1\r\nhost: a\r\nx-pad: {}\r\n\r\n", "x".repeat(17 << 10));
+    let long = format!("GET /alive HTTP/1.1\r\nhost: a\r\nx-pad: {}\r\n\r\n", "x".repeat(17 << 10));
     let mut many = String::from("GET /alive HTTP/1.1\r\nhost: a\r\n");
     (0..100).for_each(|n| many.push_str(&format!("x-{n}: 1\r\n")));
     many.push_str("\r\n");
     // Without an end, as long as anybody wants to read it.
     let endless = format!("GET /{} ", "x".repeat(MIB));
-    long.insert_str(0, "");
     for head in [long, many, endless] {
         let mut stream = TcpStream::connect(harness.address).await.expect("a server listens");
         // The server may stop reading before the end.

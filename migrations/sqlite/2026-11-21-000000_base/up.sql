@@ -72,7 +72,8 @@ CREATE TABLE records (
     marks          BLOB,
     del            BLOB,
     live           BLOB,
-    schema_version INTEGER NOT NULL DEFAULT 0
+    schema_version INTEGER NOT NULL DEFAULT 0,
+    changed_at     BIGINT NOT NULL
 );
 CREATE UNIQUE INDEX records_key ON records (tenant_no, kind_no, id);
 CREATE INDEX records_seq ON records (tenant_no, scope_no, seq);

@@ -94,19 +94,21 @@ pub(super) struct RecordWrite {
     pub(super) del: Option<Vec<u8>>,
     pub(super) live: Option<Vec<u8>>,
     pub(super) schema_version: i32,
+    /// When the change was received; tombstones age by it, never by a device's clock.
+    pub(super) changed_at: i64,
 }
 
 impl Rows for RecordWrite {
     const HEAD: &'static str = "INSERT INTO records (tenant_no, kind_no, id, seq, scope_no, owner, fields, default_mark, \
-         marks, del, live, schema_version) VALUES ";
+         marks, del, live, schema_version, changed_at) VALUES ";
     const TAIL: &'static str = " ON CONFLICT (tenant_no, kind_no, id) DO UPDATE SET seq = excluded.seq, \
          fields = excluded.fields, default_mark = excluded.default_mark, marks = excluded.marks, del = excluded.del, \
-         live = excluded.live, schema_version = excluded.schema_version";
+         live = excluded.live, schema_version = excluded.schema_version, changed_at = excluded.changed_at";
 
     fn bind<'b>(&'b self, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         binds!(self, out, Integer => tenant_no, Integer => kind_no, Text => id, BigInt => seq, Integer => scope_no,
             Text => owner, Text => fields, Binary => default_mark, Nullable<Binary> => marks, Nullable<Binary> => del,
-            Nullable<Binary> => live, Integer => schema_version)
+            Nullable<Binary> => live, Integer => schema_version, BigInt => changed_at)
     }
 }
 

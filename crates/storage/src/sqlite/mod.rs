@@ -11,6 +11,7 @@ mod writer;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -27,7 +28,7 @@ pub use open::{Fatal, OpenError, SqliteOptions};
 
 use names::Names;
 use readers::Readers;
-use writer::{Job, Writer};
+use writer::{Job, Queued, Writer};
 
 /// The engine's store on one SQLite file.
 ///
@@ -47,6 +48,8 @@ struct Shared {
     tenants: Mutex<HashMap<TenantId, TenantNo>>,
     /// Heads as the writer left them. The lock is held for look-ups and insertions only.
     heads: Arc<Mutex<HashMap<TenantNo, Head>>>,
+    /// Bytes of batches that wait for the writer.
+    waiting_bytes: Arc<AtomicUsize>,
     /// As above.
     devices: Mutex<HashMap<(TenantNo, DeviceKey), DeviceNo>>,
     writer: Option<JoinHandle<()>>,
@@ -166,7 +169,10 @@ impl Store for SqliteStore {
 
     async fn commit(&self, submission: Submission) -> Result<Receipt, StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.send(Job::Commit(submission, answer))?;
+        let queued = Queued::count(&self.shared.waiting_bytes, submission.bytes());
+        let queued =
+            queued.ok_or_else(|| StoreError::Unavailable("the writer has too much to write".into()))?;
+        self.send(Job::Commit(submission, answer, queued))?;
         answered.await.map_err(|_| stopped())?
     }
 

@@ -132,6 +132,7 @@ impl SqliteStore {
             readers,
             names,
             heads,
+            waiting_bytes: Arc::default(),
             cursor_secret,
             tenants: Mutex::default(),
             devices: Mutex::default(),

@@ -9,7 +9,7 @@ use driftline_engine::{
 };
 use driftline_model::{DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo};
 
-use super::codec::{decode_code, decode_del, decode_op};
+use super::codec::{decode_code, decode_op};
 use super::hot::{HeadRow, LoadHead, LoadRecords, PageByKey, PageByLog, RecordRow};
 use super::names::{Names, tenant_of, tenant_sql};
 use super::rows::{head_of, row_of, sql};
@@ -92,8 +92,6 @@ struct Tombstone {
     tenant_no: i32,
     #[diesel(sql_type = BigInt)]
     seq: i64,
-    #[diesel(sql_type = Nullable<Binary>)]
-    del: Option<Vec<u8>>,
 }
 
 impl Writer {
@@ -546,18 +544,16 @@ pub(super) fn prune(writer: &mut Writer, now_ms: u64) -> Result<u64, StoreError>
     Ok(removed as u64 + purge_tombstones(writer, now_ms.saturating_sub(30 * DAY_MS))?)
 }
 
-/// Purges deleted records whose delete is older than a time; readers that stand before them must pull anew.
+/// Purges deleted records that were last changed before a time; readers that stand before them must pull anew.
 fn purge_tombstones(writer: &mut Writer, before_ms: u64) -> Result<u64, StoreError> {
-    let rows: Vec<Tombstone> =
-        sql_query("SELECT rowid, tenant_no, seq, del FROM records WHERE substr(del, 1, 1) = x'01'")
-            .load(&mut writer.connection)
-            .map_err(store_error)?;
+    let rows: Vec<Tombstone> = sql_query(
+        "SELECT rowid, tenant_no, seq FROM records WHERE substr(del, 1, 1) = x'01' AND changed_at < ?",
+    )
+    .bind::<BigInt, _>(sql(before_ms))
+    .load(&mut writer.connection)
+    .map_err(store_error)?;
     let mut removed = 0;
     for row in rows {
-        let (del, _) = decode_del(row.del.as_deref())?;
-        if del.is_none_or(|del| del.hlc.millis() >= before_ms) {
-            continue;
-        }
         sql_query("DELETE FROM records WHERE rowid = ?")
             .bind::<BigInt, _>(row.rowid)
             .execute(&mut writer.connection)

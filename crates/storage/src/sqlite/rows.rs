@@ -54,7 +54,12 @@ pub(super) fn row_of(names: &Names, row: RecordRow) -> Result<Row, StoreError> {
     })
 }
 
-pub(super) fn write_of(tenant: TenantNo, kind_no: i32, scope_no: i32, row: &Row) -> RecordWrite {
+pub(super) fn write_of(
+    tenant: TenantNo,
+    (kind_no, scope_no): (i32, i32),
+    row: &Row,
+    now: i64,
+) -> RecordWrite {
     let record = &row.record;
     RecordWrite {
         tenant_no: tenant_sql(tenant),
@@ -69,5 +74,6 @@ pub(super) fn write_of(tenant: TenantNo, kind_no: i32, scope_no: i32, row: &Row)
         del: encode_del(record.del.as_ref(), row.deleted),
         live: (record.live != record.default_mark).then(|| mark_bytes(&record.live)),
         schema_version: i32::try_from(row.schema_version).unwrap_or(i32::MAX),
+        changed_at: now,
     }
 }

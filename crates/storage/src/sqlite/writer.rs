@@ -6,6 +6,7 @@
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,9 +35,33 @@ use super::{Fatal, store_error};
 /// What the writer is asked to do.
 pub(super) enum Job {
     /// Apply a batch.
-    Commit(Submission, oneshot::Sender<Result<Receipt, StoreError>>),
+    Commit(Submission, oneshot::Sender<Result<Receipt, StoreError>>, Queued),
     /// Do something else on the writing connection, between two commit groups.
     Run(Box<dyn FnOnce(&mut Writer) + Send>),
+}
+
+/// Bytes of batches that wait for the writer, as long as they do.
+pub(super) struct Queued {
+    bytes: usize,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// Bytes of batches that may wait for the writer.
+const QUEUED_BYTES_MAX: usize = 256 << 20;
+
+impl Queued {
+    /// Counts a batch in, unless too much waits already.
+    pub(super) fn count(waiting: &Arc<AtomicUsize>, bytes: usize) -> Option<Self> {
+        let before = waiting.fetch_add(bytes, Ordering::Relaxed);
+        let queued = Self { bytes, waiting: Arc::clone(waiting) };
+        (before + bytes <= QUEUED_BYTES_MAX).then_some(queued)
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// A commit group holds at most this many batches and bytes.
@@ -57,6 +82,7 @@ pub(super) struct Writer {
     pub(super) fatal: Fatal,
     pub(super) skew_ms_max: u64,
     pub(super) record_bytes: usize,
+    latest_ms: u64,
     /// States of devices, as they are in the table: this thread alone writes it.
     states: HashMap<DeviceNo, DeviceState>,
     devices: DeviceNames,
@@ -138,9 +164,16 @@ impl Writer {
             fatal,
             skew_ms_max,
             record_bytes,
+            latest_ms: 0,
             states: HashMap::new(),
             devices: DeviceNames::default(),
         }
+    }
+
+    /// The time of receipt: the clock's, and never an earlier one than before.
+    fn now_ms(&mut self) -> u64 {
+        self.latest_ms = self.latest_ms.max(self.clock.now_ms());
+        self.latest_ms
     }
 
     /// Keeps a head for look-ups.
@@ -166,12 +199,14 @@ impl Writer {
             };
             match first {
                 Job::Run(run) => run(&mut self),
-                Job::Commit(submission, answer) => {
+                Job::Commit(submission, answer, queued) => {
+                    drop(queued);
                     let mut bytes = submission.bytes();
                     let (mut group, mut answers) = (vec![submission], vec![answer]);
                     while group.len() < GROUP_BATCHES && bytes < GROUP_BYTES {
                         match jobs.try_recv() {
-                            Ok(Job::Commit(submission, answer)) => {
+                            Ok(Job::Commit(submission, answer, queued)) => {
+                                drop(queued);
                                 bytes += submission.bytes();
                                 group.push(submission);
                                 answers.push(answer);
@@ -266,8 +301,9 @@ impl Writer {
     fn apply(&mut self, group: &[Submission], lookup: Lookup) -> Result<(Planned, GroupState), GroupError> {
         let mut state = self.load(group, lookup)?;
         let listeners = Arc::clone(&self.listeners);
+        let now_ms = self.now_ms();
         let env = PlanEnv {
-            now_ms: self.clock.now_ms(),
+            now_ms,
             skew_ms_max: self.skew_ms_max,
             record_bytes: self.record_bytes,
             devices: &self.devices,
@@ -416,7 +452,7 @@ impl Writer {
             let Some(Some(row)) = state.rows.get(key) else { continue };
             let kind_no = self.names.intern_kind(&mut self.connection, key.tenant, &key.kind)?;
             let scope_no = self.names.intern_scope(&mut self.connection, key.tenant, &row.scope)?;
-            records.push(write_of(key.tenant, kind_no, scope_no, row));
+            records.push(write_of(key.tenant, (kind_no, scope_no), row, now));
         }
         insert(&mut self.connection, &records)?;
         for device in writes.devices.iter().filter(|device| device.state.acked_n > device.acked_before) {

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{Response, StatusCode};
 use driftline_engine::Store;
-use driftline_protocol::{Envelope, ErrorCode, Fault, ListDoc, PolicyDoc, PolicyView, to_json};
+use driftline_protocol::{Envelope, ErrorCode, Fault, FieldError, ListDoc, PolicyDoc, PolicyView, to_json};
 
 use super::Asked;
 use crate::app::App;
@@ -37,7 +37,11 @@ pub(super) async fn set<S: Store>(
     // The envelope's rules for whole messages hold here too: UTF-8, depth, an object.
     Envelope::parse(&body, app.engine.limits())?;
     let text = String::from_utf8_lossy(&body);
-    let doc = PolicyDoc::parse(&text).map_err(|reason| Fault::new(ErrorCode::ValidationError, reason))?;
+    let doc = PolicyDoc::parse(&text).map_err(|reason| {
+        let mut fault = Fault::new(ErrorCode::ValidationError, reason.clone());
+        fault.errors.push(FieldError { code: "invalid".into(), pointer: String::new(), message: reason });
+        fault
+    })?;
     let version = app.engine.set_policy(&asked.identity, &kind, &doc).await?;
     tracing::info!(kind = %kind, version, correlation = asked.correlation, "policy set");
     Ok(json(StatusCode::OK, to_json(&PolicyView::new(kind.to_string(), doc, version))))

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::frame::{Opcode, write_close, write_frame};
 use super::reader::{Incoming, Reader};
@@ -97,6 +97,7 @@ where
         session,
         connection_id: connection_id.clone(),
         works: FuturesOrdered::new(),
+        turn: None,
         commits: None,
         queue: VecDeque::new(),
         queued: 0,
@@ -168,6 +169,8 @@ struct Link<S: Store> {
     expires_s: u64,
     /// Work under way; answers come in the order of the asking.
     works: FuturesOrdered<BoxFuture<'static, Done>>,
+    /// Comes to its end when the work before has reached the store.
+    turn: Option<oneshot::Receiver<()>>,
     commits: Option<Subscription>,
     /// Frames that wait, and their bytes.
     queue: VecDeque<Vec<u8>>,
@@ -237,8 +240,8 @@ impl<S: Store> Link<S> {
                     }
                 }
                 Event::Tick => {
-                    self.tick();
-                    let next = tick.deadline() + interval;
+                    let wait = self.tick(interval);
+                    let next = tick.deadline() + wait;
                     tick.as_mut().reset(next);
                 }
                 Event::Drain => self.stopping = true,
@@ -388,8 +391,22 @@ impl<S: Store> Link<S> {
                     let (app, identity) = (Arc::clone(&self.app), Arc::clone(&self.identity));
                     let correlation = self.connection_id.clone();
                     let now_ms = app.now_ms();
-                    let work = async move { app.engine.perform(&identity, work, now_ms, &correlation).await };
-                    self.works.push_back(Box::pin(work));
+                    let (handed_over, turn) = oneshot::channel::<()>();
+                    let before = self.turn.replace(turn);
+                    self.works.push_back(Box::pin(async move {
+                        // Works reach the store in the order of their asking, whatever their preparation waits for.
+                        if let Some(before) = before {
+                            let _ = before.await;
+                        }
+                        let prepared = app.engine.prepare(&identity, work, now_ms, &correlation).await;
+                        let mut rest = pin!(app.engine.finish(&identity, prepared, now_ms));
+                        let first = poll_fn(|context| Poll::Ready(rest.as_mut().poll(context))).await;
+                        drop(handed_over);
+                        match first {
+                            Poll::Ready(done) => done,
+                            Poll::Pending => rest.await,
+                        }
+                    }));
                 }
                 Output::Close(close) => {
                     let mut frame = Vec::new();
@@ -418,8 +435,8 @@ impl<S: Store> Link<S> {
         self.queue.push_back(frame);
     }
 
-    /// Looks at the time: sends a ping, lets silent clients and ended tokens go.
-    fn tick(&mut self) {
+    /// Looks at the time: sends a ping, lets silent clients and ended tokens go; tells when to look again.
+    fn tick(&mut self, interval: Duration) -> Duration {
         let now_ms = self.app.now_ms();
         self.session.handle_time(now_ms);
         if now_ms / 1000 >= self.expires_s {
@@ -428,6 +445,8 @@ impl<S: Store> Link<S> {
         let mut frame = Vec::new();
         write_frame(&mut frame, Opcode::Ping, &[]);
         self.enqueue(frame);
+        let deadline = Duration::from_millis(self.session.deadline_ms().saturating_sub(now_ms));
+        interval.min(deadline).max(Duration::from_millis(50))
     }
 
     /// Writes what is left and closes, as far as the peer takes it.
