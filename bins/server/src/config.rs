@@ -31,7 +31,8 @@ pub(crate) struct Server {
     pub(crate) data_dir: Option<PathBuf>,
     /// Origins of pages that may connect, beside pages of the same host.
     pub(crate) origins: Vec<String>,
-    /// Whether kinds that are not declared are accepted; `dev` does unless told otherwise.
+    /// Whether kinds that are not declared are accepted; `dev` does unless told otherwise, or unless only some roles
+    /// may read a declared kind.
     pub(crate) allow_undeclared: Option<bool>,
 }
 
@@ -153,7 +154,14 @@ impl Config {
             kinds.insert(name, kind.rule().with_context(|| format!("kind {:?}", kind.name))?);
         }
         let catalogue = Catalogue::new(kinds);
-        let undeclared = self.server.allow_undeclared.unwrap_or(allow_undeclared);
+        // A reader who may not read every kind pulls by a list of kinds, on which undeclared ones cannot stand.
+        let restricted = self.kind.iter().any(|kind| !kind.read.is_empty());
+        if restricted && self.server.allow_undeclared == Some(true) {
+            bail!(
+                "server.allow_undeclared does not go with kinds that only some roles may read: declare every kind"
+            );
+        }
+        let undeclared = self.server.allow_undeclared.unwrap_or(allow_undeclared && !restricted);
         Ok(if undeclared { catalogue.allow_undeclared() } else { catalogue })
     }
 }
@@ -212,6 +220,10 @@ mod tests {
             ("[[kind]]\nname = \"a\"\nscope = \"planet\"", "planet"),
             ("[[kind]]\nname = \"a\"\nstrategy = \"best\"", "best"),
             ("[[kind]]\nname = \"a\"\n[[kind]]\nname = \"a\"", "twice"),
+            (
+                "[server]\nallow_undeclared = true\n[[kind]]\nname = \"a\"\nread = [\"staff\"]",
+                "allow_undeclared",
+            ),
         ];
         for (text, named) in table {
             let error = format!("{:#}", read(text).unwrap_err());

@@ -206,6 +206,40 @@ async fn four_batches_may_wait_for_their_answers() {
     }
 }
 
+/// Batches of one connection reach the store in their order, even when the first has to wait for the policies and the
+/// second would find them.
+#[tokio::test]
+async fn batches_keep_their_order_while_policies_load() {
+    let gate = Gate::shut();
+    let harness = start_on(Setup::default(), |store| Gated::new(store, Arc::clone(&gate))).await;
+    let mut socket = harness.syncing("d1").await;
+    let policy = Request::new("PUT", "/api/v1/policies/note").json(&json!({"strategy": "server_wins"}));
+    let admin = sign(&grant("t1", "ada", "admin"));
+    assert_eq!(
+        policy.bearer(&admin).send(harness.address).await.status,
+        200,
+        "now the policies are read anew"
+    );
+    gate.hold_policies();
+    let patch = json!({"op_id": "p", "n": 2, "kind": "note", "id": "n-1", "op": "patch", "fields": {"v": 2}});
+    socket.send(&batch(1, &[create(1, "note", "n-1", &json!({"v": 1}))])).await;
+    socket.send(&batch(2, &[patch])).await;
+    until("a held look", async || gate.policies_held() == 1).await;
+    for _ in 0..20 {
+        harness.serves().await;
+    }
+    assert_eq!(gate.begun(), 0, "the second batch waits for the first");
+    gate.let_policies_go();
+    gate.let_through(2);
+    for n in 1..=2 {
+        let ack = socket.expect("ack").await;
+        assert_eq!(
+            (&ack["reply_to"], &ack["results"][0]["code"]),
+            (&json!(format!("b{n}")), &json!("applied"))
+        );
+    }
+}
+
 /// A device that does not read is cut; what waited for it stays within bounds, and others go on working.
 #[tokio::test]
 async fn a_slow_consumer_is_cut() {

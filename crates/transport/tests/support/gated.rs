@@ -1,7 +1,7 @@
 //! A store whose commits wait until the test lets them go.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use driftline_engine::{
     Head, History, Page, PageQuery, Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy,
@@ -17,16 +17,40 @@ pub struct Gated {
     gate: Arc<Gate>,
 }
 
-/// Lets commits through.
+/// Lets commits through, and can hold one look at the policies.
 pub struct Gate {
     permits: Semaphore,
     begun: AtomicUsize,
+    hold_policies: AtomicBool,
+    policies_held: AtomicUsize,
+    policies: Semaphore,
 }
 
 impl Gate {
     /// Makes a gate that is shut.
     pub fn shut() -> Arc<Self> {
-        Arc::new(Self { permits: Semaphore::new(0), begun: AtomicUsize::new(0) })
+        Arc::new(Self {
+            permits: Semaphore::new(0),
+            begun: AtomicUsize::new(0),
+            hold_policies: AtomicBool::new(false),
+            policies_held: AtomicUsize::new(0),
+            policies: Semaphore::new(0),
+        })
+    }
+
+    /// Holds the next look at the policies; those after it pass.
+    pub fn hold_policies(&self) {
+        self.hold_policies.store(true, Ordering::SeqCst);
+    }
+
+    /// Returns how many looks at the policies were held.
+    pub fn policies_held(&self) -> usize {
+        self.policies_held.load(Ordering::SeqCst)
+    }
+
+    /// Lets the held look go.
+    pub fn let_policies_go(&self) {
+        self.policies.add_permits(1);
     }
 
     /// Lets so many commits through.
@@ -88,6 +112,10 @@ impl Store for Gated {
     }
 
     async fn policies(&self, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
+        if self.gate.hold_policies.swap(false, Ordering::SeqCst) {
+            self.gate.policies_held.fetch_add(1, Ordering::SeqCst);
+            self.gate.policies.acquire().await.expect("the gate stays").forget();
+        }
         self.store.policies(tenant).await
     }
 
