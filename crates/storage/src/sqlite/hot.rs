@@ -80,15 +80,14 @@ macro_rules! binds {
 }
 
 /// A row of `records` to be written.
-#[derive(QueryId)]
-pub(super) struct RecordWrite {
+pub(super) struct RecordWrite<'a> {
     pub(super) tenant_no: i32,
     pub(super) kind_no: i32,
-    pub(super) id: String,
+    pub(super) id: &'a str,
     pub(super) seq: i64,
     pub(super) scope_no: i32,
-    pub(super) owner: String,
-    pub(super) fields: String,
+    pub(super) owner: &'a str,
+    pub(super) fields: &'a str,
     pub(super) default_mark: Vec<u8>,
     pub(super) marks: Option<Vec<u8>>,
     pub(super) del: Option<Vec<u8>>,
@@ -98,7 +97,12 @@ pub(super) struct RecordWrite {
     pub(super) changed_at: i64,
 }
 
-impl Rows for RecordWrite {
+impl QueryId for RecordWrite<'_> {
+    type QueryId = RecordWrite<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl Rows for RecordWrite<'_> {
     const HEAD: &'static str = "INSERT INTO records (tenant_no, kind_no, id, seq, scope_no, owner, fields, default_mark, \
          marks, del, live, schema_version, changed_at) VALUES ";
     const TAIL: &'static str = " ON CONFLICT (tenant_no, kind_no, id) DO UPDATE SET seq = excluded.seq, \

@@ -59,16 +59,16 @@ pub(super) fn write_of(
     (kind_no, scope_no): (i32, i32),
     row: &Row,
     now: i64,
-) -> RecordWrite {
+) -> RecordWrite<'_> {
     let record = &row.record;
     RecordWrite {
         tenant_no: tenant_sql(tenant),
         kind_no,
-        id: row.id.as_str().to_owned(),
+        id: row.id.as_str(),
         seq: sql(record.version.number()),
         scope_no,
-        owner: row.owner.to_string(),
-        fields: record.fields.as_str().to_owned(),
+        owner: &row.owner,
+        fields: record.fields.as_str(),
         default_mark: mark_bytes(&record.default_mark),
         marks: encode_marks(&record.marks),
         del: encode_del(record.del.as_ref(), row.deleted),
