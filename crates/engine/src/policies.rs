@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use driftline_conflict::{DeletedRecord, FieldRule, Granularity, Policy, Strategy};
 use driftline_model::{KindName, TenantNo};
-use driftline_protocol::PolicyDoc;
+use driftline_protocol::{PolicyDoc, plain_name, write_json_string};
 use thiserror::Error;
 
 use crate::catalogue::Catalogue;
@@ -77,10 +77,17 @@ fn fields(doc: &PolicyDoc) -> Result<Vec<(Box<str>, FieldRule)>, PolicyError> {
     doc.fields
         .iter()
         .map(|(name, rule)| match rule.rule.as_str() {
-            "lww" => Ok((Box::from(name.as_str()), FieldRule::Lww)),
+            "lww" => Ok((canonical_name(name), FieldRule::Lww)),
             other => Err(wrong(format!("/fields/{name}/rule"), format!("{other:?} is not a rule: use lww"))),
         })
         .collect()
+}
+
+/// A field's name in canonical form: escaped as in JSON, without the quotes.
+fn canonical_name(name: &str) -> Box<str> {
+    let mut quoted = String::new();
+    write_json_string(&mut quoted, name);
+    quoted[1..quoted.len() - 1].into()
 }
 
 /// A policy with the document that it was read from.
@@ -195,7 +202,7 @@ pub(crate) fn doc_of_policy(policy: &Policy) -> PolicyDoc {
                     _ => continue,
                 };
                 let rule = driftline_protocol::FieldPolicyDoc { rule: rule.to_owned() };
-                doc.fields.insert(name.to_string(), rule);
+                doc.fields.insert(plain_name(name), rule);
             }
         }
         _ => {}
@@ -236,7 +243,7 @@ mod tests {
     fn declared_policies_have_documents() {
         for text in [
             r#"{"strategy":"client_wins","granularity":"field","options":{"on_delete":"stay_deleted"}}"#,
-            r#"{"strategy":"field_merge","fields":{"a":{"rule":"lww"}}}"#,
+            r#"{"strategy":"field_merge","fields":{"a \"quoted\" name":{"rule":"lww"}}}"#,
         ] {
             let doc = PolicyDoc::parse(text).expect("a document");
             assert_eq!(doc_of_policy(&policy_of_doc(&doc, 0).expect("a policy")), doc);
