@@ -5,6 +5,9 @@ mod config;
 mod key;
 mod run;
 
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Offline-first sync and real-time backend.
@@ -27,14 +30,24 @@ enum Command {
     Migrate(commands::MigrateArguments),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("DRIFTLINE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,driftline_server=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match Arguments::parse().command.unwrap_or_else(|| Command::Dev(run::RunArguments::default())) {
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    let command = Arguments::parse().command.unwrap_or_else(|| Command::Dev(run::RunArguments::default()));
+    let done = match command {
         Command::Dev(arguments) => run::run(&arguments, run::Mode::Dev),
         Command::Serve(arguments) => run::run(&arguments, run::Mode::Serve),
         Command::Token(arguments) => commands::token(&arguments),
         Command::Migrate(arguments) => commands::migrate(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line says what is wrong and where it comes from.
+            eprintln!("driftline-server: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
