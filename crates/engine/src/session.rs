@@ -50,6 +50,8 @@ pub struct Session {
     waiting: VecDeque<Waiting>,
     unacknowledged: usize,
     starting: bool,
+    /// The highest head that this connection heard of.
+    known_seq: Seq,
     /// The highest commit that was heard of while a session was being opened.
     heard: Option<(Seq, Hlc)>,
     /// Who asked for the end of the session, while answers are still due.
@@ -126,6 +128,7 @@ impl Session {
             waiting: VecDeque::new(),
             unacknowledged: 0,
             starting: false,
+            known_seq: head.seq,
             heard: None,
             ending: None,
             sync: None,
@@ -194,7 +197,7 @@ impl Session {
                 Ok(())
             }
             Inbound::Heartbeat(heartbeat) => {
-                let server_seq = self.sync.as_ref().map_or(0, |sync| sync.accounted.number());
+                let server_seq = self.known_seq.number();
                 // A device that stands where it was last told is behind nothing but its own writes.
                 let told = self.sync.as_ref().map_or(0, |sync| sync.told.number());
                 let behind = match heartbeat.last_seq {
@@ -262,6 +265,7 @@ impl Session {
                 self.unacknowledged -= 1;
                 match answer {
                     Ok(ack) => {
+                        self.known_seq = self.known_seq.max(Seq::new(ack.seq));
                         if let Some(sync) = &mut self.sync {
                             sync.expires_ms = now_ms + self.limits.session_s * 1000;
                             sync.totals.batches += 1;
@@ -276,6 +280,7 @@ impl Session {
                 }
             }
             Done::Pulled(Ok(Pulled { data, rows })) => {
+                self.known_seq = self.known_seq.max(data.seq);
                 if let Some(sync) = &mut self.sync {
                     sync.totals.pulled += rows;
                     sync.fresh |= waiting.snapshot;
@@ -309,6 +314,7 @@ impl Session {
 
     /// Takes what was committed for the session's tenant.
     pub fn handle_commit(&mut self, committed: &Committed, now_ms: u64) {
+        self.known_seq = self.known_seq.max(committed.seq);
         let own_device = self.identity.device.as_ref().map(|(device, _)| *device);
         let Some(sync) = &mut self.sync else {
             // The head of the session that is being opened may have been read before this commit.
@@ -416,6 +422,7 @@ impl Session {
 
     fn started(&mut self, started: Started, waiting: Waiting, now_ms: u64) {
         let Ok(id) = SyncId::new(&started.info.sync_id) else { return };
+        self.known_seq = self.known_seq.max(started.seq);
         self.sync = Some(Sync {
             id,
             epoch: started.epoch,

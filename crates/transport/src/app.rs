@@ -33,6 +33,8 @@ pub struct App<S> {
     connections: AtomicU64,
     /// Who is connected, by device. The lock is held for one insertion or removal.
     devices: Mutex<HashMap<(TenantNo, DeviceNo), Seat>>,
+    /// When the store was last asked for a write, and whether it took it. The lock is held to read or set it.
+    probed: Mutex<Option<(u64, bool)>>,
     draining: watch::Sender<bool>,
     /// Every session holds a clone; when all are gone, all sessions have ended.
     pub(crate) alive: Mutex<Option<mpsc::Sender<()>>>,
@@ -72,6 +74,7 @@ impl<S: Store> App<S> {
             active: AtomicUsize::new(0),
             connections: AtomicU64::new(0),
             devices: Mutex::default(),
+            probed: Mutex::default(),
             draining: watch::Sender::new(false),
             alive: Mutex::new(None),
         }
@@ -93,6 +96,21 @@ impl<S: Store> App<S> {
 
     pub(crate) fn is_draining(&self) -> bool {
         *self.draining.borrow()
+    }
+
+    /// Tells whether the store takes writes. It is asked at most once a second, however often readiness is.
+    pub(crate) async fn is_writable(&self) -> bool {
+        let now_ms = self.now_ms();
+        let known = *self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, writable)) = known.filter(|(at_ms, _)| now_ms < at_ms + 1000) {
+            return writable;
+        }
+        let probed = self.engine.store().probe().await;
+        if let Err(error) = &probed {
+            tracing::warn!(%error, "not ready: the store takes no write");
+        }
+        *self.probed.lock().unwrap_or_else(PoisonError::into_inner) = Some((now_ms, probed.is_ok()));
+        probed.is_ok()
     }
 
     pub(crate) fn now_ms(&self) -> u64 {

@@ -17,14 +17,11 @@ pub(super) async fn ready<S: Store>(app: &App<S>) -> Response<Body> {
     if app.is_draining() {
         return json(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"draining"}"#.into());
     }
-    match app.engine.store().probe().await {
-        Ok(()) => json(StatusCode::OK, r#"{"status":"ready","checks":{"store":"ok"}}"#.into()),
-        Err(error) => {
-            tracing::warn!(%error, "not ready: the store takes no write");
-            let body = r#"{"status":"not_ready","checks":{"store":"unavailable"}}"#;
-            json(StatusCode::SERVICE_UNAVAILABLE, body.into())
-        }
+    if app.is_writable().await {
+        return json(StatusCode::OK, r#"{"status":"ready","checks":{"store":"ok"}}"#.into());
     }
+    let body = r#"{"status":"not_ready","checks":{"store":"unavailable"}}"#;
+    json(StatusCode::SERVICE_UNAVAILABLE, body.into())
 }
 
 pub(super) fn metrics<S: Store>(app: &App<S>) -> Response<Body> {
