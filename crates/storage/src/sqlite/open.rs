@@ -176,7 +176,7 @@ pub(super) fn connect(file: &Path) -> Result<SqliteConnection, OpenError> {
         .batch_execute(
             "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
              PRAGMA cache_size = -65536; PRAGMA temp_store = MEMORY; \
-             PRAGMA wal_autocheckpoint = 8000; PRAGMA journal_size_limit = 67108864;",
+             PRAGMA wal_autocheckpoint = 2000; PRAGMA journal_size_limit = 67108864;",
         )
         .map_err(|error| file_error(file, &error))?;
     let mode: Setting = sql_query("PRAGMA journal_mode")
