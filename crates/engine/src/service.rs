@@ -152,7 +152,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// A shell prepares the works of one session one after the other, so that batches reach the store in the order in
     /// which they were sent, whatever their preparation waited for. Dropping the future applies nothing.
     pub async fn prepare(&self, identity: &Identity, work: Work, now_ms: u64, correlation: &str) -> Prepared {
-        let Work::Push { sync_id, data, epoch } = work else { return Prepared::Other(work) };
+        let (sync_id, data, epoch) = match work {
+            Work::Start { sync_id, request } => return Prepared::Start { sync_id, request },
+            Work::Pull { request } => return Prepared::Pull { request },
+            Work::Push { sync_id, data, epoch } => (sync_id, data, epoch),
+        };
         match self.prepare_push(identity, data, Some(sync_id), epoch, now_ms, correlation).await {
             Ok(push) => Prepared::Push(Box::new(push)),
             Err(fault) => Prepared::Failed(Done::Pushed(Err(fault))),
@@ -163,15 +167,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
     pub async fn finish(&self, identity: &Identity, prepared: Prepared, now_ms: u64) -> Done {
         match prepared {
             Prepared::Push(push) => Done::Pushed(self.finish_push(*push).await),
-            Prepared::Other(Work::Start { sync_id, request }) => {
+            Prepared::Start { sync_id, request } => {
                 Done::Started(self.start(identity, sync_id, request, now_ms).await.map(Box::new))
             }
-            Prepared::Other(Work::Pull { request }) => {
-                Done::Pulled(self.pull_counted(identity, request).await)
-            }
-            Prepared::Other(Work::Push { sync_id, data, epoch }) => {
-                Done::Pushed(self.push(identity, data, Some(sync_id), epoch, now_ms, "").await)
-            }
+            Prepared::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
             Prepared::Failed(done) => done,
         }
     }

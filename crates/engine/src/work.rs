@@ -40,8 +40,18 @@ pub enum Work {
 pub enum Prepared {
     /// A batch that is ready for the store.
     Push(Box<PreparedPush>),
-    /// Anything else.
-    Other(Work),
+    /// A session to be opened.
+    Start {
+        /// The session's name.
+        sync_id: SyncId,
+        /// What the device said.
+        request: StartSync,
+    },
+    /// A page to be read.
+    Pull {
+        /// What is wanted.
+        request: RequestServerData,
+    },
     /// Work that failed while it was prepared.
     Failed(Done),
 }
