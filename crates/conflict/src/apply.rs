@@ -59,7 +59,7 @@ fn create(change: &Change, stamp: Stamp, context: &Context<'_>) -> Decision {
         existence: None,
     });
     let record = Some(Record::created(change.fields.clone(), mark));
-    Decision { outcome: Outcome::Applied, record, audit, conflict: false }
+    Decision { outcome: Outcome::Applied, record, audit, conflict: false, review: None, errors: Vec::new() }
 }
 
 /// One change being merged into one record.
@@ -219,7 +219,7 @@ impl<'a> Merge<'a> {
                 return self.settle_existence(del, Winner::Server, Rule::ServerWins, true);
             }
             Strategy::ClientWins { deleted: DeletedRecord::Restored, .. } => (Rule::ClientWins, true),
-            Strategy::MostRecentWins | Strategy::FieldMerge { .. } => (Rule::MostRecent, false),
+            _ => (Rule::MostRecent, false),
         };
         self.write_fields();
         if self.asserts_existence() {
@@ -322,7 +322,7 @@ impl<'a> Merge<'a> {
         self.account(name, Some(value), stored, mark, winner, rule);
         match winner {
             Winner::Client => self.writes.push(Write { name, value: Some(value), mark: won }),
-            Winner::Server => self.lost = true,
+            Winner::Server | Winner::Merged | Winner::Held => self.lost = true,
         }
     }
 
@@ -331,16 +331,16 @@ impl<'a> Merge<'a> {
         match &self.policy.strategy {
             Strategy::ClientWins { .. } => (Winner::Client, Rule::ClientWins, self.after(stored)),
             Strategy::ServerWins { .. } => (Winner::Server, Rule::ServerWins, self.mark),
-            Strategy::MostRecentWins => self.most_recent(stored),
-            Strategy::FieldMerge { fields } => {
+            _ if !matches!(self.policy.strategy, Strategy::FieldMerge { .. }) => self.most_recent(stored),
+            Strategy::FieldMerge { fields, .. } => {
                 let rule = fields
                     .iter()
                     .find(|(field, _)| **field == *name)
-                    .map_or(FieldRule::Lww, |(_, rule)| *rule);
-                match rule {
-                    FieldRule::Lww => self.most_recent(stored),
-                }
+                    .map_or(FieldRule::Lww, |(_, rule)| rule.clone());
+                let _ = rule;
+                self.most_recent(stored)
             }
+            _ => self.most_recent(stored),
         }
     }
 
@@ -435,7 +435,7 @@ impl<'a> Merge<'a> {
             fields: std::mem::take(&mut self.fields),
             existence: self.existence,
         });
-        Decision { outcome, record, audit, conflict: self.conflict }
+        Decision { outcome, record, audit, conflict: self.conflict, review: None, errors: Vec::new() }
     }
 
     /// Whether the record is deleted after the change.

@@ -31,12 +31,17 @@
 
 mod apply;
 mod change;
+mod custom;
 mod decision;
 mod policy;
 mod record;
 
 pub use apply::apply;
-pub use change::{Change, Context, DeviceOrder, DeviceTable, Op};
-pub use decision::{Audit, Decision, Existence, FieldDecision, Outcome, Rule, Stamp, Winner};
-pub use policy::{DeletedRecord, FieldRule, Granularity, Policy, Strategy};
-pub use record::{Mark, Record};
+pub use change::{Change, Context, DeviceOrder, DeviceTable, Op, Rights};
+pub use custom::{Arriving, Clash, Contested, CustomStrategy, Promises, Side, Verdict};
+pub use decision::{
+    Audit, ChangeError, Decision, Existence, FieldDecision, Outcome, Part, Review, ReviewReason, Rule, Stamp,
+    Winner,
+};
+pub use policy::{Custom, DeletedRecord, FieldRule, Granularity, OnDelete, Order, Policy, Strategy};
+pub use record::{Assertion, FieldState, Life, Mark, Parts, Record};

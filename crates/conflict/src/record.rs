@@ -47,19 +47,93 @@ pub struct Record {
     pub del: Option<Mark>,
     /// The write with the largest clock.
     pub live: Mark,
+    /// What decides beside the clocks whether the record is deleted.
+    pub life: Life,
+    /// What fields that merge remember beside value and mark, in canonical order of their names. A field that is not
+    /// among them is as one write at its mark left it.
+    pub states: Vec<(Box<str>, FieldState)>,
+}
+
+/// What decides whether a record is deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Life {
+    /// The larger of the two clocks.
+    #[default]
+    Clocks,
+    /// An urgent value that no delete had seen: the record lives, whatever the clocks say.
+    Urgent,
+    /// Writes that no delete had seen: the record lives while there are any.
+    Writes(Vec<Mark>),
+    /// Deletes that no restore had seen: the record is deleted while there are any.
+    Deletes(Vec<Mark>),
+}
+
+/// What a field that merges remembers beside its value and its mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldState {
+    /// The last version in which another device than that of the field's mark changed the field; zero: none.
+    pub others: Seq,
+    /// What its rule needs.
+    pub parts: Parts,
+}
+
+/// What the rule of a field needs to know of its parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parts {
+    /// A counter needs nothing.
+    Counter,
+    /// Per element of the set, in the order of the stored array: who added it, each device at most once.
+    Set(Vec<Vec<Mark>>),
+    /// Per element of the list, in the order of the stored array: who appended it.
+    List(Vec<Mark>),
+    /// The values of an ordered field that nobody has replaced.
+    Ordered(Vec<Assertion>),
+}
+
+/// A value of an ordered field that nobody who had seen it has replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assertion {
+    /// The value, canonical JSON.
+    pub value: Box<str>,
+    /// Who wrote it.
+    pub mark: Mark,
+    /// Whether a delete had seen it.
+    pub covered: bool,
 }
 
 impl Record {
     /// Makes a new record of one write.
     #[must_use]
     pub fn created(fields: Object, mark: Mark) -> Self {
-        Self { version: mark.fv, fields, default_mark: mark, marks: Vec::new(), del: None, live: mark }
+        Self {
+            version: mark.fv,
+            fields,
+            default_mark: mark,
+            marks: Vec::new(),
+            del: None,
+            live: mark,
+            life: Life::Clocks,
+            states: Vec::new(),
+        }
     }
 
-    /// Tells whether the record is deleted: its delete has a larger clock than its last write.
+    /// Tells whether the record is deleted: its delete has a larger clock than its last write, unless its policy
+    /// decides by what the one had seen of the other.
     #[must_use]
     pub fn is_deleted(&self, devices: &dyn DeviceOrder) -> bool {
-        self.del.is_some_and(|del| del.order(&self.live, devices) == Ordering::Greater)
+        match &self.life {
+            Life::Clocks => self.del.is_some_and(|del| del.order(&self.live, devices) == Ordering::Greater),
+            Life::Urgent => false,
+            Life::Writes(unseen) => unseen.is_empty(),
+            Life::Deletes(standing) => !standing.is_empty(),
+        }
+    }
+
+    /// Finds what a field that merges remembers, if it remembers anything.
+    #[must_use]
+    pub fn state(&self, field: &str) -> Option<&FieldState> {
+        let found = self.states.binary_search_by(|(name, _)| key_cmp(name, field));
+        found.ok().map(|at| &self.states[at].1)
     }
 
     /// Returns a field's mark, or nothing when the record has no such field.
@@ -103,7 +177,16 @@ impl Record {
             }
             _ => (self.default_mark, marked(&self.marks, writes)),
         };
-        Self { version: self.version, fields, default_mark, marks, del: self.del, live: self.live }
+        Self {
+            version: self.version,
+            fields,
+            default_mark,
+            marks,
+            del: self.del,
+            live: self.live,
+            life: self.life.clone(),
+            states: self.states.clone(),
+        }
     }
 }
 
