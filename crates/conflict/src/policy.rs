@@ -23,6 +23,12 @@ impl Policy {
             version: 0,
         }
     }
+
+    /// Tells whether a change may be set aside for a reviewer.
+    #[must_use]
+    pub fn may_review(&self) -> bool {
+        self.strategy.may_review()
+    }
 }
 
 /// What decides a conflict.
@@ -90,6 +96,15 @@ impl Strategy {
     #[must_use]
     pub fn rule(&self, field: &str) -> Option<&FieldRule> {
         self.fields().iter().find(|(name, _)| **name == *field).map(|(_, rule)| rule)
+    }
+
+    /// Tells whether a change may be set aside for a reviewer.
+    fn may_review(&self) -> bool {
+        match self {
+            Self::Manual | Self::PreserveEscalation { .. } | Self::Custom(_) => true,
+            Self::FieldMerge { fields, .. } => fields.iter().any(|(_, rule)| *rule == FieldRule::Manual),
+            Self::ClientWins { .. } | Self::ServerWins { .. } | Self::MostRecentWins => false,
+        }
     }
 
     /// Tells whether every intent is accepted on every field, because no rule is declared for any.

@@ -79,15 +79,11 @@ fn decided(out: &mut String, mark: Mark, winner: Winner, rule: Rule) {
     out.push_str(match winner {
         Winner::Client => "client",
         Winner::Server => "server",
+        Winner::Merged => "merged",
+        Winner::Held => "held",
     });
     out.push_str("\",\"rule\":\"");
-    out.push_str(match rule {
-        Rule::OwnNewer => "own_newer",
-        Rule::ClientWins => "client_wins",
-        Rule::ServerWins => "server_wins",
-        Rule::MostRecent => "most_recent",
-        _ => "other",
-    });
+    out.push_str(rule.name());
     out.push('"');
 }
 

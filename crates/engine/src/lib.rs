@@ -48,6 +48,7 @@ mod policies;
 mod ports;
 mod pull;
 mod push;
+mod review;
 mod service;
 mod session;
 mod work;
@@ -55,15 +56,24 @@ mod work;
 pub use audit::audit_detail;
 pub use catalogue::{Catalogue, KindRule, ScopeRule};
 pub use explain::{Explanation, FieldExplanation, LostValue};
-pub use group::{Apply, Entry, Known, Receipt, RowKey, Submission, SubmissionResult, Task};
+pub use group::{
+    Apply, Entry, Known, KnownMore, Placement, Receipt, Resolve, Resolved, RowKey, Submission,
+    SubmissionResult, Task,
+};
 pub use hub::{Committed, CommittedChange, Hub, Subscription};
-pub use plan::{AuditWrite, DeviceWrite, GroupState, PlanEnv, Planned, ResultWrite, Writes, plan};
+pub use plan::{
+    AuditWrite, DeviceWrite, ExitWrite, GroupState, PlanEnv, Planned, ResultWrite, SumWrite, Writes, plan,
+};
 pub use policies::{Policies, PolicyError, PolicyView, policy_of_doc};
 pub use ports::{
-    AuditRow, Clock, DeviceState, Head, History, Identity, Listeners, NullObserver, Observer, Page,
-    PageQuery, Place, Random, Row, SessionProgress, Silent, Store, StoreError, StoredPolicy,
+    AuditEntry, AuditRow, Clock, DeviceState, Head, History, Identity, Left, Listeners, NullObserver,
+    Observer, Only, Page, PageQuery, PartSum, Place, Random, Row, ScopeSum, SessionProgress, Silent, Store,
+    StoreError, StoredPolicy, SumQuery,
 };
 pub use pull::PullFault;
+pub use review::{
+    AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, Resolution, conflicts_kind,
+};
 pub use service::{Engine, RecordPage, Sealer};
 pub use session::{Close, Output, Session};
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

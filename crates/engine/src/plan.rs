@@ -6,7 +6,7 @@ use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use driftline_conflict::{Change as RecordChange, Context, DeviceOrder, Outcome, Record, apply};
 use driftline_model::{
-    DeviceNo, Hlc, KindName, Object, ObjectBuilder, OpId, RecordId, Seq, SyncId, TenantNo,
+    DeviceNo, Hlc, KindName, Object, ObjectBuilder, OpId, RecordId, ScopeName, Seq, SyncId, TenantNo,
 };
 use driftline_protocol::{Change, ChangeKind, ItemClass, ItemCode, RecordView};
 
@@ -14,6 +14,7 @@ use crate::audit::audit_detail;
 use crate::group::{Apply, Entry, Known, Receipt, RowKey, Submission, SubmissionResult, Task};
 use crate::hub::{Committed, CommittedChange};
 use crate::ports::{DeviceState, Head, Row};
+use crate::review::ConflictRow;
 
 /// Maps that hash the same in every process, so that a plan replays exactly.
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
@@ -31,6 +32,8 @@ pub struct GroupState {
     pub by_n: Map<(DeviceNo, u64), Known>,
     /// Each device of the group.
     pub devices: Map<DeviceNo, DeviceState>,
+    /// The open conflicts of every record that an item names which [`Entry::may_review`].
+    pub conflicts: Map<RowKey, Vec<ConflictRow>>,
 }
 
 /// What surrounds a commit group.
@@ -73,6 +76,42 @@ pub struct Writes {
     pub devices: Vec<DeviceWrite>,
     /// Batches that were answered, by session.
     pub batches: Vec<(TenantNo, DeviceNo, SyncId, u64)>,
+    /// Conflicts that were opened, joined or decided: each once, as it is now.
+    pub conflicts: Vec<(TenantNo, ConflictRow)>,
+    /// Records that left a scope; a later row replaces an earlier one of the same scope and record.
+    pub exits: Vec<ExitWrite>,
+    /// What is to be added to the sums of live rows.
+    pub sums: Vec<SumWrite>,
+}
+
+/// A record that left a scope, or came back into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitWrite {
+    /// The tenant.
+    pub tenant: TenantNo,
+    /// The scope.
+    pub scope: ScopeName,
+    /// The record's kind.
+    pub kind: KindName,
+    /// The record.
+    pub id: RecordId,
+    /// The version with which it left; none: it is back, and the exit goes.
+    pub seq: Option<Seq>,
+}
+
+/// What is to be added to the sum of one scope and kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SumWrite {
+    /// The tenant.
+    pub tenant: TenantNo,
+    /// The scope.
+    pub scope: ScopeName,
+    /// The kind.
+    pub kind: KindName,
+    /// The change of the number of live rows.
+    pub count: i64,
+    /// The change of their sum, wrapping.
+    pub sum: u64,
 }
 
 /// An answer to remember.
@@ -325,6 +364,7 @@ impl Plan<'_> {
                 let result = self.apply(submission, entry, apply, n, savepoint.as_deref_mut());
                 (result, savepoint)
             }
+            Task::Resolve(_) => (SubmissionResult::of(ItemCode::RetryLater), savepoint),
         };
         // A failing item takes its group with it, and no item of a failed group is remembered.
         let fails_group = in_group && result.code.class() != ItemClass::Done;
@@ -387,6 +427,7 @@ impl Plan<'_> {
             op: apply_.op,
             base: apply_.base,
             fields: apply_.fields.clone(),
+            intents: apply_.intents.clone(),
             hlc: apply_.hlc,
             device: submission.device,
             n,
@@ -396,6 +437,7 @@ impl Plan<'_> {
             received: head.hlc.tick(self.env.now_ms),
             latest: Hlc::new(self.env.now_ms + self.env.skew_ms_max, 0),
             devices: self.env.devices,
+            rights: apply_.rights,
         };
         let decision = apply(before.map(|row| &row.record), &change, &apply_.policy, &context);
         if decision.record.as_ref().is_some_and(|record| record.fields.as_str().len() > self.env.record_bytes)
@@ -458,11 +500,23 @@ impl Plan<'_> {
         let before = slot.take();
         let (scope, owner, schema_version) = match &before {
             Some(row) => (row.scope.clone(), row.owner.clone(), row.schema_version),
-            None => (apply.scope.clone(), submission.user.clone(), 0),
+            None => (
+                apply.placement.of(&record.fields).unwrap_or_else(ScopeName::tenant),
+                submission.user.clone(),
+                0,
+            ),
         };
         let schema_version = if apply.schema_version > 0 { apply.schema_version } else { schema_version };
-        let row =
-            Row { kind: key.kind.clone(), id: key.id.clone(), scope, owner, schema_version, deleted, record };
+        let row = Row {
+            kind: key.kind.clone(),
+            id: key.id.clone(),
+            scope,
+            entered: Seq::ZERO,
+            owner,
+            schema_version,
+            deleted,
+            record,
+        };
         let head = self.state.heads.entry(submission.tenant).or_insert_with(Head::unknown);
         head.seq = row.record.version;
         head.hlc = row.record.all_marks().map(|mark| mark.hlc).fold(head.hlc, Hlc::max);
@@ -496,6 +550,7 @@ impl Plan<'_> {
             hash: entry.hash,
             code: result.code,
             version: result.version.unwrap_or(Seq::ZERO),
+            more: None,
         };
         let device = submission.device;
         if let Some(op_id) = &known.op_id {
@@ -563,6 +618,9 @@ fn code_of(outcome: Outcome) -> ItemCode {
         Outcome::Superseded => ItemCode::Superseded,
         Outcome::Gone => ItemCode::Gone,
         Outcome::ClientAhead => ItemCode::ClientAhead,
+        Outcome::ConflictPending => ItemCode::ConflictPending,
+        Outcome::Invalid => ItemCode::Invalid,
+        Outcome::Forbidden => ItemCode::Forbidden,
     }
 }
 

@@ -35,7 +35,9 @@ pub fn policy_of_doc(doc: &PolicyDoc, version: u64) -> Result<Policy, PolicyErro
         "client_wins" => Strategy::ClientWins { granularity: granularity(doc)?, deleted: deleted(doc)? },
         "server_wins" => Strategy::ServerWins { granularity: granularity(doc)? },
         "most_recent_wins" => Strategy::MostRecentWins,
-        "field_merge" => Strategy::FieldMerge { fields: fields(doc)? },
+        "field_merge" => {
+            Strategy::FieldMerge { fields: fields(doc)?, on_delete: driftline_conflict::OnDelete::MostRecent }
+        }
         other => {
             let known = "client_wins, server_wins, most_recent_wins or field_merge";
             return Err(wrong("/strategy", format!("{other:?} is not a strategy: use {known}")));
@@ -195,7 +197,7 @@ pub(crate) fn doc_of_policy(policy: &Policy) -> PolicyDoc {
             }
         }
         Strategy::ServerWins { granularity } => doc.granularity = Some(granularity_name(granularity)),
-        Strategy::FieldMerge { fields } => {
+        Strategy::FieldMerge { fields, .. } => {
             for (name, rule) in fields {
                 let rule = match rule {
                     FieldRule::Lww => "lww",

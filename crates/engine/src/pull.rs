@@ -93,9 +93,10 @@ impl Step {
     pub(crate) fn query(&self, identity: &Identity, rows: usize, bytes: usize) -> PageQuery {
         let (place, kinds) = match &self.phase {
             StepPhase::Log(resume) => (Place::After(resume.at), &self.kinds),
-            StepPhase::Snapshot { after, missing, .. } => {
-                (Place::Key(after.clone()), if missing.is_empty() { &self.kinds } else { missing })
-            }
+            StepPhase::Snapshot { after, missing, .. } => (
+                Place::Key { after: after.clone(), only: crate::ports::Only::All },
+                if missing.is_empty() { &self.kinds } else { missing },
+            ),
         };
         PageQuery {
             tenant: identity.tenant,
@@ -104,6 +105,7 @@ impl Step {
             place,
             rows,
             bytes,
+            sums: false,
         }
     }
 
@@ -125,7 +127,7 @@ impl Step {
 
     /// Turns rows into changes, decided against where the reader was last caught up.
     pub(crate) fn tell(self, page: Page) -> Told {
-        let Page { head, rows, more } = page;
+        let Page { head, rows, more, .. } = page;
         let (changes, phase, has_more) = match self.phase {
             StepPhase::Log(Resume { from, at }) => {
                 let last = rows.last().map_or(at, |row| row.record.version);

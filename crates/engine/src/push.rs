@@ -85,9 +85,11 @@ impl Gate<'_> {
                     op: op_of(item.op),
                     base: item.base_version,
                     fields: item.fields,
+                    intents: None,
                     hlc: item.hlc,
                     schema_version: item.schema_version,
-                    scope: scope.of(&self.identity.user),
+                    placement: crate::group::Placement::Fixed(scope.of(&self.identity.user)),
+                    rights: driftline_conflict::Rights::default(),
                     policy,
                 })
             }
@@ -178,7 +180,7 @@ pub(crate) fn answer(
 fn item_result(index: usize, result: SubmissionResult, echo: Echo) -> ItemResult {
     let winner = |winner| match winner {
         Winner::Client => WinnerName::Client,
-        Winner::Server => WinnerName::Server,
+        Winner::Server | Winner::Merged | Winner::Held => WinnerName::Server,
     };
     ItemResult {
         index: index as u64,

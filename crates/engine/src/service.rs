@@ -502,9 +502,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             tenant: identity.tenant,
             scopes: identity.scopes.clone(),
             kinds: vec![kind.clone()],
-            place: Place::Key(after.map(|id| (kind.clone(), id))),
+            place: Place::Key { after: after.map(|id| (kind.clone(), id)), only: crate::ports::Only::All },
             rows: limit.clamp(1, self.limits.page_rows),
             bytes: self.limits.page_bytes,
+            sums: false,
         };
         let page = self.store.page(query).await.map_err(|error| unavailable(&error))?;
         let next = page.rows.last().filter(|_| page.more).map(|row| row.id.clone());
