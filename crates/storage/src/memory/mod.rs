@@ -241,6 +241,19 @@ impl MemoryStore {
     }
 }
 
+#[cfg(test)]
+impl MemoryStore {
+    /// Writes what was planned by hand.
+    pub(crate) fn write_planned(&self, writes: Writes, mut group: GroupState, now_ms: u64) {
+        self.state().take(writes, &mut group, now_ms);
+    }
+
+    /// Loads what a batch needs.
+    pub(crate) fn load_batch(&self, submission: &Submission) -> GroupState {
+        self.state().load(submission)
+    }
+}
+
 const DAY_MS: u64 = 24 * 3_600_000;
 
 impl Store for MemoryStore {
