@@ -44,6 +44,36 @@ fn read_everywhere(bytes: &[u8]) {
         let _ = canonical_value(document.root(), &mut out);
         walk(document.root());
     }
+    #[cfg(feature = "schema")]
+    judge_everywhere(bytes);
+}
+
+/// Takes the bytes for a schema, and what is an item in them for a change that a schema judges.
+#[cfg(feature = "schema")]
+fn judge_everywhere(bytes: &[u8]) {
+    use std::sync::LazyLock;
+
+    use driftline_protocol::{Inbound, KindSchema, Whole};
+
+    static SCHEMA: LazyLock<KindSchema> = LazyLock::new(|| {
+        let text = r#"{"required":["a"],"additionalProperties":false,"properties":{
+            "a":{"type":"integer","minimum":1},"priority":{"enum":["low","high"]},
+            "tags":{"items":{"type":"string","pattern":"^[a-z]+$"},"uniqueItems":true}}}"#;
+        KindSchema::compile(text).expect("a schema")
+    });
+    if let Ok(schema) = KindSchema::compile(&String::from_utf8_lossy(bytes)) {
+        let _ = schema.check(&Object::empty(), Whole::Create);
+    }
+    if let Ok(Ok(fields)) = object_of_text(&String::from_utf8_lossy(bytes), DEPTH) {
+        let _ = (SCHEMA.check(&fields, Whole::Create), SCHEMA.check_elements(&fields));
+    }
+    if let Ok(message) = decode(bytes, &Limits::default())
+        && let Inbound::SyncData(data) = message.body
+    {
+        for item in data.items.iter().flatten() {
+            let _ = SCHEMA.check_item(item);
+        }
+    }
 }
 
 fn walk(node: driftline_protocol::Node<'_>) {
@@ -129,6 +159,7 @@ fn frames() -> Vec<Vec<u8>> {
         br#"{"ack":null,"data":{"changes":[],"cursor":"AbC","seq":1,"hlc":"000000000001-0000","has_more":false}}"#.to_vec(),
         br#"{"strategy":"field_merge","fields":{"a":{"rule":"lww"}},"options":{"x":"y"}}"#.to_vec(),
         br#"{"strategy":"preserve_escalation","fields":{"p":{"rule":"ordered","order":["low",2,3.5],"urgent":2}}}"#.to_vec(),
+        br##"{"type":"object","properties":{"a":{"items":{"$ref":"#/$defs/b"}}},"$defs":{"b":{"pattern":"^a+$"}},"required":["a"]}"##.to_vec(),
         br#"{"resolution":"merged","fields":{"a":1.5},"version":7}"#.to_vec(),
         br#"{"conflict_id":"c","kind":"k","id":"i","status":"open","reason":"manual","device_id":"d","user_id":"u","op":"patch","n":1,"fields":["a"],"base_version":1,"base":{},"client":{"a":1},"server":{"a":2},"version":3,"policy_version":1,"opened_at":"2025-11-21T02:34:56.007Z","record":{"version":3,"deleted":false,"fields":{}}}"#.to_vec(),
         br#"{"audit_id":1,"at":"2025-11-21T02:34:56.007Z","kind":"k","id":"i","version":3,"device_id":"d","user_id":"u","n":1,"code":"merged","strategy":"manual","policy_version":1,"correlation_id":"c","detail":{"a":[1]}}"#.to_vec(),
