@@ -20,6 +20,7 @@ mod client;
 mod code;
 mod conflict;
 mod cursor;
+mod element;
 mod envelope;
 mod http;
 mod inbound;
