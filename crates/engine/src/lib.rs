@@ -54,9 +54,7 @@ mod session;
 mod work;
 
 pub use audit::audit_detail;
-pub use catalogue::{
-    Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule,
-};
+pub use catalogue::{Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule};
 pub use explain::{Explanation, FieldExplanation, LostValue};
 pub use group::{
     Apply, Entry, Known, KnownMore, Placement, Receipt, Resolve, Resolved, RowKey, Submission,

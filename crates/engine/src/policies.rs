@@ -120,7 +120,10 @@ fn rule(doc: &PolicyDoc, name: &str, field: &FieldPolicyDoc) -> Result<FieldRule
         other => {
             let known = "lww, max, min, counter, set, append, immutable, server_only, manual, and ordered under \
                          preserve_escalation";
-            return Err(wrong(format!("/fields/{name}/rule"), format!("{other:?} is not a rule: use {known}")));
+            return Err(wrong(
+                format!("/fields/{name}/rule"),
+                format!("{other:?} is not a rule: use {known}"),
+            ));
         }
     };
     if !matches!(rule, FieldRule::Ordered(_)) {
@@ -307,7 +310,10 @@ mod tests {
             (r#"{"strategy":"field_merge","options":{"on_delete":"restore"}}"#, "/options/on_delete"),
             (r#"{"strategy":"manual","fields":{"a":{"rule":"lww"}}}"#, "/fields"),
             (r#"{"strategy":"preserve_escalation"}"#, "/fields"),
-            (r#"{"strategy":"field_merge","fields":{"a":{"rule":"ordered","order":["x","y"]}}}"#, "/fields/a/rule"),
+            (
+                r#"{"strategy":"field_merge","fields":{"a":{"rule":"ordered","order":["x","y"]}}}"#,
+                "/fields/a/rule",
+            ),
             (r#"{"strategy":"field_merge","fields":{"a":{"rule":"set","urgent":"x"}}}"#, "/fields/a/urgent"),
             (
                 r#"{"strategy":"preserve_escalation","fields":{"a":{"rule":"ordered","order":["x"]}}}"#,

@@ -101,7 +101,7 @@ impl Plan<'_> {
         apply_: &Apply,
         mut savepoint: Option<&mut Savepoint>,
     ) -> SubmissionResult {
-        let Asked { submission, entry, n } = asked;
+        let Asked { submission, n, .. } = asked;
         let key = RowKey { tenant: submission.tenant, kind: apply_.kind.clone(), id: apply_.id.clone() };
         let before = self.state.rows.get(&key).and_then(Option::as_ref);
         if before.is_some_and(|row| !submission.scopes.contains(&row.scope)) {
@@ -127,14 +127,14 @@ impl Plan<'_> {
             Ok(scope) => scope,
             Err(refused) => return *refused,
         };
+        // What the reviewer compares is the record as the author met it.
+        let met = decision.review.as_ref().and(before).cloned();
         let mut result = self.result_of(&decision, apply_);
         let version_before = before.map_or(Seq::ZERO, |row| row.record.version);
         let seq = decision.record.as_ref().map_or(version_before, |record| record.version);
         if let Some(audit) = &decision.audit {
             self.audit(asked, apply_, (seq, result.code), audit_detail(apply_, n, audit));
         }
-        // What the reviewer compares is the record as the author met it.
-        let met = decision.review.as_ref().and(before).cloned();
         if let Some(record) = decision.record {
             let kept = Kept {
                 key: key.clone(),

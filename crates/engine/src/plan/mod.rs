@@ -14,12 +14,12 @@ use driftline_model::{
 use driftline_protocol::{ItemClass, ItemCode};
 
 use crate::group::{Entry, Known, Receipt, RowKey, Submission, SubmissionResult};
-use crate::hub::{Committed, CommittedChange, CommittedConflict};
+use crate::hub::{Committed, CommittedChange};
 use crate::ports::{DeviceState, Head, Row};
 use crate::review::ConflictRow;
 
 use keep::Stood;
-pub(crate) use keep::{change_row, changed_since, view};
+pub(crate) use keep::{change_row, changed_since};
 
 /// Maps that hash the same in every process, so that a plan replays exactly.
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;

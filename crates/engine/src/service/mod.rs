@@ -6,20 +6,18 @@ mod review;
 
 use std::sync::Arc;
 
-use driftline_conflict::Policy;
 use driftline_model::{
     DeviceId, DeviceKey, Epoch, KindName, Limits, RecordId, ScopeName, Seq, SyncId, TenantId, UserId,
 };
 use driftline_protocol::{
-    Ack, Cursor, CursorKey, ErrorCode, Fault, Phase, PolicyDoc, RequestServerData, Resume, ResyncReason,
+    Ack, Cursor, CursorKey, ErrorCode, Fault, Missing, Phase, RequestServerData, Resume, ResyncReason,
     ResyncRequired, ServerData, SessionInfo, StartSync, SyncData, SyncRequest, encode_changes, format_millis,
 };
 
-use crate::catalogue::Catalogue;
-use crate::explain::{Explanation, explain};
+use crate::catalogue::{Catalogue, canonical_name};
 use crate::hub::{Hub, Subscription};
-use crate::policies::{Policies, doc_of_policy, policy_of_doc};
-use crate::ports::{Head, Identity, Observer, PageQuery, Place, Row, Store, StoreError};
+use crate::policies::{Policies, doc_of_policy};
+use crate::ports::{Head, Identity, Observer, Row, Store, StoreError};
 use crate::pull::{PullFault, Step};
 use crate::push::{Gate, answer};
 use crate::session::covers;
@@ -175,6 +173,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let (sync_id, data, epoch) = match work {
             Work::Start { sync_id, request } => return Prepared::Start { sync_id, request },
             Work::Pull { request } => return Prepared::Pull { request },
+            Work::Checksums { request } => return Prepared::Checksums { request },
+            Work::Resolve { request } => {
+                return Prepared::Resolve { request, correlation: correlation.to_owned() };
+            }
             Work::Push { sync_id, data, epoch } => (sync_id, data, epoch),
         };
         match self.prepare_push(identity, data, Some(sync_id), epoch, now_ms, correlation).await {
@@ -191,6 +193,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 Done::Started(self.start(identity, sync_id, request, now_ms).await.map(Box::new))
             }
             Prepared::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
+            Prepared::Checksums { request } => Done::Summed(self.checksums(identity, request).await),
+            Prepared::Resolve { request, correlation } => {
+                Done::Resolved(self.resolve(identity, *request, now_ms, &correlation).await.map(Box::new))
+            }
             Prepared::Failed(done) => done,
         }
     }
@@ -401,7 +407,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             (None, Some(cursor)) => cursor.kinds.clone(),
             (None, None) => Vec::new(),
         };
-        Ok(self.catalogue.readable(&wanted, &identity.roles).map(|kinds| Step::new(cursor, kinds, &identity.scopes)))
+        Ok(self
+            .catalogue
+            .readable(&wanted, &identity.roles)
+            .map(|kinds| Step::new(cursor, kinds, &identity.scopes)))
     }
 
     async fn page(

@@ -1,6 +1,6 @@
 //! Stored records: one, many, and why they are what they are.
 
-use driftline_model::{KindName, RecordId, Seq};
+use driftline_model::{KindName, RecordId};
 use driftline_protocol::{
     ChecksumPart, Checksums, ErrorCode, Fault, Range, RequestChecksums, ServerData, encode_changes,
 };
@@ -38,7 +38,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             tenant: identity.tenant,
             scopes: identity.scopes.clone(),
             kinds: vec![kind.clone()],
-            place: Place::Key { after: after.map(|id| (kind.clone(), id)), only: crate::ports::Only::All },
+            place: Place::Key { after: after.map(|id| (kind.clone(), id)), only: Only::All },
             rows: limit.clamp(1, self.limits.page_rows),
             bytes: self.limits.page_bytes,
             sums: false,
@@ -100,11 +100,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         };
         let page = self.store.page(query).await?;
         let rows = if visible { page.rows } else { Vec::new() };
-        let until = if page.more && visible {
-            rows.last().map(|row| row.id.clone())
-        } else {
-            range.until.clone()
-        };
+        let until =
+            if page.more && visible { rows.last().map(|row| row.id.clone()) } else { range.until.clone() };
         let changes: Vec<_> = rows.iter().map(put).collect();
         let data = ServerData {
             changes: encode_changes(&changes),

@@ -146,11 +146,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     ///
     /// # Errors
     /// `FORBIDDEN` without the right to decide any; `STORE_UNAVAILABLE`.
-    pub async fn audit(
-        &self,
-        identity: &Identity,
-        mut query: AuditQuery,
-    ) -> Result<Vec<AuditEntry>, Fault> {
+    pub async fn audit(&self, identity: &Identity, mut query: AuditQuery) -> Result<Vec<AuditEntry>, Fault> {
         if identity.reviews.is_empty() {
             return Err(may_not_review());
         }
