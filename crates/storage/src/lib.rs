@@ -33,7 +33,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod marks;
 mod memory;
+mod paging;
+mod parts;
+mod row_sum;
 mod sqlite;
 
 pub use memory::MemoryStore;

@@ -26,7 +26,7 @@ pub mod socket;
 mod wait;
 mod world;
 
-pub use batch::{Author, Draft, create, delete, object, patch, refused, restore};
+pub use batch::{Author, Draft, create, delete, object, patch, refused, resolve, restore};
 pub use folder::TempFolder;
 pub use rng::Rng;
 pub use wait::block_on;

@@ -1,12 +1,20 @@
 //! The embedded store: one SQLite file, one writing thread, a few reading ones.
 
+mod audit;
 mod codec;
+mod conflicts;
+mod filter;
 mod hot;
+mod load;
 mod names;
 mod open;
+mod pages;
 mod queries;
 mod readers;
 mod rows;
+mod states;
+mod sums;
+mod write;
 mod writer;
 
 use std::collections::HashMap;
@@ -18,10 +26,12 @@ use std::thread::JoinHandle;
 
 use diesel::prelude::*;
 use driftline_engine::{
-    Head, History, Page, PageQuery, Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy,
-    Submission,
+    AuditEntry, AuditQuery, ConflictQuery, ConflictRow, Head, History, Page, PageQuery, PartSum, Receipt,
+    Row, SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery,
 };
-use driftline_model::{DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo};
+use driftline_model::{
+    ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
+};
 use tokio::sync::oneshot;
 
 pub use open::{Fatal, OpenError, SqliteOptions};
@@ -177,7 +187,7 @@ impl Store for SqliteStore {
     }
 
     async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
-        self.read(move |connection, names| queries::page(connection, names, &query)).await
+        self.read(move |connection, names| pages::page(connection, names, &query)).await
     }
 
     fn record(
@@ -197,7 +207,32 @@ impl Store for SqliteStore {
         id: &RecordId,
     ) -> impl Future<Output = Result<Option<History>, StoreError>> + Send {
         let (kind, id) = (kind.clone(), id.clone());
-        self.read(move |connection, names| queries::history(connection, names, tenant, &kind, &id))
+        self.read(move |connection, names| audit::history(connection, names, tenant, &kind, &id))
+    }
+
+    fn conflict(
+        &self,
+        tenant: TenantNo,
+        conflict_id: &ConflictId,
+    ) -> impl Future<Output = Result<Option<ConflictRow>, StoreError>> + Send {
+        let conflict_id = conflict_id.clone();
+        self.read(move |connection, names| conflicts::conflict(connection, names, tenant, &conflict_id))
+    }
+
+    async fn conflicts(
+        &self,
+        tenant: TenantNo,
+        query: ConflictQuery,
+    ) -> Result<Vec<ConflictRow>, StoreError> {
+        self.read(move |connection, names| conflicts::conflicts(connection, names, tenant, &query)).await
+    }
+
+    async fn audit(&self, tenant: TenantNo, query: AuditQuery) -> Result<Vec<AuditEntry>, StoreError> {
+        self.read(move |connection, names| audit::audit(connection, names, tenant, &query)).await
+    }
+
+    async fn sums(&self, query: SumQuery) -> Result<(Head, Vec<PartSum>), StoreError> {
+        self.read(move |connection, names| sums::of_range(connection, names, &query)).await
     }
 
     async fn policies(&self, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
@@ -214,7 +249,9 @@ impl Store for SqliteStore {
         self.run(move |writer| {
             if doc.is_some() {
                 // Before the transaction, so that the kind keeps its number if that fails.
-                writer.names.intern_kind(&mut writer.connection, tenant, &kind)?;
+                let interned = writer.intern_kind(tenant, &kind);
+                writer.fresh.clear();
+                interned?;
             }
             writer.transaction(|writer| queries::set_policy(writer, tenant, &kind, doc.as_deref()))
         })
