@@ -39,7 +39,6 @@ mod marks;
 mod memory;
 mod paging;
 mod parts;
-mod row_sum;
 mod sqlite;
 
 pub use memory::MemoryStore;

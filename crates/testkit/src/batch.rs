@@ -4,12 +4,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use driftline_conflict::{Op, Policy, Rights};
-use driftline_engine::{Apply, Entry, Placement, Resolution, Resolve, Store, Submission, Task};
+use driftline_engine::{Apply, Entry, Placement, Resolve, Store, Submission, Task};
 use driftline_model::{
     ConflictId, DeviceId, DeviceKey, DeviceNo, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName,
     Seq, TenantId, TenantNo, UserId,
 };
-use driftline_protocol::{FieldError, ItemCode};
+use driftline_protocol::{FieldError, ItemCode, Resolution};
 
 use crate::wait::block_on;
 

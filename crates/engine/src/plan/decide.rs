@@ -1,6 +1,6 @@
 //! One item: known before, refused, applied or resolved.
 
-use driftline_conflict::{Change as RecordChange, ChangeError, Context, Decision, Outcome, apply};
+use driftline_conflict::{Change as RecordChange, ChangeError, Context, Decision, Op, Outcome, apply};
 use driftline_model::{DeviceNo, Hlc, ScopeName, Seq, TenantNo};
 use driftline_protocol::{FieldError, ItemClass, ItemCode, RecordView, plain_name};
 
@@ -83,7 +83,8 @@ impl Plan<'_> {
         {
             answer.errors.clone_from(errors);
         }
-        if !matches!(known.code, ItemCode::Applied | ItemCode::Invalid) {
+        let revives = matches!(&entry.task, Task::Apply(apply) if may_revive(apply));
+        if known.code != ItemCode::Invalid && (known.code != ItemCode::Applied || revives) {
             answer.record = self.stored_view(submission, entry);
         }
         Some(answer)
@@ -151,7 +152,8 @@ impl Plan<'_> {
         }
         let row = self.state.rows.get(&key).and_then(Option::as_ref);
         result.version = row.map(|row| row.record.version);
-        if result.code != ItemCode::Applied && result.code.is_remembered() {
+        let revives = version_before > Seq::ZERO && may_revive(apply_);
+        if (result.code != ItemCode::Applied || revives) && result.code.is_remembered() {
             result.record = row.map(|row| view(&row.record, row.deleted));
         }
         result
@@ -275,10 +277,15 @@ impl Plan<'_> {
     }
 }
 
+/// Whether a change may bring a deleted record back, and with it fields that its author no longer has.
+fn may_revive(apply: &Apply) -> bool {
+    matches!(apply.op, Op::Create | Op::Restore)
+}
+
 /// A record in a scope that the author may not write. Only a create learns that the id is taken.
 fn foreign(apply: &Apply) -> SubmissionResult {
     SubmissionResult::of(match apply.op {
-        driftline_conflict::Op::Create => ItemCode::Forbidden,
+        Op::Create => ItemCode::Forbidden,
         _ => ItemCode::Gone,
     })
 }

@@ -12,7 +12,7 @@ use super::State;
 use crate::marks::every_mark;
 use crate::paging::{Item, cut, sort_sums};
 use crate::parts::Parts;
-use crate::row_sum::row_sum;
+use driftline_protocol::row_sum;
 
 impl State {
     fn rows_of(&self, tenant: TenantNo) -> impl Iterator<Item = &Row> {

@@ -5,8 +5,9 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use diesel::sqlite::Sqlite;
 use driftline_conflict::{Op, ReviewReason};
-use driftline_engine::{ConflictQuery, ConflictRow, ConflictStatus, Resolution, StoreError};
+use driftline_engine::{ConflictQuery, ConflictRow, ConflictStatus, StoreError};
 use driftline_model::{ConflictId, Object, RecordId, TenantNo};
+use driftline_protocol::Resolution;
 
 use super::codec::{corrupt, decode_op, encode_op, join_names, split_names};
 use super::filter::Filter;
@@ -98,7 +99,7 @@ pub(super) fn write_of(
         opened_at: sql(row.opened_ms),
         resolved_at: resolved.map(|(_, _, at_ms)| sql(*at_ms)),
         resolved_by: resolved.map(|(_, by, _)| by.to_string()),
-        resolution: resolved.map(|(resolution, ..)| resolution.name()),
+        resolution: resolved.map(|(resolution, ..)| resolution.as_str()),
         seq: sql(row.seq.number()),
     }
 }
@@ -198,7 +199,7 @@ impl ConflictSql {
 
     fn status(&self) -> Result<ConflictStatus, StoreError> {
         let Some(resolution) = &self.resolution else { return Ok(ConflictStatus::Open) };
-        let resolution = Resolution::from_name(resolution).ok_or_else(|| corrupt("resolution"))?;
+        let resolution = Resolution::from_text(resolution).ok_or_else(|| corrupt("resolution"))?;
         let at_ms = self.resolved_at.and_then(|at| u64::try_from(at).ok());
         Ok(ConflictStatus::Resolved {
             resolution,

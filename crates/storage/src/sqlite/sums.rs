@@ -18,7 +18,7 @@ use super::rows::seq_of;
 use super::store_error;
 use crate::paging::sort_sums;
 use crate::parts::Parts;
-use crate::row_sum::row_sum;
+use driftline_protocol::row_sum;
 
 /// What is added to a row of `scope_sums`.
 #[derive(QueryId)]
