@@ -54,13 +54,13 @@ mod session;
 mod work;
 
 pub use audit::audit_detail;
-pub use catalogue::{Catalogue, KindRule, ScopeRule};
+pub use catalogue::{Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule};
 pub use explain::{Explanation, FieldExplanation, LostValue};
 pub use group::{
     Apply, Entry, Known, KnownMore, Placement, Receipt, Resolve, Resolved, RowKey, Submission,
     SubmissionResult, Task,
 };
-pub use hub::{Committed, CommittedChange, Hub, Subscription};
+pub use hub::{Committed, CommittedChange, CommittedConflict, Hub, Moved, Subscription};
 pub use plan::{
     AuditWrite, DeviceWrite, ExitWrite, GroupState, PlanEnv, Planned, ResultWrite, SumWrite, Writes, plan,
 };
@@ -72,7 +72,7 @@ pub use ports::{
 };
 pub use pull::PullFault;
 pub use review::{
-    AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, Resolution, conflicts_kind,
+    AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,
 };
 pub use service::{Engine, RecordPage, Sealer};
 pub use session::{Close, Output, Session};

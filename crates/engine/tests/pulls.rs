@@ -45,7 +45,7 @@ impl Server {
             ..Limits::default()
         };
         let catalogue = Catalogue::default().allow_undeclared();
-        let engine = Engine::new(Faulty { inner, fault }, hub, catalogue, limits, NullObserver);
+        let engine = Engine::new(Faulty::new(inner, fault), hub, catalogue, limits, NullObserver);
         let identities = ["ada", "bob"].map(|user| {
             let (tenant, user) = (TenantId::new("acme"), UserId::text(user));
             let device = DeviceId::new("phone").expect("a name");

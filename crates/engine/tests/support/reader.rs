@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use driftline_engine::{Engine, Identity, NullObserver, PageQuery, Place, PullFault, Store};
+use driftline_engine::{Engine, Identity, NullObserver, Only, PageQuery, Place, PullFault, Store};
 use driftline_model::{KindName, Object, ObjectBuilder, RecordId, Seq};
 use driftline_protocol::{
     Change, ChangeKind, Head as OutHead, Outbound, RequestServerData, Rows, ServerMessage,
 };
 use driftline_testkit::block_on;
 
-use super::faulty::Faulty;
+use super::faulty::{Faulty, spoil};
 
 pub(crate) type Key = (KindName, RecordId);
 
@@ -62,7 +62,7 @@ impl Reader {
             self.take(change)?;
         }
         let Rows { cursor, seq, has_more, .. } = page;
-        self.cursor = Some(engine.store().spoil(&self.identity.tenant_id, cursor, seq));
+        self.cursor = Some(spoil(engine.store(), &self.identity.tenant_id, cursor, seq));
         Ok(!has_more)
     }
 
@@ -100,9 +100,10 @@ impl Reader {
             tenant: self.identity.tenant,
             scopes: self.identity.scopes.clone(),
             kinds: self.wanted.clone(),
-            place: Place::Key(None),
+            place: Place::Key { after: None, only: Only::All },
             rows: usize::MAX,
             bytes: usize::MAX,
+            sums: false,
         };
         let page = block_on(store.page(query)).map_err(|error| error.to_string())?;
         let server: BTreeMap<Key, (Seq, Object)> = page
