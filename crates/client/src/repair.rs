@@ -6,6 +6,8 @@
 //! sums, everything is pulled anew, and after that the sums are only watched: a server that keeps disagreeing must not
 //! keep its devices busy.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use driftline_model::{Hlc, KindName, RecordId, ScopeName, Seq};
 use driftline_protocol::{Change, ChangeKind, Checksum, Checksums, ClientMessage, Range, Rows};
 
@@ -114,19 +116,31 @@ impl Replica {
     }
 
     /// The kinds and scopes whose sums differ.
+    ///
+    /// A scope may have changed by an own write without the device knowing it, so that only a kind whose rows differ
+    /// in all is looked into. What is not told of has no rows.
     fn differing(&self, told: &[Checksum]) -> Vec<(KindName, ScopeName)> {
         let sums = &self.records.sums;
-        let sum = |told: &Checksum| Sum { count: told.count, sum: told.sum };
-        let mut differing = Vec::new();
-        for one in told {
-            // Rows whose scope only the server knows are counted in the sum of the kind.
-            let same_kind = told.iter().filter(|other| other.kind == one.kind);
-            let of_kind = same_kind.fold(Sum::default(), |all, other| all.add(sum(other)));
-            if of_kind != sums.of_kind(&one.kind) && sum(one) != sums.of(&one.kind, &one.scope) {
-                differing.push((one.kind.clone(), one.scope.clone()));
-            }
+        let mut of_kinds: BTreeMap<&KindName, Sum> = BTreeMap::new();
+        let mut scopes: BTreeMap<(&KindName, &ScopeName), Sum> = BTreeMap::new();
+        let pulled = |kind: &KindName| {
+            !kind.as_str().starts_with('$') && (self.data_types.is_empty() || self.data_types.contains(kind))
+        };
+        for (kind, scope) in sums.scopes().filter(|(kind, _)| pulled(kind)) {
+            of_kinds.entry(kind).or_default();
+            scopes.entry((kind, scope)).or_default();
         }
-        differing
+        for one in told {
+            let sum = Sum { count: one.count, sum: one.sum };
+            let of_kind = of_kinds.entry(&one.kind).or_default();
+            *of_kind = of_kind.add(sum);
+            scopes.insert((&one.kind, &one.scope), sum);
+        }
+        let differs = |kind: &KindName, scope: &ScopeName, sum: Sum| {
+            of_kinds.get(kind) != Some(&sums.of_kind(kind)) && sums.of(kind, scope) != sum
+        };
+        let differing = scopes.into_iter().filter(|((kind, scope), sum)| differs(kind, scope, *sum));
+        differing.map(|((kind, scope), _)| (kind.clone(), scope.clone())).collect()
     }
 
     /// Returns the next question of a repair.
@@ -188,8 +202,7 @@ impl Replica {
 
     /// Puts the server's rows of a range in the place of the device's; returns how many differed.
     fn replace_rows(&mut self, range: &Range, rows: Rows) -> u64 {
-        let told: std::collections::BTreeSet<RecordId> =
-            rows.changes.iter().map(|change| change.id.clone()).collect();
+        let told: BTreeSet<RecordId> = rows.changes.iter().map(|change| change.id.clone()).collect();
         let here = self.records.in_range(range).map(|(id, _)| id.clone());
         let surplus: Vec<RecordId> = here.filter(|id| !told.contains(id)).collect();
         let mut replaced = 0;
