@@ -146,12 +146,7 @@ impl Replica {
     /// Returns the next question of a repair.
     pub(crate) fn next_repair(&mut self) -> Option<String> {
         let job = self.repair.job.as_mut().filter(|job| job.in_flight.is_none())?;
-        let Some(question) = job.questions.last() else {
-            // All was asked: the next comparison tells whether it was enough.
-            self.repair.job = None;
-            self.pull.want();
-            return None;
-        };
+        let question = job.questions.last()?;
         let id = self.session.message_id();
         job.in_flight = Some(id);
         let sync_id = self.session.sync_id();
@@ -180,6 +175,15 @@ impl Replica {
             let small = part.count.max(own.count) <= ROWS_MAX || range == asked;
             job.questions.push(if small { Question::Rows(range) } else { Question::Sums(range) });
         }
+        self.end_repair();
+    }
+
+    /// Ends a repair of which all was asked: the next comparison tells whether it was enough.
+    fn end_repair(&mut self) {
+        if self.repair.job.as_ref().is_some_and(|job| job.questions.is_empty()) {
+            self.repair.job = None;
+            self.pull.want();
+        }
     }
 
     pub(crate) fn handle_range(&mut self, rows: Rows, reply_to: Option<&str>) {
@@ -198,6 +202,7 @@ impl Replica {
             let Range { kind, scope, .. } = range;
             self.events.push(Event::Repaired { kind, scope, rows: replaced });
         }
+        self.end_repair();
     }
 
     /// Puts the server's rows of a range in the place of the device's; returns how many differed.
