@@ -1,16 +1,21 @@
-//! What the laws are checked with: random histories, an independent account and planted faults.
+//! What the laws are checked with: random histories, and an account, a model and expectations that share no code with
+//! the merge.
 
 pub(crate) mod account;
-pub(crate) mod mutants;
+pub(crate) mod claims;
+pub(crate) mod expected;
+pub(crate) mod ladder;
+pub(crate) mod laws;
+pub(crate) mod model;
 pub(crate) mod orders;
+pub(crate) mod parts;
+pub(crate) mod policies;
 pub(crate) mod rng;
 pub(crate) mod sane;
+pub(crate) mod seen;
 pub(crate) mod wild;
 
 use driftline_conflict::{Change, Context, Decision, Outcome, Policy, Record};
-use driftline_model::{Object, ObjectBuilder};
-
-use rng::Rng;
 
 /// The function under test: the real one, or a planted fault around it.
 pub(crate) type Apply<'a> = dyn Fn(Option<&Record>, &Change, &Policy, &Context<'_>) -> Decision + 'a;
@@ -18,34 +23,18 @@ pub(crate) type Apply<'a> = dyn Fn(Option<&Record>, &Change, &Policy, &Context<'
 /// Milliseconds that a device's clock may run ahead.
 pub(crate) const SKEW_MS: u64 = 60_000;
 
-/// Names of fields.
+/// Names of fields without a rule.
 pub(crate) const FIELDS: [&str; 5] = ["a", "b", "c", "d", "e"];
-
-/// Makes up to `most` fields, now and then none. Most values occur once in a history, some several times.
-pub(crate) fn random_fields(rng: &mut Rng, most: usize, unique: &mut u64) -> Object {
-    let mut names = FIELDS;
-    rng.shuffle(&mut names);
-    let count = if rng.percent(6) { 0 } else { rng.between(1, most) };
-    let mut names = names[..count].to_vec();
-    names.sort_unstable();
-    let mut built = ObjectBuilder::with_capacity(64, count);
-    for name in names {
-        *unique += 1;
-        let value = match rng.below(10) {
-            0 => "null".to_owned(),
-            1 | 2 => rng.below(3).to_string(),
-            _ => format!("\"v{unique}\""),
-        };
-        built.push(name, &value);
-    }
-    built.finish()
-}
 
 /// Whether the change was taken, at least as far as its account goes.
 pub(crate) fn accepted(outcome: Outcome) -> bool {
     match outcome {
-        Outcome::Applied | Outcome::Merged | Outcome::Noop | Outcome::Superseded => true,
-        Outcome::Gone | Outcome::ClientAhead => false,
+        Outcome::Applied
+        | Outcome::Merged
+        | Outcome::Noop
+        | Outcome::Superseded
+        | Outcome::ConflictPending => true,
+        Outcome::Gone | Outcome::ClientAhead | Outcome::Invalid | Outcome::Forbidden => false,
     }
 }
 
