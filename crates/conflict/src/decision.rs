@@ -178,6 +178,8 @@ pub struct Decision {
     pub review: Option<Review>,
     /// What is wrong with the change.
     pub errors: Vec<ChangeError>,
+    /// Whether the assertions of an ordered field were cut to their limit.
+    pub collapsed: bool,
 }
 
 /// What of a change is set aside for a reviewer.
@@ -263,7 +265,19 @@ impl Part {
 
 impl Decision {
     pub(crate) fn refused(outcome: Outcome) -> Self {
-        Self { outcome, record: None, audit: None, conflict: false, review: None, errors: Vec::new() }
+        Self {
+            outcome,
+            record: None,
+            audit: None,
+            conflict: false,
+            review: None,
+            errors: Vec::new(),
+            collapsed: false,
+        }
+    }
+
+    pub(crate) fn invalid(errors: Vec<ChangeError>) -> Self {
+        Self { errors, ..Self::refused(Outcome::Invalid) }
     }
 
     /// Goes through the fields that a strategy decided, with their winners.

@@ -1,10 +1,11 @@
 //! The items of a batch.
 
-use driftline_model::{Hlc, IdError, KindName, Object, OpId, RecordId, Seq};
+use driftline_model::{Hlc, IdError, Intents, KindName, Object, OpId, RecordId, Seq};
 use twox_hash::XxHash3_64;
 
 use crate::canonical::{canonical_object, canonical_value};
 use crate::envelope::FieldError;
+use crate::intents::{Asked, write_identity};
 use crate::json::Node;
 use crate::time::parse_time;
 
@@ -55,13 +56,15 @@ pub struct Item {
     pub base_version: Seq,
     /// The fields to write, canonical.
     pub fields: Object,
+    /// What is asked beside writing the fields; none: nothing.
+    pub intents: Option<Box<Intents>>,
     /// The author's clock.
     pub hlc: Option<Hlc>,
     /// The schema version the item was made for.
     pub schema_version: u32,
     /// Items of one group apply together or not at all.
     pub group: Option<Box<str>>,
-    /// Identifies the intent: everything but `op_id`, `n` and `base_version`.
+    /// Identifies the intent: everything but `op_id`, `n`, `base_version` and `previous`.
     pub hash: u64,
 }
 
@@ -102,6 +105,8 @@ impl Item {
                     op,
                     base_version: reader.base_version,
                     fields,
+                    // A delete asks for nothing else.
+                    intents: reader.intents.filter(|_| op != ItemOp::Delete),
                     hlc: reader.hlc,
                     schema_version: reader.schema_version,
                     group: reader.group,
@@ -139,6 +144,9 @@ impl Item {
             text.push('\u{0}');
         }
         text.push_str(self.fields.as_str());
+        if let Some(intents) = &self.intents {
+            write_identity(&mut text, intents);
+        }
         XxHash3_64::oneshot(text.as_bytes())
     }
 }
@@ -150,6 +158,7 @@ struct Reader {
     kind: Option<KindName>,
     id: Option<RecordId>,
     base_version: Seq,
+    intents: Option<Box<Intents>>,
     hlc: Option<Hlc>,
     schema_version: u32,
     group: Option<Box<str>>,
@@ -178,8 +187,14 @@ const KEYS: [&str; 19] = [
     "append",
 ];
 
-/// The place of `fields` among the keys.
+// The places among the keys of what is kept as an object.
 const FIELDS: usize = 7;
+const PREVIOUS: usize = 8;
+const INCREMENTS: usize = 9;
+const ADD: usize = 10;
+const REMOVE: usize = 11;
+const FLAGS: usize = 14;
+const APPEND: usize = 18;
 
 /// Members of an item that this version does not know.
 const UNKNOWN_MAX: usize = 64;
@@ -201,7 +216,7 @@ impl Reader {
         for (key, value) in node.members() {
             let slot = KEYS.iter().position(|name| key.is_str(name));
             // What is ignored must be acceptable as well: the verdict on an element is one on all of it.
-            if slot != Some(FIELDS) {
+            if !matches!(slot, Some(FIELDS..=REMOVE | APPEND)) {
                 scratch.clear();
                 if let Err(error) = canonical_value(value, &mut scratch) {
                     let name = key.as_str().unwrap_or_default();
@@ -250,10 +265,18 @@ impl Reader {
             })
         });
         self.hlc = self.clock(get("hlc"), get("ts"));
-        for intent in ["increments", "add", "remove"] {
-            if get(intent).is_some_and(|node| node.members().next().is_some() || !node.is_object()) {
-                self.wrong(&format!("/{intent}"), "the kind's policy has no field that takes it");
-            }
+        let present = |slot: usize| found[slot].filter(|node| !node.is_null());
+        if [PREVIOUS, INCREMENTS, ADD, REMOVE, FLAGS, APPEND].into_iter().any(|slot| present(slot).is_some())
+        {
+            let asked = Asked {
+                previous: present(PREVIOUS),
+                increments: present(INCREMENTS),
+                add: present(ADD),
+                append: present(APPEND),
+                remove: present(REMOVE),
+                flags: present(FLAGS),
+            };
+            self.intents = asked.read(&mut self.errors);
         }
         let op = match get("op").and_then(|node| node.as_str()) {
             Some(op) => ItemOp::from_text(&op),
@@ -363,7 +386,7 @@ mod tests {
             ),
             (r#"{"kind":"k","id":"i","op":"patch","fields":{"a":{"b":9007199254740993}}}"#, &["/fields/a/b"]),
             (r#"{"kind":"k","id":"i","op":"patch","fields":[]}"#, &["/fields"]),
-            (r#"{"kind":"k","id":"i","op":"patch","increments":{"v":1}}"#, &["/increments"]),
+            (r#"{"kind":"k","id":"i","op":"patch","increments":{"v":1.5}}"#, &["/increments/v"]),
             (r#"{"kind":"k","kind":"l","id":"i","op":"patch"}"#, &["/kind"]),
         ];
         for (text, wanted) in table {

@@ -15,12 +15,15 @@
 //! ```
 
 mod canonical;
+mod checksums;
 mod client;
 mod code;
+mod conflict;
 mod cursor;
 mod envelope;
 mod http;
 mod inbound;
+mod intents;
 mod item;
 mod json;
 mod outbound;
@@ -31,9 +34,11 @@ mod views;
 mod write;
 
 pub use canonical::{ValueError, ValueErrorKind, canonical_object, canonical_value, object_of_text};
+pub use checksums::{Checksum, ChecksumPart, Checksums, Progress, Range, RequestChecksums, row_sum};
 pub use client::{ClientMessage, Rows, ServerMessage};
 pub use code::{CloseCode, ErrorCode, ItemClass, ItemCode, Retry};
-pub use cursor::{Cursor, CursorError, CursorKey, Phase, Resume};
+pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveConflict, ResolvePost};
+pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
 pub use envelope::{Envelope, Fault, FieldError};
 pub use http::{SyncAnswer, SyncPost};
 pub use inbound::{Heartbeat, Inbound, Message, RequestServerData, StartSync, SyncData, SyncRequest, decode};
