@@ -40,7 +40,11 @@ pub(crate) fn audit_of(run: &Run) -> Result<(), String> {
     for (at, step) in run.steps.iter().enumerate() {
         let ledger = ledgers.entry(step.input.key).or_default();
         ledger.enter(run, step).map_err(|lost| {
-            format!("silently lost {lost} at step {at} under {:?}\n{}", run.policy, story(run, step.input.key))
+            format!(
+                "silently lost {lost} at step {at} under {:?}\n{}",
+                run.policy,
+                story(run, step.input.key)
+            )
         })?;
     }
     Ok(())
@@ -72,9 +76,7 @@ impl Ledger {
 
     fn deleted(&mut self, step: &Step, after: &Visible) {
         let change = &step.input.change;
-        if step.decision.outcome != Outcome::Superseded {
-            self.deletes.push(change.clone());
-        }
+        self.deletes.push(change.clone());
         if after.deleted {
             let (device, n) = (change.device.number(), change.n);
             self.effects.push(Effect { device, n, deletes: true, fields: Vec::new() });
@@ -152,7 +154,7 @@ impl Ledger {
             }
         }
         let group = self.group(entering.before, field, value);
-        let overtaken = self.is_overtaken(change, Some(field));
+        let overtaken = self.is_overtaken(entering, Some(field));
         let told = winner.is_some_and(|winner| winner != Winner::Client)
             && entry.is_some_and(|entry| entry.client.as_deref() == Some(value));
         let settled = overtaken || told || entering.is_hidden_and_told(field, value);
@@ -160,7 +162,7 @@ impl Ledger {
         if winner == Some(Winner::Merged) {
             let made = entering.after.stored(field).unwrap_or("nothing").to_owned();
             let group = self.next_group();
-            let settled = entering.is_hidden_and_told(field, &made);
+            let settled = overtaken || entering.is_hidden_and_told(field, &made);
             self.claim(entering, field, Promise::Whole(made), group, settled);
         }
         Ok(())
@@ -168,17 +170,17 @@ impl Ledger {
 
     /// Elements are added to a set or a list.
     fn united(&mut self, entering: &mut Entering<'_>, field: &str, array: &str) {
-        let change = &entering.step.input.change;
         self.opened(entering, field);
         let entry = entering.entry(field);
         if let Some(entry) = entry.filter(|entry| entry.winner != Winner::Server) {
             // Of two entries with one id the other one goes.
             self.told_missing(field, &entry.server, entering.after);
         }
-        let overtaken = self.is_overtaken(change, None);
+        let overtaken = self.is_overtaken(entering, None);
         for element in elements(array).expect("an accepted array") {
-            let told = entry.and_then(|entry| entry.client.as_deref()).is_some_and(|told| holds(told, element))
-                && !entering.after.stored(field).is_some_and(|value| holds(value, element));
+            let told =
+                entry.and_then(|entry| entry.client.as_deref()).is_some_and(|told| holds(told, element))
+                    && !entering.after.stored(field).is_some_and(|value| holds(value, element));
             let settled = overtaken || told || entering.is_hidden_and_told(field, element);
             let group = self.next_group();
             self.claim(entering, field, Promise::Element(element.to_owned()), group, settled);
@@ -208,7 +210,7 @@ impl Ledger {
             }
         }
         self.carried(entering, field, before.unwrap_or_default());
-        let overtaken = self.is_overtaken(&entering.step.input.change, None);
+        let overtaken = self.is_overtaken(entering, None);
         let settled = overtaken || entering.is_hidden_and_told(field, after.unwrap_or_default());
         let group = self.next_group();
         self.claim(entering, field, Promise::Share(step), group, settled);
@@ -266,21 +268,20 @@ impl Ledger {
         }
     }
 
-    fn claim(
-        &mut self,
-        entering: &Entering<'_>,
-        field: &str,
-        promise: Promise,
-        group: usize,
-        settled: bool,
-    ) {
+    fn claim(&mut self, entering: &Entering<'_>, field: &str, promise: Promise, group: usize, settled: bool) {
         let (device, n) = (entering.step.input.change.device.number(), entering.step.input.change.n);
         let version = entering.step.after.as_ref().map_or(Seq::ZERO, |record| record.version);
         self.claims.push(Claim { field: field.to_owned(), promise, device, n, version, group, settled });
     }
 
-    /// Whether a later change of the same device has deleted the record, or written the field.
-    fn is_overtaken(&self, change: &Change, field: Option<&str>) -> bool {
+    /// Whether a later change of the same device has deleted the record, or written the field. A delete that stands
+    /// behind another one counts as well.
+    fn is_overtaken(&self, entering: &Entering<'_>, field: Option<&str>) -> bool {
+        let change = &entering.step.input.change;
+        let deleted = self.deletes.iter().any(|own| own.device == change.device && own.n > change.n);
+        if deleted && entering.after.deleted {
+            return true;
+        }
         self.effects.iter().any(|effect| {
             effect.device == change.device.number()
                 && effect.n > change.n

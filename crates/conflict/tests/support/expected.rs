@@ -3,7 +3,7 @@
 use driftline_conflict::{
     Change, DeletedRecord, FieldRule, Granularity, Mark, Op, Outcome, Record, Strategy, Winner,
 };
-use driftline_model::Hlc;
+use driftline_model::{Hlc, Seq};
 
 use super::account::story;
 use super::policies::Content;
@@ -69,7 +69,12 @@ impl Scene<'_> {
                 return Err(format!("{name} is {after:?}, not {wanted:?}"));
             }
             self.winner(name, value, stands)?;
-            self.mark(name, stands)?;
+            // An equal value with an older clock changes nothing.
+            if !self.equal_and_concurrent(name, value)
+                || self.before.mark(name).is_some_and(|mark| self.is_later(mark))
+            {
+                self.mark(name, stands)?;
+            }
         }
         Ok(())
     }
@@ -150,8 +155,12 @@ impl Scene<'_> {
         let mark = self.before.mark(name);
         let strategy = &self.run.policy.strategy;
         match strategy.rule(name) {
-            Some(FieldRule::Max) => return Some(side(stored.is_none_or(|stored| number(value) >= number(stored)))),
-            Some(FieldRule::Min) => return Some(side(stored.is_none_or(|stored| number(value) <= number(stored)))),
+            Some(FieldRule::Max) => {
+                return Some(side(stored.is_none_or(|stored| number(value) >= number(stored))));
+            }
+            Some(FieldRule::Min) => {
+                return Some(side(stored.is_none_or(|stored| number(value) <= number(stored))));
+            }
             _ if Content::of(strategy, name) != Content::Plain => return None,
             _ => {}
         }
@@ -165,9 +174,9 @@ impl Scene<'_> {
             _ => {}
         }
         match strategy {
-            Strategy::ClientWins { deleted: DeletedRecord::Restored | DeletedRecord::StaysDeleted, .. } => {
-                Some(Stands::Arriving)
-            }
+            Strategy::ClientWins {
+                deleted: DeletedRecord::Restored | DeletedRecord::StaysDeleted, ..
+            } => Some(Stands::Arriving),
             Strategy::ServerWins { granularity: Granularity::Record } => {
                 Some(side(!self.concurrent_anywhere()))
             }
@@ -196,14 +205,15 @@ impl Scene<'_> {
         mark.device != self.change.device && mark.fv > self.change.base
     }
 
-    /// Whether another device wrote any field, or deleted, unseen.
+    /// Whether another device wrote any field, deleted or revived the record, unseen.
     fn concurrent_anywhere(&self) -> bool {
         let fields = self.before.fields().map(|(_, _, mark)| mark);
-        fields.chain(self.before.del).any(|mark| self.is_unseen(mark))
+        fields.chain(self.before.del).chain([self.before.live]).any(|mark| self.is_unseen(mark))
     }
 
     fn alone(&self) -> bool {
-        every_mark(self.before).iter().all(|mark| mark.device == self.change.device)
+        let own = every_mark(self.before).iter().all(|mark| mark.device == self.change.device);
+        own && self.before.states.iter().all(|(_, state)| state.others == Seq::ZERO)
     }
 
     fn granularity(&self) -> Granularity {
@@ -216,12 +226,8 @@ impl Scene<'_> {
     /// Whether the change is later than a stored write, by (clock, device, number).
     fn is_later(&self, mark: Mark) -> bool {
         let devices = &self.run.devices;
-        let own = Mark {
-            fv: self.step.next,
-            hlc: self.clock(),
-            device: self.change.device,
-            n: self.change.n,
-        };
+        let own =
+            Mark { fv: self.step.next, hlc: self.clock(), device: self.change.device, n: self.change.n };
         own.order(&mark, devices).is_gt()
     }
 

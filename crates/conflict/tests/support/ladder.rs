@@ -21,8 +21,8 @@ struct Standing {
 }
 
 impl Standing {
-    fn was_seen_by(&self, change: &Change, base: Seq) -> bool {
-        (self.device == change.device.number() && self.n < change.n) || self.version <= base
+    fn was_seen_by(&self, change: &Change) -> bool {
+        (self.device == change.device.number() && self.n < change.n) || self.version <= change.base
     }
 }
 
@@ -46,9 +46,9 @@ pub(crate) fn falls_of(run: &Run) -> Result<(), String> {
     let mut ledgers: BTreeMap<usize, Ledger> = BTreeMap::new();
     for (at, step) in run.steps.iter().enumerate() {
         let ledger = ledgers.entry(step.input.key).or_default();
-        ledger.enter(run, step, &orders).map_err(|broken| {
-            format!("{broken} at step {at}\n{}", story(run, step.input.key))
-        })?;
+        ledger
+            .enter(run, step, &orders)
+            .map_err(|broken| format!("{broken} at step {at}\n{}", story(run, step.input.key)))?;
     }
     Ok(())
 }
@@ -60,7 +60,9 @@ impl Ledger {
         let flagged = change.intents.as_ref().is_some_and(|intents| intents.deescalate);
         match step.decision.outcome {
             Outcome::Gone | Outcome::ClientAhead | Outcome::Invalid => return Ok(()),
-            Outcome::Forbidden if step.decision.record.is_some() => return Err("forbidden with an effect".into()),
+            Outcome::Forbidden if step.decision.record.is_some() => {
+                return Err("forbidden with an effect".into());
+            }
             Outcome::Forbidden => return Ok(()),
             _ if change.op == Op::Delete => self.deleted(step),
             _ if flagged && ordered && !step.input.rights.deescalate => {
@@ -68,13 +70,15 @@ impl Ledger {
             }
             _ => {
                 for (name, order) in orders {
-                    self.written(run, step, name, order)?;
+                    self.written(step, name, order)?;
                 }
             }
         }
         let urgent = orders.iter().any(|(name, order)| {
             let standing = self.fields.get(*name).into_iter().flatten();
-            order.urgent.is_some_and(|urgent| standing.into_iter().any(|one| one.rank >= urgent && !one.covered))
+            order
+                .urgent
+                .is_some_and(|urgent| standing.into_iter().any(|one| one.rank >= urgent && !one.covered))
         });
         let deleted = step.after.as_ref().is_some_and(|record| record.is_deleted(&run.devices));
         if urgent && deleted { Err("an urgent record is deleted".to_owned()) } else { Ok(()) }
@@ -88,27 +92,27 @@ impl Ledger {
         }
         self.deletes.push((change.device.number(), change.n));
         for standing in self.fields.values_mut().flatten() {
-            standing.covered |= standing.was_seen_by(change, change.base);
+            standing.covered |= standing.was_seen_by(change);
         }
     }
 
-    fn written(&mut self, run: &Run, step: &Step, name: &str, order: &Order) -> Result<(), String> {
+    fn written(&mut self, step: &Step, name: &str, order: &Order) -> Result<(), String> {
         let rank_in = |record: Option<&Record>| order.rank(record?.fields.get(name)?);
         let (before, after) = (rank_in(step.before.as_ref()), rank_in(step.after.as_ref()));
         let change = &step.input.change;
         let entry = entry(step.decision.audit.as_ref(), name);
-        let base = base_of(run, step);
         let flagged = change.intents.as_ref().is_some_and(|intents| intents.deescalate);
         if let Some(value) = change.fields.get(name) {
             let rank = order.rank(value).ok_or("a value that is not declared")?;
-            let overtaken = entry.is_some_and(|entry| entry.rule == Rule::OwnNewer);
+            let overtaken =
+                entry.is_some_and(|entry| entry.rule == Rule::OwnNewer) || self.is_overtaken(change, name);
             let held = entry.is_some_and(|entry| entry.winner == Winner::Held);
-            let lowers = self.lowers(change, name, order, rank, base);
+            let lowers = before.is_some() && self.lowers(change, name, order, rank);
             if !overtaken && held != (lowers && !flagged) {
                 return Err(format!("{name}={value} lowers {lowers}, flagged {flagged}, held {held}"));
             }
             if !overtaken && !held {
-                self.asserted(change, name, rank, base, step.next);
+                self.asserted(change, name, rank, step.next);
             }
         }
         let standing = self.fields.get(name).into_iter().flatten().map(|one| one.rank).max();
@@ -121,30 +125,27 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether a later write of the same device stands already.
+    fn is_overtaken(&self, change: &Change, name: &str) -> bool {
+        let mut standing = self.fields.get(name).into_iter().flatten();
+        standing.any(|one| one.device == change.device.number() && one.n > change.n)
+    }
+
     /// Whether a write is below what its author says to have seen, or has seen or made.
-    fn lowers(&self, change: &Change, name: &str, order: &Order, rank: usize, base: Seq) -> bool {
+    fn lowers(&self, change: &Change, name: &str, order: &Order, rank: usize) -> bool {
         let previous = change.intents.as_ref().and_then(|intents| intents.previous.get(name));
-        let below_previous = previous.and_then(|previous| order.rank(previous)).is_some_and(|seen| rank < seen);
+        let below_previous =
+            previous.and_then(|previous| order.rank(previous)).is_some_and(|seen| rank < seen);
         let standing = self.fields.get(name).into_iter().flatten();
-        let mut seen = standing.filter(|one| one.was_seen_by(change, base));
+        let mut seen = standing.filter(|one| one.was_seen_by(change));
         below_previous || seen.any(|one| rank < one.rank)
     }
 
-    fn asserted(&mut self, change: &Change, name: &str, rank: usize, base: Seq, version: Seq) {
+    fn asserted(&mut self, change: &Change, name: &str, rank: usize, version: Seq) {
         let (device, n) = (change.device.number(), change.n);
         let covered = self.deletes.iter().any(|(deleter, number)| *deleter == device && *number > n);
         let standing = self.fields.entry(name.to_owned()).or_default();
-        standing.retain(|one| !one.was_seen_by(change, base));
+        standing.retain(|one| !one.was_seen_by(change));
         standing.push(Standing { rank, version, device, n, covered });
     }
-}
-
-/// The version that the author of a change counts as having seen: a create of what lives has seen nothing.
-fn base_of(run: &Run, step: &Step) -> Seq {
-    let change = &step.input.change;
-    let Some(before) = step.before.as_ref().filter(|_| change.op == Op::Create) else { return change.base };
-    let known = before.del.is_some_and(|del| {
-        del.fv <= change.base || (del.device == change.device && del.n < change.n)
-    });
-    if before.is_deleted(&run.devices) && known { change.base } else { Seq::ZERO }
 }

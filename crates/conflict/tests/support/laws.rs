@@ -1,6 +1,6 @@
 //! The laws: each checks one history of a seed, and says whether edits overlapped in it.
 
-use driftline_conflict::{Op, Outcome, Record};
+use driftline_conflict::{Life, Mark, Op, Outcome, Record};
 use driftline_model::Seq;
 
 use super::rng::Rng;
@@ -82,9 +82,10 @@ fn versions(apply: &Apply<'_>, seed: u64) -> Result<bool, String> {
 }
 
 fn moved_without_mark(before: &Record, record: &Record) -> bool {
-    record.fields().any(|(name, value, mark)| {
-        before.fields.get(name) != Some(value) && mark.fv != record.version
-    }) || before.fields().any(|(name, _, _)| record.fields.get(name).is_none())
+    record
+        .fields()
+        .any(|(name, value, mark)| before.fields.get(name) != Some(value) && mark.fv != record.version)
+        || before.fields().any(|(name, _, _)| record.fields.get(name).is_none())
 }
 
 /// I6: every order of a set of concurrent changes gives the same state, which is the one that the set comes to.
@@ -130,7 +131,8 @@ fn gates(apply: &Apply<'_>, seed: u64) -> Result<bool, String> {
         }
         let Some(before) = &step.before else {
             let asked = change.op == Op::Create && outcome != Outcome::Forbidden;
-            if step.after.is_some() != asked || (change.op != Op::Create && outcome != Outcome::Gone) {
+            let refused = matches!(outcome, Outcome::Gone | Outcome::Forbidden);
+            if step.after.is_some() != asked || (change.op != Op::Create && !refused) {
                 return broken("on nothing");
             }
             continue;
@@ -139,7 +141,9 @@ fn gates(apply: &Apply<'_>, seed: u64) -> Result<bool, String> {
         if ahead != (outcome == Outcome::ClientAhead) && (!ahead || outcome != Outcome::Forbidden) {
             return broken("ahead or not");
         }
-        let gone = change.op == Op::Patch && before.is_deleted(&run.devices) && knew_deleted(step, before);
+        let held = run.policy.strategy.name() == "preserve_escalation";
+        let gone =
+            change.op == Op::Patch && before.is_deleted(&run.devices) && knew_deleted(step, before, held);
         if gone && !matches!(outcome, Outcome::Gone | Outcome::ClientAhead | Outcome::Forbidden) {
             return broken("known to be deleted");
         }
@@ -151,11 +155,20 @@ fn gates(apply: &Apply<'_>, seed: u64) -> Result<bool, String> {
     Ok(missed || wild::overlaps(&run))
 }
 
-fn knew_deleted(step: &Step, before: &Record) -> bool {
+fn knew_deleted(step: &Step, before: &Record, held: bool) -> bool {
     let change = &step.input.change;
-    before.del.is_some_and(|del| {
-        del.fv <= change.base || (del.device == change.device && del.n < change.n)
-    })
+    let knew = |del: &Mark| match del.device == change.device {
+        true => del.n < change.n,
+        false => del.fv <= change.base,
+    };
+    match &before.life {
+        // Its author saw that it was held up, and not that it took effect.
+        Life::Deletes(fallen) if held && fallen.iter().all(|fallen| fallen.fv > change.base) => {
+            before.del.is_some_and(|del| knew(&del) && del.fv > change.base)
+        }
+        Life::Deletes(standing) => standing.iter().any(knew),
+        Life::Clocks | Life::Urgent | Life::Writes(_) => before.del.as_ref().is_some_and(knew),
+    }
 }
 
 /// I11: no stored clock exceeds the time of receipt plus the allowed skew, and a clamp is told.

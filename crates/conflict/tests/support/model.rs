@@ -30,14 +30,6 @@ impl Done<'_> {
         }
         other.version.is_some_and(|version| version <= self.item.base)
     }
-
-    fn is_write(&self) -> bool {
-        match self.item.op {
-            Op::Delete => false,
-            Op::Patch => !self.item.touches_nothing(),
-            Op::Create | Op::Restore => true,
-        }
-    }
 }
 
 /// A set of changes of one record.
@@ -150,9 +142,7 @@ impl Model<'_> {
 
     fn standing<'a>(&'a self, name: &'a str) -> Vec<(&'a Done<'a>, &'a str)> {
         let effective = || self.whole_writes(name).filter(|(done, _)| !self.is_held(done, name));
-        effective()
-            .filter(|(written, _)| !effective().any(|(later, _)| later.saw(written)))
-            .collect()
+        effective().filter(|(written, _)| !effective().any(|(later, _)| later.saw(written))).collect()
     }
 
     /// Whether a write lowers what its author saw without saying so.
@@ -161,12 +151,22 @@ impl Model<'_> {
         let rank = |value: Option<&str>| value.and_then(|value| order.rank(value));
         let flagged = done.item.intents.as_ref().is_some_and(|intents| intents.deescalate);
         let previous = done.item.intents.as_ref().and_then(|intents| intents.previous.get(name));
-        !flagged && rank(done.item.fields.get(name)) < rank(previous)
+        let value = done.item.fields.get(name);
+        !flagged && value.is_some() && rank(value) < rank(previous)
+    }
+
+    /// Whether a change says that the record lives. A patch of which nothing remains but what is held says nothing.
+    fn is_write(&self, done: &Done<'_>) -> bool {
+        match done.item.op {
+            Op::Delete => false,
+            Op::Patch => done.item.touched().into_iter().any(|name| !self.is_held(done, name)),
+            Op::Create | Op::Restore => true,
+        }
     }
 
     fn clocks(&self) -> (Option<Stamp>, Option<Stamp>) {
         let del = self.done.iter().filter(|done| done.item.op == Op::Delete).map(Done::stamp).max();
-        let live = self.done.iter().filter(|done| done.is_write()).map(Done::stamp).max();
+        let live = self.done.iter().filter(|done| self.is_write(done)).map(Done::stamp).max();
         (del, live)
     }
 
@@ -175,13 +175,12 @@ impl Model<'_> {
         let (del, live) = self.clocks();
         match self.strategy {
             Strategy::FieldMerge { on_delete: OnDelete::UpdateWins, .. } => {
-                let mut writes = self.done.iter().filter(|done| done.is_write());
+                let mut writes = self.done.iter().filter(|done| self.is_write(done));
                 !writes.any(|write| !deletes().any(|delete| delete.saw(write)))
             }
             Strategy::FieldMerge { on_delete: OnDelete::DeleteWins, .. } => {
-                let restores = || {
-                    self.done.iter().filter(|done| matches!(done.item.op, Op::Create | Op::Restore))
-                };
+                let restores =
+                    || self.done.iter().filter(|done| matches!(done.item.op, Op::Create | Op::Restore));
                 deletes().any(|delete| !restores().any(|restore| restore.saw(delete)))
             }
             Strategy::PreserveEscalation { fields } => {
@@ -212,10 +211,6 @@ impl Item {
             names.extend(intents.add.iter().chain(intents.remove.iter()).map(|(name, _)| name));
         }
         names
-    }
-
-    fn touches_nothing(&self) -> bool {
-        self.touched().is_empty()
     }
 
     /// The elements that the change adds to a set or a list, by whatever part.

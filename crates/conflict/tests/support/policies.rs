@@ -164,7 +164,8 @@ impl CustomStrategy for Sway {
     }
 
     fn decide(&self, field: &Contested<'_>) -> Verdict {
-        match (field.client.len() + field.server.len()) % 4 {
+        let bytes = field.client.bytes().chain(field.server.bytes());
+        match bytes.map(u32::from).sum::<u32>() % 4 {
             0 => Verdict::Client,
             1 => Verdict::Server,
             2 => Verdict::Merged(format!("[{},{}]", field.client, field.server)),

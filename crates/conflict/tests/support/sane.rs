@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use driftline_conflict::{Change, Context, DeviceOrder, DeviceTable, Mark, Op, Policy, Record, Rights, Strategy};
+use driftline_conflict::{
+    Change, Context, DeviceOrder, DeviceTable, Mark, Op, Policy, Record, Rights, Strategy,
+};
 use driftline_model::{DeviceNo, Hlc, Intents, Object, Seq};
 
 use super::Apply;
@@ -134,7 +136,8 @@ pub(crate) type Stamp = (Hlc, &'static str, u64);
 impl Essence {
     fn of(record: &Record, numbers: &Numbers, strategy: &Strategy) -> Self {
         let stamp = |mark: Mark| (mark.hlc, numbers.name(mark.device), mark.n);
-        let fields = record.fields().filter(|(name, value, _)| !is_nothing(Content::of(strategy, name), value));
+        let fields =
+            record.fields().filter(|(name, value, _)| !is_nothing(Content::of(strategy, name), value));
         Self {
             deleted: record.is_deleted(&numbers.table),
             fields: fields
@@ -177,8 +180,7 @@ impl World {
         rng.shuffle(&mut names);
         names.truncate(rng.between(2, 4));
         let marks = freedom == Freedom::Any || rng.percent(15);
-        let policies =
-            if marks { policies::clocked_policies() } else { policies::joining_policies() };
+        let policies = if marks { policies::clocked_policies() } else { policies::joining_policies() };
         let policy = rng.pick(&policies).clone();
         let coarse = rng.percent(70);
         let clients = names
@@ -218,7 +220,8 @@ impl World {
         let deleted = record.is_deleted(&self.numbers.table);
         let highest = every_mark(record).iter().map(|mark| mark.hlc).max().unwrap_or_default();
         let strategy = &self.policy.strategy;
-        let ordered = record.fields.iter().filter(|(name, _)| Content::of(strategy, name) == Content::Ordered);
+        let ordered =
+            record.fields.iter().filter(|(name, _)| Content::of(strategy, name) == Content::Ordered);
         let shown: BTreeMap<String, String> =
             ordered.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         for client in &mut self.clients {

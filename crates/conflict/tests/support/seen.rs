@@ -1,7 +1,7 @@
 //! What can be read off changes and records, without deciding anything.
 
 use driftline_conflict::{Audit, Change, FieldDecision, Life, Mark, Op, Parts, Record};
-use driftline_model::elements;
+use driftline_model::{Object, elements};
 
 /// Every mark that a record holds, for whatever purpose.
 pub(crate) fn every_mark(record: &Record) -> Vec<Mark> {
@@ -69,9 +69,11 @@ pub(crate) fn entry<'a>(audit: Option<&'a Audit>, field: &str) -> Option<&'a Fie
     audit?.fields.iter().find(|entry| *entry.name == *field)
 }
 
-/// Whether a text is the value, or an array with the value in it.
+/// Whether a text is the value, an array with the value in it, or an account of arrays with the value in one.
 pub(crate) fn holds(text: &str, value: &str) -> bool {
-    text == value || elements(text).is_some_and(|elements| elements.contains(&value))
+    let within = |array: &str| elements(array).is_some_and(|elements| elements.contains(&value));
+    let asked = Object::from_canonical(text.to_owned()).ok();
+    text == value || within(text) || asked.is_some_and(|asked| asked.iter().any(|(_, array)| within(array)))
 }
 
 /// A canonical integer; what is no integer counts as nothing.
