@@ -38,38 +38,5 @@ pub(crate) fn accepted(outcome: Outcome) -> bool {
     }
 }
 
-/// How many histories a law saw, and in how many of them edits overlapped.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Report {
-    pub(crate) histories: usize,
-    pub(crate) overlapping: usize,
-}
-
-impl Report {
-    /// A law that hardly ever meets two devices on one field shows nothing.
-    pub(crate) fn assert_bites(&self) {
-        assert!(
-            self.overlapping * 100 >= self.histories * 30,
-            "only {} of {} histories have overlapping edits",
-            self.overlapping,
-            self.histories
-        );
-    }
-}
-
 /// Checks one history: whether edits overlapped in it, or what it breaks.
 pub(crate) type Check = fn(&Apply<'_>, u64) -> Result<bool, String>;
-
-/// Runs a check over many seeds; the error names the seed and how to run it alone.
-pub(crate) fn over_seeds(apply: &Apply<'_>, histories: u64, check: Check) -> Result<Report, String> {
-    let mut report = Report::default();
-    let only = std::env::var("LAWS_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
-    let seeds = only.map_or(0..histories, |seed| seed..seed + 1);
-    for seed in seeds {
-        let overlapping = check(apply, seed)
-            .map_err(|broken| format!("seed {seed} (LAWS_SEED={seed} runs it alone): {broken}"))?;
-        report.histories += 1;
-        report.overlapping += usize::from(overlapping);
-    }
-    Ok(report)
-}

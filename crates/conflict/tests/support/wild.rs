@@ -146,12 +146,12 @@ pub(crate) fn play_under(apply: &Apply<'_>, seed: u64, wanted: fn(&Policy) -> bo
         if rng.percent(30) {
             device.pull(&server.records);
         }
-        if device.queue.is_empty() || rng.percent(35) {
+        if device.queue.is_empty() || rng.percent(50) {
             device.n += 1;
             let input = edit(&mut rng, device, now, &server, &mut unique);
             device.queue.push(input);
         }
-        if rng.percent(65) {
+        if rng.percent(60) {
             steps.push(send(&mut rng, device, now, &mut server));
         }
     }
@@ -167,7 +167,7 @@ pub(crate) fn play_under(apply: &Apply<'_>, seed: u64, wanted: fn(&Policy) -> bo
 
 /// Sends the oldest change of the queue, or now and then a later one that overtakes it.
 fn send(rng: &mut Rng, device: &mut Device, now: u64, server: &mut Server<'_>) -> Step {
-    let at = if rng.percent(75) { 0 } else { rng.below(device.queue.len()) };
+    let at = if rng.percent(60) { 0 } else { rng.below(device.queue.len()) };
     let mut input = device.queue.remove(at);
     input.received = Hlc::new(now, 0);
     server.take(&input)
