@@ -49,8 +49,13 @@ impl Server {
         let identities = ["ada", "bob"].map(|user| {
             let (tenant, user) = (TenantId::new("acme"), UserId::text(user));
             let device = DeviceId::new("phone").expect("a name");
-            let identity =
-                engine.identify(tenant.expect("a name"), user.expect("a name"), Some(device), Vec::new());
+            let identity = engine.identify(
+                tenant.expect("a name"),
+                user.expect("a name"),
+                Some(device),
+                Vec::new(),
+                &[],
+            );
             block_on(identity).expect("an identity")
         });
         let authors = identities.iter().map(|identity| {
