@@ -82,17 +82,18 @@ impl Reader {
 
     /// Takes a row if it is newer than what is there.
     pub(crate) fn take(&mut self, change: &Change) -> Result<(), String> {
-        if !self.wanted.is_empty() && !self.wanted.contains(&change.kind) {
-            return Err(format!("{change:?} is of a kind that nobody wants"));
-        }
         let key = (change.kind.clone(), change.id.clone());
         let known = self.rows.get(&key);
+        // What is lost is lost in every kind, also in those that the reader wants no more.
         if change.change == ChangeKind::Evict {
             if known.is_some_and(|(version, _)| *version <= change.version) {
                 self.rows.remove(&key);
                 self.evictions += 1;
             }
             return Ok(());
+        }
+        if !self.wanted.is_empty() && !self.wanted.contains(&change.kind) {
+            return Err(format!("{change:?} is of a kind that nobody wants"));
         }
         if !self.identity.scopes.contains(&change.scope) {
             return Err(format!("{change:?} is none of the reader's business"));
