@@ -312,8 +312,12 @@ impl Plan<'_> {
             kind: conflicts_kind(),
             id: RecordId::new(row.conflict_id.as_str()).expect("a conflict's name is short"),
         };
-        if row.seq > Seq::ZERO && self.state.rows.get(&own).is_none_or(Option::is_none) {
-            let before = self.conflict_row(key.tenant, &row, row.seq);
+        let known = self.state.conflicts.get(key).into_iter().flatten();
+        let known = known.into_iter().find(|known| known.conflict_id == row.conflict_id);
+        if let Some(known) = known.filter(|_| self.state.rows.get(&own).is_none_or(Option::is_none)) {
+            // Its record as it stood: what is written again was open, in the scope that it had.
+            let open = ConflictRow { status: ConflictStatus::Open, ..known.clone() };
+            let before = self.conflict_row(key.tenant, &open, known.seq);
             self.state.rows.insert(own.clone(), Some(before));
         }
         row.seq = self.context(key.tenant).next;
