@@ -7,9 +7,9 @@ use driftline_model::{
     ConflictId, DeviceNo, Epoch, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId,
     TenantNo,
 };
-use driftline_protocol::{FieldError, ItemCode, RecordView};
+use driftline_protocol::{FieldError, ItemCode, RecordView, Resolution};
 
-use crate::review::{ConflictRow, Resolution};
+use crate::review::ConflictRow;
 
 /// Where a record is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -29,7 +29,7 @@
 //! // Bob writes, Ada hears of it and pulls.
 //! let bob = Author::join(engine.store(), "acme", "bob", "phone");
 //! let (tenant, user) = (TenantId::new("acme")?, UserId::text("ada")?);
-//! let ada = block_on(engine.identify(tenant, user, Some(DeviceId::new("phone")?), Vec::new()))?;
+//! let ada = block_on(engine.identify(tenant, user, Some(DeviceId::new("phone")?), Vec::new(), &[]))?;
 //! let mut commits = engine.subscribe(&ada);
 //! block_on(engine.store().commit(bob.batch([create("n1", r#"{"title":"hello"}"#)])))?;
 //! assert_eq!(commits.try_next().expect("a commit").seq.number(), 1);
@@ -54,13 +54,13 @@ mod session;
 mod work;
 
 pub use audit::audit_detail;
-pub use catalogue::{Catalogue, KindRule, ScopeRule};
+pub use catalogue::{Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule};
 pub use explain::{Explanation, FieldExplanation, LostValue};
 pub use group::{
     Apply, Entry, Known, KnownMore, Placement, Receipt, Resolve, Resolved, RowKey, Submission,
     SubmissionResult, Task,
 };
-pub use hub::{Committed, CommittedChange, Hub, Subscription};
+pub use hub::{Committed, CommittedChange, CommittedConflict, Hub, Moved, Subscription};
 pub use plan::{
     AuditWrite, DeviceWrite, ExitWrite, GroupState, PlanEnv, Planned, ResultWrite, SumWrite, Writes, plan,
 };
@@ -72,7 +72,7 @@ pub use ports::{
 };
 pub use pull::PullFault;
 pub use review::{
-    AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, Resolution, conflicts_kind,
+    AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,
 };
 pub use service::{Engine, RecordPage, Sealer};
 pub use session::{Close, Output, Session};

@@ -10,6 +10,7 @@ use driftline_model::{
 use driftline_protocol::ItemCode;
 use thiserror::Error;
 
+use crate::catalogue::Reviewable;
 use crate::group::{Receipt, Submission};
 use crate::hub::Committed;
 use crate::review::{AuditQuery, ConflictQuery, ConflictRow};
@@ -32,6 +33,10 @@ pub trait Observer: Send + Sync + 'static {
     fn item(&self, code: ItemCode, strategy: Option<&'static str>);
     /// A device's clock ran so far ahead that it was held back.
     fn clock_clamped(&self) {}
+    /// The assertions of an ordered field were cut to their limit.
+    fn assertions_collapsed(&self) {}
+    /// A device asked for the sums of a range, because what it holds does not add up to what it should.
+    fn checksum_mismatch(&self) {}
 }
 
 /// Hears everything and counts nothing.
@@ -75,8 +80,10 @@ pub struct Identity {
     pub roles: Vec<Box<str>>,
     /// The device, on routes that have one.
     pub device: Option<(DeviceNo, DeviceKey)>,
-    /// The scopes that the user reads and writes.
+    /// The scopes that the user reads and writes, sorted.
     pub scopes: Vec<ScopeName>,
+    /// The kinds whose conflicts the user may decide.
+    pub reviews: Reviewable,
 }
 
 impl Identity {

@@ -2,6 +2,7 @@
 
 use driftline_conflict::{Op, ReviewReason};
 use driftline_model::{ConflictId, DeviceKey, DeviceNo, KindName, Object, OpId, RecordId, ScopeName, Seq};
+use driftline_protocol::{ConflictDoc, Resolution, format_millis, object_of_text, plain_name, to_json};
 
 /// The kind under which conflicts are synced: `$conflicts`.
 #[must_use]
@@ -80,35 +81,57 @@ impl ConflictStatus {
     }
 }
 
-/// How a reviewer decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Resolution {
-    /// The change that waits is carried out.
-    Client,
-    /// What is stored stays.
-    Server,
-    /// The reviewer's own values are written.
-    Merged,
+/// A conflict as a document.
+#[must_use]
+pub fn conflict_doc(row: &ConflictRow) -> ConflictDoc {
+    let (status, resolution, by, at_ms) = match &row.status {
+        ConflictStatus::Open => ("open", None, None, None),
+        ConflictStatus::Resolved { resolution, by, at_ms } => {
+            ("resolved", Some(*resolution), Some(by.to_string()), Some(*at_ms))
+        }
+    };
+    ConflictDoc {
+        conflict_id: row.conflict_id.to_string(),
+        kind: row.kind.to_string(),
+        id: row.id.to_string(),
+        status: status.into(),
+        reason: row.reason.name().into(),
+        device_id: row.device_key.device().into(),
+        user_id: row.device_key.user().into(),
+        op: op_name(row.op).into(),
+        n: row.n,
+        op_id: row.op_id.as_ref().map(ToString::to_string),
+        fields: row.fields.iter().map(|name| plain_name(name)).collect(),
+        base_version: row.base_version.number(),
+        base: row.base.clone(),
+        client: row.client.clone(),
+        server: row.server.clone(),
+        version: row.version.number(),
+        policy_version: row.policy_version,
+        opened_at: format_millis(row.opened_ms),
+        resolved_at: at_ms.map(format_millis),
+        resolved_by: by,
+        resolution: resolution.map(|resolution| resolution.as_str().into()),
+    }
 }
 
-impl Resolution {
-    /// Every resolution.
-    pub const ALL: [Self; 3] = [Self::Client, Self::Server, Self::Merged];
+/// The document as the fields of a record.
+pub(crate) fn conflict_fields(row: &ConflictRow) -> Object {
+    let text = to_json(&conflict_doc(row));
+    let parsed = object_of_text(&text, DEPTH).ok().and_then(Result::ok);
+    parsed.expect("a document of canonical values is a canonical object")
+}
 
-    /// Returns the name used on the wire and in the store.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Server => "server",
-            Self::Merged => "merged",
-        }
-    }
+/// Room for the values of a record inside the document.
+const DEPTH: usize = 128;
 
-    /// Finds a resolution by its name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|resolution| resolution.name() == name)
+/// Returns an operation's name on the wire.
+pub(crate) const fn op_name(op: Op) -> &'static str {
+    match op {
+        Op::Create => "create",
+        Op::Patch => "patch",
+        Op::Delete => "delete",
+        Op::Restore => "restore",
     }
 }
 

@@ -75,7 +75,7 @@ pub enum ClientMessage<'a> {
         resolution: Resolution,
         /// The reviewer's own values; sent only when merged.
         fields: &'a Object,
-        /// The record's version that the reviewer has seen; none: any.
+        /// The record's version that the reviewer has seen; none: the one that the conflict names.
         version: Option<Seq>,
     },
     /// Ends the session.
@@ -107,66 +107,84 @@ impl ClientMessage<'_> {
 
     fn write(&self, message_id: Option<&str>) -> String {
         let mut out = String::with_capacity(256);
-        match self {
-            Self::StartSync { sync_id, data_types, total_items, cursor, epoch, acked_n } => {
-                open(&mut out, "start_sync", message_id, Some(sync_id));
-                kinds(&mut out, data_types);
-                number(&mut out, "total_items", *total_items);
-                number(&mut out, "acked_n", *acked_n);
-                text(&mut out, "cursor", *cursor);
-                text(&mut out, "epoch", epoch.map(|epoch| epoch.to_string()).as_deref());
-            }
-            Self::SyncData { sync_id, items, batch_seq, acked_n } => {
-                open(&mut out, "sync_data", message_id, Some(sync_id));
-                batch(&mut out, items);
-                number(&mut out, "batch_seq", *batch_seq);
-                number(&mut out, "acked_n", *acked_n);
-            }
-            Self::RequestServerData { sync_id, data_types, cursor, range } => {
-                open(&mut out, "request_server_data", message_id, Some(sync_id));
-                kinds(&mut out, data_types);
-                text(&mut out, "cursor", *cursor);
-                if let Some(range) = range {
-                    out.push_str(",\"range\":");
-                    range.write(&mut out);
-                }
-            }
-            Self::RequestChecksums { sync_id, range, parts } => {
-                open(&mut out, "request_checksums", message_id, Some(sync_id));
-                text(&mut out, "kind", Some(range.kind.as_str()));
-                text(&mut out, "scope", Some(range.scope.as_str()));
-                write_bounds(&mut out, range.after.as_ref(), range.until.as_ref());
-                number(&mut out, "parts", *parts);
-            }
-            Self::ResolveConflict { conflict_id, resolution, fields, version } => {
-                open(&mut out, "resolve_conflict", message_id, None);
-                text(&mut out, "conflict_id", Some(conflict_id.as_str()));
-                text(&mut out, "resolution", Some(resolution.as_str()));
-                if *resolution == Resolution::Merged {
-                    object(&mut out, "fields", fields);
-                }
-                if let Some(version) = version {
-                    number(&mut out, "version", version.number());
-                }
-            }
-            Self::EndSync { sync_id } => open(&mut out, "end_sync", message_id, Some(sync_id)),
-            Self::Heartbeat { last_seq, queue_depth } => {
-                open(&mut out, "heartbeat", message_id, None);
-                number(&mut out, "last_seq", last_seq.number());
-                number(&mut out, "queue_depth", *queue_depth);
-            }
-        }
+        out.push_str("{\"type\":\"");
+        out.push_str(self.kind());
+        out.push('"');
+        text(&mut out, "id", message_id);
+        text(&mut out, "sync_id", self.sync_id());
+        self.write_payload(&mut out);
         out.push('}');
         out
     }
-}
 
-fn open(out: &mut String, kind: &str, message_id: Option<&str>, sync_id: Option<&str>) {
-    out.push_str("{\"type\":\"");
-    out.push_str(kind);
-    out.push('"');
-    text(out, "id", message_id);
-    text(out, "sync_id", sync_id);
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::StartSync { .. } => "start_sync",
+            Self::SyncData { .. } => "sync_data",
+            Self::RequestServerData { .. } => "request_server_data",
+            Self::RequestChecksums { .. } => "request_checksums",
+            Self::ResolveConflict { .. } => "resolve_conflict",
+            Self::EndSync { .. } => "end_sync",
+            Self::Heartbeat { .. } => "heartbeat",
+        }
+    }
+
+    const fn sync_id(&self) -> Option<&str> {
+        match self {
+            Self::StartSync { sync_id, .. }
+            | Self::SyncData { sync_id, .. }
+            | Self::RequestServerData { sync_id, .. }
+            | Self::RequestChecksums { sync_id, .. }
+            | Self::EndSync { sync_id } => Some(sync_id),
+            Self::ResolveConflict { .. } | Self::Heartbeat { .. } => None,
+        }
+    }
+
+    fn write_payload(&self, out: &mut String) {
+        match self {
+            Self::StartSync { data_types, total_items, cursor, epoch, acked_n, .. } => {
+                kinds(out, data_types);
+                number(out, "total_items", *total_items);
+                number(out, "acked_n", *acked_n);
+                text(out, "cursor", *cursor);
+                text(out, "epoch", epoch.map(|epoch| epoch.to_string()).as_deref());
+            }
+            Self::SyncData { items, batch_seq, acked_n, .. } => {
+                batch(out, items);
+                number(out, "batch_seq", *batch_seq);
+                number(out, "acked_n", *acked_n);
+            }
+            Self::RequestServerData { data_types, cursor, range, .. } => {
+                kinds(out, data_types);
+                text(out, "cursor", *cursor);
+                if let Some(range) = range {
+                    out.push_str(",\"range\":");
+                    range.write(out);
+                }
+            }
+            Self::RequestChecksums { range, parts, .. } => {
+                text(out, "kind", Some(range.kind.as_str()));
+                text(out, "scope", Some(range.scope.as_str()));
+                write_bounds(out, range.after.as_ref(), range.until.as_ref());
+                number(out, "parts", *parts);
+            }
+            Self::ResolveConflict { conflict_id, resolution, fields, version } => {
+                text(out, "conflict_id", Some(conflict_id.as_str()));
+                text(out, "resolution", Some(resolution.as_str()));
+                if *resolution == Resolution::Merged {
+                    object(out, "fields", fields);
+                }
+                if let Some(version) = version {
+                    number(out, "version", version.number());
+                }
+            }
+            Self::EndSync { .. } => {}
+            Self::Heartbeat { last_seq, queue_depth } => {
+                number(out, "last_seq", last_seq.number());
+                number(out, "queue_depth", *queue_depth);
+            }
+        }
+    }
 }
 
 pub(crate) fn text(out: &mut String, name: &str, value: Option<&str>) {

@@ -95,7 +95,8 @@ pub struct CursorError;
 
 const FORMAT: u8 = 2;
 const MAC_BYTES: usize = 8;
-const CURSOR_CHARS_MAX: usize = 32 << 10;
+/// Room for as many kinds as a request may name, twice, and for some hundred scopes.
+const CURSOR_CHARS_MAX: usize = 128 << 10;
 
 impl CursorKey {
     /// Makes a key of 32 secret bytes.

@@ -4,9 +4,9 @@ use std::cmp::Ordering;
 
 use driftline_model::{Intents, Object, ObjectBuilder, elements, key_cmp};
 
-use crate::canonical::canonical_object;
+use crate::canonical::{canonical_object, pointer_segment};
 use crate::envelope::FieldError;
-use crate::json::{Node, unescape};
+use crate::json::Node;
 use crate::write::write_integer;
 
 /// The most flags of one item.
@@ -120,7 +120,7 @@ fn deescalates(node: Option<Node<'_>>, errors: &mut Vec<FieldError>) -> bool {
 
 /// Makes the JSON Pointer to a field of an intent.
 fn place(name: &str, field: &str) -> String {
-    format!("/{name}/{}", unescape(field).replace('~', "~0").replace('/', "~1"))
+    format!("/{name}{}", pointer_segment(field))
 }
 
 /// Appends increments as a canonical JSON object.
@@ -153,5 +153,99 @@ pub(crate) fn write_identity(out: &mut String, intents: &Intents) {
     }
     if intents.deescalate {
         out.push_str("\u{0}deescalate");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::item::Item;
+    use crate::json::Document;
+
+    fn read(op: &str, rest: &str) -> Result<Item, Vec<String>> {
+        let text = format!(r#"{{"kind":"k","id":"i","op":"{op}",{rest}}}"#);
+        let document = Document::parse(text.as_bytes(), 64).expect("JSON");
+        Item::read(document.root()).map_err(|bad| bad.errors.into_iter().map(|error| error.pointer).collect())
+    }
+
+    #[test]
+    fn intents_are_read_in_canonical_form() {
+        let item = read(
+            "patch",
+            r#""previous":{"priority":"low"},"increments":{"visits":1,"calls":-2.0},"add":{"tags":["roof",1.0]},
+               "append":{"log":[{"id":"l1","a":2}],"a":[]},"remove":{"tags":["old"]},"flags":["later","deescalate"]"#,
+        )
+        .unwrap();
+        let intents = item.intents.expect("something is asked");
+        assert_eq!(intents.previous.as_str(), r#"{"priority":"low"}"#);
+        assert_eq!(intents.increments, [("calls".into(), -2), ("visits".into(), 1)]);
+        assert_eq!(intents.add.as_str(), r#"{"a":[],"log":[{"a":2,"id":"l1"}],"tags":["roof",1]}"#);
+        assert_eq!(intents.remove.as_str(), r#"{"tags":["old"]}"#);
+        assert!(intents.deescalate);
+    }
+
+    #[test]
+    fn nothing_asked_is_none() {
+        for rest in [
+            r#""fields":{}"#,
+            r#""previous":null,"increments":null,"add":null,"append":null,"remove":null,"flags":null"#,
+            r#""previous":{},"increments":{},"add":{},"append":{},"remove":{},"flags":[]"#,
+            r#""flags":["urgent"]"#,
+        ] {
+            assert_eq!(read("patch", rest).unwrap().intents, None, "{rest}");
+        }
+        assert_eq!(read("delete", r#""increments":{"v":1}"#).unwrap().intents, None);
+    }
+
+    #[test]
+    fn every_fault_has_its_place() {
+        let seventeen = format!(r#""flags":[{}]"#, vec![r#""f""#; 17].join(","));
+        let long = format!(r#""flags":["{}"]"#, "f".repeat(65));
+        let table: [(&str, &[&str]); 19] = [
+            (r#""increments":{"visits":1.5}"#, &["/increments/visits"]),
+            (r#""increments":{"a":"1","b":1e20,"c":2}"#, &["/increments/b"]),
+            (
+                r#""increments":{"a":"1","b":1e21,"c":null}"#,
+                &["/increments/a", "/increments/b", "/increments/c"],
+            ),
+            (r#""increments":{"v":9007199254740993}"#, &["/increments/v"]),
+            (r#""increments":[1]"#, &["/increments"]),
+            (r#""previous":7"#, &["/previous"]),
+            (r#""previous":{"a":{"b":1,"b":2}}"#, &["/previous/a/b"]),
+            (r#""add":{"tags":"roof","x/y":{}}"#, &["/add/tags", "/add/x~1y"]),
+            (r#""add":{"tags":["\u0000"]}"#, &["/add/tags/0"]),
+            (r#""remove":{"tags":null}"#, &["/remove/tags"]),
+            (r#""append":{"log":1}"#, &["/append/log"]),
+            (r#""add":{"a":[],"tags":[1]},"append":{"tags":[1]}"#, &["/append/tags"]),
+            (r#""add":{},"add":{}"#, &["/add"]),
+            (r#""flags":"deescalate""#, &["/flags"]),
+            (r#""flags":["deescalate",1,""]"#, &["/flags/1", "/flags/2"]),
+            (&seventeen, &["/flags"]),
+            (&long, &["/flags/0"]),
+            (r#""increments":{"v":1.5},"remove":{"t":1}"#, &["/increments/v", "/remove/t"]),
+            (r#""append":{"":{}}"#, &["/append/"]),
+        ];
+        for (rest, wanted) in table {
+            assert_eq!(read("patch", rest).unwrap_err(), wanted, "{rest}");
+            assert_eq!(read("delete", rest).unwrap_err(), wanted, "{rest}");
+        }
+    }
+
+    #[test]
+    fn the_hash_covers_what_is_asked_but_not_what_was_seen() {
+        let hash = |rest: &str| read("patch", rest).unwrap().hash;
+        let bare = hash(r#""fields":{}"#);
+        assert_eq!(hash(r#""previous":{"a":1},"increments":{}"#), bare);
+        let asked = [
+            r#""increments":{"a":1}"#,
+            r#""increments":{"a":2}"#,
+            r#""add":{"a":[1]}"#,
+            r#""remove":{"a":[1]}"#,
+            r#""flags":["deescalate"]"#,
+        ];
+        let mut hashes: Vec<u64> = asked.into_iter().map(hash).chain([bare]).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), asked.len() + 1);
+        assert_eq!(hash(r#""add":{"b":[2]},"append":{"a":[1]}"#), hash(r#""append":{"b":[2.0],"a":[1]}"#));
     }
 }

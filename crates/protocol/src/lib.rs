@@ -20,6 +20,7 @@ mod client;
 mod code;
 mod conflict;
 mod cursor;
+mod element;
 mod envelope;
 mod http;
 mod inbound;
@@ -29,6 +30,8 @@ mod json;
 mod outbound;
 mod policy;
 mod rows;
+#[cfg(feature = "schema")]
+mod schema;
 mod time;
 mod views;
 mod write;
@@ -51,6 +54,8 @@ pub use outbound::{
 };
 pub use policy::{FieldPolicyDoc, PolicyDoc};
 pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
+#[cfg(feature = "schema")]
+pub use schema::{KindSchema, SchemaError, Whole};
 pub use time::{format_millis, parse_time};
 pub use views::{
     ExplainDoc, ExplainField, ExplainLoss, ListDoc, PolicyView, RecordDoc, encode_changes_answer,

@@ -172,6 +172,7 @@ fn everything(author: &Author) -> PageQuery {
         place: Place::After(Seq::ZERO),
         rows: 1000,
         bytes: 1 << 20,
+        sums: false,
     }
 }
 
