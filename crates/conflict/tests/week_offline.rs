@@ -7,7 +7,7 @@ use driftline_conflict::{
     Change, Context, Decision, DeviceTable, FieldRule, Op, Order, Outcome, Policy, Record, ReviewReason,
     Rights, Rule, Strategy, Winner, apply,
 };
-use driftline_model::{DeviceNo, Hlc, Intents, Object, Seq};
+use driftline_model::{DeviceNo, Hlc, Object, Seq};
 
 const NURSE: DeviceNo = DeviceNo::new(0);
 const COLLEAGUE: DeviceNo = DeviceNo::new(1);
