@@ -312,12 +312,14 @@ impl Plan<'_> {
             kind: conflicts_kind(),
             id: RecordId::new(row.conflict_id.as_str()).expect("a conflict's name is short"),
         };
-        let known = self.state.conflicts.get(key).into_iter().flatten();
-        let known = known.into_iter().find(|known| known.conflict_id == row.conflict_id);
-        if let Some(known) = known.filter(|_| self.state.rows.get(&own).is_none_or(Option::is_none)) {
-            // Its record as it stood: what is written again was open, in the scope that it had.
-            let open = ConflictRow { status: ConflictStatus::Open, ..known.clone() };
-            let before = self.conflict_row(key.tenant, &open, known.seq);
+        // The row as it is stored tells in which scope its record was until now.
+        let stored = self.state.conflicts.get(key).and_then(|rows| {
+            rows.iter().find(|known| known.conflict_id == row.conflict_id && known.seq > Seq::ZERO)
+        });
+        if let Some(stored) = stored
+            && self.state.rows.get(&own).is_none_or(Option::is_none)
+        {
+            let before = self.conflict_row(key.tenant, stored, stored.seq);
             self.state.rows.insert(own.clone(), Some(before));
         }
         row.seq = self.context(key.tenant).next;
