@@ -201,6 +201,20 @@ impl MemoryStore {
         Self { state: Arc::new(Mutex::new(state)), clock, listeners, cursor_secret, limits }
     }
 
+    /// Makes another store that holds what this one holds now, and reports its own commits to `listeners`.
+    ///
+    /// What happens to the one is not seen in the other, as with a copy of a file.
+    #[must_use]
+    pub fn fork(&self, listeners: Arc<dyn Listeners>) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(self.state().clone())),
+            clock: Arc::clone(&self.clock),
+            listeners,
+            cursor_secret: self.cursor_secret,
+            limits: self.limits.clone(),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,12 +239,18 @@ impl MemoryStore {
         }
         planned.receipts.pop().ok_or_else(|| StoreError::Unavailable("no receipt".into()))
     }
+}
 
-    /// Copies the store: two that are alike now and go separate ways, in one world.
-    #[must_use]
-    pub fn fork(&self) -> Self {
-        let state = Arc::new(Mutex::new(self.state().clone()));
-        Self { state, ..self.clone() }
+#[cfg(test)]
+impl MemoryStore {
+    /// Writes what was planned by hand.
+    pub(crate) fn write_planned(&self, writes: Writes, mut group: GroupState, now_ms: u64) {
+        self.state().take(writes, &mut group, now_ms);
+    }
+
+    /// Loads what a batch needs.
+    pub(crate) fn load_batch(&self, submission: &Submission) -> GroupState {
+        self.state().load(submission)
     }
 }
 

@@ -132,6 +132,40 @@ impl SqliteStore {
     }
 }
 
+#[cfg(test)]
+impl SqliteStore {
+    /// Writes what was planned by hand.
+    pub(crate) async fn write_planned(
+        &self,
+        planned: driftline_engine::Planned,
+        state: driftline_engine::GroupState,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        self.write(move |writer| {
+            let now = rows::sql(now_ms);
+            writer.write(&planned, &state, now).map_err(|error| match error {
+                writer::GroupError::Store(error) => error,
+                writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
+            })
+        })
+        .await
+    }
+
+    /// Loads what a commit group needs.
+    pub(crate) async fn load_group(
+        &self,
+        group: Vec<Submission>,
+    ) -> Result<driftline_engine::GroupState, StoreError> {
+        self.run(move |writer| {
+            writer.load(&group, writer::Lookup::Thorough).map_err(|error| match error {
+                writer::GroupError::Store(error) => error,
+                writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
+            })
+        })
+        .await
+    }
+}
+
 impl Store for SqliteStore {
     async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
         let known = self.shared.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).copied();

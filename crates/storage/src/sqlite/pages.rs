@@ -299,19 +299,19 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Reads rows until the bytes are used up; tells whether it stopped early.
+    /// Reads rows until the bytes are used up; tells whether more follow.
     fn collect<Q>(&mut self, query: Q, items: &mut Vec<Item>) -> Result<bool, StoreError>
     where
         Q: for<'q> diesel::query_dsl::LoadQuery<'q, SqliteConnection, RecordRow>,
     {
         let mut bytes = 0;
         for row in query.load_iter::<RecordRow, _>(self.connection).map_err(store_error)? {
-            let row = row_of(self.names, row.map_err(store_error)?)?;
-            bytes += row.record.fields.as_str().len();
-            items.push(Item::Row(row));
             if bytes > self.query.bytes {
                 return Ok(true);
             }
+            let row = row_of(self.names, row.map_err(store_error)?)?;
+            bytes += row.record.fields.as_str().len();
+            items.push(Item::Row(row));
         }
         Ok(false)
     }
