@@ -45,15 +45,12 @@ pub fn apply(current: Option<&Record>, change: &Change, policy: &Policy, context
         Op::Delete if deleted => merge.delete_again(),
         Op::Delete => merge.delete(),
         Op::Create if deleted && merge.saw_delete() => merge.restore(),
-        // A create of what exists has seen nothing of it.
-        Op::Create => {
-            merge.base = Seq::ZERO;
-            if deleted { merge.update_deleted() } else { merge.update() }
-        }
         Op::Patch if deleted && merge.saw_delete() => return Decision::refused(Outcome::Gone),
         Op::Restore if deleted && merge.saw_delete() => merge.restore(),
-        Op::Patch | Op::Restore if deleted => merge.update_deleted(),
-        Op::Patch | Op::Restore => merge.update(),
+        // A create of what exists has seen as much of it as its base says: nothing, unless its author knew a tombstone
+        // that another device has brought back in the meantime. What it knew cannot depend on who arrives first.
+        Op::Create | Op::Patch | Op::Restore if deleted => merge.update_deleted(),
+        Op::Create | Op::Patch | Op::Restore => merge.update(),
     }
     merge.finish()
 }
@@ -109,6 +106,8 @@ struct Merge<'a> {
     review: Option<Review>,
     errors: Vec<ChangeError>,
     conflict: bool,
+    /// Whether the change weighed in on a field, even where it lost: that depends on the order of arrival.
+    touched: bool,
     /// Parts of the change that do not stand.
     lost: bool,
     /// Whether the author can see an effect although parts lost.
@@ -144,6 +143,7 @@ impl<'a> Merge<'a> {
             review: None,
             errors: Vec::new(),
             conflict: false,
+            touched: false,
             lost: false,
             visible: false,
             collapsed: false,

@@ -65,7 +65,8 @@ pub enum Life {
     Urgent,
     /// Writes that no delete had seen: the record lives while there are any.
     Writes(Vec<Mark>),
-    /// Deletes that no restore had seen: the record is deleted while there are any.
+    /// Deletes that no restore had seen: the record is deleted while there are any. Where urgent values hold deletes up,
+    /// the one that has taken effect since, dated by the version in which it did.
     Deletes(Vec<Mark>),
 }
 
@@ -147,11 +148,15 @@ impl Record {
     #[must_use]
     pub fn is_deleted(&self, devices: &dyn DeviceOrder) -> bool {
         match &self.life {
-            Life::Clocks => self.del.is_some_and(|del| del.order(&self.live, devices) == Ordering::Greater),
+            Life::Clocks => self.del_is_newer(devices),
             Life::Urgent => false,
             Life::Writes(unseen) => unseen.is_empty(),
             Life::Deletes(standing) => !standing.is_empty(),
         }
+    }
+
+    pub(crate) fn del_is_newer(&self, devices: &dyn DeviceOrder) -> bool {
+        self.del.is_some_and(|del| del.order(&self.live, devices) == Ordering::Greater)
     }
 
     /// Finds what a field that merges remembers, if it remembers anything.

@@ -29,7 +29,7 @@
 //! // Bob writes, Ada hears of it and pulls.
 //! let bob = Author::join(engine.store(), "acme", "bob", "phone");
 //! let (tenant, user) = (TenantId::new("acme")?, UserId::text("ada")?);
-//! let ada = block_on(engine.identify(tenant, user, Some(DeviceId::new("phone")?), Vec::new()))?;
+//! let ada = block_on(engine.identify(tenant, user, Some(DeviceId::new("phone")?), Vec::new(), &[]))?;
 //! let mut commits = engine.subscribe(&ada);
 //! block_on(engine.store().commit(bob.batch([create("n1", r#"{"title":"hello"}"#)])))?;
 //! assert_eq!(commits.try_next().expect("a commit").seq.number(), 1);

@@ -75,7 +75,7 @@ pub enum ClientMessage<'a> {
         resolution: Resolution,
         /// The reviewer's own values; sent only when merged.
         fields: &'a Object,
-        /// The record's version that the reviewer has seen; none: any.
+        /// The record's version that the reviewer has seen; none: the one that the conflict names.
         version: Option<Seq>,
     },
     /// Ends the session.

@@ -47,7 +47,7 @@ pub struct ResolveConflict {
     pub resolution: Resolution,
     /// The reviewer's own values; empty unless merged.
     pub fields: Object,
-    /// The record's version that the reviewer has seen; none: any.
+    /// The record's version that the reviewer has seen; none: the one that the conflict names.
     pub version: Option<Seq>,
 }
 
@@ -69,7 +69,7 @@ pub struct ResolvePost {
     pub resolution: Resolution,
     /// The reviewer's own values; empty unless merged.
     pub fields: Object,
-    /// The record's version that the reviewer has seen; none: any.
+    /// The record's version that the reviewer has seen; none: the one that the conflict names.
     pub version: Option<Seq>,
 }
 

@@ -39,8 +39,10 @@ impl<'a> Merge<'a> {
             return;
         }
         if self.lowers_unsaid(stored.name, value, &old, order) {
-            self.conflict = true;
+            self.conflict |= self.concurrent_field(stored.name, &stored.mark);
             self.lost = true;
+            // The record that a create asks for exists, whether or not another device has brought it back already.
+            self.touched |= self.change.op == Op::Create;
             self.contest(stored, value, Winner::Held, Rule::Escalation);
             return self.set_aside(ReviewReason::DeescalationHeld, Some(stored.name));
         }
@@ -52,8 +54,10 @@ impl<'a> Merge<'a> {
         new.push(Assertion { value: value.into(), mark, covered });
         self.limit(&mut new, order);
         let shown = highest(&new, order).map_or(value, |highest| &*highest.value).to_owned();
-        if concurrent && stored.value != value {
-            self.conflict = true;
+        // That an ordered field falls is accounted for, also where nobody objects.
+        let falls = order.rank(&shown) < order.rank(stored.value);
+        if stored.value != value && (concurrent || falls) {
+            self.conflict |= concurrent;
             let winner = if shown == value { Winner::Client } else { Winner::Server };
             self.lost |= winner == Winner::Server;
             self.contest(stored, value, winner, Rule::Escalation);
@@ -71,7 +75,6 @@ impl<'a> Merge<'a> {
         let rank = order.rank(value);
         let previous =
             intents.and_then(|intents| intents.previous.get(name)).and_then(|value| order.rank(value));
-        let previous = previous.filter(|_| self.change.op != Op::Create);
         rank < previous || old.iter().any(|old| self.seen(&old.mark) && rank < order.rank(&old.value))
     }
 

@@ -17,6 +17,8 @@ pub(super) fn suited<'r>(record: &'r Record, policy: &Policy, context: &Context<
         | (Life::Urgent, LifeRule::Urgent)
         | (Life::Writes(_), LifeRule::Writes)
         | (Life::Deletes(_), LifeRule::Deletes) => true,
+        // A delete that was held up and took effect later: the clocks say the same.
+        (Life::Deletes(_), LifeRule::Urgent) => record.del_is_newer(context.devices),
         (Life::Urgent | Life::Writes(_) | Life::Deletes(_), _) => false,
     };
     if suits {
@@ -44,15 +46,20 @@ impl Merge<'_> {
         let saw = |del: &Mark| {
             !self.own_newer(del) && (del.fv <= self.change.base || del.device == self.change.device)
         };
-        match &self.record.life {
-            Life::Deletes(standing) => standing.iter().any(saw),
+        match (&self.record.life, self.record.del) {
+            // The device that made a delete knows that it was held up, once it has seen what became of it.
+            (Life::Deletes(fallen), Some(del)) if LifeRule::of(self.policy) == LifeRule::Urgent => {
+                let unaware = |fallen: &Mark| fallen.fv > self.base && del.fv <= self.base;
+                fallen.iter().any(|fallen| saw(fallen) && !unaware(fallen))
+            }
+            (Life::Deletes(standing), _) => standing.iter().any(saw),
             _ => self.record.del.as_ref().is_some_and(saw),
         }
     }
 
     /// Whether the change says that the record lives: by a write, or because that is what it asks for.
     fn asserts_existence(&self) -> bool {
-        let wrote = !self.writes.is_empty() || !self.states.is_empty();
+        let wrote = !self.writes.is_empty() || !self.states.is_empty() || self.touched;
         match self.change.op {
             Op::Restore => true,
             Op::Create => wrote || self.change.fields.is_empty(),
@@ -222,7 +229,7 @@ impl Merge<'_> {
     pub(super) fn delete(&mut self) {
         let live = self.record.live;
         let overtaken = self.record.all_marks().any(|mark| self.own_newer(&mark));
-        let clash = self.any_concurrent();
+        let clash = self.any_concurrent() || self.leaves_unseen_writes();
         self.conflict = clash;
         if !overtaken && self.cover_urgent() {
             return self.hold_delete();
@@ -335,7 +342,15 @@ impl Merge<'_> {
     /// Takes a delete into what decides about existence.
     fn life_of_delete(&mut self) {
         match LifeRule::of(self.policy) {
-            LifeRule::Writes => self.life = Some(Life::Writes(self.unseen_writes())),
+            LifeRule::Writes => {
+                let unseen = self.unseen_writes();
+                if unseen.is_empty() && !self.record.is_deleted(self.context.devices) {
+                    // This is the delete that readers get to know, whatever the clock of an earlier one.
+                    let hlc = self.record.del.map_or(self.mark.hlc, |del| self.mark.hlc.max(del.hlc));
+                    self.del = Some(Mark { hlc, ..self.mark });
+                }
+                self.life = Some(Life::Writes(unseen));
+            }
             LifeRule::Deletes => {
                 let mut standing = self.standing_deletes();
                 standing.retain(|delete| !self.seen(delete));
@@ -357,6 +372,12 @@ impl Merge<'_> {
         unseen
     }
 
+    /// Whether there are writes that the author had not seen, though they may have lost every field.
+    fn leaves_unseen_writes(&self) -> bool {
+        LifeRule::of(self.policy) == LifeRule::Writes
+            && self.unseen_writes().iter().any(|write| self.concurrent(write))
+    }
+
     fn standing_deletes(&self) -> Vec<Mark> {
         match &self.record.life {
             Life::Deletes(standing) => standing.clone(),
@@ -376,6 +397,7 @@ impl Merge<'_> {
         let by_clocks = self.del.is_some_and(|del| self.newer(&del, &self.live));
         let life = match LifeRule::of(self.policy) {
             LifeRule::Urgent if by_clocks && self.is_urgent() => Life::Urgent,
+            LifeRule::Urgent if by_clocks => self.life_of_deleted(),
             LifeRule::Urgent | LifeRule::Clocks => Life::Clocks,
             LifeRule::Writes => match self.life.take().unwrap_or_else(|| self.record.life.clone()) {
                 Life::Writes(unseen) if unseen.is_empty() && by_clocks => Life::Clocks,
@@ -391,6 +413,20 @@ impl Merge<'_> {
             },
         };
         self.life = Some(life);
+    }
+
+    /// Dates a delete that an urgent value had held up by the version in which it takes effect: until then, readers saw
+    /// the record alive.
+    fn life_of_deleted(&self) -> Life {
+        let Some(del) = self.del else { return Life::Clocks };
+        if self.record.is_deleted(self.context.devices) {
+            let same = self.record.del == self.del;
+            return if same { self.record.life.clone() } else { Life::Clocks };
+        }
+        if del.fv == self.context.next {
+            return Life::Clocks;
+        }
+        Life::Deletes(vec![Mark { fv: self.context.next, ..del }])
     }
 
     /// The deletes that stood before, told apart from the clocks: a write may have moved those.

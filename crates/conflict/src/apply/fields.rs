@@ -10,9 +10,9 @@ use crate::decision::{ReviewReason, Rule, Winner};
 use crate::policy::{FieldRule, Strategy};
 use crate::record::{Mark, Write};
 
-use super::Merge;
 use super::account::Contest;
 use super::check::number;
+use super::{LifeRule, Merge};
 
 /// A field with what is stored of it.
 #[derive(Clone, Copy)]
@@ -83,6 +83,9 @@ impl<'a> Merge<'a> {
         if !self.concurrent_field(name, &mark) {
             return self.push(name, (!same).then_some(value), self.after(&mark));
         }
+        // By the clocks, a write that loses its field says nothing about existence that the winner does not say.
+        self.touched |=
+            LifeRule::of(self.policy) == LifeRule::Writes && !matches!(rule, Some(FieldRule::Manual));
         if same {
             if self.newer(&self.mark, &mark) {
                 self.push(name, None, self.mark);
@@ -157,6 +160,7 @@ impl<'a> Merge<'a> {
             // What is no number was written under another policy.
             _ => Ordering::Greater,
         };
+        self.touched = true;
         let mut mark = self.mark;
         let concurrent = self.concurrent_field(stored.name, &stored.mark);
         if !concurrent {
@@ -170,8 +174,9 @@ impl<'a> Merge<'a> {
                 }
             }
             Ordering::Greater => {
-                if concurrent {
-                    self.conflict = true;
+                // A later number of the same device that this one overtakes has not been seen either.
+                if concurrent || self.own_newer(&stored.mark) {
+                    self.conflict |= concurrent;
                     self.contest(stored, value, Winner::Client, rule);
                 }
                 self.push(stored.name, Some(value), mark);

@@ -39,6 +39,7 @@ impl<'a> Merge<'a> {
     /// Merges every counter, set and list that the change names.
     pub(super) fn write_merging(&mut self) {
         for asked in self.all_asked() {
+            self.touched = true;
             if asked.increment.is_some() {
                 self.count(asked);
             } else if matches!(self.policy.strategy.rule(asked.name), Some(FieldRule::Append)) {
@@ -222,7 +223,9 @@ impl<'a> Merge<'a> {
         };
         let same = list[at].0 == element;
         if self.newer(&list[at].1, &mark) {
-            list[at] = (element, mark);
+            // It comes after what the same change has appended before it.
+            list.remove(at);
+            list.push((element, mark));
         }
         !same
     }
@@ -233,6 +236,11 @@ impl<'a> Merge<'a> {
         let name = asked.name;
         let stored = self.record.fields.get(name).zip(self.record.mark(name));
         let Some((server, mark)) = stored else {
+            if merged.lost {
+                let mark = self.record.live;
+                let contest = Contest { name, client: Some(&told(&asked)), server: "null", mark };
+                self.account(&contest, Winner::Merged, rule);
+            }
             // Every element has the mark of the field, or the record would have the field.
             return self.writes.push(Write { name, value: Some(Cow::Owned(merged.value)), mark: self.mark });
         };

@@ -1,7 +1,7 @@
 //! Planted faults around the reading side.
 
 use driftline_engine::{Page, PageQuery, Place, Store, StoreError};
-use driftline_model::{Seq, TenantId};
+use driftline_model::{ScopeName, Seq, TenantId};
 use driftline_protocol::{Cursor, CursorKey, Phase};
 use driftline_storage::MemoryStore;
 use driftline_testkit::{Hook, Wrapped};
@@ -26,6 +26,16 @@ pub(crate) enum Fault {
     CoversAll,
     /// The log after a snapshot starts at its end.
     SnapshotEndsLate,
+    /// Rows that left a scope are not told.
+    ForgetsExits,
+    /// A row that came into the reader's scopes is told as if the reader had had it before.
+    ForgetsEntries,
+    /// Rows of a scope that the reader lost stay with the reader.
+    KeepsTheLost,
+    /// A cursor says that it covers scopes that were granted after it.
+    CoversGrants,
+    /// The sums miss the last row that moved.
+    SumsLate,
 }
 
 /// A store with a fault.
@@ -35,10 +45,15 @@ pub(crate) type Faulty = Wrapped<MemoryStore, Fault>;
 pub(crate) fn spoil(store: &Faulty, tenant: &TenantId, sealed: String, seq: Seq) -> String {
     let key = CursorKey::new(&store.cursor_secret());
     let Ok(mut cursor) = key.open(tenant, &sealed) else { return sealed };
-    let Cursor { kinds, phase, .. } = &mut cursor;
+    let Cursor { kinds, scopes, phase, .. } = &mut cursor;
     match (store.hook, phase) {
         (Fault::FromIsAt, Phase::Log(resume)) => resume.from = resume.at,
         (Fault::CoversAll, _) => kinds.clear(),
+        (Fault::CoversGrants, _) => {
+            scopes.extend((0..3).map(|at| ScopeName::group("g", &format!("n{at}")).expect("a scope")));
+            scopes.sort();
+            scopes.dedup();
+        }
         (Fault::SnapshotEndsLate, Phase::Snapshot { then, .. }) => (then.from, then.at) = (seq, seq),
         _ => return sealed,
     }
@@ -67,6 +82,14 @@ impl Hook<MemoryStore> for Fault {
             Fault::HidesTombstones => page.rows.retain(|row| !row.deleted),
             Fault::NeverMore => page.more = false,
             Fault::ForgetsTheFloor => page.head.gc_floor = Seq::ZERO,
+            Fault::ForgetsExits if matches!(query.place, Place::After(_)) => page.left.clear(),
+            Fault::KeepsTheLost if matches!(query.place, Place::Lost { .. }) => page.left.clear(),
+            Fault::ForgetsEntries => page.rows.iter_mut().for_each(|row| row.entered = Seq::ZERO),
+            Fault::SumsLate => {
+                if let Some(sum) = page.sums.first_mut() {
+                    sum.sum = sum.sum.wrapping_sub(1);
+                }
+            }
             _ => {}
         }
         Ok(page)
