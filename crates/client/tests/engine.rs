@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use driftline_client::{Edit, KindName, Object, OpId, RecordId, Replica, SyncId, elements, fields};
 use driftline_engine::{
-    Catalogue, Clock, Engine, Hub, Identity, KindRule, NullObserver, Output, Session, Store, Subscription,
-    policy_of_doc,
+    Catalogue, Clock, Engine, Hub, Identity, KindRule, NullObserver, Output, ScopeRule, Session, Store,
+    Subscription, policy_of_doc,
 };
 use driftline_model::{DeviceId, Limits, TenantId, UserId};
 use driftline_protocol::{PolicyDoc, decode};
@@ -53,7 +53,10 @@ impl Office {
             let policy = Arc::new(policy_of_doc(&PolicyDoc::parse(doc).unwrap(), 1).unwrap());
             (kind(name), KindRule { policy, ..KindRule::default() })
         };
-        let catalogue = Catalogue::new(POLICIES.into_iter().map(rule).collect());
+        let mut kinds: BTreeMap<_, _> = POLICIES.into_iter().map(rule).collect();
+        let of_team = KindRule { scope: ScopeRule::Group("team".into()), ..KindRule::default() };
+        kinds.insert(kind("case"), of_team);
+        let catalogue = Catalogue::new(kinds);
         Self { engine: Engine::new(store, hub, catalogue, Limits::default(), NullObserver), clock }
     }
 
@@ -65,21 +68,23 @@ impl Office {
     fn restore(&mut self, backup: &MemoryStore) {
         let hub = Arc::new(Hub::new(1_024));
         let store = backup.fork(hub.clone());
-        let identity = self.identity("restorer");
+        let identity = self.identity("restorer", &[]);
         let left = block_on(store.head(identity.tenant)).unwrap().epoch;
         block_on(store.begin_epoch(identity.tenant, left)).unwrap();
         *self = Self::over(store, hub, self.clock.clone());
     }
 
-    fn identity(&self, device: &str) -> Identity {
+    fn identity(&self, device: &str, teams: &[&str]) -> Identity {
+        let groups: Vec<_> = teams.iter().map(|team| ("team".into(), Box::from(*team))).collect();
         let (tenant, user) = (TenantId::new("acme").unwrap(), UserId::text("u").unwrap());
         let device = Some(DeviceId::new(device).unwrap());
-        block_on(self.engine.identify(tenant, user, device, vec!["staff".into()], &[])).unwrap()
+        block_on(self.engine.identify(tenant, user, device, vec!["staff".into()], &groups)).unwrap()
     }
 }
 
 struct Phone {
     name: String,
+    teams: Vec<&'static str>,
     replica: Replica,
     ops: u64,
     line: Option<Line>,
@@ -93,7 +98,7 @@ struct Line {
 
 impl Phone {
     fn new(name: &str) -> Self {
-        Self { name: name.into(), replica: Replica::default(), ops: 0, line: None }
+        Self { name: name.into(), teams: Vec::new(), replica: Replica::default(), ops: 0, line: None }
     }
 
     fn edit(&mut self, edit: Edit, office: &Office) {
@@ -104,7 +109,7 @@ impl Phone {
     }
 
     fn connect(&mut self, office: &Office) {
-        let identity = office.identity(&self.name);
+        let identity = office.identity(&self.name, &self.teams);
         let head = block_on(office.engine.head(&identity)).unwrap();
         let inbox = office.engine.subscribe(&identity);
         let (shared, now_ms) = (Arc::new(identity.clone()), office.clock.now_ms());
@@ -245,6 +250,44 @@ fn the_newest_body_and_the_users_later_edit_win() {
         assert_eq!(phone.replica.dead_letters(), []);
         assert_eq!(phone.shown()["note/x"], r#"{"a":3,"b":2,"c":9}"#, "{}", phone.name);
     }
+}
+
+#[test]
+fn a_phone_that_is_revoked_a_scope_ends_without_its_rows() {
+    let office = Office::new();
+    let (mut author, mut phone) = (Phone::new("a"), Phone::new("b"));
+    author.teams = vec!["red", "blue"];
+    phone.teams = vec!["red", "blue"];
+    let case = |id: &str, text: &str| Edit::create(kind("case"), record(id), fields(text).unwrap());
+    author.edit(case("r", r#"{"team":"red","v":1}"#), &office);
+    author.edit(case("b", r#"{"team":"blue","v":1}"#), &office);
+    author.edit(case("m", r#"{"team":"red","v":1}"#), &office);
+    author.sync(&office);
+    phone.sync(&office);
+    assert_eq!(phone.shown().len(), 3);
+
+    // The rights go, and a row of the team that is left moves to the other one.
+    phone.cut();
+    phone.teams = vec!["red"];
+    let moved = Edit::patch(kind("case"), record("m"), fields(r#"{"team":"blue"}"#).unwrap());
+    author.edit(moved, &office);
+    author.sync(&office);
+    phone.edit(Edit::patch(kind("case"), record("b"), fields(r#"{"v":2}"#).unwrap()), &office);
+    phone.sync(&office);
+    assert_eq!(phone.shown().into_keys().collect::<Vec<_>>(), ["case/r"]);
+    assert_eq!(
+        phone.replica.dead_letters().len(),
+        1,
+        "what was written without the right comes back as refused"
+    );
+    assert!(phone.replica.body("case", "b").is_none() && phone.replica.body("case", "m").is_none());
+
+    // The rights come back, and with them rows that did not change meanwhile.
+    phone.cut();
+    phone.teams = vec!["red", "blue"];
+    phone.sync(&office);
+    assert_eq!(phone.shown(), author.shown());
+    assert_eq!((phone.shown().len(), phone.replica.repairs()), (3, 0));
 }
 
 /// A random edit of what a phone sees.
