@@ -141,7 +141,7 @@ fn marks_of(record: &mut Record) -> Vec<&mut Mark> {
             Parts::Set(elements) => marks.extend(elements.iter_mut().flatten()),
             Parts::List(appended) => marks.extend(appended),
             Parts::Ordered(assertions) => {
-                marks.extend(assertions.iter_mut().map(|assertion| &mut assertion.mark))
+                marks.extend(assertions.iter_mut().map(|assertion| &mut assertion.mark));
             }
         }
     }
@@ -179,7 +179,7 @@ fn ticket(rng: &mut Rng, seed: u64, step: u64, now_ms: u64) -> Draft {
     let id = format!("t{}", rng.below(5));
     let base = rng.below(step * 3 + 2);
     let team = *rng.pick(&TEAMS);
-    let ordered = seed % 5 == 3 || seed % 5 == 0 || seed % 5 == 4;
+    let ordered = !matches!(seed % 5, 1 | 2);
     let fields = if ordered {
         format!(r#"{{"a":{},"d":{},"team":"{team}"}}"#, rng.between(1, 3), rng.below(3))
     } else {
