@@ -79,8 +79,9 @@ impl<S: Store> Side<S> {
 
     /// Every conflict and the latest decisions, without the store's own numbers.
     fn reviews(&self, author: &Author) -> Vec<String> {
+        let scopes: Vec<ScopeName> = TEAMS.map(team).into_iter().chain(author.scopes()).collect();
         let query = ConflictQuery {
-            scopes: TEAMS.map(team).into_iter().chain(author.scopes()).collect(),
+            scopes: scopes.clone(),
             kinds: Vec::new(),
             id: None,
             device: None,
@@ -89,7 +90,7 @@ impl<S: Store> Side<S> {
             rows: 1000,
         };
         let conflicts = block_on(self.store.conflicts(author.tenant, query)).expect("a list");
-        let query = AuditQuery { rows: 20, ..AuditQuery::default() };
+        let query = AuditQuery { scopes, rows: 20, ..AuditQuery::default() };
         let audit = block_on(self.store.audit(author.tenant, query)).expect("a list");
         let zero = DeviceNo::new(0);
         let conflicts = conflicts.into_iter().map(|row| format!("{:?}", ConflictRow { device: zero, ..row }));
