@@ -8,14 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use driftline_conflict::{Assertion, FieldState, Life, Mark, Op, Parts, Record, ReviewReason};
 use driftline_engine::{
     AuditQuery, AuditWrite, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, ExitWrite, GroupState,
-    Head, Left, Only, Page, PageQuery, Place, Planned, Resolution, Row, RowKey, Store, StoreError, SumQuery,
-    SumWrite,
+    Head, Left, Only, Page, PageQuery, Place, Planned, Row, RowKey, Store, StoreError, SumQuery, SumWrite,
 };
 use driftline_model::{ConflictId, Epoch, Hlc, KindName, Limits, Object, RecordId, ScopeName, Seq, TenantNo};
-use driftline_protocol::ItemCode;
+use driftline_protocol::{ItemCode, Resolution, row_sum};
 use driftline_testkit::{Author, Rng, World, block_on};
 
-use crate::row_sum::row_sum;
 use crate::{MemoryStore, SqliteOptions, SqliteStore};
 
 /// A store that takes writes made by hand.
@@ -262,7 +260,7 @@ impl History {
         row.scope = some_scope(&mut self.rng);
         row.fields = ["a", "b\\\"", "é\\n"].into_iter().take(self.rng.place(4)).map(Box::from).collect();
         if known.is_some() && self.rng.percent(60) {
-            let resolution = *self.rng.pick(&Resolution::ALL);
+            let resolution = *self.rng.pick(&[Resolution::Client, Resolution::Server, Resolution::Merged]);
             row.status = ConflictStatus::Resolved { resolution, by: "eve".into(), at_ms: self.now_ms };
         }
         self.conflicts.insert(conflict_id, row.clone());

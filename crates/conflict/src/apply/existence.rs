@@ -229,7 +229,7 @@ impl Merge<'_> {
     pub(super) fn delete(&mut self) {
         let live = self.record.live;
         let overtaken = self.record.all_marks().any(|mark| self.own_newer(&mark));
-        let clash = self.any_concurrent();
+        let clash = self.any_concurrent() || self.leaves_unseen_writes();
         self.conflict = clash;
         if !overtaken && self.cover_urgent() {
             return self.hold_delete();
@@ -370,6 +370,12 @@ impl Merge<'_> {
         };
         unseen.retain(|write| !self.seen(write));
         unseen
+    }
+
+    /// Whether there are writes that the author had not seen, though they may have lost every field.
+    fn leaves_unseen_writes(&self) -> bool {
+        LifeRule::of(self.policy) == LifeRule::Writes
+            && self.unseen_writes().iter().any(|write| self.concurrent(write))
     }
 
     fn standing_deletes(&self) -> Vec<Mark> {

@@ -41,7 +41,7 @@ fn instead(wrong: FieldRule, of: FieldRule) -> impl Fn(&mut FieldRule) {
 fn by_clock(instead_of: OnDelete) -> impl Fn(&mut Strategy) {
     move |strategy| match strategy {
         Strategy::FieldMerge { on_delete, .. } if *on_delete == instead_of => {
-            *on_delete = OnDelete::MostRecent
+            *on_delete = OnDelete::MostRecent;
         }
         _ => {}
     }

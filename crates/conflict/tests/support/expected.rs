@@ -20,6 +20,14 @@ enum Stands {
 /// Checks every patch and every delete of a live record against the table.
 pub(crate) fn table_of(run: &Run) -> Result<(), String> {
     for (at, step) in run.steps.iter().enumerate() {
+        let after = step.after.as_ref().is_some_and(|record| record.is_deleted(&run.devices));
+        let change = &step.input.change;
+        if step.decision.outcome == Outcome::Applied && after != (change.op == Op::Delete) {
+            return Err(format!(
+                "{change:?} is applied, and deleted is {after}\n{}",
+                story(run, step.input.key)
+            ));
+        }
         let Some(before) = step.before.as_ref().filter(|record| !record.is_deleted(&run.devices)) else {
             continue;
         };

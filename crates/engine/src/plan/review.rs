@@ -312,8 +312,14 @@ impl Plan<'_> {
             kind: conflicts_kind(),
             id: RecordId::new(row.conflict_id.as_str()).expect("a conflict's name is short"),
         };
-        if row.seq > Seq::ZERO && self.state.rows.get(&own).is_none_or(Option::is_none) {
-            let before = self.conflict_row(key.tenant, &row, row.seq);
+        // The row as it is stored tells in which scope its record was until now.
+        let stored = self.state.conflicts.get(key).and_then(|rows| {
+            rows.iter().find(|known| known.conflict_id == row.conflict_id && known.seq > Seq::ZERO)
+        });
+        if let Some(stored) = stored
+            && self.state.rows.get(&own).is_none_or(Option::is_none)
+        {
+            let before = self.conflict_row(key.tenant, stored, stored.seq);
             self.state.rows.insert(own.clone(), Some(before));
         }
         row.seq = self.context(key.tenant).next;

@@ -7,12 +7,12 @@ use driftline_engine::{
     Left, Only, Page, PageQuery, PartSum, Place, Row, RowKey, ScopeSum, StoreError, SumQuery,
 };
 use driftline_model::{DeviceKey, DeviceNo, KindName, RecordId, ScopeName, Seq, TenantNo};
+use driftline_protocol::row_sum;
 
 use super::State;
 use crate::marks::every_mark;
 use crate::paging::{Item, cut, sort_sums};
 use crate::parts::Parts;
-use driftline_protocol::row_sum;
 
 impl State {
     fn rows_of(&self, tenant: TenantNo) -> impl Iterator<Item = &Row> {

@@ -9,6 +9,7 @@ use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use diesel::sqlite::Sqlite;
 use driftline_engine::{Head, PartSum, ScopeSum, StoreError, SumQuery};
 use driftline_model::{RecordId, TenantNo};
+use driftline_protocol::row_sum;
 
 use super::codec::{corrupt, decode_del};
 use super::hot::{Rows, binds, insert, statement};
@@ -18,7 +19,6 @@ use super::rows::seq_of;
 use super::store_error;
 use crate::paging::sort_sums;
 use crate::parts::Parts;
-use driftline_protocol::row_sum;
 
 /// What is added to a row of `scope_sums`.
 #[derive(QueryId)]
