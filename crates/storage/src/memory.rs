@@ -30,6 +30,7 @@ impl std::fmt::Debug for MemoryStore {
     }
 }
 
+#[derive(Clone)]
 struct State {
     random: Arc<dyn Random>,
     tenants: HashMap<TenantId, TenantNo>,
@@ -47,7 +48,7 @@ struct State {
 }
 
 /// Devices in the order of their numbers.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Devices(Vec<(TenantNo, DeviceKey)>);
 
 impl DeviceOrder for Devices {
@@ -120,6 +121,20 @@ impl MemoryStore {
             batches: BTreeMap::new(),
         };
         Self { state: Arc::new(Mutex::new(state)), clock, listeners, cursor_secret, limits }
+    }
+
+    /// Makes another store that holds what this one holds now, and reports its own commits to `listeners`.
+    ///
+    /// What happens to the one is not seen in the other, as with a copy of a file.
+    #[must_use]
+    pub fn fork(&self, listeners: Arc<dyn Listeners>) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(self.state().clone())),
+            clock: Arc::clone(&self.clock),
+            listeners,
+            cursor_secret: self.cursor_secret,
+            limits: self.limits.clone(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -14,7 +14,7 @@ use super::drive::{Exchange, Settled};
 use super::now::unix_ms;
 use super::options::Dialect;
 use super::records::Bodies;
-use super::rng::Rng;
+use crate::rng::Rng;
 use super::tally::Codes;
 
 /// Result codes of items that the server took.

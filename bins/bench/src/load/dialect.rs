@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::clock::{Clock, Uuid};
 use super::now::unix_ms;
 use super::options::{Common, Dialect, run_number};
-use super::rng::Rng;
+use crate::rng::Rng;
 use super::socket::{Incoming, Socket, Target};
 
 /// How long a greeting or an answer is awaited while a connection is prepared.

@@ -15,7 +15,7 @@ use super::now::now;
 use super::options::{Common, Dialect};
 use super::records::Bodies;
 use super::report::{Report, Unit};
-use super::rng::Rng;
+use crate::rng::Rng;
 use super::socket::{Incoming, Socket};
 use super::tally::Codes;
 use super::window::{Window, observe};

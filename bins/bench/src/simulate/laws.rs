@@ -1,0 +1,224 @@
+//! The laws that hold after every step, whatever the network, the clocks and the users do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use driftline_client::{KindName, RecordId};
+use driftline_conflict::Op;
+use driftline_engine::{Entry, Head, Identity, Row, SubmissionResult, Task};
+use driftline_model::{DeviceNo, Seq};
+use driftline_protocol::{ItemClass, ItemCode};
+
+use super::device::{Device, Heard};
+use super::journal::Commit;
+use super::report::Violation;
+
+pub(super) type Key = (KindName, RecordId);
+
+/// What the server holds and has answered in one life of its sequence.
+#[derive(Debug, Clone, Default)]
+struct Life {
+    head: Seq,
+    rows: BTreeMap<Key, Row>,
+    /// Changes with a remembered first answer, by device and number.
+    decided: BTreeSet<(DeviceNo, u64)>,
+}
+
+/// The laws with what they remember.
+#[derive(Debug)]
+pub(super) struct Laws {
+    life: Life,
+    saved: Life,
+    /// Changes that were ever decided, in whichever life.
+    ever: BTreeSet<(DeviceNo, u64)>,
+    /// The latest time that the server's clock has shown.
+    latest_ms: u64,
+    skew_ms_max: u64,
+}
+
+impl Laws {
+    pub(super) fn new(skew_ms_max: u64) -> Self {
+        Self {
+            life: Life::default(),
+            saved: Life::default(),
+            ever: BTreeSet::new(),
+            latest_ms: 0,
+            skew_ms_max,
+        }
+    }
+
+    pub(super) fn save(&mut self) {
+        self.saved = self.life.clone();
+    }
+
+    pub(super) fn restore(&mut self) {
+        self.life = self.saved.clone();
+    }
+
+    pub(super) fn saved_head(&self) -> Seq {
+        self.saved.head
+    }
+
+    pub(super) fn rows(&self) -> &BTreeMap<Key, Row> {
+        &self.life.rows
+    }
+
+    /// Takes over how a record stands after a commit or a clean-up.
+    pub(super) fn set_row(&mut self, key: Key, row: Option<Row>) {
+        match row {
+            Some(row) => _ = self.life.rows.insert(key, row),
+            None => _ = self.life.rows.remove(&key),
+        }
+    }
+
+    /// Checks a batch and its answer.
+    pub(super) fn committed(&mut self, commit: &Commit) -> Result<(), Violation> {
+        self.latest_ms = self.latest_ms.max(commit.at_ms);
+        let (submission, receipt) = (&commit.submission, &commit.receipt);
+        let mut next = self.life.head;
+        let mut born = BTreeSet::new();
+        for (entry, result) in submission.entries.iter().zip(&receipt.results) {
+            let Some(n) = entry.n.filter(|_| is_first(entry, result)) else { continue };
+            self.ever.insert((submission.device, n));
+            if !self.life.decided.insert((submission.device, n)) {
+                let what = format!("change {n} of device {} was decided twice", submission.device);
+                return Err(Violation::new("I1", what));
+            }
+            let Task::Apply(apply) = &entry.task else { continue };
+            let Some(version) = result.version.filter(|version| *version > next) else { continue };
+            if version != next.next() {
+                return Err(Violation::new("I5", format!("version {version} follows {next}")));
+            }
+            next = version;
+            let key = (apply.kind.clone(), apply.id.clone());
+            let exists = self.life.rows.contains_key(&key) || born.contains(&key);
+            if !exists && apply.op != Op::Create {
+                return Err(Violation::new("I9", format!("{} {} was made by {:?}", key.0, key.1, apply.op)));
+            }
+            born.insert(key);
+        }
+        if receipt.seq != next && receipt.results.iter().any(is_of_this_epoch) {
+            let what = format!("the head is {} after version {next}", receipt.seq);
+            return Err(Violation::new("I5", what));
+        }
+        self.life.head = next;
+        Ok(())
+    }
+
+    /// Checks a record as it stands after a commit.
+    pub(super) fn stored(&self, row: &Row) -> Result<(), Violation> {
+        // A stamp that follows a stored one may carry into the next millisecond.
+        let latest_ms = self.latest_ms + self.skew_ms_max + 1;
+        let late = row.record.all_marks().find(|mark| mark.hlc.millis() > latest_ms);
+        if let Some(mark) = late {
+            let what = format!("{} holds the clock {} of device {}", row.id, mark.hlc, mark.device);
+            return Err(Violation::new("I11", what));
+        }
+        if row.record.version > self.life.head {
+            let what = format!("{} is at {}, the head at {}", row.id, row.record.version, self.life.head);
+            return Err(Violation::new("I5", what));
+        }
+        Ok(())
+    }
+
+    /// Checks what a device was told of its edits.
+    pub(super) fn heard(&self, number: DeviceNo, heard: &Heard) -> Result<(), Violation> {
+        let Heard { n, code } = heard;
+        if matches!(code, ItemCode::TooOld | ItemCode::DeviceIdReused) {
+            return Err(Violation::new("I1", format!("edit {n} was taken for another: {code}")));
+        }
+        if code.class() == ItemClass::Done && !self.ever.contains(&(number, *n)) {
+            return Err(Violation::new("I7", format!("edit {n} was acknowledged ({code}), not committed")));
+        }
+        Ok(())
+    }
+
+    /// Checks what a device holds against what the server holds.
+    pub(super) fn device(&self, device: &Device, identity: &Identity, head: &Head) -> Result<(), Violation> {
+        let replica = &device.replica;
+        if replica.epoch() != Some(head.epoch) || replica.cursor().is_none() {
+            return Ok(());
+        }
+        let at = replica.seq();
+        if at > head.seq {
+            return Err(Violation::new("I8", format!("the device stands at {at}, the server at {}", head.seq)));
+        }
+        let visible = |row: &Row| identity.scopes.contains(&row.scope);
+        for (key, row) in self.life.rows.iter().filter(|(_, row)| visible(row) && row.record.version <= at) {
+            told(device, key, row, at)?;
+        }
+        if replica.is_settled() && at == head.seq {
+            self.agrees(device, identity)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a caught-up device shows exactly what the server shows it.
+    pub(super) fn agrees(&self, device: &Device, identity: &Identity) -> Result<(), Violation> {
+        let visible = |row: &Row| identity.scopes.contains(&row.scope) && !row.deleted;
+        let wanted: Vec<_> = self
+            .life
+            .rows
+            .iter()
+            .filter(|(_, row)| visible(row))
+            .map(|((kind, id), row)| (kind.as_str(), id.as_str(), row.record.fields.as_str().to_owned()))
+            .collect();
+        let shown: Vec<_> = device
+            .replica
+            .views()
+            .map(|(kind, id, view)| (kind.as_str(), id.as_str(), view.fields.as_str().to_owned()))
+            .collect();
+        if shown == wanted {
+            return Ok(());
+        }
+        let odd = shown.iter().filter(|row| !wanted.contains(row));
+        let missing = wanted.iter().filter(|row| !shown.contains(row));
+        let what = format!(
+            "a caught-up device shows {:?} where the server has {:?}",
+            odd.collect::<Vec<_>>(),
+            missing.collect::<Vec<_>>()
+        );
+        Err(Violation::new("I3", what))
+    }
+}
+
+/// Whether an answer is the first one to a change, which the store has to remember.
+fn is_first(entry: &Entry, result: &SubmissionResult) -> bool {
+    let forgotten = matches!(result.code, ItemCode::TooOld | ItemCode::DeviceIdReused);
+    // No item of a failed group is remembered, the culprit included.
+    let stands = entry.group.is_none() || result.code.class() == ItemClass::Done;
+    !result.duplicate && result.code.is_remembered() && !forgotten && stands
+}
+
+/// A batch of another epoch is refused as a whole and tells nothing of the head.
+fn is_of_this_epoch(result: &SubmissionResult) -> bool {
+    result.code.class() != ItemClass::Resync
+}
+
+/// A device that stands at `at` holds every row up to there as it is, or something newer.
+fn told(device: &Device, key: &Key, row: &Row, at: Seq) -> Result<(), Violation> {
+    let (kind, id) = key;
+    let body = device.replica.body(kind.as_str(), id.as_str());
+    let held = body.map_or(Seq::ZERO, |body| body.version);
+    if row.deleted && body.is_none_or(|body| body.deleted) {
+        return Ok(());
+    }
+    if held < row.record.version {
+        let what = format!("at {at} the device holds {kind}/{id} at {held}, the server at {}", row.record.version);
+        return Err(Violation::new("I8", what));
+    }
+    let same = |fields: &str| row.deleted || fields == row.record.fields.as_str();
+    match body {
+        Some(body) if held == row.record.version => {
+            if body.deleted == row.deleted && same(body.fields.as_str()) {
+                return Ok(());
+            }
+            let what = format!(
+                "version {held} of {kind}/{id} is {} on the device and {} on the server",
+                body.fields.as_str(),
+                row.record.fields.as_str()
+            );
+            Err(Violation::new("I3", what))
+        }
+        _ => Ok(()),
+    }
+}

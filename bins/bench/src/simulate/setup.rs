@@ -1,0 +1,79 @@
+//! What is to be simulated.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::ValueEnum;
+use driftline_engine::{Catalogue, KindRule, ScopeRule, policy_of_doc};
+use driftline_protocol::PolicyDoc;
+
+use super::workload::{OWN, SHARED, kind_name};
+
+/// What a run has to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Mode {
+    /// Nothing bad ever happens.
+    #[default]
+    Safety,
+    /// And when the faults end, all agree within a bound of time and messages.
+    Liveness,
+}
+
+/// One run.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Decides everything that happens.
+    pub seed: u64,
+    /// Devices, of which two share a user.
+    pub devices: usize,
+    /// Records that all devices write to.
+    pub records: usize,
+    /// Actions of the schedule.
+    pub steps: u64,
+    /// Virtual hours that the schedule takes.
+    pub hours: u64,
+    /// What the run has to show.
+    pub mode: Mode,
+    /// The conflict policy, a document as `PUT /api/v1/policies` takes it; none: the server's default.
+    pub policy: Option<String>,
+    /// Whether the story is put into words.
+    pub tell: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            devices: 3,
+            records: 4,
+            steps: 120,
+            hours: 24,
+            mode: Mode::Safety,
+            policy: None,
+            tell: false,
+        }
+    }
+}
+
+impl Setup {
+    /// Declares the kinds of the simulation under the policy.
+    pub(super) fn catalogue(&self) -> Result<Catalogue> {
+        let mut shared = KindRule::default();
+        if let Some(text) = &self.policy {
+            let doc = PolicyDoc::parse(text).map_err(|error| anyhow!("{error}"))?;
+            let policy = policy_of_doc(&doc, 1);
+            shared.policy = Arc::new(policy.map_err(|error| anyhow!("{}: {}", error.pointer, error.message))?);
+        }
+        let own = KindRule { scope: ScopeRule::Owner, ..shared.clone() };
+        Ok(Catalogue::new(BTreeMap::from([(kind_name(SHARED), shared), (kind_name(OWN), own)])))
+    }
+
+    /// Checks what a user asked for.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn check(&self) -> Result<()> {
+        self.catalogue().context("the policy is refused").map(|_| ())
+    }
+}
