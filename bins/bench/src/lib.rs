@@ -13,5 +13,4 @@ mod load;
 mod rng;
 pub mod simulate;
 
-
 pub use cli::main;

@@ -357,7 +357,8 @@ impl Plan<'_> {
         {
             answer.errors.clone_from(errors);
         }
-        if !matches!(known.code, ItemCode::Applied | ItemCode::Invalid) {
+        let revives = matches!(&entry.task, Task::Apply(apply) if may_revive(apply));
+        if known.code != ItemCode::Invalid && (known.code != ItemCode::Applied || revives) {
             answer.record = self.stored_view(submission, entry);
         }
         Some(answer)
@@ -430,7 +431,8 @@ impl Plan<'_> {
         }
         let row = self.state.rows.get(&key).and_then(Option::as_ref);
         result.version = row.map(|row| row.record.version);
-        if result.code != ItemCode::Applied && result.code.is_remembered() {
+        let revives = version_before > Seq::ZERO && may_revive(apply_);
+        if (result.code != ItemCode::Applied || revives) && result.code.is_remembered() {
             result.record = row.map(|row| view(&row.record, row.deleted));
         }
         result
@@ -553,6 +555,11 @@ impl Head {
 fn refused(submission: &Submission, code: ItemCode, head: Head) -> Receipt {
     let results = submission.entries.iter().map(|_| SubmissionResult::of(code)).collect();
     Receipt { results, seq: head.seq, hlc: head.hlc, epoch: head.epoch }
+}
+
+/// Whether a change may bring a deleted record back, and with it fields that its author no longer has.
+fn may_revive(apply: &Apply) -> bool {
+    matches!(apply.op, driftline_conflict::Op::Create | driftline_conflict::Op::Restore)
 }
 
 fn code_of(outcome: Outcome) -> ItemCode {

@@ -107,8 +107,11 @@ impl Arguments {
         match self.store {
             StoreName::Memory => play(setup, &mut MemoryBackend::default()),
             StoreName::Sqlite => {
-                let folder = std::env::temp_dir()
-                    .join(format!("driftline-simulate-{}-{}", std::process::id(), setup.seed));
+                let folder = std::env::temp_dir().join(format!(
+                    "driftline-simulate-{}-{}",
+                    std::process::id(),
+                    setup.seed
+                ));
                 std::fs::create_dir_all(&folder)
                     .with_context(|| format!("cannot make {}", folder.display()))?;
                 let outcome = play(setup, &mut SqliteBackend::new(&folder));

@@ -19,7 +19,9 @@ impl<B: Backend> Run<'_, B> {
         device.visit += 1;
         device.foreground = true;
         let visit = device.visit;
-        self.network.after(stay_ms, Event::Background { device: number, visit });
+        if let Some(stay_ms) = stay_ms {
+            self.network.after(stay_ms, Event::Background { device: number, visit });
+        }
         match self.devices[number].door {
             Door::Closed => self.reach(number, self.devices[number].away_until_ms.saturating_sub(now_ms)),
             Door::Socket(_) | Door::Http(_) => self.transmit(number),

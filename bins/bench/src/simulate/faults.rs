@@ -198,8 +198,6 @@ impl<B: Backend> Run<'_, B> {
                 self.drop_door(number, Flow::Cut)?;
             }
             self.open_app(number)?;
-            // The app stays open from now on.
-            self.devices[number].visit += 1;
         }
         Ok(())
     }

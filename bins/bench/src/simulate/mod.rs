@@ -33,8 +33,8 @@ mod workload;
 mod world;
 
 pub use backend::{Backend, MemoryBackend, SqliteBackend};
-pub(crate) use command::command;
 pub use command::Arguments;
+pub(crate) use command::command;
 pub use report::{Counts, Outcome, Violation};
 pub use run::play;
 pub use setup::{Mode, Setup};

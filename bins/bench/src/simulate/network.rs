@@ -123,8 +123,14 @@ impl Network {
         let number = self.next_pipe;
         self.next_pipe += 1;
         let now_ms = self.now_ms;
-        let pipe =
-            Pipe { device, up: Flow::Open, down: Flow::Open, up_ms: now_ms, down_ms: now_ms, work_ms: now_ms };
+        let pipe = Pipe {
+            device,
+            up: Flow::Open,
+            down: Flow::Open,
+            up_ms: now_ms,
+            down_ms: now_ms,
+            work_ms: now_ms,
+        };
         self.pipes.insert(number, pipe);
         number
     }

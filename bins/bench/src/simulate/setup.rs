@@ -63,7 +63,8 @@ impl Setup {
         if let Some(text) = &self.policy {
             let doc = PolicyDoc::parse(text).map_err(|error| anyhow!("{error}"))?;
             let policy = policy_of_doc(&doc, 1);
-            shared.policy = Arc::new(policy.map_err(|error| anyhow!("{}: {}", error.pointer, error.message))?);
+            shared.policy =
+                Arc::new(policy.map_err(|error| anyhow!("{}: {}", error.pointer, error.message))?);
         }
         let own = KindRule { scope: ScopeRule::Owner, ..shared.clone() };
         Ok(Catalogue::new(BTreeMap::from([(kind_name(SHARED), shared), (kind_name(OWN), own)])))
