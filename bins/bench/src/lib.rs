@@ -12,5 +12,6 @@ mod cli;
 mod load;
 mod rng;
 pub mod simulate;
+pub mod verify;
 
 pub use cli::main;

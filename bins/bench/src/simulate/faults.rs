@@ -85,6 +85,7 @@ impl<B: Backend> Run<'_, B> {
         self.backend.save()?;
         self.journal.book().save();
         self.laws.save();
+        self.saved_evidence = self.evidence.clone();
         self.has_copy = true;
         Ok(())
     }
@@ -101,6 +102,7 @@ impl<B: Backend> Run<'_, B> {
         self.backend.restore()?;
         self.journal.book().restore();
         self.laws.restore();
+        self.evidence = self.saved_evidence.clone();
         self.start_server()?;
         let ahead = (0..self.devices.len()).find(|&number| self.may_tell_of_rollback(number));
         match ahead.filter(|_| self.rng.percent(50)) {
@@ -175,10 +177,14 @@ impl<B: Backend> Run<'_, B> {
         }
         self.network.now_ms += 32 * 24 * HOUR_MS;
         self.world.clock.set(self.server_ms());
+        let keys: Vec<_> = self.laws.rows().keys().cloned().collect();
+        keys.iter().try_for_each(|key| self.collect(key))?;
         let now_ms = self.server_ms();
         block_on(self.server().engine.store().prune(now_ms)).map_err(anyhow::Error::from)?;
-        let keys: Vec<_> = self.laws.rows().keys().cloned().collect();
-        keys.into_iter().try_for_each(|key| self.look_at(key))
+        keys.iter().try_for_each(|key| self.look_at(key.clone()))?;
+        let gone = keys.into_iter().filter(|key| !self.laws.rows().contains_key(key));
+        self.removed.extend(gone);
+        Ok(())
     }
 
     /// Everything works again, and every app is opened.

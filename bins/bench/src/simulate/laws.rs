@@ -70,12 +70,12 @@ impl Laws {
         }
     }
 
-    /// Checks a batch and its answer.
-    pub(super) fn committed(&mut self, commit: &Commit) -> Result<(), Violation> {
+    /// Checks a batch and its answer; gives the numbers of the changes that made a record.
+    pub(super) fn committed(&mut self, commit: &Commit) -> Result<Vec<u64>, Violation> {
         self.latest_ms = self.latest_ms.max(commit.at_ms);
         let (submission, receipt) = (&commit.submission, &commit.receipt);
         let mut next = self.life.head;
-        let mut born = BTreeSet::new();
+        let mut born = BTreeMap::new();
         for (entry, result) in submission.entries.iter().zip(&receipt.results) {
             let Some(n) = entry.n.filter(|_| is_first(entry, result)) else { continue };
             self.ever.insert((submission.device, n));
@@ -90,18 +90,20 @@ impl Laws {
             }
             next = version;
             let key = (apply.kind.clone(), apply.id.clone());
-            let exists = self.life.rows.contains_key(&key) || born.contains(&key);
+            let exists = self.life.rows.contains_key(&key) || born.contains_key(&key);
             if !exists && apply.op != Op::Create {
                 return Err(Violation::new("I9", format!("{} {} was made by {:?}", key.0, key.1, apply.op)));
             }
-            born.insert(key);
+            if !exists {
+                born.insert(key, n);
+            }
         }
         if receipt.seq != next && receipt.results.iter().any(is_of_this_epoch) {
             let what = format!("the head is {} after version {next}", receipt.seq);
             return Err(Violation::new("I5", what));
         }
         self.life.head = next;
-        Ok(())
+        Ok(born.into_values().collect())
     }
 
     /// Checks a record as it stands after a commit.

@@ -66,6 +66,8 @@ pub struct Counts {
     pub audited: u64,
     /// Values that disappeared without a trace.
     pub silent: u64,
+    /// Records that the model had an opinion on.
+    pub compared: u64,
     /// Batches that the store took.
     pub commits: u64,
     /// Messages that arrived.
@@ -95,6 +97,7 @@ impl Counts {
         self.merged += other.merged;
         self.audited += other.audited;
         self.silent += other.silent;
+        self.compared += other.compared;
         self.commits += other.commits;
         self.messages += other.messages;
         self.device_ms += other.device_ms;

@@ -1,5 +1,6 @@
 //! One run: the loop that lets one thing happen after the other, and looks at the laws in between.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
@@ -8,8 +9,10 @@ use driftline_model::{DeviceId, Limits, TenantId, UserId};
 
 use super::backend::Backend;
 use super::device::{Account, Device};
+use super::evidence::Evidence;
 use super::journal::{Journal, Journaled};
 use super::laws::{Key, Laws};
+use super::model::compare;
 use super::network::{Event, Network};
 use super::report::{Counts, Outcome, Stop, Story, Violation};
 use super::schedule::Nature;
@@ -18,6 +21,7 @@ use super::setup::{Mode, Setup};
 use super::workload::Workload;
 use super::world::{BEGIN_MS, World, block_on};
 use crate::rng::Rng;
+use crate::verify::verify;
 
 /// Commits that may wait for one session before it has to pull; few, so that sessions do fall behind.
 const HUB_QUEUE: usize = 8;
@@ -73,6 +77,11 @@ pub(super) struct Run<'a, B: Backend> {
     /// Milliseconds that the server's clock is off.
     pub(super) server_offset_ms: i64,
     pub(super) has_copy: bool,
+    /// What the judges get in the end, and what they would get of the store's copy.
+    pub(super) evidence: Evidence,
+    pub(super) saved_evidence: Evidence,
+    /// Records that a clean-up has removed at some time.
+    pub(super) removed: BTreeSet<Key>,
 }
 
 impl<'a, B: Backend> Run<'a, B> {
@@ -99,6 +108,9 @@ impl<'a, B: Backend> Run<'a, B> {
             story: Story { lines: setup.tell.then(Vec::new) },
             server_offset_ms: 0,
             has_copy: false,
+            evidence: Evidence::default(),
+            saved_evidence: Evidence::default(),
+            removed: BTreeSet::new(),
         };
         for number in 0..setup.devices {
             let offset_ms = run.nature.skew_ms(&mut run.rng);
@@ -119,7 +131,37 @@ impl<'a, B: Backend> Run<'a, B> {
         if self.setup.mode == Mode::Liveness {
             self.settle()?;
         }
+        self.judge()
+    }
+
+    /// Has the model and the verifier look at what the server holds.
+    fn judge(&mut self) -> Result<(), Stop> {
+        let keys: Vec<Key> = self.laws.rows().keys().cloned().collect();
+        keys.iter().try_for_each(|key| self.collect(key))?;
+        let book = self.journal.book();
+        let history = self.evidence.history(book.commits(), self.laws.rows(), &self.identities)?;
+        let report = verify(&history);
+        self.counts.audited = report.audited;
+        self.counts.silent = report.silent_losses.len() as u64;
+        if let Some(loss) = report.silent_losses.first() {
+            let what = format!(
+                "{} {} = {} of {:?} n {}: {}",
+                loss.record, loss.field, loss.value, loss.device, loss.n, loss.why
+            );
+            return Err(Violation::new("I4", what).into());
+        }
+        if self.setup.is_join()? {
+            let skew_ms_max = self.world.limits.skew_ms_max;
+            let (rows, removed) = (self.laws.rows(), &self.removed);
+            self.counts.compared = compare(book.commits(), rows, removed, &self.identities, skew_ms_max)?;
+        }
         Ok(())
+    }
+
+    /// Takes the audit rows of a record.
+    pub(super) fn collect(&mut self, key: &Key) -> Result<()> {
+        let server = self.server.as_ref().expect("a server runs between two events");
+        self.evidence.collect(server.engine.store(), &self.identities[0], key)
     }
 
     /// Faults end; all have to agree within a bound of time and messages.
@@ -298,7 +340,9 @@ impl<'a, B: Backend> Run<'a, B> {
                     )
                 });
             }
-            self.laws.committed(&commit)?;
+            for n in self.laws.committed(&commit)? {
+                self.evidence.born(commit.submission.device, n);
+            }
             for entry in &commit.submission.entries {
                 if let (Some(kind), Some(id)) = (&entry.kind, &entry.id) {
                     self.look_at((kind.clone(), id.clone()))?;

@@ -70,6 +70,14 @@ impl Setup {
         Ok(Catalogue::new(BTreeMap::from([(kind_name(SHARED), shared), (kind_name(OWN), own)])))
     }
 
+    /// Whether the policy lets the most recent write of every field win, so that the order of arrival is no matter.
+    pub(super) fn is_join(&self) -> Result<bool> {
+        let Some(text) = &self.policy else { return Ok(true) };
+        let doc = PolicyDoc::parse(text).map_err(|error| anyhow!("{error}"))?;
+        let plain = doc.options.is_empty() && doc.fields.values().all(|field| field.rule == "lww");
+        Ok(matches!(doc.strategy.as_str(), "most_recent_wins" | "field_merge") && plain)
+    }
+
     /// Checks what a user asked for.
     ///
     /// # Errors

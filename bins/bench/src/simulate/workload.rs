@@ -35,13 +35,6 @@ impl Workload {
         Self { records: records.max(1), values: 0, rng }
     }
 
-    /// Names every record that a user may ever touch.
-    pub(super) fn keys(&self, users: &[&str]) -> Vec<(KindName, RecordId)> {
-        let shared = (0..self.records).map(|at| (SHARED, format!("t-{at}")));
-        let own = users.iter().map(|user| (OWN, format!("d-{user}")));
-        shared.chain(own).map(|(kind, id)| (kind_name(kind), record_id(&id))).collect()
-    }
-
     /// Thinks of something that the device's user may do next.
     pub(super) fn wish(&mut self, device: &Device) -> Wish {
         let grouped = self.rng.percent(6);
