@@ -55,6 +55,10 @@ pub(super) struct Device {
     pub(super) sent_ms: u64,
     /// When it last planned to wake up.
     pub(super) wake_ms: u64,
+    /// A cursor that came from requests, which name no epoch: it may be of another one than the replica has heard of
+    /// since, until the server has judged it.
+    unjudged: Option<String>,
+    knew_epoch: bool,
     number: u64,
     edits: u64,
 }
@@ -75,6 +79,8 @@ impl Device {
             failures: 0,
             sent_ms: 0,
             wake_ms: 0,
+            unjudged: None,
+            knew_epoch: false,
             number: number as u64,
             edits: 0,
         }
@@ -83,6 +89,19 @@ impl Device {
     /// The device's own clock.
     pub(super) fn clock_ms(&self, now_ms: u64) -> u64 {
         now_ms.saturating_add_signed(self.offset_ms)
+    }
+
+    /// Whether the replica's place is known to be one of the epoch that it names.
+    pub(super) fn knows_its_place(&mut self) -> bool {
+        let knows_epoch = self.replica.epoch().is_some();
+        let cursor = self.replica.cursor().map(str::to_owned);
+        if knows_epoch && !std::mem::replace(&mut self.knew_epoch, knows_epoch) {
+            self.unjudged = cursor.clone();
+        }
+        if self.unjudged != cursor {
+            self.unjudged = None;
+        }
+        cursor.is_some() && self.unjudged.is_none()
     }
 
     /// Names the next edit.

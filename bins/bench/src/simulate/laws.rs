@@ -137,7 +137,7 @@ impl Laws {
     /// Checks what a device holds against what the server holds.
     pub(super) fn device(&self, device: &Device, identity: &Identity, head: &Head) -> Result<(), Violation> {
         let replica = &device.replica;
-        if replica.epoch() != Some(head.epoch) || replica.cursor().is_none() {
+        if replica.epoch() != Some(head.epoch) {
             return Ok(());
         }
         let at = replica.seq();

@@ -376,7 +376,9 @@ impl<'a, B: Backend> Run<'a, B> {
         for heard in device.heard() {
             self.laws.heard(no, &heard).map_err(|violation| violation.of(&whom))?;
         }
-        self.laws.device(device, identity, &head).map_err(|violation| violation.of(&whom))?;
+        if device.knows_its_place() {
+            self.laws.device(device, identity, &head).map_err(|violation| violation.of(&whom))?;
+        }
         Ok(())
     }
 
