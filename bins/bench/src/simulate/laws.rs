@@ -74,6 +74,8 @@ impl Laws {
     pub(super) fn committed(&mut self, commit: &Commit) -> Result<Vec<u64>, Violation> {
         self.latest_ms = self.latest_ms.max(commit.at_ms);
         let (submission, receipt) = (&commit.submission, &commit.receipt);
+        of_one_epoch(commit)?;
+        whole_groups(commit)?;
         let mut next = self.life.head;
         let mut born = BTreeMap::new();
         for (entry, result) in submission.entries.iter().zip(&receipt.results) {
@@ -183,6 +185,30 @@ impl Laws {
             missing.collect::<Vec<_>>()
         );
         Err(Violation::new("I3", what))
+    }
+}
+
+/// Bases of another epoch mean nothing: such a batch applies nothing.
+fn of_one_epoch(commit: &Commit) -> Result<(), Violation> {
+    let stale = commit.submission.epoch.is_some_and(|epoch| epoch != commit.receipt.epoch);
+    if stale && commit.receipt.results.iter().any(|result| result.code != ItemCode::EpochChanged) {
+        return Err(Violation::new("epoch", "a batch with bases of another epoch was applied"));
+    }
+    Ok(())
+}
+
+/// Items of a group apply together or not at all. An item that was decided in an earlier batch stays decided.
+fn whole_groups(commit: &Commit) -> Result<(), Violation> {
+    let mut groups: BTreeMap<&str, (bool, bool)> = BTreeMap::new();
+    for (entry, result) in commit.submission.entries.iter().zip(&commit.receipt.results) {
+        let Some(group) = entry.group.as_deref().filter(|_| !result.duplicate) else { continue };
+        let (applied, failed) = groups.entry(group).or_default();
+        let done = result.code.class() == ItemClass::Done;
+        (*applied, *failed) = (*applied || done, *failed || !done);
+    }
+    match groups.iter().find(|(_, (applied, failed))| *applied && *failed) {
+        Some((group, _)) => Err(Violation::new("group", format!("only a part of group {group} was applied"))),
+        None => Ok(()),
     }
 }
 
