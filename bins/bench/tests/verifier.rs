@@ -167,7 +167,8 @@ fn a_delete_ends_what_it_saw_and_has_a_row_for_the_rest() {
 #[test]
 fn a_delete_that_did_not_delete_ends_nothing() {
     let mut document = deletion();
-    document["audits"][0]["detail"] = json!({"fields": {}, "existence": {"deleted": false, "winner": "server"}});
+    document["audits"][0]["detail"] =
+        json!({"fields": {}, "existence": {"deleted": false, "winner": "server"}});
     // Ada's own second write ended her first one.
     assert_eq!(lost(document), ["a=1 by ada 1", "b=2 by ada 2"]);
 }
