@@ -14,6 +14,9 @@ use super::report::Violation;
 
 pub(super) type Key = (KindName, RecordId);
 
+/// How long an answer is kept that no device has heard.
+const ANSWERS_MS: u64 = 90 * 24 * 3_600_000;
+
 /// What the server holds and has answered in one life of its sequence.
 #[derive(Debug, Clone, Default)]
 struct Life {
@@ -28,8 +31,8 @@ struct Life {
 pub(super) struct Laws {
     life: Life,
     saved: Life,
-    /// Changes that were ever decided, in whichever life.
-    ever: BTreeSet<(DeviceNo, u64)>,
+    /// When each change was last decided, in whichever life.
+    ever: BTreeMap<(DeviceNo, u64), u64>,
     /// The latest time that the server's clock has shown.
     latest_ms: u64,
     skew_ms_max: u64,
@@ -40,7 +43,7 @@ impl Laws {
         Self {
             life: Life::default(),
             saved: Life::default(),
-            ever: BTreeSet::new(),
+            ever: BTreeMap::new(),
             latest_ms: 0,
             skew_ms_max,
         }
@@ -80,7 +83,7 @@ impl Laws {
         let mut born = BTreeMap::new();
         for (entry, result) in submission.entries.iter().zip(&receipt.results) {
             let Some(n) = entry.n.filter(|_| is_first(entry, result)) else { continue };
-            self.ever.insert((submission.device, n));
+            self.ever.insert((submission.device, n), commit.at_ms);
             if !self.life.decided.insert((submission.device, n)) {
                 let what = format!("change {n} of device {} was decided twice", submission.device);
                 return Err(Violation::new("I1", what));
@@ -127,10 +130,12 @@ impl Laws {
     /// Checks what a device was told of its edits.
     pub(super) fn heard(&self, number: DeviceNo, heard: &Heard) -> Result<(), Violation> {
         let Heard { n, code } = heard;
-        if matches!(code, ItemCode::TooOld | ItemCode::DeviceIdReused) {
+        let decided_ms = self.ever.get(&(number, *n)).copied();
+        let forgotten = decided_ms.is_some_and(|at_ms| at_ms + ANSWERS_MS < self.latest_ms);
+        if *code == ItemCode::DeviceIdReused || *code == ItemCode::TooOld && !forgotten {
             return Err(Violation::new("I1", format!("edit {n} was taken for another: {code}")));
         }
-        if code.class() == ItemClass::Done && !self.ever.contains(&(number, *n)) {
+        if code.class() == ItemClass::Done && decided_ms.is_none() {
             return Err(Violation::new("I7", format!("edit {n} was acknowledged ({code}), not committed")));
         }
         Ok(())
