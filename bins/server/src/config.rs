@@ -8,8 +8,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use driftline_engine::{Catalogue, KindRule, ScopeRule, policy_of_doc};
 use driftline_model::{KindName, Limits};
-use driftline_protocol::{FieldPolicyDoc, PolicyDoc};
+use driftline_protocol::{FieldPolicyDoc, KindSchema, PolicyDoc};
+use driftline_transport::names_groups;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 /// The whole file; unknown keys are refused.
 #[derive(Debug, Default, Deserialize)]
@@ -19,6 +21,9 @@ pub(crate) struct Config {
     pub(crate) auth: Auth,
     limits: LimitsConfig,
     kind: Vec<Kind>,
+    /// Where the file lies, which the paths in it start from.
+    #[serde(skip)]
+    folder: PathBuf,
 }
 
 /// `[server]`
@@ -73,21 +78,27 @@ struct Kind {
     read: Vec<String>,
     #[serde(default)]
     write: Vec<String>,
+    /// Roles that may lower ordered fields; absent: the default ones; empty: nobody.
+    deescalate: Option<Vec<String>>,
+    /// Roles that may decide conflicts, with the same reading.
+    review: Option<Vec<String>>,
+    /// Roles that may write fields of the rule `server_only`, with the same reading.
+    service: Option<Vec<String>>,
+    /// A JSON Schema, written in TOML.
+    schema: Option<Map<String, Value>>,
+    /// A file that holds a JSON Schema.
+    schema_file: Option<PathBuf>,
+    #[serde(default)]
+    schema_version_min: u32,
     #[serde(default)]
     strategy: Option<String>,
     #[serde(default)]
     granularity: Option<String>,
     #[serde(default)]
     options: BTreeMap<String, String>,
+    /// `[kind.field.<name>]`
     #[serde(default)]
-    field: BTreeMap<String, Field>,
-}
-
-/// `[kind.field.<name>]`
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Field {
-    rule: String,
+    field: BTreeMap<String, FieldPolicyDoc>,
 }
 
 impl Config {
@@ -98,7 +109,9 @@ impl Config {
             Some(file) => {
                 let text = std::fs::read_to_string(file)
                     .with_context(|| format!("cannot read {}", file.display()))?;
-                toml::from_str(&text).with_context(|| format!("{} is not a configuration", file.display()))?
+                let read: Result<Self, _> = toml::from_str(&text);
+                let config = read.with_context(|| format!("{} is not a configuration", file.display()))?;
+                Self { folder: file.parent().map(Path::to_owned).unwrap_or_default(), ..config }
             }
         };
         if let Ok(listen) = std::env::var("DRIFTLINE_SERVER_LISTEN") {
@@ -151,7 +164,10 @@ impl Config {
             }
             let name =
                 KindName::new(&kind.name).with_context(|| format!("{:?} is not a kind's name", kind.name))?;
-            kinds.insert(name, kind.rule().with_context(|| format!("kind {:?}", kind.name))?);
+            if kind.name.starts_with('$') {
+                bail!("kind {:?}: names that begin with $ are the server's own", kind.name);
+            }
+            kinds.insert(name, kind.rule(&self.folder).with_context(|| format!("kind {:?}", kind.name))?);
         }
         let catalogue = Catalogue::new(kinds);
         // A reader who may not read every kind pulls by a list of kinds, on which undeclared ones cannot stand.
@@ -167,25 +183,74 @@ impl Config {
 }
 
 impl Kind {
-    fn rule(&self) -> anyhow::Result<KindRule> {
-        let scope = match self.scope.as_deref() {
-            None | Some("tenant") => ScopeRule::Tenant,
-            Some("owner") => ScopeRule::Owner,
-            Some(other) => bail!("{other:?} is no scope: use tenant or owner"),
-        };
-        let fields = self
-            .field
-            .iter()
-            .map(|(name, field)| (name.clone(), FieldPolicyDoc { rule: field.rule.clone() }));
-        let doc = PolicyDoc {
+    fn rule(&self, folder: &Path) -> anyhow::Result<KindRule> {
+        let default = KindRule::default();
+        let policy = policy_of_doc(&self.policy(), 0).map_err(|error| {
+            let place = place_in_file(&error.pointer);
+            anyhow::Error::new(error).context(place)
+        })?;
+        Ok(KindRule {
+            scope: self.scope_rule().context("scope")?,
+            read: roles(&self.read),
+            write: roles(&self.write),
+            deescalate: self.deescalate.as_deref().map_or(default.deescalate, roles),
+            review: self.review.as_deref().map_or(default.review, roles),
+            service: self.service.as_deref().map_or(default.service, roles),
+            schema: self.compiled_schema(folder)?.map(Arc::new),
+            schema_version_min: self.schema_version_min,
+            policy: Arc::new(policy),
+        })
+    }
+
+    fn scope_rule(&self) -> anyhow::Result<ScopeRule> {
+        match self.scope.as_deref() {
+            None | Some("tenant") => Ok(ScopeRule::Tenant),
+            Some("owner") => Ok(ScopeRule::Owner),
+            Some(other) => match other.strip_prefix("group:") {
+                Some(claim) if !claim.is_empty() && names_groups(claim) => Ok(ScopeRule::Group(claim.into())),
+                Some(claim) => bail!("{claim:?} is not a claim that names groups"),
+                None => bail!("{other:?} is no scope: use tenant, owner or group:<field>"),
+            },
+        }
+    }
+
+    fn compiled_schema(&self, folder: &Path) -> anyhow::Result<Option<KindSchema>> {
+        match (&self.schema, &self.schema_file) {
+            (None, None) => Ok(None),
+            (Some(_), Some(_)) => bail!("schema and schema_file: one of them is enough"),
+            (Some(schema), None) => {
+                let text = serde_json::to_string(schema).context("schema")?;
+                Ok(Some(KindSchema::compile(&text).context("schema")?))
+            }
+            (None, Some(file)) => {
+                let file = folder.join(file);
+                let place = || format!("schema_file {}", file.display());
+                let text = std::fs::read_to_string(&file).with_context(place)?;
+                Ok(Some(KindSchema::compile(&text).with_context(place)?))
+            }
+        }
+    }
+
+    fn policy(&self) -> PolicyDoc {
+        PolicyDoc {
             strategy: self.strategy.clone().unwrap_or_else(|| "field_merge".into()),
             granularity: self.granularity.clone(),
             options: self.options.clone(),
-            fields: fields.collect(),
-        };
-        let policy = Arc::new(policy_of_doc(&doc, 0)?);
-        let roles = |roles: &[String]| roles.iter().map(|role| Box::from(role.as_str())).collect();
-        Ok(KindRule { scope, read: roles(&self.read), write: roles(&self.write), policy })
+            fields: self.field.clone(),
+        }
+    }
+}
+
+fn roles(roles: &[String]) -> Vec<Box<str>> {
+    roles.iter().map(|role| Box::from(role.as_str())).collect()
+}
+
+/// Names the place of a policy's document as it is called in the file.
+fn place_in_file(pointer: &str) -> String {
+    let place = pointer.trim_start_matches('/').replace('/', ".");
+    match place.strip_prefix("fields") {
+        Some(field) => format!("field{field}"),
+        None => place,
     }
 }
 
@@ -207,7 +272,7 @@ mod tests {
         )
         .unwrap();
         let rule = catalogue.kind(&KindName::new("note").unwrap()).unwrap();
-        assert_eq!((rule.scope, rule.policy.strategy.name()), (ScopeRule::Owner, "field_merge"));
+        assert_eq!((&rule.scope, rule.policy.strategy.name()), (&ScopeRule::Owner, "field_merge"));
         assert!(catalogue.kind(&KindName::new("other").unwrap()).is_none());
     }
 

@@ -1,65 +1,87 @@
 //! The decision on one change.
 
+mod account;
+mod check;
+mod escalation;
+mod existence;
+mod fields;
+mod joins;
+
 use std::cmp::Ordering;
 
-use driftline_model::{Hlc, Seq};
+use driftline_model::{Object, Seq};
 
 use crate::change::{Change, Context, Op};
-use crate::decision::{Audit, Decision, Existence, FieldDecision, Outcome, Rule, Stamp, Winner};
-use crate::policy::{DeletedRecord, FieldRule, Granularity, Policy, Strategy};
-use crate::record::{Mark, Record, Write};
+use crate::decision::{
+    Audit, ChangeError, Decision, Existence, FieldDecision, Outcome, Review, ReviewReason, Stamp,
+};
+use crate::policy::{OnDelete, Policy, Strategy};
+use crate::record::{FieldState, Life, Mark, Record, Write};
 
 /// Applies one change to a record, which may be deleted or not exist.
 ///
 /// A field is in conflict when another device wrote a different value that the change's author had not
 /// seen (`fv > base`): a three-way merge for a base of any age, without old bodies. The policy decides
-/// conflicts; what its author had seen, or wrote itself, a change always overwrites.
+/// conflicts; what its author had seen, or wrote itself, a change overwrites unless the field's rule says otherwise.
 #[must_use]
 pub fn apply(current: Option<&Record>, change: &Change, policy: &Policy, context: &Context<'_>) -> Decision {
-    let stamp = effective(change.hlc, context);
+    if let Err(refused) = check::check(change, policy, context) {
+        return *refused;
+    }
+    let stamp = effective(change, context);
     let Some(record) = current else {
         return match change.op {
-            Op::Create => create(change, stamp, context),
+            Op::Create => create(change, policy, context, stamp),
             Op::Patch | Op::Delete | Op::Restore => Decision::refused(Outcome::Gone),
         };
     };
     if change.base > record.version {
         return Decision::refused(Outcome::ClientAhead);
     }
+    let record = existence::suited(record, policy, context);
     let deleted = record.is_deleted(context.devices);
-    let mut merge = Merge::new(record, change, policy, context, stamp);
+    let mut merge = Merge::new(&record, change, policy, context, stamp);
     match change.op {
         Op::Delete if deleted => merge.delete_again(),
         Op::Delete => merge.delete(),
         Op::Create if deleted && merge.saw_delete() => merge.restore(),
-        // A create of what exists has seen nothing of it.
-        Op::Create => {
-            merge.base = Seq::ZERO;
-            if deleted { merge.update_deleted() } else { merge.update() }
-        }
         Op::Patch if deleted && merge.saw_delete() => return Decision::refused(Outcome::Gone),
         Op::Restore if deleted && merge.saw_delete() => merge.restore(),
-        Op::Patch | Op::Restore if deleted => merge.update_deleted(),
-        Op::Patch | Op::Restore => merge.update(),
+        // A create of what exists has seen as much of it as its base says: nothing, unless its author knew a tombstone
+        // that another device has brought back in the meantime. What it knew cannot depend on who arrives first.
+        Op::Create | Op::Patch | Op::Restore if deleted => merge.update_deleted(),
+        Op::Create | Op::Patch | Op::Restore => merge.update(),
     }
     merge.finish()
 }
 
 /// The clock that counts: the device's own, held at the latest that is taken at its word.
-fn effective(raw: Option<Hlc>, context: &Context<'_>) -> Stamp {
-    Stamp { raw, effective: raw.map_or(context.received, |raw| raw.min(context.latest)) }
+fn effective(change: &Change, context: &Context<'_>) -> Stamp {
+    Stamp { raw: change.hlc, effective: change.hlc.map_or(context.received, |raw| raw.min(context.latest)) }
 }
 
-fn create(change: &Change, stamp: Stamp, context: &Context<'_>) -> Decision {
+fn create(change: &Change, policy: &Policy, context: &Context<'_>, stamp: Stamp) -> Decision {
     let mark = Mark { fv: context.next, hlc: stamp.effective, device: change.device, n: change.n };
-    let audit = stamp.is_clamped().then(|| Audit {
-        stamp,
-        version_before: Seq::ZERO,
-        fields: Vec::new(),
-        existence: None,
-    });
-    let record = Some(Record::created(change.fields.clone(), mark));
-    Decision { outcome: Outcome::Applied, record, audit, conflict: false }
+    if change.intents.is_none() && policy.strategy.fields().is_empty() {
+        return created(Record::created(change.fields.clone(), mark), stamp, Vec::new());
+    }
+    // By its rules, every field is written to a record without fields.
+    let empty = Record::created(Object::empty(), mark);
+    let mut merge = Merge::new(&empty, change, policy, context, stamp);
+    merge.write_fields();
+    if !merge.errors.is_empty() {
+        return Decision::invalid(merge.errors);
+    }
+    let fields = empty.written(&merge.writes, &[]).fields;
+    created(Record::created(fields, mark), stamp, merge.fields)
+}
+
+fn created(record: Record, stamp: Stamp, lost: Vec<FieldDecision>) -> Decision {
+    let outcome = if lost.is_empty() { Outcome::Applied } else { Outcome::Merged };
+    let told = stamp.is_clamped() || !lost.is_empty();
+    let audit = Audit { stamp, version_before: Seq::ZERO, fields: lost, existence: None };
+    let audit = told.then_some(audit);
+    Decision { record: Some(record), audit, ..Decision::refused(outcome) }
 }
 
 /// One change being merged into one record.
@@ -73,15 +95,25 @@ struct Merge<'a> {
     /// The mark that the change's writes get unless they follow one they had seen.
     mark: Mark,
     writes: Vec<Write<'a>>,
+    /// States of merging fields that change; none: the field needs none any more.
+    states: Vec<(&'a str, Option<FieldState>)>,
     del: Option<Mark>,
     live: Mark,
+    /// What decides about existence afterwards, where it changes.
+    life: Option<Life>,
     fields: Vec<FieldDecision>,
     existence: Option<Existence>,
+    review: Option<Review>,
+    errors: Vec<ChangeError>,
     conflict: bool,
+    /// Whether the change weighed in on a field, even where it lost: that depends on the order of arrival.
+    touched: bool,
     /// Parts of the change that do not stand.
     lost: bool,
     /// Whether the author can see an effect although parts lost.
     visible: bool,
+    /// Whether the assertions of an ordered field were cut to their limit.
+    collapsed: bool,
 }
 
 impl<'a> Merge<'a> {
@@ -102,13 +134,19 @@ impl<'a> Merge<'a> {
             base: change.base,
             mark,
             writes: Vec::with_capacity(change.fields.len()),
+            states: Vec::new(),
             del: record.del,
             live: record.live,
+            life: None,
             fields: Vec::new(),
             existence: None,
+            review: None,
+            errors: Vec::new(),
             conflict: false,
+            touched: false,
             lost: false,
             visible: false,
+            collapsed: false,
         }
     }
 
@@ -119,20 +157,28 @@ impl<'a> Merge<'a> {
         mark.fv > self.base && mark.device != self.change.device
     }
 
+    /// Whether another device changed the field since the author saw it.
+    fn concurrent_field(&self, name: &str, mark: &Mark) -> bool {
+        if mark.device != self.change.device {
+            return mark.fv > self.base;
+        }
+        self.record.state(name).is_some_and(|state| state.others > self.base)
+    }
+
     /// A later write of the same device, which overtook this change on the way.
     fn own_newer(&self, mark: &Mark) -> bool {
         mark.device == self.change.device && mark.n > self.change.n
     }
 
-    /// Whether the author knew of the delete: by its base, or because it is its own earlier one.
-    fn saw_delete(&self) -> bool {
-        self.record.del.is_some_and(|del| {
-            !self.own_newer(&del) && (del.fv <= self.change.base || del.device == self.change.device)
-        })
+    /// A write that the author had seen, or made itself before.
+    fn seen(&self, mark: &Mark) -> bool {
+        if mark.device == self.change.device { mark.n < self.change.n } else { mark.fv <= self.base }
     }
 
     fn any_concurrent(&self) -> bool {
-        self.record.version > self.base && self.record.all_marks().any(|mark| self.concurrent(&mark))
+        self.record.version > self.base
+            && (self.record.all_marks().any(|mark| self.concurrent(&mark))
+                || self.record.states.iter().any(|(_, state)| state.others > self.base))
     }
 
     // Marks.
@@ -146,309 +192,88 @@ impl<'a> Merge<'a> {
         a.order(b, self.context.devices) == Ordering::Greater
     }
 
-    /// Whether the change says that the record lives: by a write, or because that is what it asks for.
-    fn asserts_existence(&self) -> bool {
-        match self.change.op {
-            Op::Restore => true,
-            Op::Create => !self.writes.is_empty() || self.change.fields.is_empty(),
-            Op::Patch | Op::Delete => !self.writes.is_empty(),
-        }
-    }
+    // The result.
 
-    /// Raises the clock of the last write by this change.
-    fn raise_live(&mut self) {
-        let live = self.record.live;
-        if self.own_newer(&live) {
-            return;
+    fn set_aside(&mut self, reason: ReviewReason, field: Option<&str>) {
+        let review = self.review.get_or_insert_with(|| Review { reason, fields: Vec::new() });
+        if review.reason == ReviewReason::Manual {
+            review.reason = reason;
         }
-        let raised = if self.concurrent(&live) { self.mark } else { self.after(&live) };
-        if self.newer(&raised, &live) {
-            self.live = raised;
-        }
-    }
-
-    // The operations.
-
-    /// Writes to a record that is not deleted.
-    fn update(&mut self) {
-        let whole = self.policy.strategy.granularity() == Granularity::Record && self.any_concurrent();
-        if whole && matches!(self.policy.strategy, Strategy::ServerWins { .. }) {
-            self.conflict = true;
-            return self.supersede_fields(Rule::ServerWins);
-        }
-        self.conflict |= whole;
-        self.write_fields();
-        if self.asserts_existence() {
-            self.raise_live();
-        }
-    }
-
-    /// Brings back a record whose delete the author had seen.
-    fn restore(&mut self) {
-        self.write_fields();
-        let live = self.record.live;
-        let raised = if self.own_newer(&live) { live } else { self.after(&live) };
-        self.live = raised;
-        if let Some(del) = self.record.del.filter(|del| !self.newer(&self.live, del)) {
-            self.live = self.after(&del);
-        }
-        self.visible = true;
-    }
-
-    /// Writes to a record that another device deleted, unseen by the author, or that its own later delete removed.
-    fn update_deleted(&mut self) {
-        let Some(del) = self.record.del else { return };
-        if self.own_newer(&del) {
-            self.write_fields();
-            self.lost = true;
-            // Its own later delete stands, also when the device's clock went back in between.
-            if self.asserts_existence() && self.newer(&del, &self.mark) {
-                self.raise_live();
-            }
-            return;
-        }
-        self.conflict = true;
-        let (rule, undelete) = match &self.policy.strategy {
-            Strategy::ServerWins { .. } => {
-                self.settle_existence(del, Winner::Server, Rule::ServerWins, true);
-                return self.supersede_fields(Rule::ServerWins);
-            }
-            Strategy::ClientWins { deleted: DeletedRecord::StaysDeleted, .. } => {
-                self.write_fields();
-                self.account_hidden(Rule::ServerWins);
-                return self.settle_existence(del, Winner::Server, Rule::ServerWins, true);
-            }
-            Strategy::ClientWins { deleted: DeletedRecord::Restored, .. } => (Rule::ClientWins, true),
-            Strategy::MostRecentWins | Strategy::FieldMerge { .. } => (Rule::MostRecent, false),
-        };
-        self.write_fields();
-        if self.asserts_existence() {
-            self.raise_live();
-            if undelete && !self.newer(&self.live, &del) {
-                self.live = self.after(&del);
-            }
-        }
-        if self.newer(&self.live, &del) {
-            self.visible = true;
-            self.settle_existence(del, Winner::Client, rule, false);
-        } else {
-            self.account_hidden(rule);
-            self.settle_existence(del, Winner::Server, rule, true);
-        }
-    }
-
-    fn delete(&mut self) {
-        let live = self.record.live;
-        let overtaken = self.record.all_marks().any(|mark| self.own_newer(&mark));
-        let clash = self.any_concurrent();
-        self.conflict = clash;
-        let rule = match &self.policy.strategy {
-            _ if overtaken => Rule::OwnNewer,
-            Strategy::ServerWins { .. } if clash => {
-                return self.settle_existence(live, Winner::Server, Rule::ServerWins, false);
-            }
-            Strategy::MostRecentWins | Strategy::FieldMerge { .. } if clash => Rule::MostRecent,
-            _ => Rule::ClientWins,
-        };
-        // The device's later change stands, also when its clock went back in between or it has none.
-        if overtaken && self.newer(&self.mark, &live) {
-            return self.settle_existence(live, Winner::Server, rule, false);
-        }
-        let wanted = if rule == Rule::ClientWins { self.after(&live) } else { self.mark };
-        self.raise_del(wanted);
-        if !clash && !overtaken {
-            return;
-        }
-        if self.del.is_some_and(|del| self.newer(&del, &live)) {
-            self.account_deleted(rule);
-            self.settle_existence(live, Winner::Client, rule, true);
-        } else {
-            self.settle_existence(live, Winner::Server, rule, false);
-        }
-    }
-
-    /// Deletes what is deleted: only the clock may move.
-    fn delete_again(&mut self) {
-        let Some(del) = self.record.del else { return };
-        if self.own_newer(&del) {
-            return;
-        }
-        let wanted = if self.concurrent(&del) { self.mark } else { self.after(&del) };
-        self.raise_del(wanted);
-    }
-
-    fn raise_del(&mut self, wanted: Mark) {
-        if self.record.del.is_none_or(|del| self.newer(&wanted, &del)) {
-            self.del = Some(wanted);
-        }
-    }
-
-    // Fields.
-
-    fn write_fields(&mut self) {
-        let change: &'a Change = self.change;
-        for (name, value) in change.fields.iter() {
-            self.write_field(name, value);
-        }
-    }
-
-    fn write_field(&mut self, name: &'a str, value: &'a str) {
-        let (Some(stored), Some(mark)) = (self.record.fields.get(name), self.record.mark(name)) else {
-            return self.writes.push(Write { name, value: Some(value), mark: self.mark });
-        };
-        let same = stored == value;
-        if self.own_newer(&mark) {
-            self.lost = true;
-            if !same {
-                self.account(name, Some(value), stored, mark, Winner::Server, Rule::OwnNewer);
-            }
-            return;
-        }
-        if !self.concurrent(&mark) {
-            return self.writes.push(Write {
-                name,
-                value: (!same).then_some(value),
-                mark: self.after(&mark),
-            });
-        }
-        if same {
-            if self.newer(&self.mark, &mark) {
-                self.writes.push(Write { name, value: None, mark: self.mark });
-            }
-            return;
-        }
-        self.conflict = true;
-        let (winner, rule, won) = self.decide(name, &mark);
-        self.account(name, Some(value), stored, mark, winner, rule);
-        match winner {
-            Winner::Client => self.writes.push(Write { name, value: Some(value), mark: won }),
-            Winner::Server => self.lost = true,
-        }
-    }
-
-    /// Decides a field that two devices wrote; gives the mark that the client's value gets if it wins.
-    fn decide(&self, name: &str, stored: &Mark) -> (Winner, Rule, Mark) {
-        match &self.policy.strategy {
-            Strategy::ClientWins { .. } => (Winner::Client, Rule::ClientWins, self.after(stored)),
-            Strategy::ServerWins { .. } => (Winner::Server, Rule::ServerWins, self.mark),
-            Strategy::MostRecentWins => self.most_recent(stored),
-            Strategy::FieldMerge { fields } => {
-                let rule = fields
-                    .iter()
-                    .find(|(field, _)| **field == *name)
-                    .map_or(FieldRule::Lww, |(_, rule)| *rule);
-                match rule {
-                    FieldRule::Lww => self.most_recent(stored),
-                }
-            }
-        }
-    }
-
-    fn most_recent(&self, stored: &Mark) -> (Winner, Rule, Mark) {
-        let winner = if self.newer(&self.mark, stored) { Winner::Client } else { Winner::Server };
-        (winner, Rule::MostRecent, self.mark)
-    }
-
-    // The account.
-
-    fn account(
-        &mut self,
-        name: &str,
-        client: Option<&str>,
-        server: &str,
-        mark: Mark,
-        winner: Winner,
-        rule: Rule,
-    ) {
-        self.fields.push(FieldDecision {
-            name: name.into(),
-            client: client.map(Box::from),
-            server: server.into(),
-            server_mark: mark,
-            winner,
-            rule,
-        });
-    }
-
-    /// Refuses every touched field.
-    fn supersede_fields(&mut self, rule: Rule) {
-        self.lost = true;
-        let record = self.record;
-        let change: &'a Change = self.change;
-        for (name, value) in change.fields.iter() {
-            let stored = record.fields.get(name);
-            if stored != Some(value) {
-                let mark = record.mark(name).unwrap_or(record.live);
-                self.account(name, Some(value), stored.unwrap_or("null"), mark, Winner::Server, rule);
-            }
-        }
-    }
-
-    /// Accounts for values that went into the body of a record that stays deleted.
-    fn account_hidden(&mut self, rule: Rule) {
-        let hidden: Vec<_> =
-            self.writes.iter().filter_map(|write| Some((write.name, write.value?))).collect();
-        for (name, value) in hidden {
-            if self.fields.iter().any(|field| *field.name == *name) {
-                continue;
-            }
-            let mark = self.record.del.unwrap_or(self.record.live);
-            let stored = self.record.fields.get(name).unwrap_or("null");
-            self.account(name, Some(value), stored, mark, Winner::Server, rule);
-        }
-        // A value that won its field is hidden all the same.
-        for field in self.fields.iter_mut().filter(|field| field.winner == Winner::Client) {
-            (field.winner, field.rule) = (Winner::Server, rule);
-        }
-        self.fields.sort_by(|a, b| driftline_model::key_cmp(&a.name, &b.name));
-    }
-
-    /// Accounts for unseen values of other devices that a delete hides.
-    fn account_deleted(&mut self, rule: Rule) {
-        for (name, value, mark) in self.record.fields() {
-            if self.concurrent(&mark) {
-                self.account(name, None, value, mark, Winner::Client, rule);
-            }
-        }
-    }
-
-    fn settle_existence(&mut self, server_mark: Mark, winner: Winner, rule: Rule, deleted: bool) {
-        self.lost |= winner == Winner::Server;
-        self.existence = Some(Existence { server_mark, winner, rule, deleted });
+        review.fields.extend(field.map(Box::from));
     }
 
     fn finish(mut self) -> Decision {
+        if !self.errors.is_empty() {
+            return Decision::invalid(self.errors);
+        }
         let concurrent = self.any_concurrent();
+        self.settle_life();
+        self.account_fallen();
         let record = self.changed_record();
-        let visible = self.visible || self.existence.is_none() && !self.writes.is_empty() && !self.hidden();
-        let outcome = match (&record, self.lost) {
-            (_, true) if !visible => Outcome::Superseded,
-            (None, _) => Outcome::Noop,
-            (Some(_), lost) if lost || concurrent || self.conflict => Outcome::Merged,
-            (Some(_), _) => Outcome::Applied,
-        };
+        let outcome = self.outcome(record.is_some(), concurrent);
         let decided = self.conflict || !self.fields.is_empty() || self.existence.is_some();
-        let decided = decided || self.stamp.is_clamped();
+        let decided = decided || self.stamp.is_clamped() || self.review.is_some();
         let audit = decided.then(|| Audit {
             stamp: self.stamp,
             version_before: self.record.version,
             fields: std::mem::take(&mut self.fields),
             existence: self.existence,
         });
-        Decision { outcome, record, audit, conflict: self.conflict }
+        Decision {
+            outcome,
+            record,
+            audit,
+            conflict: self.conflict,
+            review: self.review,
+            errors: Vec::new(),
+            collapsed: self.collapsed,
+        }
     }
 
-    /// Whether the record is deleted after the change.
-    fn hidden(&self) -> bool {
-        self.del.is_some_and(|del| self.newer(&del, &self.live))
+    fn outcome(&self, changed: bool, concurrent: bool) -> Outcome {
+        match self.review.as_ref().map(|review| review.reason) {
+            Some(ReviewReason::Manual) if self.writes.is_empty() => return Outcome::ConflictPending,
+            Some(_) => return Outcome::Merged,
+            None => {}
+        }
+        let visible = self.visible || self.existence.is_none() && !self.writes.is_empty() && !self.hidden();
+        match (changed, self.lost) {
+            (_, true) if !visible => Outcome::Superseded,
+            (false, _) => Outcome::Noop,
+            (true, lost) if lost || concurrent || self.conflict => Outcome::Merged,
+            (true, _) => Outcome::Applied,
+        }
     }
 
     fn changed_record(&self) -> Option<Record> {
-        if self.writes.is_empty() && self.del == self.record.del && self.live == self.record.live {
+        let life = self.life.as_ref().unwrap_or(&self.record.life);
+        let same = self.del == self.record.del && self.live == self.record.live && *life == self.record.life;
+        if self.writes.is_empty() && self.states.is_empty() && same {
             return None;
         }
-        let mut record = self.record.written(&self.writes);
+        let mut record = self.record.written(&self.writes, &self.states);
         (record.version, record.del, record.live) = (self.context.next, self.del, self.live);
+        record.life = life.clone();
         Some(record)
+    }
+}
+
+/// How existence is decided under a policy, beside the clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LifeRule {
+    Clocks,
+    Urgent,
+    Writes,
+    Deletes,
+}
+
+impl LifeRule {
+    fn of(policy: &Policy) -> Self {
+        match &policy.strategy {
+            Strategy::PreserveEscalation { .. } => Self::Urgent,
+            Strategy::FieldMerge { on_delete: OnDelete::UpdateWins, .. } => Self::Writes,
+            Strategy::FieldMerge { on_delete: OnDelete::DeleteWins, .. } => Self::Deletes,
+            _ => Self::Clocks,
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! One change and what surrounds it.
 
-use driftline_model::{DeviceNo, Hlc, Object, Seq};
+use driftline_model::{DeviceNo, Hlc, Intents, Object, Seq};
 
 /// What a change wants to do to a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Change {
     pub base: Seq,
     /// The fields to write. Ignored by a delete.
     pub fields: Object,
+    /// What is asked beside whole values, if anything. Ignored by a delete.
+    pub intents: Option<Box<Intents>>,
     /// The author's clock. Without one the time of receipt counts, and arrival decides.
     pub hlc: Option<Hlc>,
     /// The author's device.
@@ -43,6 +45,17 @@ pub struct Context<'a> {
     pub latest: Hlc,
     /// The order of devices for equal clocks.
     pub devices: &'a dyn DeviceOrder,
+    /// What the author may do beyond writing.
+    pub rights: Rights,
+}
+
+/// What an author may do beyond writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rights {
+    /// Lower ordered fields.
+    pub deescalate: bool,
+    /// Write fields that belong to services.
+    pub service: bool,
 }
 
 /// Orders devices by who they are, not by the numbers they were given.

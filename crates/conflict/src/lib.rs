@@ -7,17 +7,17 @@
 //! store, and does not judge rights or schemas.
 //!
 //! ```
-//! use driftline_conflict::{apply, Change, Context, DeviceTable, Op, Outcome, Policy};
+//! use driftline_conflict::{apply, Change, Context, DeviceTable, Op, Outcome, Policy, Rights};
 //! use driftline_model::{DeviceNo, Hlc, Object, Seq};
 //!
 //! let object = |text: &str| Object::from_canonical(text.to_owned()).expect("canonical");
 //! let devices = DeviceTable::new(["ada\u{1}phone", "bob\u{1}phone"]);
 //! let policy = Policy::field_merge();
 //! let change = |device, n, op, base, fields| Change {
-//!     op, base: Seq::new(base), fields: object(fields), hlc: Some(Hlc::new(1_000 + n, 0)),
+//!     op, base: Seq::new(base), fields: object(fields), intents: None, hlc: Some(Hlc::new(1_000 + n, 0)),
 //!     device: DeviceNo::new(device), n,
 //! };
-//! let at = |seq| Context { next: Seq::new(seq), received: Hlc::new(2_000, 0), latest: Hlc::new(62_000, 0), devices: &devices };
+//! let at = |seq| Context { next: Seq::new(seq), received: Hlc::new(2_000, 0), latest: Hlc::new(62_000, 0), devices: &devices, rights: Rights::default() };
 //!
 //! let created = apply(None, &change(0, 1, Op::Create, 0, r#"{"room":"4","state":"open"}"#), &policy, &at(1));
 //! let record = created.record.expect("a create makes a record");
@@ -31,12 +31,17 @@
 
 mod apply;
 mod change;
+mod custom;
 mod decision;
 mod policy;
 mod record;
 
 pub use apply::apply;
-pub use change::{Change, Context, DeviceOrder, DeviceTable, Op};
-pub use decision::{Audit, Decision, Existence, FieldDecision, Outcome, Rule, Stamp, Winner};
-pub use policy::{DeletedRecord, FieldRule, Granularity, Policy, Strategy};
-pub use record::{Mark, Record};
+pub use change::{Change, Context, DeviceOrder, DeviceTable, Op, Rights};
+pub use custom::{Arriving, Clash, Contested, CustomStrategy, Promises, Side, Verdict};
+pub use decision::{
+    Audit, ChangeError, Decision, Existence, FieldDecision, Outcome, Part, Review, ReviewReason, Rule, Stamp,
+    Winner,
+};
+pub use policy::{Custom, DeletedRecord, FieldRule, Granularity, OnDelete, Order, Policy, Strategy};
+pub use record::{Assertion, FieldState, Life, Mark, Parts, Record};

@@ -1,10 +1,11 @@
 //! The account of a decision as a JSON document.
 
-use driftline_conflict::{Audit, Existence, FieldDecision, Mark, Rule, Winner};
-use driftline_model::{DeviceNo, Hlc};
-use driftline_protocol::{write_json_string, write_number};
+use driftline_conflict::{Audit, Existence, FieldDecision, Mark, Record, Rule, Winner};
+use driftline_model::{DeviceNo, Hlc, Intents, Seq};
+use driftline_protocol::{Resolution, write_json_string, write_number};
 
-use crate::group::Apply;
+use crate::group::{Apply, Resolve};
+use crate::review::{ConflictRow, op_name};
 
 /// Writes the account of one decision: the whole input, the clocks and, per field, both values, the winner and
 /// the rule. Devices stand as the store's numbers.
@@ -12,7 +13,7 @@ use crate::group::Apply;
 pub fn audit_detail(apply: &Apply, n: u64, audit: &Audit) -> String {
     let mut out = String::with_capacity(256 + apply.fields.as_str().len());
     out.push_str("{\"op\":\"");
-    out.push_str(op_name(apply));
+    out.push_str(op_name(apply.op));
     out.push_str("\",\"n\":");
     write_number(&mut out, n);
     out.push_str(",\"base_version\":");
@@ -26,6 +27,9 @@ pub fn audit_detail(apply: &Apply, n: u64, audit: &Audit) -> String {
     out.push_str(if audit.stamp.is_clamped() { ",\"clamped\":true" } else { ",\"clamped\":false" });
     out.push_str(",\"input\":");
     out.push_str(apply.fields.as_str());
+    if let Some(intents) = &apply.intents {
+        write_intents(&mut out, intents);
+    }
     out.push_str(",\"fields\":{");
     for (at, field) in audit.fields.iter().enumerate() {
         if at > 0 {
@@ -41,12 +45,68 @@ pub fn audit_detail(apply: &Apply, n: u64, audit: &Audit) -> String {
     out
 }
 
-fn op_name(apply: &Apply) -> &'static str {
-    match apply.op {
-        driftline_conflict::Op::Create => "create",
-        driftline_conflict::Op::Patch => "patch",
-        driftline_conflict::Op::Delete => "delete",
-        driftline_conflict::Op::Restore => "restore",
+/// Writes the account of a reviewer's decision: per field what waited and what was stored, and what stands.
+pub(crate) fn resolution_detail(row: &ConflictRow, resolve: &Resolve, record: Option<&Record>) -> String {
+    let mut out = String::from("{\"op\":\"resolve\",\"conflict_id\":");
+    write_json_string(&mut out, row.conflict_id.as_str());
+    out.push_str(",\"resolution\":\"");
+    out.push_str(resolve.resolution.as_str());
+    out.push_str("\",\"wanted\":\"");
+    out.push_str(op_name(row.op));
+    out.push_str("\",\"version_before\":");
+    write_number(&mut out, record.map_or(0, |record| record.version.number()));
+    out.push_str(",\"input\":");
+    out.push_str(resolve.fields.as_str());
+    out.push_str(",\"fields\":{");
+    let winner = match resolve.resolution {
+        Resolution::Client => Winner::Client,
+        Resolution::Server => Winner::Server,
+        Resolution::Merged => Winner::Merged,
+    };
+    for (at, (name, client)) in row.client.iter().enumerate() {
+        if at > 0 {
+            out.push(',');
+        }
+        let stored = record.and_then(|record| Some((record.fields.get(name)?, record.mark(name)?)));
+        let mark = stored.map(|(_, mark)| mark).or(record.map(|record| record.live));
+        let none = Mark { fv: Seq::ZERO, hlc: Hlc::ZERO, device: row.device, n: 0 };
+        let decision = FieldDecision {
+            name: name.into(),
+            client: Some(client.into()),
+            server: stored.map_or("null", |(value, _)| value).into(),
+            server_mark: mark.unwrap_or(none),
+            winner,
+            rule: Rule::Manual,
+        };
+        write_field(&mut out, &decision);
+    }
+    out.push_str("}}");
+    out
+}
+
+fn write_intents(out: &mut String, intents: &Intents) {
+    if !intents.increments.is_empty() {
+        out.push_str(",\"increments\":{");
+        for (at, (name, by)) in intents.increments.iter().enumerate() {
+            out.push_str(if at > 0 { ",\"" } else { "\"" });
+            out.push_str(name);
+            out.push_str("\":");
+            out.push_str(&by.to_string());
+        }
+        out.push('}');
+    }
+    for (name, object) in
+        [("previous", &intents.previous), ("add", &intents.add), ("remove", &intents.remove)]
+    {
+        if !object.is_empty() {
+            out.push_str(",\"");
+            out.push_str(name);
+            out.push_str("\":");
+            out.push_str(object.as_str());
+        }
+    }
+    if intents.deescalate {
+        out.push_str(",\"deescalate\":true");
     }
 }
 
@@ -79,15 +139,11 @@ fn decided(out: &mut String, mark: Mark, winner: Winner, rule: Rule) {
     out.push_str(match winner {
         Winner::Client => "client",
         Winner::Server => "server",
+        Winner::Merged => "merged",
+        Winner::Held => "held",
     });
     out.push_str("\",\"rule\":\"");
-    out.push_str(match rule {
-        Rule::OwnNewer => "own_newer",
-        Rule::ClientWins => "client_wins",
-        Rule::ServerWins => "server_wins",
-        Rule::MostRecent => "most_recent",
-        _ => "other",
-    });
+    out.push_str(rule.name());
     out.push('"');
 }
 

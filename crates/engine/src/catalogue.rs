@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use driftline_conflict::Policy;
+use driftline_conflict::{Policy, Rights};
 use driftline_model::{KindName, ScopeName, UserId};
+use driftline_protocol::{KindSchema, write_json_string};
+
+use crate::group::Placement;
+use crate::review::conflicts_kind;
 
 /// What is declared of one kind.
 #[derive(Debug, Clone)]
@@ -15,9 +19,28 @@ pub struct KindRule {
     pub read: Vec<Box<str>>,
     /// Roles that may write it; empty: everyone of the tenant.
     pub write: Vec<Box<str>>,
+    /// Roles that may lower its ordered fields; empty: nobody.
+    pub deescalate: Vec<Box<str>>,
+    /// Roles that may decide its conflicts; empty: nobody.
+    pub review: Vec<Box<str>>,
+    /// Roles that may write its fields of the rule `server_only`; empty: nobody.
+    pub service: Vec<Box<str>>,
+    /// What its fields may hold.
+    pub schema: Option<Arc<KindSchema>>,
+    /// The oldest schema version that items may name; an item that names none passes.
+    pub schema_version_min: u32,
     /// How its conflicts are decided, unless the tenant has a policy of its own.
     pub policy: Arc<Policy>,
 }
+
+/// Roles that may lower ordered fields, unless a kind declares its own.
+pub const STAFF_ROLES: [&str; 2] = ["staff", "admin"];
+
+/// Roles that may decide conflicts, unless a kind declares its own.
+pub const REVIEW_ROLES: [&str; 2] = ["reviewer", "admin"];
+
+/// Roles that may write fields of services, unless a kind declares its own.
+pub const SERVICE_ROLES: [&str; 1] = ["service"];
 
 impl Default for KindRule {
     fn default() -> Self {
@@ -25,6 +48,11 @@ impl Default for KindRule {
             scope: ScopeRule::Tenant,
             read: Vec::new(),
             write: Vec::new(),
+            deescalate: STAFF_ROLES.map(Box::from).to_vec(),
+            review: REVIEW_ROLES.map(Box::from).to_vec(),
+            service: SERVICE_ROLES.map(Box::from).to_vec(),
+            schema: None,
+            schema_version_min: 0,
             policy: Arc::new(Policy::field_merge()),
         }
     }
@@ -42,6 +70,19 @@ impl KindRule {
     pub fn may_write(&self, roles: &[Box<str>]) -> bool {
         allowed(&self.write, roles)
     }
+
+    /// Tells whether one of the roles may decide conflicts.
+    #[must_use]
+    pub fn may_review(&self, roles: &[Box<str>]) -> bool {
+        self.review.iter().any(|role| roles.contains(role))
+    }
+
+    /// Returns what an author with these roles may do beyond writing.
+    #[must_use]
+    pub fn rights(&self, roles: &[Box<str>]) -> Rights {
+        let any = |wanted: &[Box<str>]| wanted.iter().any(|role| roles.contains(role));
+        Rights { deescalate: any(&self.deescalate), service: any(&self.service) }
+    }
 }
 
 fn allowed(wanted: &[Box<str>], roles: &[Box<str>]) -> bool {
@@ -49,38 +90,48 @@ fn allowed(wanted: &[Box<str>], roles: &[Box<str>]) -> bool {
 }
 
 /// Who sees the records of a kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ScopeRule {
     /// Everyone of the tenant.
     #[default]
     Tenant,
     /// The user who created the record.
     Owner,
+    /// The members of the group that a field names: users whose claim of the field's name has, or contains, its value.
+    Group(Box<str>),
 }
 
 impl ScopeRule {
-    /// Returns the scope of a record that the user creates.
+    /// Returns where a record is kept that the user writes. The field's name becomes canonical JSON text.
     #[must_use]
-    pub fn of(self, user: &UserId) -> ScopeName {
+    pub fn placement(&self, user: &UserId) -> Placement {
         match self {
-            Self::Tenant => ScopeName::tenant(),
-            Self::Owner => ScopeName::owner(user),
+            Self::Tenant => Placement::Fixed(ScopeName::tenant()),
+            Self::Owner => Placement::Fixed(ScopeName::owner(user)),
+            Self::Group(field) => Placement::Group(canonical_name(field)),
         }
     }
 }
 
-/// All declared kinds.
-#[derive(Debug, Clone, Default)]
+/// All declared kinds, and the kind under which conflicts are synced.
+#[derive(Debug, Clone)]
 pub struct Catalogue {
     kinds: BTreeMap<KindName, KindRule>,
     undeclared: Option<KindRule>,
+    conflicts: (KindName, KindRule),
+}
+
+impl Default for Catalogue {
+    fn default() -> Self {
+        Self::new(BTreeMap::new())
+    }
 }
 
 impl Catalogue {
     /// Makes a catalogue of declared kinds; others are unknown.
     #[must_use]
     pub fn new(kinds: BTreeMap<KindName, KindRule>) -> Self {
-        Self { kinds, undeclared: None }
+        Self { kinds, undeclared: None, conflicts: (conflicts_kind(), KindRule::default()) }
     }
 
     /// Accepts undeclared kinds as records under `field_merge`.
@@ -93,7 +144,29 @@ impl Catalogue {
     /// Finds what is declared of a kind.
     #[must_use]
     pub fn kind(&self, kind: &KindName) -> Option<&KindRule> {
+        if kind.as_str().starts_with('$') {
+            return Some(&self.conflicts).filter(|(name, _)| name == kind).map(|(_, rule)| rule);
+        }
         self.kinds.get(kind).or(self.undeclared.as_ref())
+    }
+
+    /// Returns the claims that name a user's groups.
+    pub fn group_claims(&self) -> impl Iterator<Item = &str> {
+        self.kinds.values().filter_map(|rule| match &rule.scope {
+            ScopeRule::Group(field) => Some(&**field),
+            ScopeRule::Tenant | ScopeRule::Owner => None,
+        })
+    }
+
+    /// Returns the kinds whose conflicts the roles may decide.
+    #[must_use]
+    pub fn reviewable(&self, roles: &[Box<str>]) -> Reviewable {
+        let kinds = self.kinds.iter().filter(|(_, rule)| rule.may_review(roles));
+        Reviewable {
+            kinds: kinds.map(|(kind, _)| kind.clone()).collect(),
+            declared: self.kinds.keys().cloned().collect(),
+            undeclared: self.undeclared.as_ref().is_some_and(|rule| rule.may_review(roles)),
+        }
     }
 
     /// Goes through the declared kinds.
@@ -117,10 +190,48 @@ impl Catalogue {
         }
         let may = |kind: &&KindName| self.kind(kind).is_some_and(|rule| rule.may_read(roles));
         let kinds: Vec<KindName> = if wanted.is_empty() {
-            self.kinds.keys().filter(may).cloned().collect()
+            self.kinds.keys().chain([&self.conflicts.0]).filter(may).cloned().collect()
         } else {
             wanted.iter().filter(may).cloned().collect()
         };
+        if kinds.iter().all(|kind| *kind == self.conflicts.0) && wanted.is_empty() {
+            return None;
+        }
         if kinds.is_empty() { None } else { Some(kinds) }
     }
+}
+
+/// The kinds whose conflicts a user may decide.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reviewable {
+    kinds: Vec<KindName>,
+    declared: Vec<KindName>,
+    undeclared: bool,
+}
+
+impl Reviewable {
+    /// Tells whether conflicts of the kind are among them.
+    #[must_use]
+    pub fn contains(&self, kind: &KindName) -> bool {
+        self.kinds.contains(kind) || self.undeclared && !self.declared.contains(kind)
+    }
+
+    /// Tells whether the user may decide no conflicts at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kinds.is_empty() && !self.undeclared
+    }
+
+    /// Returns the kinds, or nothing when undeclared ones are among them.
+    #[must_use]
+    pub fn kinds(&self) -> Option<&[KindName]> {
+        (!self.undeclared).then_some(&self.kinds)
+    }
+}
+
+/// A field's name in canonical form: escaped as in JSON, without the quotes.
+pub(crate) fn canonical_name(name: &str) -> Box<str> {
+    let mut quoted = String::new();
+    write_json_string(&mut quoted, name);
+    quoted[1..quoted.len() - 1].into()
 }

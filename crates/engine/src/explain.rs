@@ -101,7 +101,12 @@ fn tell_losses(history: &History, field: &mut FieldExplanation) {
         let Some(decided) = decided else { continue };
         field.rule = decided.get("rule").and_then(|node| node.as_str()).map(std::borrow::Cow::into_owned);
         field.policy_version = Some(audit.policy_version);
-        let client_lost = decided.get("winner").is_some_and(|winner| winner.is_str("server"));
+        let side = |side: &str| decided.get("winner").is_some_and(|winner| winner.is_str(side));
+        // Of a merge nothing is lost; what is held waits for a reviewer, whose decision has a row of its own.
+        if side("merged") || side("held") {
+            continue;
+        }
+        let client_lost = side("server");
         let lost = if client_lost {
             LostValue {
                 value: json(decided.get("client")),

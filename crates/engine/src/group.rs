@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use driftline_conflict::{Op, Policy, Winner};
+use driftline_conflict::{Op, Policy, Rights, Winner};
 use driftline_model::{
-    DeviceNo, Epoch, Hlc, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId, TenantNo,
+    ConflictId, DeviceNo, Epoch, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId,
+    TenantNo,
 };
-use driftline_protocol::{FieldError, ItemCode, RecordView};
+use driftline_protocol::{FieldError, ItemCode, RecordView, Resolution};
+
+use crate::review::ConflictRow;
 
 /// Where a record is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +51,7 @@ impl Submission {
     pub fn bytes(&self) -> usize {
         let fields = self.entries.iter().map(|entry| match &entry.task {
             Task::Apply(apply) => apply.fields.as_str().len() + 200,
+            Task::Resolve(resolve) => resolve.fields.as_str().len() + 200,
             Task::Refuse(..) => 200,
         });
         fields.sum()
@@ -80,6 +84,34 @@ pub enum Task {
     Apply(Apply),
     /// Refuse it; the answer is remembered if its code is.
     Refuse(ItemCode, Vec<FieldError>),
+    /// Decide a conflict. The entry names the conflict's record.
+    Resolve(Resolve),
+}
+
+/// A reviewer's decision.
+#[derive(Debug, Clone)]
+pub struct Resolve {
+    /// The conflict.
+    pub conflict_id: ConflictId,
+    /// The decision.
+    pub resolution: Resolution,
+    /// The values to write, for [`Resolution::Merged`].
+    pub fields: Object,
+    /// The record's version that the reviewer had before the eyes; none: the one that the row names.
+    pub version: Option<Seq>,
+    /// Where the record is kept.
+    pub placement: Placement,
+    /// The policy of the record's kind.
+    pub policy: Arc<Policy>,
+}
+
+/// The scope that a record is kept in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// The one in which it was created.
+    Fixed(ScopeName),
+    /// That of the group which the field names, canonical JSON text; it moves with the field.
+    Group(Box<str>),
 }
 
 /// A change that passed every check that needs no stored row.
@@ -95,14 +127,61 @@ pub struct Apply {
     pub base: Seq,
     /// The fields to write.
     pub fields: Object,
+    /// What is asked beside whole values, if anything.
+    pub intents: Option<Box<Intents>>,
     /// The author's clock.
     pub hlc: Option<Hlc>,
     /// The schema version that the item was made for; zero: none named.
     pub schema_version: u32,
-    /// The scope that the record gets if it is created.
-    pub scope: ScopeName,
+    /// Where the record is kept.
+    pub placement: Placement,
+    /// What the author may do beyond writing.
+    pub rights: Rights,
     /// The policy of its kind.
     pub policy: Arc<Policy>,
+}
+
+impl Entry {
+    /// Tells whether open conflicts of the record are needed to decide the item.
+    #[must_use]
+    pub fn may_review(&self) -> bool {
+        match &self.task {
+            Task::Apply(apply) => apply.policy.may_review(),
+            Task::Resolve(_) => true,
+            Task::Refuse(..) => false,
+        }
+    }
+
+    /// Returns the scope that the item may bring its record into, where it can be told beforehand.
+    #[must_use]
+    pub fn scope(&self) -> Option<ScopeName> {
+        let (placement, fields) = match &self.task {
+            Task::Apply(apply) => (&apply.placement, &apply.fields),
+            Task::Resolve(resolve) => (&resolve.placement, &resolve.fields),
+            Task::Refuse(..) => return None,
+        };
+        placement.of(fields)
+    }
+}
+
+impl Placement {
+    /// Returns the scope of a record with these fields; nothing when they name no group.
+    #[must_use]
+    pub fn of(&self, fields: &Object) -> Option<ScopeName> {
+        match self {
+            Self::Fixed(scope) => Some(scope.clone()),
+            Self::Group(field) => {
+                let value = fields.get(field)?;
+                // A group's name is a text or an integer; a text counts as it stands between its quotes.
+                let name = match value.as_bytes() {
+                    [b'"', .., b'"'] => &value[1..value.len() - 1],
+                    [b'-' | b'0'..=b'9', ..] => value,
+                    _ => return None,
+                };
+                ScopeName::group(field, name).ok()
+            }
+        }
+    }
 }
 
 /// The first answer to a change, as it is remembered.
@@ -118,6 +197,17 @@ pub struct Known {
     pub code: ItemCode,
     /// The record's version afterwards; zero: none.
     pub version: Seq,
+    /// What the answer says beyond that, if anything: see [`KnownMore`].
+    pub more: Option<Box<KnownMore>>,
+}
+
+/// The rarer half of a remembered answer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KnownMore {
+    /// Per field that a strategy decided, the winner. Names are canonical JSON text.
+    pub winners: Vec<(Box<str>, Winner)>,
+    /// What waits for a reviewer.
+    pub conflict_id: Option<ConflictId>,
 }
 
 /// The answer to a batch, after its commit.
@@ -152,6 +242,25 @@ pub struct SubmissionResult {
     pub clamped: bool,
     /// What is wrong with it.
     pub errors: Vec<FieldError>,
+    /// What waits for a reviewer.
+    pub conflict_id: Option<ConflictId>,
+    /// Whether the assertions of an ordered field had to be cut to their limit.
+    pub collapsed: bool,
+    /// Of a reviewer's decision: what came of it.
+    pub resolved: Option<Box<Resolved>>,
+}
+
+/// What came of a reviewer's decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolved {
+    /// It was carried out; the row as it is now.
+    Done(ConflictRow),
+    /// There is no such conflict.
+    NotFound,
+    /// It was decided before.
+    Already(ConflictRow),
+    /// The record changed since the reviewer read it; the row tells of it as it is now.
+    Stale(ConflictRow),
 }
 
 impl SubmissionResult {
@@ -167,6 +276,9 @@ impl SubmissionResult {
             strategy: None,
             clamped: false,
             errors: Vec::new(),
+            conflict_id: None,
+            collapsed: false,
+            resolved: None,
         }
     }
 }

@@ -5,12 +5,13 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
-use driftline_model::{DeviceNo, Hlc, Seq, TenantNo};
-use driftline_protocol::{Change, encode_changes};
+use driftline_model::{DeviceNo, Hlc, ScopeName, Seq, TenantNo};
+use driftline_protocol::{Change, RecordView, encode_changes};
 use futures_channel::mpsc;
 use futures_util::Stream;
 
 use crate::ports::Listeners;
+use crate::review::ConflictRow;
 
 /// What one commit group changed of one tenant.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct Committed {
     pub hlc: Hlc,
     /// The changes in their order; nothing when nobody listened while they were planned.
     pub changes: Option<Arc<[CommittedChange]>>,
+    /// Conflicts that were opened, joined or decided, as they are now.
+    pub conflicts: Arc<[CommittedConflict]>,
     encoded: OnceLock<Arc<str>>,
 }
 
@@ -38,10 +41,18 @@ impl Committed {
         hlc: Hlc,
         changes: Option<Vec<CommittedChange>>,
     ) -> Self {
-        Self { tenant, prev_seq, seq, hlc, changes: changes.map(Arc::from), encoded: OnceLock::new() }
+        let changes = changes.map(Arc::from);
+        Self { tenant, prev_seq, seq, hlc, changes, conflicts: Arc::new([]), encoded: OnceLock::new() }
     }
 
-    /// Returns all changes as one JSON array, made once for everybody who may see them all.
+    /// Adds conflicts.
+    #[must_use]
+    pub fn with_conflicts(mut self, conflicts: Vec<CommittedConflict>) -> Self {
+        self.conflicts = conflicts.into();
+        self
+    }
+
+    /// Returns all changes as one JSON array, made once for everybody who saw and sees them all.
     #[must_use]
     pub fn encoded(&self) -> Arc<str> {
         let changes = || self.changes.iter().flat_map(|changes| changes.iter()).map(|change| &change.change);
@@ -52,10 +63,49 @@ impl Committed {
 /// One change with its author.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommittedChange {
-    /// The device that made it; that device is not told.
-    pub device: DeviceNo,
-    /// The change as readers get it.
+    /// The device that made it, which is not told; none: the server made it, and everybody is told.
+    pub device: Option<DeviceNo>,
+    /// The change as readers get it who saw the record before.
     pub change: Change,
+    /// Set when the record moved from one scope to another.
+    pub moved: Option<Box<Moved>>,
+}
+
+/// A record that moved from one scope to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// The scope that it left.
+    pub left: ScopeName,
+    /// The whole record, for readers of the new scope who do not read the old one.
+    pub put: Change,
+    /// What readers of the old scope are told who do not read the new one.
+    pub evict: Change,
+}
+
+impl CommittedChange {
+    /// Returns the change as a reader of these scopes gets it, if it concerns the reader at all.
+    #[must_use]
+    pub fn seen_by(&self, scopes: &[ScopeName]) -> Option<&Change> {
+        let sees = scopes.contains(&self.change.scope);
+        match &self.moved {
+            None => sees.then_some(&self.change),
+            Some(moved) => match (scopes.contains(&moved.left), sees) {
+                (true, true) => Some(&self.change),
+                (false, true) => Some(&moved.put),
+                (true, false) => Some(&moved.evict),
+                (false, false) => None,
+            },
+        }
+    }
+}
+
+/// A conflict that was opened, joined or decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommittedConflict {
+    /// The conflict as it is now.
+    pub row: ConflictRow,
+    /// The record as it is now.
+    pub record: Option<RecordView>,
 }
 
 /// Knows the sessions of every tenant.

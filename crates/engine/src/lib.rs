@@ -29,7 +29,7 @@
 //! // Bob writes, Ada hears of it and pulls.
 //! let bob = Author::join(engine.store(), "acme", "bob", "phone");
 //! let (tenant, user) = (TenantId::new("acme")?, UserId::text("ada")?);
-//! let ada = block_on(engine.identify(tenant, user, Some(DeviceId::new("phone")?), Vec::new()))?;
+//! let ada = block_on(engine.identify(tenant, user, Some(DeviceId::new("phone")?), Vec::new(), &[]))?;
 //! let mut commits = engine.subscribe(&ada);
 //! block_on(engine.store().commit(bob.batch([create("n1", r#"{"title":"hello"}"#)])))?;
 //! assert_eq!(commits.try_next().expect("a commit").seq.number(), 1);
@@ -48,22 +48,32 @@ mod policies;
 mod ports;
 mod pull;
 mod push;
+mod review;
 mod service;
 mod session;
 mod work;
 
 pub use audit::audit_detail;
-pub use catalogue::{Catalogue, KindRule, ScopeRule};
+pub use catalogue::{Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule};
 pub use explain::{Explanation, FieldExplanation, LostValue};
-pub use group::{Apply, Entry, Known, Receipt, RowKey, Submission, SubmissionResult, Task};
-pub use hub::{Committed, CommittedChange, Hub, Subscription};
-pub use plan::{AuditWrite, DeviceWrite, GroupState, PlanEnv, Planned, ResultWrite, Writes, plan};
+pub use group::{
+    Apply, Entry, Known, KnownMore, Placement, Receipt, Resolve, Resolved, RowKey, Submission,
+    SubmissionResult, Task,
+};
+pub use hub::{Committed, CommittedChange, CommittedConflict, Hub, Moved, Subscription};
+pub use plan::{
+    AuditWrite, DeviceWrite, ExitWrite, GroupState, PlanEnv, Planned, ResultWrite, SumWrite, Writes, plan,
+};
 pub use policies::{Policies, PolicyError, PolicyView, policy_of_doc};
 pub use ports::{
-    AuditRow, Clock, DeviceState, Head, History, Identity, Listeners, NullObserver, Observer, Page,
-    PageQuery, Place, Random, Row, SessionProgress, Silent, Store, StoreError, StoredPolicy,
+    AuditEntry, AuditRow, Clock, DeviceState, Head, History, Identity, Left, Listeners, NullObserver,
+    Observer, Only, Page, PageQuery, PartSum, Place, Random, Row, ScopeSum, SessionProgress, Silent, Store,
+    StoreError, StoredPolicy, SumQuery,
 };
 pub use pull::PullFault;
+pub use review::{
+    AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,
+};
 pub use service::{Engine, RecordPage, Sealer};
 pub use session::{Close, Output, Session};
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use driftline_conflict::{DeletedRecord, FieldRule, Granularity, Policy, Strategy};
+use driftline_conflict::{DeletedRecord, FieldRule, Granularity, OnDelete, Order, Policy, Strategy};
 use driftline_model::{KindName, TenantNo};
-use driftline_protocol::{PolicyDoc, plain_name, write_json_string};
+use driftline_protocol::{FieldPolicyDoc, PolicyDoc, plain_name};
 use thiserror::Error;
 
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, canonical_name};
 use crate::ports::StoredPolicy;
 
 /// Why a document is not a policy.
@@ -35,21 +35,25 @@ pub fn policy_of_doc(doc: &PolicyDoc, version: u64) -> Result<Policy, PolicyErro
         "client_wins" => Strategy::ClientWins { granularity: granularity(doc)?, deleted: deleted(doc)? },
         "server_wins" => Strategy::ServerWins { granularity: granularity(doc)? },
         "most_recent_wins" => Strategy::MostRecentWins,
-        "field_merge" => Strategy::FieldMerge { fields: fields(doc)? },
+        "field_merge" => Strategy::FieldMerge { fields: fields(doc)?, on_delete: on_delete(doc)? },
+        "preserve_escalation" => Strategy::PreserveEscalation { fields: ordered_fields(doc)? },
+        "manual" => Strategy::Manual,
         other => {
-            let known = "client_wins, server_wins, most_recent_wins or field_merge";
+            let known =
+                "client_wins, server_wins, most_recent_wins, field_merge, preserve_escalation or manual";
             return Err(wrong("/strategy", format!("{other:?} is not a strategy: use {known}")));
         }
     };
     if doc.granularity.is_some() && !matches!(doc.strategy.as_str(), "client_wins" | "server_wins") {
         return Err(wrong("/granularity", format!("{} is always decided per field", doc.strategy)));
     }
-    if !doc.fields.is_empty() && doc.strategy != "field_merge" {
+    if !doc.fields.is_empty() && !matches!(doc.strategy.as_str(), "field_merge" | "preserve_escalation") {
         return Err(wrong("/fields", format!("{} takes no rules of single fields", doc.strategy)));
     }
-    if let Some(option) =
-        doc.options.keys().find(|option| doc.strategy != "client_wins" || *option != "on_delete")
-    {
+    let takes_option = |option: &str| {
+        matches!(doc.strategy.as_str(), "client_wins" | "field_merge") && option == "on_delete"
+    };
+    if let Some(option) = doc.options.keys().find(|option| !takes_option(option)) {
         return Err(wrong(format!("/options/{option}"), format!("{} has no such option", doc.strategy)));
     }
     Ok(Policy { strategy, version })
@@ -73,21 +77,85 @@ fn deleted(doc: &PolicyDoc) -> Result<DeletedRecord, PolicyError> {
     }
 }
 
-fn fields(doc: &PolicyDoc) -> Result<Vec<(Box<str>, FieldRule)>, PolicyError> {
-    doc.fields
-        .iter()
-        .map(|(name, rule)| match rule.rule.as_str() {
-            "lww" => Ok((canonical_name(name), FieldRule::Lww)),
-            other => Err(wrong(format!("/fields/{name}/rule"), format!("{other:?} is not a rule: use lww"))),
-        })
-        .collect()
+fn on_delete(doc: &PolicyDoc) -> Result<OnDelete, PolicyError> {
+    match doc.options.get("on_delete").map(String::as_str) {
+        None | Some("most_recent") => Ok(OnDelete::MostRecent),
+        Some("update_wins") => Ok(OnDelete::UpdateWins),
+        Some("delete_wins") => Ok(OnDelete::DeleteWins),
+        Some(other) => {
+            let known = "most_recent, update_wins or delete_wins";
+            Err(wrong("/options/on_delete", format!("{other:?} is not an option: use {known}")))
+        }
+    }
 }
 
-/// A field's name in canonical form: escaped as in JSON, without the quotes.
-fn canonical_name(name: &str) -> Box<str> {
-    let mut quoted = String::new();
-    write_json_string(&mut quoted, name);
-    quoted[1..quoted.len() - 1].into()
+fn fields(doc: &PolicyDoc) -> Result<Vec<(Box<str>, FieldRule)>, PolicyError> {
+    let mut rules = Vec::with_capacity(doc.fields.len());
+    for (name, field) in &doc.fields {
+        rules.push((canonical_name(name), rule(doc, name, field)?));
+    }
+    Ok(rules)
+}
+
+fn ordered_fields(doc: &PolicyDoc) -> Result<Vec<(Box<str>, FieldRule)>, PolicyError> {
+    let fields = fields(doc)?;
+    if fields.iter().any(|(_, rule)| matches!(rule, FieldRule::Ordered(_))) {
+        return Ok(fields);
+    }
+    Err(wrong("/fields", "preserve_escalation needs a field with the rule ordered"))
+}
+
+fn rule(doc: &PolicyDoc, name: &str, field: &FieldPolicyDoc) -> Result<FieldRule, PolicyError> {
+    let rule = match field.rule.as_str() {
+        "lww" => FieldRule::Lww,
+        "max" => FieldRule::Max,
+        "min" => FieldRule::Min,
+        "counter" => FieldRule::Counter,
+        "set" => FieldRule::Set,
+        "append" => FieldRule::Append,
+        "immutable" => FieldRule::Immutable,
+        "server_only" => FieldRule::ServerOnly,
+        "manual" => FieldRule::Manual,
+        "ordered" if doc.strategy == "preserve_escalation" => FieldRule::Ordered(order(name, field)?),
+        other => {
+            let known = "lww, max, min, counter, set, append, immutable, server_only, manual, and ordered under \
+                         preserve_escalation";
+            return Err(wrong(
+                format!("/fields/{name}/rule"),
+                format!("{other:?} is not a rule: use {known}"),
+            ));
+        }
+    };
+    if !matches!(rule, FieldRule::Ordered(_)) {
+        for (part, given) in [("order", field.order.is_some()), ("urgent", field.urgent.is_some())] {
+            if given {
+                return Err(wrong(format!("/fields/{name}/{part}"), "only the rule ordered takes it"));
+            }
+        }
+    }
+    Ok(rule)
+}
+
+/// The most values of an ordered field.
+const RANKS_MAX: usize = 64;
+
+fn order(name: &str, field: &FieldPolicyDoc) -> Result<Order, PolicyError> {
+    let place = |part: &str| format!("/fields/{name}/{part}");
+    let values = field.order.as_deref().unwrap_or_default();
+    if !(2..=RANKS_MAX).contains(&values.len()) {
+        return Err(wrong(place("order"), format!("an order has 2 to {RANKS_MAX} values")));
+    }
+    if (1..values.len()).any(|at| values[..at].contains(&values[at])) {
+        return Err(wrong(place("order"), "a value stands twice"));
+    }
+    let urgent = match &field.urgent {
+        None => None,
+        Some(urgent) => {
+            let at = values.iter().position(|value| value == urgent);
+            Some(at.ok_or_else(|| wrong(place("urgent"), "is not among the values of the order"))?)
+        }
+    };
+    Ok(Order { values: values.iter().map(|value| Box::from(value.as_str())).collect(), urgent })
 }
 
 /// A policy with the document that it was read from.
@@ -195,17 +263,23 @@ pub(crate) fn doc_of_policy(policy: &Policy) -> PolicyDoc {
             }
         }
         Strategy::ServerWins { granularity } => doc.granularity = Some(granularity_name(granularity)),
-        Strategy::FieldMerge { fields } => {
-            for (name, rule) in fields {
-                let rule = match rule {
-                    FieldRule::Lww => "lww",
-                    _ => continue,
-                };
-                let rule = driftline_protocol::FieldPolicyDoc { rule: rule.to_owned() };
-                doc.fields.insert(plain_name(name), rule);
-            }
+        Strategy::FieldMerge { on_delete, .. } => {
+            let option = match on_delete {
+                OnDelete::MostRecent => None,
+                OnDelete::UpdateWins => Some("update_wins"),
+                OnDelete::DeleteWins => Some("delete_wins"),
+            };
+            doc.options.extend(option.map(|option| ("on_delete".to_owned(), option.to_owned())));
         }
         _ => {}
+    }
+    for (name, rule) in policy.strategy.fields() {
+        let mut field = FieldPolicyDoc::of_rule(rule.name());
+        if let FieldRule::Ordered(order) = rule {
+            field.urgent = order.urgent.map(|urgent| order.values[urgent].to_string());
+            field.order = Some(order.values.iter().map(ToString::to_string).collect());
+        }
+        doc.fields.insert(plain_name(name), field);
     }
     doc
 }
@@ -233,6 +307,26 @@ mod tests {
             (r#"{"strategy":"field_merge","fields":{"a":{"rule":"biggest"}}}"#, "/fields/a/rule"),
             (r#"{"strategy":"client_wins","options":{"on_delete":"maybe"}}"#, "/options/on_delete"),
             (r#"{"strategy":"server_wins","options":{"on_delete":"restore"}}"#, "/options/on_delete"),
+            (r#"{"strategy":"field_merge","options":{"on_delete":"restore"}}"#, "/options/on_delete"),
+            (r#"{"strategy":"manual","fields":{"a":{"rule":"lww"}}}"#, "/fields"),
+            (r#"{"strategy":"preserve_escalation"}"#, "/fields"),
+            (
+                r#"{"strategy":"field_merge","fields":{"a":{"rule":"ordered","order":["x","y"]}}}"#,
+                "/fields/a/rule",
+            ),
+            (r#"{"strategy":"field_merge","fields":{"a":{"rule":"set","urgent":"x"}}}"#, "/fields/a/urgent"),
+            (
+                r#"{"strategy":"preserve_escalation","fields":{"a":{"rule":"ordered","order":["x"]}}}"#,
+                "/fields/a/order",
+            ),
+            (
+                r#"{"strategy":"preserve_escalation","fields":{"a":{"rule":"ordered","order":["x","y","x"]}}}"#,
+                "/fields/a/order",
+            ),
+            (
+                r#"{"strategy":"preserve_escalation","fields":{"a":{"rule":"ordered","order":[1,2],"urgent":3}}}"#,
+                "/fields/a/urgent",
+            ),
         ];
         for (text, pointer) in table {
             assert_eq!(read(text), Err(pointer.to_owned()), "{text}");
@@ -244,6 +338,9 @@ mod tests {
         for text in [
             r#"{"strategy":"client_wins","granularity":"field","options":{"on_delete":"stay_deleted"}}"#,
             r#"{"strategy":"field_merge","fields":{"a \"quoted\" name":{"rule":"lww"}}}"#,
+            r#"{"strategy":"field_merge","options":{"on_delete":"update_wins"},"fields":{"n":{"rule":"counter"}}}"#,
+            r#"{"strategy":"preserve_escalation","fields":{"s":{"rule":"ordered","order":["a","b"],"urgent":"b"}}}"#,
+            r#"{"strategy":"manual"}"#,
         ] {
             let doc = PolicyDoc::parse(text).expect("a document");
             assert_eq!(doc_of_policy(&policy_of_doc(&doc, 0).expect("a policy")), doc);

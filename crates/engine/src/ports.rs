@@ -4,14 +4,16 @@ use std::future::Future;
 
 use driftline_conflict::Record;
 use driftline_model::{
-    DeviceKey, DeviceNo, Epoch, Hlc, KindName, OpId, RecordId, ScopeName, Seq, SyncId, TenantId, TenantNo,
-    UserId,
+    ConflictId, DeviceKey, DeviceNo, Epoch, Hlc, KindName, OpId, RecordId, ScopeName, Seq, SyncId, TenantId,
+    TenantNo, UserId,
 };
 use driftline_protocol::ItemCode;
 use thiserror::Error;
 
+use crate::catalogue::Reviewable;
 use crate::group::{Receipt, Submission};
 use crate::hub::Committed;
+use crate::review::{AuditQuery, ConflictQuery, ConflictRow};
 
 /// Reads the wall clock.
 pub trait Clock: Send + Sync + 'static {
@@ -31,6 +33,10 @@ pub trait Observer: Send + Sync + 'static {
     fn item(&self, code: ItemCode, strategy: Option<&'static str>);
     /// A device's clock ran so far ahead that it was held back.
     fn clock_clamped(&self) {}
+    /// The assertions of an ordered field were cut to their limit.
+    fn assertions_collapsed(&self) {}
+    /// A device asked for the sums of a range, because what it holds does not add up to what it should.
+    fn checksum_mismatch(&self) {}
 }
 
 /// Hears everything and counts nothing.
@@ -74,8 +80,10 @@ pub struct Identity {
     pub roles: Vec<Box<str>>,
     /// The device, on routes that have one.
     pub device: Option<(DeviceNo, DeviceKey)>,
-    /// The scopes that the user reads and writes.
+    /// The scopes that the user reads and writes, sorted.
     pub scopes: Vec<ScopeName>,
+    /// The kinds whose conflicts the user may decide.
+    pub reviews: Reviewable,
 }
 
 impl Identity {
@@ -110,6 +118,8 @@ pub struct Row {
     pub id: RecordId,
     /// The scope it belongs to.
     pub scope: ScopeName,
+    /// The version with which it came into that scope.
+    pub entered: Seq,
     /// The user who created it.
     pub owner: Box<str>,
     /// The schema version of the last write that named one.
@@ -129,13 +139,53 @@ pub struct DeviceState {
     pub acked_n: u64,
 }
 
-/// Where a page starts.
+/// Where a page starts, and what it is a page of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// Rows that changed after this, in the order of their change.
+    /// Rows that changed after this, in the order of their change, and rows that left one of the scopes after it for
+    /// a scope that is not among them.
     After(Seq),
-    /// Rows by kind and id, from the one after this; tombstones are left out.
-    Key(Option<(KindName, RecordId)>),
+    /// Live rows by kind and id, from the one after this.
+    Key {
+        /// The last row of the page before.
+        after: Option<(KindName, RecordId)>,
+        /// Only rows of these kinds or of these scopes.
+        only: Only,
+    },
+    /// Rows that a reader has to forget who loses these scopes: the live rows in them and those that left them, by
+    /// kind and id, from the one after this. All come as [`Left`].
+    Lost {
+        /// The last row of the page before.
+        after: Option<(KindName, RecordId)>,
+        /// The lost scopes.
+        lost: Vec<ScopeName>,
+    },
+    /// Live rows of one kind and scope by id: those after the one and up to the other.
+    Range {
+        /// The kind.
+        kind: KindName,
+        /// The scope.
+        scope: ScopeName,
+        /// The row before the first.
+        after: Option<RecordId>,
+        /// The last row.
+        until: Option<RecordId>,
+    },
+}
+
+/// Which rows of a snapshot are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Only {
+    /// All.
+    #[default]
+    All,
+    /// Rows of one of the kinds or in one of the scopes.
+    Some {
+        /// The kinds.
+        kinds: Vec<KindName>,
+        /// The scopes.
+        scopes: Vec<ScopeName>,
+    },
 }
 
 /// A page of rows that a reader may see.
@@ -153,6 +203,8 @@ pub struct PageQuery {
     pub rows: usize,
     /// The most bytes of fields; a page holds at least one row.
     pub bytes: usize,
+    /// Whether the sums of the reader's scopes and kinds are wanted.
+    pub sums: bool,
 }
 
 /// A page of rows, read at one moment.
@@ -162,8 +214,89 @@ pub struct Page {
     pub head: Head,
     /// The rows.
     pub rows: Vec<Row>,
+    /// Rows that left, in the order of the page's rows.
+    pub left: Vec<Left>,
     /// Whether more rows wait.
     pub more: bool,
+    /// The sums at that moment, if they were wanted: one for each scope and kind with live rows.
+    pub sums: Vec<ScopeSum>,
+}
+
+/// A row that left a scope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// The row's kind.
+    pub kind: KindName,
+    /// The row.
+    pub id: RecordId,
+    /// The scope that it left, or in which it still is, for a reader who lost the scope.
+    pub scope: ScopeName,
+    /// The version with which it left; of a row that is still there, its version.
+    pub seq: Seq,
+}
+
+/// How many live rows of a kind a scope holds, and the wrapping sum of their [`driftline_protocol::row_sum`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScopeSum {
+    /// The scope.
+    pub scope: ScopeName,
+    /// The kind.
+    pub kind: KindName,
+    /// The live rows.
+    pub count: u64,
+    /// The sum.
+    pub sum: u64,
+}
+
+/// A range of ids of one kind and scope, cut into parts.
+#[derive(Debug, Clone)]
+pub struct SumQuery {
+    /// The tenant.
+    pub tenant: TenantNo,
+    /// The kind.
+    pub kind: KindName,
+    /// The scope.
+    pub scope: ScopeName,
+    /// The row before the first.
+    pub after: Option<RecordId>,
+    /// The last row.
+    pub until: Option<RecordId>,
+    /// Into how many parts of about equally many rows it is cut.
+    pub parts: usize,
+}
+
+/// The sum of a part of a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartSum {
+    /// The row before the first; none: the beginning.
+    pub after: Option<RecordId>,
+    /// The last row; none: the end.
+    pub until: Option<RecordId>,
+    /// The live rows.
+    pub count: u64,
+    /// The wrapping sum of their [`driftline_protocol::row_sum`].
+    pub sum: u64,
+}
+
+/// An audit row with its record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// The record's kind.
+    pub kind: KindName,
+    /// The record.
+    pub id: RecordId,
+    /// The record's version afterwards.
+    pub seq: Seq,
+    /// The user behind the change.
+    pub user: Box<str>,
+    /// The device's number of the change.
+    pub n: u64,
+    /// The strategy.
+    pub strategy: String,
+    /// Finds the request in the log.
+    pub correlation: String,
+    /// The rest.
+    pub row: AuditRow,
 }
 
 /// A batch session as the store remembers it.
@@ -271,6 +404,31 @@ pub trait Store: Send + Sync + 'static {
         id: &RecordId,
     ) -> impl Future<Output = Result<Option<History>, StoreError>> + Send;
 
+    /// Reads one conflict.
+    fn conflict(
+        &self,
+        tenant: TenantNo,
+        conflict_id: &ConflictId,
+    ) -> impl Future<Output = Result<Option<ConflictRow>, StoreError>> + Send;
+
+    /// Lists conflicts in the order of their opening.
+    fn conflicts(
+        &self,
+        tenant: TenantNo,
+        query: ConflictQuery,
+    ) -> impl Future<Output = Result<Vec<ConflictRow>, StoreError>> + Send;
+
+    /// Lists audit rows, newest first.
+    fn audit(
+        &self,
+        tenant: TenantNo,
+        query: AuditQuery,
+    ) -> impl Future<Output = Result<Vec<AuditEntry>, StoreError>> + Send;
+
+    /// Sums the live rows of a range in parts of about equally many rows, with the head of the same moment. The parts
+    /// cover the range without a gap; there is at least one.
+    fn sums(&self, query: SumQuery) -> impl Future<Output = Result<(Head, Vec<PartSum>), StoreError>> + Send;
+
     /// Reads a tenant's own policies.
     fn policies(
         &self,
@@ -302,7 +460,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<SessionProgress>, StoreError>> + Send;
 
     /// Removes what is past its retention at the given time: answers of changes older than 90 days, batch
-    /// sessions older than a day, tombstones older than 30 days. Gives the number of removed rows.
+    /// sessions older than a day, tombstones and scope exits older than 30 days. Gives the number of removed rows.
     fn prune(&self, now_ms: u64) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// Writes something, to show that writing works.

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use driftline_conflict::{Op, Policy, Winner};
-use driftline_model::{Epoch, KindName, OpId, RecordId, SyncId};
+use driftline_model::{Epoch, KindName, OpId, RecordId, ScopeName, SyncId};
 use driftline_protocol::{
     Ack, AckStatus, BadItem, FieldError, Item, ItemClass, ItemCode, ItemOp, ItemResult, SyncData, WinnerName,
 };
 
-use crate::catalogue::Catalogue;
-use crate::group::{Apply, Entry, Receipt, Submission, SubmissionResult, Task};
+use crate::catalogue::{Catalogue, KindRule};
+use crate::group::{Apply, Entry, Placement, Receipt, Submission, SubmissionResult, Task};
 use crate::policies::{Policies, PolicyView};
 use crate::ports::{Identity, Observer};
 
@@ -75,19 +75,28 @@ impl Gate<'_> {
             found
         });
         let (kind, id) = (Some(item.kind.clone()), Some(item.id.clone()));
-        let task = match found {
-            Err(code) => Task::Refuse(code, vec![explain(code)]),
-            Ok(policy) => {
-                let scope = self.catalogue.kind(&item.kind).map(|rule| rule.scope).unwrap_or_default();
+        let rule = self.catalogue.kind(&item.kind);
+        let refused = match (&found, rule) {
+            (Err(code), _) => Some((*code, vec![explain(*code)])),
+            (Ok(_), Some(rule)) => refusal(&item, rule),
+            (Ok(_), None) => None,
+        };
+        let task = match (found, refused) {
+            (_, Some((code, errors))) => Task::Refuse(code, errors),
+            (Err(code), None) => Task::Refuse(code, vec![explain(code)]),
+            (Ok(policy), None) => {
+                let placement = rule.map(|rule| rule.scope.placement(&self.identity.user));
                 Task::Apply(Apply {
                     kind: item.kind,
                     id: item.id,
                     op: op_of(item.op),
                     base: item.base_version,
                     fields: item.fields,
+                    intents: item.intents,
                     hlc: item.hlc,
                     schema_version: item.schema_version,
-                    scope: scope.of(&self.identity.user),
+                    placement: placement.unwrap_or_else(|| Placement::Fixed(ScopeName::tenant())),
+                    rights: rule.map(|rule| rule.rights(&self.identity.roles)).unwrap_or_default(),
                     policy,
                 })
             }
@@ -97,11 +106,26 @@ impl Gate<'_> {
 
     fn kind(&self, kind: &KindName) -> Result<Arc<Policy>, ItemCode> {
         let rule = self.catalogue.kind(kind).ok_or(ItemCode::UnknownKind)?;
+        // Kinds of the server's own are read by everybody and written by nobody.
+        if kind.as_str().starts_with('$') {
+            return Err(ItemCode::Forbidden);
+        }
         if !rule.may_write(&self.identity.roles) {
             return Err(ItemCode::Forbidden);
         }
         Policies::policy(self.own, self.catalogue, kind).ok_or(ItemCode::UnknownKind)
     }
+}
+
+/// Checks an item against what is declared of its kind, without the record.
+fn refusal(item: &Item, rule: &KindRule) -> Option<(ItemCode, Vec<FieldError>)> {
+    if item.schema_version > 0 && item.schema_version < rule.schema_version_min {
+        let message = format!("the oldest accepted version is {}", rule.schema_version_min);
+        let error = FieldError { code: "schema_too_old".into(), pointer: "/schema_version".into(), message };
+        return Some((ItemCode::SchemaTooOld, vec![error]));
+    }
+    let errors = rule.schema.as_ref()?.check_item(item);
+    (!errors.is_empty()).then_some((ItemCode::Invalid, errors))
 }
 
 fn op_of(op: ItemOp) -> Op {
@@ -158,6 +182,9 @@ pub(crate) fn answer(
             if result.clamped {
                 observer.clock_clamped();
             }
+            if result.collapsed {
+                observer.assertions_collapsed();
+            }
         }
         ack.conflicts += u64::from(result.strategy.is_some());
         match result.code.class() {
@@ -179,6 +206,8 @@ fn item_result(index: usize, result: SubmissionResult, echo: Echo) -> ItemResult
     let winner = |winner| match winner {
         Winner::Client => WinnerName::Client,
         Winner::Server => WinnerName::Server,
+        Winner::Merged => WinnerName::Merged,
+        Winner::Held => WinnerName::Held,
     };
     ItemResult {
         index: index as u64,
@@ -192,5 +221,6 @@ fn item_result(index: usize, result: SubmissionResult, echo: Echo) -> ItemResult
         winners: result.winners.into_iter().map(|(name, side)| (name.into(), winner(side))).collect(),
         retry_after_ms: (result.code.class() == ItemClass::Retry).then_some(1_000),
         errors: result.errors,
+        conflict_id: result.conflict_id.map(|conflict_id| conflict_id.to_string()),
     }
 }

@@ -3,16 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use driftline_model::{Epoch, Hlc, KindName, Limits, Seq, SyncId};
+use driftline_model::{ConflictId, Epoch, Hlc, KindName, Limits, Seq, SyncId};
 use driftline_protocol::{
-    Change, CloseCode, ConnectionEstablished, ErrorCode, ErrorMessage, Fault, Features, Head as OutHead,
-    HeartbeatAck, Inbound, Message, Outbound, Pong, ResyncReason, ResyncRequired, ServerDelta,
-    ServerDraining, SyncSessionEnded, SyncSessionStarted, Totals, encode_changes,
+    Change, CloseCode, ConflictResolved, ConnectionEstablished, ErrorCode, ErrorMessage, Fault, Features,
+    Head as OutHead, HeartbeatAck, Inbound, Message, Outbound, Pong, ResyncReason, ResyncRequired,
+    ServerDelta, ServerDraining, SyncSessionEnded, SyncSessionStarted, Totals, encode_changes,
 };
 
-use crate::hub::Committed;
+use crate::hub::{Committed, CommittedChange, CommittedConflict};
 use crate::ports::{Head, Identity};
 use crate::pull::PullFault;
+use crate::review::conflict_doc;
 use crate::service::Sealer;
 use crate::work::{Done, Pulled, Started, Work};
 
@@ -49,6 +50,8 @@ pub struct Session {
     outputs: VecDeque<Output>,
     waiting: VecDeque<Waiting>,
     unacknowledged: usize,
+    /// The conflicts that the client is deciding, in the order of its messages.
+    resolving: VecDeque<ConflictId>,
     starting: bool,
     /// The highest head that this connection heard of.
     known_seq: Seq,
@@ -127,6 +130,7 @@ impl Session {
             outputs: VecDeque::new(),
             waiting: VecDeque::new(),
             unacknowledged: 0,
+            resolving: VecDeque::new(),
             starting: false,
             known_seq: head.seq,
             heard: None,
@@ -238,6 +242,16 @@ impl Session {
                     self.ask(message.id.clone(), Some(&sync_id), Work::Pull { request });
                 })
             }
+            Inbound::RequestChecksums(request) => {
+                self.live_sync(message.sync_id.as_ref(), now_ms).map(|(sync_id, _)| {
+                    self.ask(message.id.clone(), Some(&sync_id), Work::Checksums { request });
+                })
+            }
+            Inbound::ResolveConflict(request) => {
+                self.resolving.push_back(request.conflict_id.clone());
+                self.ask(message.id.clone(), None, Work::Resolve { request: Box::new(request) });
+                Ok(())
+            }
             Inbound::EndSync => self.live_sync(message.sync_id.as_ref(), now_ms).map(|(sync_id, _)| {
                 let asker = Waiting::new(message.id.clone(), Some(&sync_id));
                 self.ending = Some(asker);
@@ -298,6 +312,17 @@ impl Session {
                 self.reply(waiting, &Outbound::ServerData(data), now_ms);
             }
             Done::Pulled(Err(fault)) => self.pull_fault(&fault, waiting, now_ms),
+            Done::Summed(Ok(sums)) => self.reply(waiting, &Outbound::Checksums(sums), now_ms),
+            Done::Resolved(answer) => {
+                self.resolving.pop_front();
+                match answer {
+                    Ok(resolved) => {
+                        self.reply(waiting, &Outbound::ConflictResolved(resolved), now_ms);
+                    }
+                    Err(fault) => self.error(&fault, waiting.reply_to, now_ms),
+                }
+            }
+            Done::Summed(Err(fault)) => self.error(&fault, waiting.reply_to, now_ms),
         }
         self.end_sync(now_ms);
     }
@@ -315,6 +340,33 @@ impl Session {
     /// Takes what was committed for the session's tenant.
     pub fn handle_commit(&mut self, committed: &Committed, now_ms: u64) {
         self.known_seq = self.known_seq.max(committed.seq);
+        self.handle_changes(committed, now_ms);
+        for conflict in committed.conflicts.iter() {
+            self.handle_conflict(conflict, now_ms);
+        }
+    }
+
+    /// Tells of a conflict to the device whose change waits and to those who may decide it.
+    fn handle_conflict(&mut self, conflict: &CommittedConflict, now_ms: u64) {
+        let row = &conflict.row;
+        let own = self.identity.device.as_ref().is_some_and(|(device, _)| *device == row.device);
+        let reviews = self.identity.reviews.contains(&row.kind) && self.identity.scopes.contains(&row.scope);
+        // Whoever has just decided it has the answer.
+        let asked = self.resolving.iter().any(|asked| *asked == row.conflict_id);
+        if !own && !reviews || asked && !row.status.is_open() {
+            return;
+        }
+        let message = if row.status.is_open() {
+            Outbound::Conflict(Box::new(conflict_doc(row)))
+        } else {
+            let record = conflict.record.clone().filter(|_| self.identity.scopes.contains(&row.scope));
+            Outbound::ConflictResolved(Box::new(ConflictResolved { conflict: conflict_doc(row), record }))
+        };
+        let head = self.head(now_ms, None, None);
+        self.send(&message, &head);
+    }
+
+    fn handle_changes(&mut self, committed: &Committed, now_ms: u64) {
         let own_device = self.identity.device.as_ref().map(|(device, _)| *device);
         let Some(sync) = &mut self.sync else {
             // The head of the session that is being opened may have been read before this commit.
@@ -328,27 +380,28 @@ impl Session {
         sync.accounted = committed.seq;
         let kinds = &sync.kinds;
         let scopes = &self.identity.scopes;
-        let visible = |change: &Change| {
-            let wanted = kinds.as_ref().is_some_and(|kinds| kinds.is_empty() || kinds.contains(&change.kind));
-            wanted && scopes.contains(&change.scope)
-        };
+        let wanted =
+            |kind: &KindName| kinds.as_ref().is_some_and(|kinds| kinds.is_empty() || kinds.contains(kind));
         let all = committed.changes.as_deref().unwrap_or_default();
-        let shown = |change: &&crate::hub::CommittedChange| {
-            Some(change.device) != own_device && visible(&change.change)
-        };
-        let count = all.iter().filter(shown).count();
-        if count == 0 && !missed {
+        let told = |change: &CommittedChange| change.device.is_none() || change.device != own_device;
+        let shown: Vec<&Change> = all
+            .iter()
+            .filter(|change| told(change) && wanted(&change.change.kind))
+            .filter_map(|change| change.seen_by(scopes))
+            .collect();
+        if shown.is_empty() && !missed {
             return;
         }
-        let bytes: usize = all.iter().filter(shown).map(|change| change.change.fields.as_str().len()).sum();
+        let bytes: usize = shown.iter().map(|change| change.fields.as_str().len()).sum();
         // What is more than a page is pulled in pages.
         let missed = missed || bytes > self.limits.page_bytes;
+        let whole = shown.len() == all.len() && all.iter().all(|change| change.moved.is_none());
         let changes = if missed {
             Arc::from("[]")
-        } else if count == all.len() {
+        } else if whole {
             committed.encoded()
         } else {
-            Arc::from(encode_changes(all.iter().filter(shown).map(|change| &change.change)))
+            Arc::from(encode_changes(shown))
         };
         // After a miss, or while the client lacks kinds of its session, it must pull: it stands nowhere near this place.
         let prev_seq = if missed || !sync.covered { committed.seq } else { sync.told };

@@ -2,7 +2,8 @@
 
 use driftline_model::{Seq, SyncId};
 use driftline_protocol::{
-    Ack, Fault, RequestServerData, ResyncRequired, ServerData, SessionInfo, StartSync, SyncData,
+    Ack, Checksums, ConflictResolved, Fault, RequestChecksums, RequestServerData, ResolveConflict,
+    ResyncRequired, ServerData, SessionInfo, StartSync, SyncData,
 };
 use thiserror::Error;
 
@@ -33,6 +34,16 @@ pub enum Work {
         /// What is wanted.
         request: RequestServerData,
     },
+    /// Sum the parts of a range.
+    Checksums {
+        /// The range.
+        request: RequestChecksums,
+    },
+    /// Decide a conflict.
+    Resolve {
+        /// The decision.
+        request: Box<ResolveConflict>,
+    },
 }
 
 /// A [`Work`] on its way, as [`crate::Engine::prepare`] left it.
@@ -51,6 +62,18 @@ pub enum Prepared {
     Pull {
         /// What is wanted.
         request: RequestServerData,
+    },
+    /// A range to be summed.
+    Checksums {
+        /// The range.
+        request: RequestChecksums,
+    },
+    /// A conflict to be decided.
+    Resolve {
+        /// The decision.
+        request: Box<ResolveConflict>,
+        /// Finds the request in the log.
+        correlation: String,
     },
     /// Work that failed while it was prepared.
     Failed(Done),
@@ -74,6 +97,10 @@ pub enum Done {
     Pushed(Result<Ack, Fault>),
     /// A page is read, or not.
     Pulled(Result<Pulled, PullFault>),
+    /// A range is summed, or not.
+    Summed(Result<Checksums, Fault>),
+    /// A conflict is decided, or not.
+    Resolved(Result<Box<ConflictResolved>, Fault>),
 }
 
 /// A page that was read.

@@ -9,7 +9,7 @@ mod support;
 use std::sync::Arc;
 
 use driftline_engine::{Catalogue, Engine, Hub, Identity, NullObserver, Store};
-use driftline_model::{DeviceId, Hlc, KindName, Limits, TenantId, UserId};
+use driftline_model::{DeviceId, Hlc, KindName, Limits, ScopeName, TenantId, UserId};
 use driftline_storage::MemoryStore;
 use driftline_testkit::{
     Author, Draft, FixedClock, Rng, SeededRandom, World, block_on, create, delete, patch, restore,
@@ -45,12 +45,17 @@ impl Server {
             ..Limits::default()
         };
         let catalogue = Catalogue::default().allow_undeclared();
-        let engine = Engine::new(Faulty { inner, fault }, hub, catalogue, limits, NullObserver);
+        let engine = Engine::new(Faulty::new(inner, fault), hub, catalogue, limits, NullObserver);
         let identities = ["ada", "bob"].map(|user| {
             let (tenant, user) = (TenantId::new("acme"), UserId::text(user));
             let device = DeviceId::new("phone").expect("a name");
-            let identity =
-                engine.identify(tenant.expect("a name"), user.expect("a name"), Some(device), Vec::new());
+            let identity = engine.identify(
+                tenant.expect("a name"),
+                user.expect("a name"),
+                Some(device),
+                Vec::new(),
+                &[],
+            );
             block_on(identity).expect("an identity")
         });
         let authors = identities.iter().map(|identity| {
@@ -65,7 +70,9 @@ impl Server {
         let author = rng.pick(&self.authors);
         let head = block_on(self.engine.store().head(author.tenant)).expect("a head");
         let drafts: Vec<Draft> = (0..rng.between(1, 4)).map(|_| draft(rng, head.seq.number())).collect();
-        block_on(self.engine.store().commit(author.batch(drafts))).expect("a commit");
+        let mut batch = author.batch(drafts);
+        batch.scopes.extend(groups());
+        block_on(self.engine.store().commit(batch)).expect("a commit");
     }
 
     /// Tombstones go; the server is a month older then.
@@ -82,19 +89,32 @@ impl Server {
     }
 }
 
+/// The scopes of three groups, between which records of the kind `movie` move.
+fn groups() -> Vec<ScopeName> {
+    (0..3).map(|at| ScopeName::group("g", &format!("n{at}")).expect("a scope")).collect()
+}
+
 fn draft(rng: &mut Rng, seq: u64) -> Draft {
     let id = format!("x{}", rng.below(7));
     let base = seq.saturating_sub(rng.below(4));
     let name = ["a", "b", "c"][rng.place(3)];
-    let fields = format!(r#"{{"{name}":{}}}"#, rng.below(1000));
-    let draft = match rng.below(10) {
+    let kind = ["note", "car", "movie"][rng.place(3)];
+    let op = rng.below(10);
+    let moves = kind == "movie" && (op < 4 || rng.percent(40));
+    let group = if moves { format!(r#","g":"n{}""#, rng.below(3)) } else { String::new() };
+    let fields = format!(r#"{{"{name}":{}{group}}}"#, rng.below(1000));
+    let draft = match op {
         0..4 => create(&id, &fields),
         4 => delete(&id, base),
         5 => restore(&id, base, &fields),
         _ => patch(&id, base, &fields),
     };
-    let draft = draft.kind(["note", "car", "movie"][rng.place(3)]);
-    let draft = if rng.percent(30) { draft.owned() } else { draft };
+    let draft = draft.kind(kind);
+    let draft = match kind {
+        "movie" => draft.grouped("g"),
+        _ if rng.percent(30) => draft.owned(),
+        _ => draft,
+    };
     let clock = World::BEGIN_MS + seq * 1_000 + rng.below(5_000);
     if rng.percent(50) { draft.hlc(Hlc::new(clock, 0)) } else { draft }
 }
@@ -102,6 +122,13 @@ fn draft(rng: &mut Rng, seq: u64) -> Draft {
 fn wanted(rng: &mut Rng) -> Vec<KindName> {
     let sets: [&[&str]; 5] = [&[], &["car"], &["car", "note"], &["movie"], &["car", "movie", "note"]];
     kinds(sets[rng.place(sets.len())])
+}
+
+/// Gives a reader other groups.
+fn regroup(reader: &mut Reader, rng: &mut Rng) {
+    reader.identity.scopes.retain(|scope| !scope.as_str().starts_with("group:"));
+    reader.identity.scopes.extend(groups().into_iter().filter(|_| rng.percent(50)));
+    reader.identity.scopes.sort();
 }
 
 /// Pulls once and, if the reader is caught up then, compares.
@@ -131,8 +158,12 @@ fn readers_keep_up(fault: &Fault, seed: u64) -> Result<(), String> {
                 let other = wanted(&mut rng);
                 readers[reader].wanted = other;
             }
-            53 => server.purge(),
-            54 => server.begin_epoch(),
+            53..58 => {
+                let reader = rng.place(readers.len());
+                regroup(&mut readers[reader], &mut rng);
+            }
+            58 => server.purge(),
+            59 => server.begin_epoch(),
             _ => {
                 let reader = rng.place(readers.len());
                 pull(&server, &mut readers[reader], &mut rng)?;
@@ -170,6 +201,11 @@ fn every_fault_of_the_reading_side_is_noticed() {
         Fault::FromIsAt,
         Fault::CoversAll,
         Fault::SnapshotEndsLate,
+        Fault::ForgetsExits,
+        Fault::ForgetsEntries,
+        Fault::KeepsTheLost,
+        Fault::CoversGrants,
+        Fault::SumsLate,
     ] {
         assert!(over_seeds(&fault, HISTORIES, &readers_keep_up).is_err(), "{fault:?} went unnoticed");
     }

@@ -119,8 +119,12 @@ text_id!(
     SyncId, 36, |c| c.is_ascii_hexdigit() || c == '-'
 );
 text_id!(
-    /// The scope a record belongs to: `tenant`, or `owner:` and a user.
+    /// The scope a record belongs to: `tenant`, `owner:` and a user, or `group:`, a field and its value.
     ScopeName, 200, any
+);
+text_id!(
+    /// The name of a conflict that waits, or waited, for a reviewer.
+    ConflictId, 64, any
 );
 
 impl ScopeName {
@@ -134,6 +138,14 @@ impl ScopeName {
     #[must_use]
     pub fn owner(user: &UserId) -> Self {
         Self(Arc::from(format!("owner:{user}")))
+    }
+
+    /// The scope that the members of a group read: records whose field has this value.
+    ///
+    /// # Errors
+    /// [`IdError`] when the value is too long or holds control characters.
+    pub fn group(field: &str, value: &str) -> Result<Self, IdError> {
+        Self::new(&format!("group:{field}:{value}"))
     }
 }
 

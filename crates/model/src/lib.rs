@@ -16,14 +16,16 @@
 mod epoch;
 mod hlc;
 mod ids;
+mod intents;
 mod limits;
 mod object;
 
 pub use epoch::{Epoch, EpochError};
 pub use hlc::{Hlc, HlcError};
 pub use ids::{
-    DeviceId, DeviceKey, DeviceNo, IdError, KindName, OpId, RecordId, ScopeName, Seq, SyncId, TenantId,
-    TenantNo, UserId,
+    ConflictId, DeviceId, DeviceKey, DeviceNo, IdError, KindName, OpId, RecordId, ScopeName, Seq, SyncId,
+    TenantId, TenantNo, UserId,
 };
+pub use intents::Intents;
 pub use limits::Limits;
-pub use object::{NotCanonical, Object, ObjectBuilder, key_cmp};
+pub use object::{NotCanonical, Object, ObjectBuilder, elements, key_cmp};

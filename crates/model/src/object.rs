@@ -187,6 +187,27 @@ pub fn key_cmp(a: &str, b: &str) -> Ordering {
     a.len().cmp(&b.len())
 }
 
+/// Splits a canonical JSON array into its elements; nothing when the text is no array.
+#[must_use]
+pub fn elements(array: &str) -> Option<Vec<&str>> {
+    let text = array.as_bytes();
+    if text.first() != Some(&b'[') || text.last() != Some(&b']') {
+        return None;
+    }
+    let mut found = Vec::new();
+    let mut at = 1;
+    while at + 1 < text.len() {
+        let end = value_end(text, at).ok()?;
+        found.push(&array[at..end]);
+        match text.get(end) {
+            Some(b',') => at = end + 1,
+            Some(b']') if end + 1 == text.len() => break,
+            _ => return None,
+        }
+    }
+    Some(found)
+}
+
 fn utf16(text: &str) -> impl Iterator<Item = u16> {
     let mut chars = text.chars();
     std::iter::from_fn(move || {
@@ -285,7 +306,7 @@ fn value_end(text: &[u8], at: usize) -> Result<usize, NotCanonical> {
         }
         Some(_) => {
             let rest = &text[at..];
-            let len = rest.iter().position(|b| matches!(b, b',' | b'}')).ok_or(NotCanonical)?;
+            let len = rest.iter().position(|b| matches!(b, b',' | b'}' | b']')).ok_or(NotCanonical)?;
             if len == 0 { Err(NotCanonical) } else { Ok(at + len) }
         }
         None => Err(NotCanonical),
@@ -329,6 +350,22 @@ mod tests {
             r#"{"a":"}"#,
         ] {
             assert_eq!(Object::from_canonical(bad.to_owned()), Err(NotCanonical), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_array_is_split_into_its_elements() {
+        let table: [(&str, &[&str]); 4] = [
+            ("[]", &[]),
+            ("[1]", &["1"]),
+            (r#"[[1,"]"],{"a":[2]},"x,y",null]"#, &[r#"[1,"]"]"#, r#"{"a":[2]}"#, r#""x,y""#, "null"]),
+            ("[true,-2.5]", &["true", "-2.5"]),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(elements(text).as_deref(), Some(wanted), "{text}");
+        }
+        for bad in ["", "[", "{}", "1", "[1", "[1,]x"] {
+            assert_eq!(elements(bad), None, "{bad}");
         }
     }
 

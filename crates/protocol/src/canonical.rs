@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 use driftline_model::{Object, ObjectBuilder, key_cmp};
 use thiserror::Error;
 
-use crate::json::{Document, JsonError, Node, Raw, StrForm};
+use crate::json::{Document, JsonError, Node, Raw, StrForm, unescape};
 use crate::write::{write_escaped, write_json_string};
 
 /// The largest integer, either way from zero, that every peer holds exactly.
@@ -46,10 +46,14 @@ impl ValueError {
     }
 
     fn under(mut self, segment: &str) -> Self {
-        let escaped = segment.replace('~', "~0").replace('/', "~1");
-        self.pointer.insert_str(0, &format!("/{escaped}"));
+        self.pointer.insert_str(0, &pointer_segment(segment));
         self
     }
+}
+
+/// Makes the segment of a JSON Pointer that a member's name in canonical escapes stands for, with its slash.
+pub(crate) fn pointer_segment(name: &str) -> String {
+    format!("/{}", unescape(name).replace('~', "~0").replace('/', "~1"))
 }
 
 /// Appends the canonical text of a value.
@@ -215,8 +219,8 @@ mod tests {
 
     #[test]
     fn errors_point_at_the_value() {
-        let document = Document::parse(br#"{"a/b":[0,{"c":"\u0000"}]}"#, 64).expect("JSON");
+        let document = Document::parse(br#"{"a/b":[0,{"c\n":"\u0000"}]}"#, 64).expect("JSON");
         let error = canonical_object(document.root()).expect_err("U+0000");
-        assert_eq!(error.pointer, "/a~1b/1/c");
+        assert_eq!(error.pointer, "/a~1b/1/c\n");
     }
 }

@@ -1,9 +1,12 @@
 //! The client's half of the wire: messages written by a device, answers read by it.
 
-use driftline_model::{Epoch, Hlc, KindName, Limits, RecordId, ScopeName, Seq};
+use driftline_model::{ConflictId, Epoch, Hlc, Intents, KindName, Limits, Object, RecordId, ScopeName, Seq};
 use serde::Deserialize;
 
 use crate::canonical::canonical_object;
+use crate::checksums::{Checksum, Checksums, Progress, Range, write_bounds};
+use crate::conflict::{ConflictDoc, ConflictResolved, Resolution};
+use crate::intents::write_increments;
 use crate::item::Item;
 use crate::json::{Document, Node};
 use crate::outbound::{
@@ -52,6 +55,28 @@ pub enum ClientMessage<'a> {
         data_types: &'a [KindName],
         /// Where the device stands.
         cursor: Option<&'a str>,
+        /// Only these rows, whole, to repair what differs.
+        range: Option<&'a Range>,
+    },
+    /// Asks for the sums of the parts of a range.
+    RequestChecksums {
+        /// The session's name.
+        sync_id: &'a str,
+        /// The range.
+        range: &'a Range,
+        /// Into how many parts to cut it, 1 to 64.
+        parts: u64,
+    },
+    /// Decides a conflict.
+    ResolveConflict {
+        /// The conflict.
+        conflict_id: &'a ConflictId,
+        /// What stands.
+        resolution: Resolution,
+        /// The reviewer's own values; sent only when merged.
+        fields: &'a Object,
+        /// The record's version that the reviewer has seen; none: the one that the conflict names.
+        version: Option<Seq>,
     },
     /// Ends the session.
     EndSync {
@@ -82,44 +107,84 @@ impl ClientMessage<'_> {
 
     fn write(&self, message_id: Option<&str>) -> String {
         let mut out = String::with_capacity(256);
-        match self {
-            Self::StartSync { sync_id, data_types, total_items, cursor, epoch, acked_n } => {
-                open(&mut out, "start_sync", message_id, Some(sync_id));
-                kinds(&mut out, data_types);
-                number(&mut out, "total_items", *total_items);
-                number(&mut out, "acked_n", *acked_n);
-                text(&mut out, "cursor", *cursor);
-                text(&mut out, "epoch", epoch.map(|epoch| epoch.to_string()).as_deref());
-            }
-            Self::SyncData { sync_id, items, batch_seq, acked_n } => {
-                open(&mut out, "sync_data", message_id, Some(sync_id));
-                batch(&mut out, items);
-                number(&mut out, "batch_seq", *batch_seq);
-                number(&mut out, "acked_n", *acked_n);
-            }
-            Self::RequestServerData { sync_id, data_types, cursor } => {
-                open(&mut out, "request_server_data", message_id, Some(sync_id));
-                kinds(&mut out, data_types);
-                text(&mut out, "cursor", *cursor);
-            }
-            Self::EndSync { sync_id } => open(&mut out, "end_sync", message_id, Some(sync_id)),
-            Self::Heartbeat { last_seq, queue_depth } => {
-                open(&mut out, "heartbeat", message_id, None);
-                number(&mut out, "last_seq", last_seq.number());
-                number(&mut out, "queue_depth", *queue_depth);
-            }
-        }
+        out.push_str("{\"type\":\"");
+        out.push_str(self.kind());
+        out.push('"');
+        text(&mut out, "id", message_id);
+        text(&mut out, "sync_id", self.sync_id());
+        self.write_payload(&mut out);
         out.push('}');
         out
     }
-}
 
-fn open(out: &mut String, kind: &str, message_id: Option<&str>, sync_id: Option<&str>) {
-    out.push_str("{\"type\":\"");
-    out.push_str(kind);
-    out.push('"');
-    text(out, "id", message_id);
-    text(out, "sync_id", sync_id);
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::StartSync { .. } => "start_sync",
+            Self::SyncData { .. } => "sync_data",
+            Self::RequestServerData { .. } => "request_server_data",
+            Self::RequestChecksums { .. } => "request_checksums",
+            Self::ResolveConflict { .. } => "resolve_conflict",
+            Self::EndSync { .. } => "end_sync",
+            Self::Heartbeat { .. } => "heartbeat",
+        }
+    }
+
+    const fn sync_id(&self) -> Option<&str> {
+        match self {
+            Self::StartSync { sync_id, .. }
+            | Self::SyncData { sync_id, .. }
+            | Self::RequestServerData { sync_id, .. }
+            | Self::RequestChecksums { sync_id, .. }
+            | Self::EndSync { sync_id } => Some(sync_id),
+            Self::ResolveConflict { .. } | Self::Heartbeat { .. } => None,
+        }
+    }
+
+    fn write_payload(&self, out: &mut String) {
+        match self {
+            Self::StartSync { data_types, total_items, cursor, epoch, acked_n, .. } => {
+                kinds(out, data_types);
+                number(out, "total_items", *total_items);
+                number(out, "acked_n", *acked_n);
+                text(out, "cursor", *cursor);
+                text(out, "epoch", epoch.map(|epoch| epoch.to_string()).as_deref());
+            }
+            Self::SyncData { items, batch_seq, acked_n, .. } => {
+                batch(out, items);
+                number(out, "batch_seq", *batch_seq);
+                number(out, "acked_n", *acked_n);
+            }
+            Self::RequestServerData { data_types, cursor, range, .. } => {
+                kinds(out, data_types);
+                text(out, "cursor", *cursor);
+                if let Some(range) = range {
+                    out.push_str(",\"range\":");
+                    range.write(out);
+                }
+            }
+            Self::RequestChecksums { range, parts, .. } => {
+                text(out, "kind", Some(range.kind.as_str()));
+                text(out, "scope", Some(range.scope.as_str()));
+                write_bounds(out, range.after.as_ref(), range.until.as_ref());
+                number(out, "parts", *parts);
+            }
+            Self::ResolveConflict { conflict_id, resolution, fields, version } => {
+                text(out, "conflict_id", Some(conflict_id.as_str()));
+                text(out, "resolution", Some(resolution.as_str()));
+                if *resolution == Resolution::Merged {
+                    object(out, "fields", fields);
+                }
+                if let Some(version) = version {
+                    number(out, "version", version.number());
+                }
+            }
+            Self::EndSync { .. } => {}
+            Self::Heartbeat { last_seq, queue_depth } => {
+                number(out, "last_seq", last_seq.number());
+                number(out, "queue_depth", *queue_depth);
+            }
+        }
+    }
 }
 
 pub(crate) fn text(out: &mut String, name: &str, value: Option<&str>) {
@@ -175,9 +240,34 @@ fn write_item(out: &mut String, item: &Item) {
         number(out, "schema_version", u64::from(item.schema_version));
     }
     text(out, "group", item.group.as_deref());
-    out.push_str(",\"fields\":");
-    out.push_str(item.fields.as_str());
+    object(out, "fields", &item.fields);
+    if let Some(intents) = &item.intents {
+        write_intents(out, intents);
+    }
     out.push('}');
+}
+
+fn write_intents(out: &mut String, intents: &Intents) {
+    for (name, asked) in [("previous", &intents.previous), ("add", &intents.add), ("remove", &intents.remove)]
+    {
+        if !asked.is_empty() {
+            object(out, name, asked);
+        }
+    }
+    if !intents.increments.is_empty() {
+        out.push_str(",\"increments\":");
+        write_increments(out, &intents.increments);
+    }
+    if intents.deescalate {
+        out.push_str(",\"flags\":[\"deescalate\"]");
+    }
+}
+
+fn object(out: &mut String, name: &str, object: &Object) {
+    out.push_str(",\"");
+    out.push_str(name);
+    out.push_str("\":");
+    out.push_str(object.as_str());
 }
 
 /// An answer or event that a client reads.
@@ -201,6 +291,12 @@ pub enum ServerMessage {
     },
     /// The cursor is of no use any more.
     ResyncRequired(ResyncRequired),
+    /// The sums of the parts of a range.
+    Checksums(Checksums),
+    /// A change was set aside for a reviewer.
+    Conflict(Box<ConflictDoc>),
+    /// A conflict was decided.
+    ConflictResolved(Box<ConflictResolved>),
     /// The session is closed.
     SyncSessionEnded(SyncSessionEnded),
     /// The server heard the heartbeat.
@@ -228,6 +324,12 @@ pub struct Rows {
     pub hlc: Hlc,
     /// Whether more pages wait.
     pub has_more: bool,
+    /// What the reader must hold by now; empty: nothing is told.
+    pub checksums: Vec<Checksum>,
+    /// How far a snapshot has come.
+    pub progress: Option<Progress>,
+    /// The range that was asked, when the page is one of a repair.
+    pub range: Option<Range>,
 }
 
 impl ServerMessage {
@@ -259,6 +361,9 @@ impl ServerMessage {
                 rows: Rows::read(root).ok_or_else(|| malformed(&kind))?,
             },
             "resync_required" => Self::ResyncRequired(body(frame)?),
+            "checksums" => Self::Checksums(Checksums::read(root).ok_or_else(|| malformed(&kind))?),
+            "conflict" => Self::Conflict(Box::new(body(frame)?)),
+            "conflict_resolved" => Self::ConflictResolved(Box::new(body(frame)?)),
             "sync_session_ended" => Self::SyncSessionEnded(body(frame)?),
             "heartbeat_ack" => Self::HeartbeatAck(body(frame)?),
             "pong" => Self::Pong(body(frame)?),
@@ -275,12 +380,16 @@ impl Rows {
     #[must_use]
     pub fn read(node: Node<'_>) -> Option<Self> {
         let changes = node.get("changes").filter(Node::is_array)?;
+        let member = |name: &str| node.get(name).filter(|node| !node.is_null());
         Some(Self {
             changes: changes.elements().map(change).collect::<Option<_>>()?,
             cursor: node.get("cursor")?.as_str()?.into_owned(),
             seq: seq(node, "seq")?,
             hlc: node.get("hlc")?.as_str()?.parse().ok()?,
             has_more: node.get("has_more").and_then(|node| node.as_bool()).unwrap_or(false),
+            checksums: Checksum::read_all(member("checksums"))?,
+            progress: member("progress").map_or(Some(None), |node| Progress::read(node).map(Some))?,
+            range: member("range").map_or(Some(None), |node| Range::read(node).map(Some))?,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use driftline_model::{Epoch, KindName, RecordId, Seq, TenantId};
+use driftline_model::{Epoch, KindName, RecordId, ScopeName, Seq, TenantId};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use thiserror::Error;
@@ -15,8 +15,8 @@ pub struct Cursor {
     pub epoch: Epoch,
     /// The kinds that it covers, sorted; empty: all.
     pub kinds: Vec<KindName>,
-    /// The version of the reader's scopes.
-    pub scopes_version: u64,
+    /// The scopes that it covers, sorted.
+    pub scopes: Vec<ScopeName>,
     /// The place.
     pub phase: Phase,
 }
@@ -26,15 +26,47 @@ pub struct Cursor {
 pub enum Phase {
     /// In the log of changes.
     Log(Resume),
-    /// In a snapshot, ordered by kind and id, with the log to follow.
-    Snapshot {
-        /// The last row that was sent; none: before the first.
+    /// Rows of scopes that the reader lost are told as evictions, by kind and id; then what is missing, then the log.
+    Evict {
+        /// The last row that was told; none: before the first.
         after: Option<(KindName, RecordId)>,
-        /// Only these kinds are paged as a snapshot; empty: all that the cursor covers.
-        missing: Vec<KindName>,
+        /// The scopes that the reader lost.
+        lost: Vec<ScopeName>,
+        /// What is paged as a snapshot afterwards.
+        missing: Missing,
         /// Where the log starts afterwards.
         then: Resume,
     },
+    /// A snapshot of what is missing, by kind and id; then the log.
+    Snapshot {
+        /// The last row that was sent; none: before the first.
+        after: Option<(KindName, RecordId)>,
+        /// What is paged.
+        missing: Missing,
+        /// Rows that were sent.
+        sent: u64,
+        /// Where the log starts afterwards.
+        then: Resume,
+    },
+}
+
+/// What a reader was never sent, of what its cursor covers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Missing {
+    /// Everything.
+    pub all: bool,
+    /// These kinds, in every scope.
+    pub kinds: Vec<KindName>,
+    /// These scopes, of every kind.
+    pub scopes: Vec<ScopeName>,
+}
+
+impl Missing {
+    /// Tells whether nothing is missing.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        !self.all && self.kinds.is_empty() && self.scopes.is_empty()
+    }
 }
 
 /// A place in the log.
@@ -61,9 +93,10 @@ impl std::fmt::Debug for CursorKey {
 #[error("not a cursor of this server")]
 pub struct CursorError;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const MAC_BYTES: usize = 8;
-const CURSOR_CHARS_MAX: usize = 32 << 10;
+/// Room for as many kinds as a request may name, twice, and for some hundred scopes.
+const CURSOR_CHARS_MAX: usize = 128 << 10;
 
 impl CursorKey {
     /// Makes a key of 32 secret bytes.
@@ -79,19 +112,24 @@ impl CursorKey {
         out.0.extend_from_slice(&cursor.epoch.number().to_be_bytes());
         out.0.extend_from_slice(&tenant_hash(tenant).to_be_bytes());
         out.kinds(&cursor.kinds);
-        out.number(cursor.scopes_version);
+        out.scopes(&cursor.scopes);
         match &cursor.phase {
             Phase::Log(resume) => {
                 out.0.push(0);
                 out.resume(*resume);
             }
-            Phase::Snapshot { after, missing, then } => {
-                out.0.push(if after.is_some() { 2 } else { 1 });
-                if let Some((kind, id)) = after {
-                    out.text(kind.as_str());
-                    out.text(id.as_str());
-                }
-                out.kinds(missing);
+            Phase::Snapshot { after, missing, sent, then } => {
+                out.0.push(1);
+                out.row(after.as_ref());
+                out.missing(missing);
+                out.number(*sent);
+                out.resume(*then);
+            }
+            Phase::Evict { after, lost, missing, then } => {
+                out.0.push(2);
+                out.row(after.as_ref());
+                out.scopes(lost);
+                out.missing(missing);
                 out.resume(*then);
             }
         }
@@ -122,19 +160,27 @@ impl CursorKey {
             return Err(CursorError);
         }
         let kinds = reader.kinds()?;
-        let scopes_version = reader.number()?;
+        let scopes = reader.scopes()?;
         let phase = match reader.bytes(1)? {
             [0] => Phase::Log(reader.resume()?),
-            [form @ (1 | 2)] => {
-                let after = if *form == 2 { Some((reader.kind()?, reader.record()?)) } else { None };
-                Phase::Snapshot { after, missing: reader.kinds()?, then: reader.resume()? }
-            }
+            [1] => Phase::Snapshot {
+                after: reader.row()?,
+                missing: reader.missing()?,
+                sent: reader.number()?,
+                then: reader.resume()?,
+            },
+            [2] => Phase::Evict {
+                after: reader.row()?,
+                lost: reader.scopes()?,
+                missing: reader.missing()?,
+                then: reader.resume()?,
+            },
             _ => return Err(CursorError),
         };
         if !reader.0.is_empty() {
             return Err(CursorError);
         }
-        Ok(Cursor { epoch: Epoch::new(epoch), kinds, scopes_version, phase })
+        Ok(Cursor { epoch: Epoch::new(epoch), kinds, scopes, phase })
     }
 
     fn mac(&self, body: &[u8]) -> [u8; MAC_BYTES] {
@@ -176,6 +222,27 @@ impl Writer {
         for kind in kinds {
             self.text(kind.as_str());
         }
+    }
+
+    fn scopes(&mut self, scopes: &[ScopeName]) {
+        self.number(scopes.len() as u64);
+        for scope in scopes {
+            self.text(scope.as_str());
+        }
+    }
+
+    fn row(&mut self, row: Option<&(KindName, RecordId)>) {
+        self.0.push(u8::from(row.is_some()));
+        if let Some((kind, id)) = row {
+            self.text(kind.as_str());
+            self.text(id.as_str());
+        }
+    }
+
+    fn missing(&mut self, missing: &Missing) {
+        self.0.push(u8::from(missing.all));
+        self.kinds(&missing.kinds);
+        self.scopes(&missing.scopes);
     }
 
     fn resume(&mut self, resume: Resume) {
@@ -223,6 +290,27 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| self.kind()).collect()
     }
 
+    fn scopes(&mut self) -> Result<Vec<ScopeName>, CursorError> {
+        let count = self.number()?;
+        (0..count).map(|_| ScopeName::new(self.text()?).map_err(|_| CursorError)).collect()
+    }
+
+    fn flag(&mut self) -> Result<bool, CursorError> {
+        match self.bytes(1)? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => Err(CursorError),
+        }
+    }
+
+    fn row(&mut self) -> Result<Option<(KindName, RecordId)>, CursorError> {
+        if self.flag()? { Ok(Some((self.kind()?, self.record()?))) } else { Ok(None) }
+    }
+
+    fn missing(&mut self) -> Result<Missing, CursorError> {
+        Ok(Missing { all: self.flag()?, kinds: self.kinds()?, scopes: self.scopes()? })
+    }
+
     fn resume(&mut self) -> Result<Resume, CursorError> {
         Ok(Resume { from: Seq::new(self.number()?), at: Seq::new(self.number()?) })
     }
@@ -241,17 +329,18 @@ mod tests {
         let key = CursorKey::new(&[7; 32]);
         let resume = Resume { from: Seq::new(5), at: Seq::new(1 << 40) };
         let kinds = vec![KindName::new("cars").unwrap(), KindName::new("movies").unwrap()];
+        let scopes = vec![ScopeName::new("group:site:7").unwrap(), ScopeName::tenant()];
+        let row = Some((kinds[0].clone(), RecordId::new("é 1").unwrap()));
+        let missing = Missing { all: true, kinds: kinds.clone(), scopes: scopes.clone() };
         let phases = [
             Phase::Log(resume),
-            Phase::Snapshot { after: None, missing: vec![], then: resume },
-            Phase::Snapshot {
-                after: Some((kinds[0].clone(), RecordId::new("é 1").unwrap())),
-                missing: kinds.clone(),
-                then: resume,
-            },
+            Phase::Snapshot { after: None, missing: Missing::default(), sent: 0, then: resume },
+            Phase::Snapshot { after: row.clone(), missing: missing.clone(), sent: 700, then: resume },
+            Phase::Evict { after: None, lost: vec![], missing: Missing::default(), then: resume },
+            Phase::Evict { after: row, lost: scopes.clone(), missing, then: resume },
         ];
         for phase in phases {
-            let cursor = Cursor { epoch: Epoch::new(9), kinds: kinds.clone(), scopes_version: 3, phase };
+            let cursor = Cursor { epoch: Epoch::new(9), kinds: kinds.clone(), scopes: scopes.clone(), phase };
             let sealed = key.seal(&tenant("t1"), &cursor);
             assert_eq!(key.open(&tenant("t1"), &sealed), Ok(cursor));
             assert_eq!(key.open(&tenant("t2"), &sealed), Err(CursorError));

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::code::ErrorCode;
 use crate::json::{Document, Node};
+use crate::outbound::RecordView;
 
 /// One thing wrong with a message or an item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,12 +37,21 @@ pub struct Fault {
     pub errors: Vec<FieldError>,
     /// The message's own `id`, when it could be read.
     pub reply_to: Option<String>,
+    /// The record as it stands, when the request was about an older one.
+    pub record: Option<Box<RecordView>>,
 }
 
 impl Fault {
     /// Makes a fault without details.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), errors: Vec::new(), reply_to: None }
+        Self { code, message: message.into(), errors: Vec::new(), reply_to: None, record: None }
+    }
+
+    /// Adds the record as it stands.
+    #[must_use]
+    pub fn with_record(mut self, record: RecordView) -> Self {
+        self.record = Some(Box::new(record));
+        self
     }
 
     pub(crate) fn invalid(pointer: &str, message: &str) -> Self {

@@ -2,7 +2,9 @@
 
 use driftline_model::{Epoch, KindName, Limits, SyncId};
 
+use crate::checksums::{Range, RequestChecksums};
 use crate::code::ErrorCode;
+use crate::conflict::ResolveConflict;
 use crate::envelope::{Envelope, Fault, sync_id};
 use crate::item::{BadItem, Item};
 use crate::json::Node;
@@ -28,6 +30,10 @@ pub enum Inbound {
     SyncData(SyncData),
     /// Pulls a page.
     RequestServerData(RequestServerData),
+    /// Asks for the sums of the parts of a range.
+    RequestChecksums(RequestChecksums),
+    /// Decides a conflict.
+    ResolveConflict(ResolveConflict),
     /// Ends the session.
     EndSync,
     /// Says that the app is alive.
@@ -47,6 +53,8 @@ impl Inbound {
             Self::StartSync(_) => "start_sync",
             Self::SyncData(_) => "sync_data",
             Self::RequestServerData(_) => "request_server_data",
+            Self::RequestChecksums(_) => "request_checksums",
+            Self::ResolveConflict(_) => "resolve_conflict",
             Self::EndSync => "end_sync",
             Self::Heartbeat(_) => "heartbeat",
             Self::Ping { .. } => "ping",
@@ -91,6 +99,8 @@ pub struct RequestServerData {
     pub cursor: Option<String>,
     /// The most rows wanted.
     pub limit: Option<u64>,
+    /// Only these rows, whole, to repair what differs.
+    pub range: Option<Range>,
 }
 
 /// Says that the app is alive, and how it is.
@@ -138,6 +148,8 @@ fn body(envelope: &Envelope<'_>, limits: &Limits) -> Result<(Option<SyncId>, Inb
         "start_sync" => Inbound::StartSync(start_sync(envelope)?),
         "sync_data" => Inbound::SyncData(sync_data(envelope, limits, true)?),
         "request_server_data" => Inbound::RequestServerData(request(envelope)?),
+        "request_checksums" => Inbound::RequestChecksums(RequestChecksums::read(envelope)?),
+        "resolve_conflict" => Inbound::ResolveConflict(ResolveConflict::read(envelope)?),
         "end_sync" => Inbound::EndSync,
         "heartbeat" => Inbound::Heartbeat(Heartbeat {
             last_seq: number(envelope, "last_seq")?,
@@ -229,6 +241,7 @@ fn request(envelope: &Envelope<'_>) -> Result<RequestServerData, Fault> {
         data_types: data_types(envelope)?,
         cursor: text(envelope, "cursor")?,
         limit: number(envelope, "limit")?,
+        range: Range::of_payload(envelope)?,
     })
 }
 

@@ -1,12 +1,12 @@
 //! The items of a batch.
 
-use driftline_model::{Hlc, IdError, KindName, Object, OpId, RecordId, Seq};
+use driftline_model::{Hlc, Intents, KindName, Object, OpId, RecordId, Seq};
 use twox_hash::XxHash3_64;
 
-use crate::canonical::{canonical_object, canonical_value};
+use crate::element::Element;
 use crate::envelope::FieldError;
+use crate::intents::write_identity;
 use crate::json::Node;
-use crate::time::parse_time;
 
 /// What an item wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl ItemOp {
         }
     }
 
-    fn from_text(text: &str) -> Option<Self> {
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
         [Self::Create, Self::Patch, Self::Delete, Self::Restore].into_iter().find(|op| op.as_str() == text)
     }
 }
@@ -55,13 +55,15 @@ pub struct Item {
     pub base_version: Seq,
     /// The fields to write, canonical.
     pub fields: Object,
+    /// What is asked beside writing the fields; none: nothing.
+    pub intents: Option<Box<Intents>>,
     /// The author's clock.
     pub hlc: Option<Hlc>,
     /// The schema version the item was made for.
     pub schema_version: u32,
     /// Items of one group apply together or not at all.
     pub group: Option<Box<str>>,
-    /// Identifies the intent: everything but `op_id`, `n` and `base_version`.
+    /// Identifies the intent: everything but `op_id`, `n`, `base_version` and `previous`.
     pub hash: u64,
 }
 
@@ -90,7 +92,7 @@ impl Item {
     /// # Errors
     /// [`BadItem`] lists everything that is wrong with it.
     pub fn read(node: Node<'_>) -> Result<Self, Box<BadItem>> {
-        let mut reader = Reader::default();
+        let mut reader = Element::default();
         let parts = reader.read(node);
         match parts {
             Some((kind, id, op, fields)) if reader.errors.is_empty() => {
@@ -102,6 +104,8 @@ impl Item {
                     op,
                     base_version: reader.base_version,
                     fields,
+                    // A delete asks for nothing else.
+                    intents: reader.intents.filter(|_| op != ItemOp::Delete),
                     hlc: reader.hlc,
                     schema_version: reader.schema_version,
                     group: reader.group,
@@ -139,183 +143,10 @@ impl Item {
             text.push('\u{0}');
         }
         text.push_str(self.fields.as_str());
+        if let Some(intents) = &self.intents {
+            write_identity(&mut text, intents);
+        }
         XxHash3_64::oneshot(text.as_bytes())
-    }
-}
-
-#[derive(Default)]
-struct Reader {
-    op_id: Option<OpId>,
-    n: Option<u64>,
-    kind: Option<KindName>,
-    id: Option<RecordId>,
-    base_version: Seq,
-    hlc: Option<Hlc>,
-    schema_version: u32,
-    group: Option<Box<str>>,
-    errors: Vec<FieldError>,
-}
-
-const KEYS: [&str; 19] = [
-    "op_id",
-    "n",
-    "kind",
-    "id",
-    "op",
-    "base_version",
-    "client_version",
-    "fields",
-    "previous",
-    "increments",
-    "add",
-    "remove",
-    "hlc",
-    "ts",
-    "flags",
-    "schema_version",
-    "group",
-    "type",
-    "append",
-];
-
-/// The place of `fields` among the keys.
-const FIELDS: usize = 7;
-
-/// Members of an item that this version does not know.
-const UNKNOWN_MAX: usize = 64;
-
-impl Reader {
-    fn wrong(&mut self, pointer: &str, message: impl Into<String>) {
-        self.errors.push(FieldError::new("invalid", pointer, message));
-    }
-
-    fn read(&mut self, node: Node<'_>) -> Option<(KindName, RecordId, ItemOp, Object)> {
-        if !node.is_object() {
-            self.wrong("", "an item must be an object");
-            return None;
-        }
-        // One pass over the members, each known key once.
-        let mut found: [Option<Node<'_>>; KEYS.len()] = [None; KEYS.len()];
-        let mut scratch = String::new();
-        let mut unknown: Vec<std::borrow::Cow<'_, str>> = Vec::new();
-        for (key, value) in node.members() {
-            let slot = KEYS.iter().position(|name| key.is_str(name));
-            // What is ignored must be acceptable as well: the verdict on an element is one on all of it.
-            if slot != Some(FIELDS) {
-                scratch.clear();
-                if let Err(error) = canonical_value(value, &mut scratch) {
-                    let name = key.as_str().unwrap_or_default();
-                    self.wrong(&format!("/{name}{}", error.pointer), error.kind.to_string());
-                }
-            }
-            let Some(slot) = slot else {
-                let name = key.as_str().unwrap_or_default();
-                if name.contains('\u{0}') || unknown.contains(&name) {
-                    self.wrong("", "a key stands twice or holds U+0000");
-                } else if unknown.len() < UNKNOWN_MAX {
-                    unknown.push(name);
-                } else {
-                    self.wrong("", "the item has too many members");
-                }
-                continue;
-            };
-            if found[slot].replace(value).is_some() {
-                self.wrong(&format!("/{}", KEYS[slot]), "the key stands twice");
-            }
-        }
-        let get = |name: &str| {
-            let slot = KEYS.iter().position(|key| *key == name)?;
-            found[slot].filter(|node| !node.is_null())
-        };
-        self.op_id = self.text(get("op_id"), "/op_id", OpId::new);
-        self.kind = self.text(get("kind"), "/kind", KindName::new);
-        self.id = self.text(get("id"), "/id", RecordId::new);
-        self.n = self.number(get("n"), "/n").filter(|&n| n > 0);
-        if self.n.is_none() && get("n").is_some_and(|n| n.as_u64() == Some(0)) {
-            self.wrong("/n", "must be at least 1");
-        }
-        let base = get("base_version").or(get("client_version"));
-        self.base_version = self.number(base, "/base_version").map_or(Seq::ZERO, Seq::new);
-        self.group = get("group").and_then(|group| {
-            let text = group.as_str().filter(|text| !text.is_empty() && text.len() <= 64);
-            if text.is_none() {
-                self.wrong("/group", "must be a string of 1 to 64 bytes");
-            }
-            text.map(|text| Box::from(&*text))
-        });
-        self.schema_version = self.number(get("schema_version"), "/schema_version").map_or(0, |version| {
-            u32::try_from(version).unwrap_or_else(|_| {
-                self.wrong("/schema_version", "must be below 2^32");
-                0
-            })
-        });
-        self.hlc = self.clock(get("hlc"), get("ts"));
-        for intent in ["increments", "add", "remove"] {
-            if get(intent).is_some_and(|node| node.members().next().is_some() || !node.is_object()) {
-                self.wrong(&format!("/{intent}"), "the kind's policy has no field that takes it");
-            }
-        }
-        let op = match get("op").and_then(|node| node.as_str()) {
-            Some(op) => ItemOp::from_text(&op),
-            None => None,
-        };
-        if op.is_none() {
-            self.wrong("/op", "must be create, patch, delete or restore");
-        }
-        let fields = self.fields(get("fields"));
-        for (missing, pointer) in [(self.kind.is_none(), "/kind"), (self.id.is_none(), "/id")] {
-            if missing && !self.errors.iter().any(|error| error.pointer == pointer) {
-                self.wrong(pointer, "is required");
-            }
-        }
-        Some((self.kind.clone()?, self.id.clone()?, op?, fields?))
-    }
-
-    fn text<T>(
-        &mut self,
-        node: Option<Node<'_>>,
-        pointer: &str,
-        parse: fn(&str) -> Result<T, IdError>,
-    ) -> Option<T> {
-        let Some(text) = node?.as_str() else {
-            self.wrong(pointer, "must be a string");
-            return None;
-        };
-        parse(&text).map_err(|error| self.wrong(pointer, error.to_string())).ok()
-    }
-
-    fn number(&mut self, node: Option<Node<'_>>, pointer: &str) -> Option<u64> {
-        let number = node?.as_u64();
-        if number.is_none() {
-            self.wrong(pointer, "must be an integer from 0 to 2^53");
-        }
-        number
-    }
-
-    fn clock(&mut self, hlc: Option<Node<'_>>, ts: Option<Node<'_>>) -> Option<Hlc> {
-        if let Some(node) = hlc {
-            let hlc = node.as_str().and_then(|text| text.parse().ok());
-            if hlc.is_none() {
-                self.wrong("/hlc", "must be 12 hexadecimal digits, a hyphen and 4 hexadecimal digits");
-            }
-            return hlc;
-        }
-        let millis = parse_time(ts?);
-        if millis.is_none() {
-            self.wrong("/ts", "must be RFC 3339 or Unix milliseconds");
-        }
-        millis.map(|millis| Hlc::new(millis, 0))
-    }
-
-    fn fields(&mut self, node: Option<Node<'_>>) -> Option<Object> {
-        let Some(node) = node else { return Some(Object::empty()) };
-        match canonical_object(node) {
-            Ok(fields) => Some(fields),
-            Err(error) => {
-                self.wrong(&format!("/fields{}", error.pointer), error.kind.to_string());
-                None
-            }
-        }
     }
 }
 
@@ -363,7 +194,7 @@ mod tests {
             ),
             (r#"{"kind":"k","id":"i","op":"patch","fields":{"a":{"b":9007199254740993}}}"#, &["/fields/a/b"]),
             (r#"{"kind":"k","id":"i","op":"patch","fields":[]}"#, &["/fields"]),
-            (r#"{"kind":"k","id":"i","op":"patch","increments":{"v":1}}"#, &["/increments"]),
+            (r#"{"kind":"k","id":"i","op":"patch","increments":{"v":1.5}}"#, &["/increments/v"]),
             (r#"{"kind":"k","kind":"l","id":"i","op":"patch"}"#, &["/kind"]),
         ];
         for (text, wanted) in table {

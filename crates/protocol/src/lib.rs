@@ -15,25 +15,33 @@
 //! ```
 
 mod canonical;
+mod checksums;
 mod client;
 mod code;
+mod conflict;
 mod cursor;
+mod element;
 mod envelope;
 mod http;
 mod inbound;
+mod intents;
 mod item;
 mod json;
 mod outbound;
 mod policy;
 mod rows;
+#[cfg(feature = "schema")]
+mod schema;
 mod time;
 mod views;
 mod write;
 
 pub use canonical::{ValueError, ValueErrorKind, canonical_object, canonical_value, object_of_text};
+pub use checksums::{Checksum, ChecksumPart, Checksums, Progress, Range, RequestChecksums, row_sum};
 pub use client::{ClientMessage, Rows, ServerMessage};
 pub use code::{CloseCode, ErrorCode, ItemClass, ItemCode, Retry};
-pub use cursor::{Cursor, CursorError, CursorKey, Phase, Resume};
+pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveConflict, ResolvePost};
+pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
 pub use envelope::{Envelope, Fault, FieldError};
 pub use http::{SyncAnswer, SyncPost};
 pub use inbound::{Heartbeat, Inbound, Message, RequestServerData, StartSync, SyncData, SyncRequest, decode};
@@ -46,6 +54,8 @@ pub use outbound::{
 };
 pub use policy::{FieldPolicyDoc, PolicyDoc};
 pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
+#[cfg(feature = "schema")]
+pub use schema::{KindSchema, SchemaError, Whole};
 pub use time::{format_millis, parse_time};
 pub use views::{
     ExplainDoc, ExplainField, ExplainLoss, ListDoc, PolicyView, RecordDoc, encode_changes_answer,

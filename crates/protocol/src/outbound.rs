@@ -9,7 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::canonical::object_of_text;
+use crate::checksums::Checksums;
 use crate::code::{ErrorCode, ItemCode};
+use crate::conflict::{ConflictDoc, ConflictResolved};
 use crate::envelope::{Fault, FieldError};
 use crate::policy::PolicyDoc;
 use crate::rows::{ServerData, ServerDelta};
@@ -64,6 +66,12 @@ pub enum Outbound {
     ServerDelta(ServerDelta),
     /// The cursor is of no use any more.
     ResyncRequired(ResyncRequired),
+    /// Answers `request_checksums`.
+    Checksums(Checksums),
+    /// A change was set aside for a reviewer.
+    Conflict(Box<ConflictDoc>),
+    /// A conflict was decided; also answers `resolve_conflict`.
+    ConflictResolved(Box<ConflictResolved>),
     /// Answers `end_sync`.
     SyncSessionEnded(SyncSessionEnded),
     /// Answers `heartbeat`.
@@ -87,6 +95,9 @@ impl Outbound {
             Self::ServerData(_) => "server_data",
             Self::ServerDelta(_) => "server_delta",
             Self::ResyncRequired(_) => "resync_required",
+            Self::Checksums(_) => "checksums",
+            Self::Conflict(_) => "conflict",
+            Self::ConflictResolved(_) => "conflict_resolved",
             Self::SyncSessionEnded(_) => "sync_session_ended",
             Self::HeartbeatAck(_) => "heartbeat_ack",
             Self::Pong(_) => "pong",
@@ -106,6 +117,9 @@ impl Outbound {
             Self::ServerData(body) => body.encode(open),
             Self::ServerDelta(body) => body.encode(open),
             Self::ResyncRequired(body) => splice(open, body),
+            Self::Checksums(body) => body.encode(open),
+            Self::Conflict(body) => splice(open, body),
+            Self::ConflictResolved(body) => splice(open, body),
             Self::SyncSessionEnded(body) => splice(open, body),
             Self::HeartbeatAck(body) => splice(open, body),
             Self::Pong(body) => splice(open, body),
@@ -251,6 +265,10 @@ pub enum WinnerName {
     Client,
     /// The stored value.
     Server,
+    /// Both sides are in the value.
+    Merged,
+    /// The stored value, until a reviewer decides.
+    Held,
 }
 
 /// What became of one item.
@@ -282,6 +300,9 @@ pub struct ItemResult {
     /// Per field that a strategy decided, the winner.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub winners: BTreeMap<String, WinnerName>,
+    /// The conflict that waits for a reviewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict_id: Option<String>,
     /// When to send it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
@@ -410,8 +431,11 @@ pub struct ErrorMessage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Details {
     /// What is wrong where.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// The record as it stands, when the request was about an older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<RecordView>,
 }
 
 impl ErrorMessage {
@@ -424,8 +448,15 @@ impl ErrorMessage {
             correlation_id: correlation_id.into(),
             retryable: fault.code.is_retryable(),
             retry_after_ms: retry_after_ms(fault.code),
-            details: (!fault.errors.is_empty()).then(|| Details { errors: fault.errors.clone() }),
+            details: Details::of(fault),
         }
+    }
+}
+
+impl Details {
+    fn of(fault: &Fault) -> Option<Self> {
+        let told = !fault.errors.is_empty() || fault.record.is_some();
+        told.then(|| Self { errors: fault.errors.clone(), record: fault.record.as_deref().cloned() })
     }
 }
 
@@ -461,6 +492,9 @@ pub struct Problem {
     /// Single places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// The record as it stands, when the request was about an older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<RecordView>,
     /// Why a client must pull anew, for cursor codes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<ResyncReason>,
@@ -489,6 +523,7 @@ impl Problem {
             correlation_id: correlation_id.into(),
             retryable: fault.code.is_retryable(),
             errors: fault.errors.clone(),
+            record: fault.record.as_deref().cloned(),
             reason: None,
             keep_queue: None,
             first: None,
@@ -524,14 +559,14 @@ fn read_user<'de, D: Deserializer<'de>>(deserializer: D) -> Result<UserId, D::Er
     }
 }
 
-fn write_object<S: Serializer>(object: &Object, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn write_object<S: Serializer>(object: &Object, serializer: S) -> Result<S::Ok, S::Error> {
     RawValue::from_string(object.as_str().to_owned()).map_err(S::Error::custom)?.serialize(serializer)
 }
 
 /// The depth of a record's fields that a client accepts from a server.
 const DEPTH: usize = 64;
 
-fn read_object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Object, D::Error> {
+pub(crate) fn read_object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Object, D::Error> {
     let raw = <Box<RawValue>>::deserialize(deserializer)?;
     object_of_text(raw.get(), DEPTH).map_err(D::Error::custom)?.map_err(D::Error::custom)
 }

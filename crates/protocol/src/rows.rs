@@ -2,6 +2,7 @@
 
 use driftline_model::{Hlc, KindName, Object, RecordId, ScopeName, Seq};
 
+use crate::checksums::{Checksum, Progress, Range};
 use crate::write::{write_json_string, write_number};
 
 /// How a row reaches a reader.
@@ -13,6 +14,8 @@ pub enum ChangeKind {
     Patch,
     /// The record was deleted.
     Delete,
+    /// The record left the reader's scopes; it lives on for others.
+    Evict,
 }
 
 impl ChangeKind {
@@ -23,13 +26,14 @@ impl ChangeKind {
             Self::Put => "put",
             Self::Patch => "patch",
             Self::Delete => "delete",
+            Self::Evict => "evict",
         }
     }
 
     /// Finds a kind of change by its name.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
-        [Self::Put, Self::Patch, Self::Delete].into_iter().find(|kind| kind.as_str() == text)
+        [Self::Put, Self::Patch, Self::Delete, Self::Evict].into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
@@ -46,7 +50,7 @@ pub struct Change {
     pub version: Seq,
     /// How it reaches the reader.
     pub change: ChangeKind,
-    /// The whole record, or what changed; empty for a delete.
+    /// The whole record, or what changed; empty for a delete and an eviction.
     pub fields: Object,
 }
 
@@ -96,6 +100,12 @@ pub struct ServerData {
     pub hlc: Hlc,
     /// Whether more pages wait.
     pub has_more: bool,
+    /// What the reader holds by now, when it is caught up; empty: nothing is told.
+    pub checksums: Vec<Checksum>,
+    /// How far a snapshot has come.
+    pub progress: Option<Progress>,
+    /// The range that was asked, when the page is one of a repair.
+    pub range: Option<Range>,
 }
 
 impl ServerData {
@@ -128,6 +138,18 @@ impl ServerData {
         out.push_str(",\"hlc\":\"");
         out.push_str(&self.hlc.to_string());
         out.push_str(if self.has_more { "\",\"has_more\":true" } else { "\",\"has_more\":false" });
+        if !self.checksums.is_empty() {
+            out.push_str(",\"checksums\":");
+            Checksum::write_all(&self.checksums, out);
+        }
+        if let Some(progress) = self.progress {
+            out.push_str(",\"progress\":");
+            progress.write(out);
+        }
+        if let Some(range) = &self.range {
+            out.push_str(",\"range\":");
+            range.write(out);
+        }
     }
 }
 

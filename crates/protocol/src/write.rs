@@ -40,6 +40,11 @@ pub fn write_number(out: &mut String, number: u64) {
     out.push_str(itoa::Buffer::new().format(number));
 }
 
+/// Appends an integer of either sign.
+pub(crate) fn write_integer(out: &mut String, number: i64) {
+    out.push_str(itoa::Buffer::new().format(number));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

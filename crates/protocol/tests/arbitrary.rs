@@ -4,10 +4,11 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use driftline_model::{Epoch, KindName, Limits, Object, RecordId, Seq, TenantId, key_cmp};
+use driftline_model::{Epoch, KindName, Limits, Object, RecordId, ScopeName, Seq, TenantId, key_cmp};
 use driftline_protocol::{
-    Cursor, CursorKey, Document, Phase, PolicyDoc, Problem, Resume, ServerMessage, SyncAnswer, SyncRequest,
-    ValueErrorKind, canonical_object, canonical_value, decode, object_of_text,
+    AuditDoc, ConflictDoc, ConflictResolved, Cursor, CursorKey, Document, Missing, Phase, PolicyDoc, Problem,
+    ResolvePost, Resume, ServerMessage, SyncAnswer, SyncRequest, ValueErrorKind, canonical_object,
+    canonical_value, decode, object_of_text,
 };
 use hmac::{Hmac, Mac};
 use proptest::collection::{btree_map, vec};
@@ -30,6 +31,10 @@ fn read_everywhere(bytes: &[u8]) {
     let _ = ServerMessage::decode(bytes);
     let _ = SyncAnswer::decode(bytes);
     let _ = Problem::decode(bytes);
+    let _ = ResolvePost::decode(bytes, &limits);
+    let _ = serde_json::from_slice::<ConflictDoc>(bytes);
+    let _ = serde_json::from_slice::<ConflictResolved>(bytes);
+    let _ = serde_json::from_slice::<AuditDoc>(bytes);
     let _ = CursorKey::new(&[7; 32]).open(&tenant(), &String::from_utf8_lossy(bytes));
     let _ = Object::from_canonical(String::from_utf8_lossy(bytes).into_owned());
     let _ = PolicyDoc::parse(&String::from_utf8_lossy(bytes));
@@ -38,6 +43,36 @@ fn read_everywhere(bytes: &[u8]) {
         let mut out = String::new();
         let _ = canonical_value(document.root(), &mut out);
         walk(document.root());
+    }
+    #[cfg(feature = "schema")]
+    judge_everywhere(bytes);
+}
+
+/// Takes the bytes for a schema, and what is an item in them for a change that a schema judges.
+#[cfg(feature = "schema")]
+fn judge_everywhere(bytes: &[u8]) {
+    use std::sync::LazyLock;
+
+    use driftline_protocol::{Inbound, KindSchema, Whole};
+
+    static SCHEMA: LazyLock<KindSchema> = LazyLock::new(|| {
+        let text = r#"{"required":["a"],"additionalProperties":false,"properties":{
+            "a":{"type":"integer","minimum":1},"priority":{"enum":["low","high"]},
+            "tags":{"items":{"type":"string","pattern":"^[a-z]+$"},"uniqueItems":true}}}"#;
+        KindSchema::compile(text).expect("a schema")
+    });
+    if let Ok(schema) = KindSchema::compile(&String::from_utf8_lossy(bytes)) {
+        let _ = schema.check(&Object::empty(), Whole::Create);
+    }
+    if let Ok(Ok(fields)) = object_of_text(&String::from_utf8_lossy(bytes), DEPTH) {
+        let _ = (SCHEMA.check(&fields, Whole::Create), SCHEMA.check_elements(&fields));
+    }
+    if let Ok(message) = decode(bytes, &Limits::default())
+        && let Inbound::SyncData(data) = message.body
+    {
+        for item in data.items.iter().flatten() {
+            let _ = SCHEMA.check_item(item);
+        }
     }
 }
 
@@ -93,6 +128,17 @@ fn rubble() -> impl Strategy<Value = Vec<u8>> {
         "\"batch\"",
         "\"sync_data\"",
         "\"fields\"",
+        "\"increments\"",
+        "\"previous\"",
+        "\"add\"",
+        "\"append\"",
+        "\"remove\"",
+        "\"flags\"",
+        "\"deescalate\"",
+        "\"range\"",
+        "\"checksums\"",
+        "\"request_checksums\"",
+        "\"resolve_conflict\"",
         "\"kind\"",
         "\"op\"",
         "\"ack\"",
@@ -112,6 +158,11 @@ fn frames() -> Vec<Vec<u8>> {
         br#"{"device_id":"d1","sync_id":"0192f3a1-b2c3-7000-8000-00000000abcd","epoch":"00c0ffee","batch":[{"kind":"k","id":"i","op":"create","fields":{"a":1.5}}],"batch_seq":1,"cursor":"AbC","data_types":["k"],"limit":5}"#.to_vec(),
         br#"{"ack":null,"data":{"changes":[],"cursor":"AbC","seq":1,"hlc":"000000000001-0000","has_more":false}}"#.to_vec(),
         br#"{"strategy":"field_merge","fields":{"a":{"rule":"lww"}},"options":{"x":"y"}}"#.to_vec(),
+        br#"{"strategy":"preserve_escalation","fields":{"p":{"rule":"ordered","order":["low",2,3.5],"urgent":2}}}"#.to_vec(),
+        br##"{"type":"object","properties":{"a":{"items":{"$ref":"#/$defs/b"}}},"$defs":{"b":{"pattern":"^a+$"}},"required":["a"]}"##.to_vec(),
+        br#"{"resolution":"merged","fields":{"a":1.5},"version":7}"#.to_vec(),
+        br#"{"conflict_id":"c","kind":"k","id":"i","status":"open","reason":"manual","device_id":"d","user_id":"u","op":"patch","n":1,"fields":["a"],"base_version":1,"base":{},"client":{"a":1},"server":{"a":2},"version":3,"policy_version":1,"opened_at":"2025-11-21T02:34:56.007Z","record":{"version":3,"deleted":false,"fields":{}}}"#.to_vec(),
+        br#"{"audit_id":1,"at":"2025-11-21T02:34:56.007Z","kind":"k","id":"i","version":3,"device_id":"d","user_id":"u","n":1,"code":"merged","strategy":"manual","policy_version":1,"correlation_id":"c","detail":{"a":[1]}}"#.to_vec(),
     ];
     for name in ["messages.json", "outbound.json"] {
         let text = std::fs::read_to_string(folder.join(name)).expect("the file of vectors");
@@ -326,9 +377,11 @@ fn sealed_body() -> Vec<u8> {
     let kind = |name| KindName::new(name).expect("a kind");
     let resume = Resume { from: Seq::new(300), at: Seq::new(70_000) };
     let after = Some((kind("note"), RecordId::new("é 1").expect("a record")));
-    let phase = Phase::Snapshot { after, missing: vec![kind("note")], then: resume };
+    let scopes = vec![ScopeName::new("group:site:7").expect("a scope"), ScopeName::tenant()];
+    let missing = Missing { all: false, kinds: vec![kind("note")], scopes: scopes.clone() };
+    let phase = Phase::Evict { after, lost: scopes.clone(), missing, then: resume };
     let kinds = vec![kind("note"), kind("ticket")];
-    let cursor = Cursor { epoch: Epoch::new(9), kinds, scopes_version: 3, phase };
+    let cursor = Cursor { epoch: Epoch::new(9), kinds, scopes, phase };
     let sealed = CursorKey::new(&[7; 32]).seal(&tenant(), &cursor);
     URL_SAFE_NO_PAD.decode(sealed).expect("base64url")
 }

@@ -6,11 +6,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use driftline_model::{Epoch, Hlc, KindName, Limits, RecordId, ScopeName, Seq, TenantId};
+use driftline_model::{Epoch, Hlc, Intents, KindName, Limits, Object, RecordId, ScopeName, Seq, TenantId};
 use driftline_protocol::{
-    Ack, BadItem, Change, ChangeKind, Cursor, CursorKey, Document, ErrorCode, Fault, Head, Inbound, Item,
-    ItemClass, ItemCode, JsonError, Message, Outbound, Phase, RequestServerData, Resume, Retry, ServerData,
-    ServerDelta, ServerMessage, SyncData, ValueErrorKind, canonical_value, decode, encode_changes,
+    Ack, BadItem, Change, ChangeKind, Checksum, ChecksumPart, Checksums, Cursor, CursorKey, Document,
+    ErrorCode, Fault, Head, Inbound, Item, ItemClass, ItemCode, JsonError, Message, Missing, Outbound, Phase,
+    Progress, Range, RequestChecksums, RequestServerData, ResolveConflict, Resume, Retry, ServerData,
+    ServerDelta, ServerMessage, SyncData, ValueErrorKind, canonical_value, decode, encode_changes, row_sum,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -160,10 +161,22 @@ fn summary(message: &Message) -> Value {
                 Err(bad) => bad_summary(bad),
             }).collect::<Vec<_>>(),
         }),
-        Inbound::RequestServerData(RequestServerData { data_types, cursor, limit }) => json!({
+        Inbound::RequestServerData(RequestServerData { data_types, cursor, limit, range }) => json!({
             "data_types": data_types.as_deref().map(names),
             "cursor": cursor,
             "limit": limit,
+            "range": range.as_ref().map(range_summary),
+        }),
+        Inbound::RequestChecksums(RequestChecksums { range, parts }) => {
+            let mut summary = range_summary(range);
+            summary["parts"] = (*parts).into();
+            summary
+        }
+        Inbound::ResolveConflict(ResolveConflict { conflict_id, resolution, fields, version }) => json!({
+            "conflict_id": conflict_id.as_str(),
+            "resolution": resolution.as_str(),
+            "fields": Some(fields.as_str()).filter(|_| !fields.is_empty()),
+            "version": version.map(Seq::number),
         }),
         Inbound::EndSync => json!({}),
         Inbound::Heartbeat(heartbeat) => {
@@ -184,7 +197,21 @@ fn names(kinds: &[KindName]) -> Vec<&str> {
     kinds.iter().map(KindName::as_str).collect()
 }
 
+fn range_summary(range: &Range) -> Value {
+    without_null(json!({
+        "kind": range.kind.as_str(),
+        "scope": range.scope.as_str(),
+        "after": range.after.as_ref().map(|id| id.as_str()),
+        "until": range.until.as_ref().map(|id| id.as_str()),
+    }))
+}
+
 fn item_summary(item: &Item) -> Value {
+    let asked = |of: fn(&Intents) -> &Object| {
+        item.intents.as_deref().map(of).filter(|asked| !asked.is_empty()).map(Object::as_str)
+    };
+    let increments = item.intents.as_deref().map(|intents| &intents.increments);
+    let increments = increments.filter(|increments| !increments.is_empty());
     without_null(json!({
         "op_id": item.op_id.as_ref().map(|id| id.as_str()),
         "n": item.n,
@@ -193,6 +220,11 @@ fn item_summary(item: &Item) -> Value {
         "op": item.op.as_str(),
         "base_version": item.base_version.number(),
         "fields": item.fields.as_str(),
+        "previous": asked(|intents| &intents.previous),
+        "increments": increments.map(|all| all.iter().map(|(k, v)| (k.to_string(), json!(v))).collect::<Map<_, _>>()),
+        "add": asked(|intents| &intents.add),
+        "remove": asked(|intents| &intents.remove),
+        "deescalate": item.intents.as_deref().and_then(|intents| intents.deescalate.then_some(true)),
         "hlc": item.hlc.map(|hlc| hlc.to_string()),
         "schema_version": Some(item.schema_version).filter(|version| *version > 0),
         "group": item.group,
@@ -253,6 +285,12 @@ fn outbound(kind: &str, body: &Value) -> Outbound {
             seq: Seq::new(number(body, "seq")),
             hlc: text(body, "hlc").parse().expect("a clock"),
             has_more: body["has_more"].as_bool().expect("true or false"),
+            checksums: list(body, "checksums").iter().map(checksum).collect(),
+            progress: body["progress"].is_object().then(|| Progress {
+                sent: number(&body["progress"], "sent"),
+                total: number(&body["progress"], "total"),
+            }),
+            range: body["range"].is_object().then(|| range(&body["range"])),
         }),
         "server_delta" => Outbound::ServerDelta(ServerDelta {
             prev_seq: Seq::new(number(body, "prev_seq")),
@@ -262,12 +300,58 @@ fn outbound(kind: &str, body: &Value) -> Outbound {
             changes: Arc::from(changes(body)),
         }),
         "resync_required" => Outbound::ResyncRequired(typed(body)),
+        "checksums" => Outbound::Checksums(Checksums {
+            seq: Seq::new(number(body, "seq")),
+            range: range(&body["range"]),
+            parts: list(body, "parts").iter().map(part).collect(),
+        }),
+        "conflict" => Outbound::Conflict(typed(body)),
+        "conflict_resolved" => Outbound::ConflictResolved(typed(body)),
         "sync_session_ended" => Outbound::SyncSessionEnded(typed(body)),
         "heartbeat_ack" => Outbound::HeartbeatAck(typed(body)),
         "pong" => Outbound::Pong(typed(body)),
         "error" => Outbound::Error(typed(body)),
         "server_draining" => Outbound::ServerDraining(typed(body)),
         other => panic!("no outbound message {other}"),
+    }
+}
+
+fn list<'v>(body: &'v Value, key: &str) -> &'v [Value] {
+    body.get(key).map_or(&[], |list| list.as_array().expect("a list"))
+}
+
+fn sum(value: &Value) -> u64 {
+    u64::from_str_radix(text(value, "sum"), 16).expect("hexadecimal digits")
+}
+
+fn checksum(value: &Value) -> Checksum {
+    Checksum {
+        scope: ScopeName::new(text(value, "scope")).expect("a scope"),
+        kind: KindName::new(text(value, "kind")).expect("a kind"),
+        count: number(value, "count"),
+        sum: sum(value),
+    }
+}
+
+fn bound(value: &Value, key: &str) -> Option<RecordId> {
+    value.get(key).map(|id| RecordId::new(id.as_str().expect("a text")).expect("a record"))
+}
+
+fn part(value: &Value) -> ChecksumPart {
+    ChecksumPart {
+        after: bound(value, "after"),
+        until: bound(value, "until"),
+        count: number(value, "count"),
+        sum: sum(value),
+    }
+}
+
+fn range(value: &Value) -> Range {
+    Range {
+        kind: KindName::new(text(value, "kind")).expect("a kind"),
+        scope: ScopeName::new(text(value, "scope")).expect("a scope"),
+        after: bound(value, "after"),
+        until: bound(value, "until"),
     }
 }
 
@@ -292,8 +376,20 @@ fn assert_is_read(frame: &str, head: &Head, body: &Value) {
     let (reply_to, message) = read.unwrap_or_else(|fault| panic!("{fault}: {frame}"));
     assert_eq!(reply_to, head.reply_to);
     assert!(!matches!(message, ServerMessage::Other(_)), "{frame}");
-    if let ServerMessage::Ack(ack) = message {
-        assert_eq!(ack, typed::<Ack>(body), "an ack survives the way");
+    match message {
+        ServerMessage::Ack(ack) => assert_eq!(ack, typed::<Ack>(body), "an ack survives the way"),
+        ServerMessage::Conflict(conflict) => assert_eq!(conflict, typed(body)),
+        ServerMessage::ConflictResolved(resolved) => assert_eq!(resolved, typed(body)),
+        ServerMessage::Checksums(sums) => {
+            assert_eq!((sums.seq.number(), &sums.range), (number(body, "seq"), &range(&body["range"])));
+            assert_eq!(sums.parts, list(body, "parts").iter().map(part).collect::<Vec<_>>());
+        }
+        ServerMessage::Page(rows) => {
+            assert_eq!(rows.checksums, list(body, "checksums").iter().map(checksum).collect::<Vec<_>>());
+            assert_eq!(rows.progress.is_some(), body["progress"].is_object());
+            assert_eq!(rows.range, body["range"].is_object().then(|| range(&body["range"])));
+        }
+        _ => {}
     }
     let written: Value = serde_json::from_str(frame).expect("a frame is JSON");
     for (name, value) in body.as_object().expect("a body is an object") {
@@ -312,6 +408,9 @@ fn every_outbound_type_has_a_vector() {
         "server_data",
         "server_delta",
         "resync_required",
+        "checksums",
+        "conflict",
+        "conflict_resolved",
         "sync_session_ended",
         "heartbeat_ack",
         "pong",
@@ -376,16 +475,15 @@ fn codes() {
 
 #[test]
 fn cursors() {
-    let keys = ["name", "key", "tenant", "epoch", "kinds", "scopes_version", "phase", "sealed"];
+    let keys = ["name", "key", "tenant", "epoch", "kinds", "scopes", "phase", "sealed"];
     check("cursor.json", &keys, |vector| {
-        let mut answer =
-            question(vector, &["name", "key", "tenant", "epoch", "kinds", "scopes_version", "phase"]);
+        let mut answer = question(vector, &["name", "key", "tenant", "epoch", "kinds", "scopes", "phase"]);
         let key = CursorKey::new(&bytes(text(vector, "key")));
         let tenant = TenantId::new(text(vector, "tenant")).expect("a tenant");
         let cursor = Cursor {
             epoch: text(vector, "epoch").parse::<Epoch>().expect("an epoch"),
             kinds: kinds(&vector["kinds"]),
-            scopes_version: number(vector, "scopes_version"),
+            scopes: scopes(&vector["scopes"]),
             phase: phase(&vector["phase"]),
         };
         let sealed = key.seal(&tenant, &cursor);
@@ -408,6 +506,19 @@ fn kinds(list: &Value) -> Vec<KindName> {
     list.as_array().expect("a list of kinds").iter().map(kind).collect()
 }
 
+fn scopes(list: &Value) -> Vec<ScopeName> {
+    let scope = |scope: &Value| ScopeName::new(scope.as_str().expect("a text")).expect("a scope");
+    list.as_array().expect("a list of scopes").iter().map(scope).collect()
+}
+
+fn missing(value: &Value) -> Missing {
+    Missing {
+        all: value["all"].as_bool().expect("true or false"),
+        kinds: kinds(&value["kinds"]),
+        scopes: scopes(&value["scopes"]),
+    }
+}
+
 fn resume(value: &Value) -> Resume {
     Resume { from: Seq::new(number(value, "from")), at: Seq::new(number(value, "at")) }
 }
@@ -416,13 +527,18 @@ fn phase(value: &Value) -> Phase {
     if value["log"].is_object() {
         return Phase::Log(resume(&value["log"]));
     }
-    let snapshot = &value["snapshot"];
-    let after = snapshot["after"].is_object().then(|| {
-        let after = &snapshot["after"];
+    let evicts = value["evict"].is_object();
+    let place = if evicts { &value["evict"] } else { &value["snapshot"] };
+    let after = place["after"].is_object().then(|| {
+        let after = &place["after"];
         let kind = KindName::new(text(after, "kind")).expect("a kind");
         (kind, RecordId::new(text(after, "id")).expect("a record"))
     });
-    Phase::Snapshot { after, missing: kinds(&snapshot["missing"]), then: resume(&snapshot["then"]) }
+    let (missing, then) = (missing(&place["missing"]), resume(&place["then"]));
+    if evicts {
+        return Phase::Evict { after, lost: scopes(&place["lost"]), missing, then };
+    }
+    Phase::Snapshot { after, missing, sent: number(place, "sent"), then }
 }
 
 // Clocks.
@@ -456,6 +572,28 @@ fn item_hashes() {
         let document = Document::parse(text(vector, "item").as_bytes(), 64).expect("JSON");
         let item = Item::read(document.root()).unwrap_or_else(|bad| panic!("{:?}", bad.errors));
         answer.insert("hash".into(), format!("{:016x}", item.hash).into());
+        answer.into()
+    });
+}
+
+// Sums of rows.
+
+#[test]
+fn row_sums() {
+    check("checksum.json", &["name", "rows", "sums", "sum"], |vector| {
+        let mut answer = question(vector, &["name", "rows"]);
+        let row = |row: &Value| {
+            let kind = KindName::new(text(row, "kind")).expect("a kind");
+            row_sum(
+                &kind,
+                &RecordId::new(text(row, "id")).expect("a record"),
+                Seq::new(number(row, "version")),
+            )
+        };
+        let sums: Vec<u64> = list(vector, "rows").iter().map(row).collect();
+        let total = sums.iter().fold(0_u64, |total, sum| total.wrapping_add(*sum));
+        answer.insert("sums".into(), sums.iter().map(|sum| format!("{sum:016x}")).collect::<Vec<_>>().into());
+        answer.insert("sum".into(), format!("{total:016x}").into());
         answer.into()
     });
 }

@@ -33,7 +33,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(test)]
+mod handmade;
+mod marks;
 mod memory;
+mod paging;
+mod parts;
 mod sqlite;
 
 pub use memory::MemoryStore;

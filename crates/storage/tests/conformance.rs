@@ -2,7 +2,7 @@
 
 mod support;
 
-use driftline_engine::{PageQuery, Place, Row, Store, SubmissionResult};
+use driftline_engine::{Only, PageQuery, Place, Row, Store, SubmissionResult};
 use driftline_model::{Hlc, Seq};
 use driftline_testkit::{
     Author, Draft, Rng, World, block_on, conformance, create, delete, patch, refused, restore,
@@ -50,7 +50,7 @@ impl<S: Store> Side<S> {
     fn contents(&self, step: &Step) -> Vec<String> {
         let author = &self.authors[step.author];
         let mut places = vec![Place::After(Seq::new(step.now_ms % 50)), Place::After(Seq::ZERO)];
-        places.push(Place::Key(None));
+        places.push(Place::Key { after: None, only: Only::All });
         let mut seen = vec![format!("{:?}", block_on(self.store.head(author.tenant)).expect("a head"))];
         for place in places {
             let query = PageQuery {
@@ -60,6 +60,7 @@ impl<S: Store> Side<S> {
                 place,
                 rows: 10_000,
                 bytes: 1 << 30,
+                sums: false,
             };
             let page = block_on(self.store.page(query)).expect("a page");
             seen.push(format!("{} {}", page.head.seq, page.more));
@@ -76,8 +77,11 @@ impl<S: Store> Side<S> {
             .all_marks()
             .map(|mark| (mark.fv, mark.hlc, device(mark.device).expect("a known device"), mark.n))
             .collect();
-        let Row { kind, id, scope, owner, schema_version, deleted, record } = row;
-        format!("{kind} {id} {scope} {owner} {schema_version} {deleted} {:?} {marks:?}", record.fields)
+        let Row { kind, id, scope, entered, owner, schema_version, deleted, record } = row;
+        format!(
+            "{kind} {id} {scope} {entered} {owner} {schema_version} {deleted} {:?} {marks:?}",
+            record.fields
+        )
     }
 }
 

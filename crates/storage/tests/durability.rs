@@ -21,6 +21,7 @@ fn seen(store: &SqliteStore, author: &Author) -> (Seq, usize) {
         place: Place::After(Seq::ZERO),
         rows: 10_000,
         bytes: 1 << 30,
+        sums: false,
     };
     let page = block_on(store.page(query)).expect("a page");
     (page.head.seq, page.rows.len())

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent, set_default_instrumentation};
 use driftline_conflict::{Granularity, Policy, Strategy};
-use driftline_engine::{PageQuery, Place, Store};
+use driftline_engine::{Only, PageQuery, Place, Store};
 use driftline_model::{Seq, SyncId};
 use driftline_storage::SqliteStore;
 use driftline_testkit::{Author, Draft, World, block_on, create, delete, patch};
@@ -74,7 +74,11 @@ impl Load {
         self.push(&self.ada, all(&|id| delete(id, 1)), Some(round * 1000));
         // A change from the future and a failed group: the thorough look-up.
         self.push(&self.ada, vec![patch(&ids[0], 1 << 40, "{}").op_id(&format!("ahead {round}"))], None);
-        for place in [Place::After(Seq::ZERO), Place::After(Seq::new(seen)), Place::Key(None)] {
+        for place in [
+            Place::After(Seq::ZERO),
+            Place::After(Seq::new(seen)),
+            Place::Key { after: None, only: Only::All },
+        ] {
             for kinds in [vec![], vec!["note".parse().expect("a kind")]] {
                 let query = PageQuery {
                     tenant: self.ada.tenant,
@@ -83,6 +87,7 @@ impl Load {
                     place: place.clone(),
                     rows: 50,
                     bytes: 10_000,
+                    sums: true,
                 };
                 block_on(self.store.page(query)).expect("a page");
             }

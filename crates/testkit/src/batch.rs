@@ -3,13 +3,13 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use driftline_conflict::{Op, Policy};
-use driftline_engine::{Apply, Entry, ScopeRule, Store, Submission, Task};
+use driftline_conflict::{Op, Policy, Rights};
+use driftline_engine::{Apply, Entry, Placement, Resolve, Store, Submission, Task};
 use driftline_model::{
-    DeviceId, DeviceKey, DeviceNo, Hlc, KindName, Object, OpId, RecordId, ScopeName, Seq, TenantId, TenantNo,
-    UserId,
+    ConflictId, DeviceId, DeviceKey, DeviceNo, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName,
+    Seq, TenantId, TenantNo, UserId,
 };
-use driftline_protocol::{FieldError, ItemCode};
+use driftline_protocol::{FieldError, ItemCode, Resolution};
 
 use crate::wait::block_on;
 
@@ -93,9 +93,20 @@ pub struct Draft {
     hlc: Option<Hlc>,
     schema_version: u32,
     group: Option<Box<str>>,
-    scope: ScopeRule,
+    place: Place,
+    intents: Option<Box<Intents>>,
+    rights: Rights,
     policy: Arc<Policy>,
     refuse: Option<ItemCode>,
+    resolve: Option<(ConflictId, Resolution, Option<Seq>)>,
+}
+
+/// Where a test keeps a record.
+#[derive(Debug, Clone)]
+enum Place {
+    Tenant,
+    Owner,
+    Group(Box<str>),
 }
 
 fn draft(op: Op, id: &str, base: u64, fields: &str) -> Draft {
@@ -110,9 +121,12 @@ fn draft(op: Op, id: &str, base: u64, fields: &str) -> Draft {
         hlc: None,
         schema_version: 0,
         group: None,
-        scope: ScopeRule::Tenant,
+        place: Place::Tenant,
+        intents: None,
+        rights: Rights::default(),
         policy: Arc::new(Policy::field_merge()),
         refuse: None,
+        resolve: None,
     }
 }
 
@@ -138,6 +152,16 @@ pub fn delete(id: &str, base: u64) -> Draft {
 #[must_use]
 pub fn restore(id: &str, base: u64, fields: &str) -> Draft {
     draft(Op::Restore, id, base, fields)
+}
+
+/// Drafts a reviewer's decision on a conflict of a record; the fields are those of a merge.
+///
+/// # Panics
+/// When the conflict's name is none.
+#[must_use]
+pub fn resolve(id: &str, conflict_id: &str, resolution: Resolution, fields: &str) -> Draft {
+    let conflict_id = ConflictId::new(conflict_id).expect("a conflict's name");
+    Draft { resolve: Some((conflict_id, resolution, None)), ..patch(id, 0, fields) }
 }
 
 /// Drafts an item that was refused before it came to the store.
@@ -205,7 +229,28 @@ impl Draft {
     /// Makes the record its author's own.
     #[must_use]
     pub fn owned(mut self) -> Self {
-        self.scope = ScopeRule::Owner;
+        self.place = Place::Owner;
+        self
+    }
+
+    /// Keeps the record in the scope of the group that a field names.
+    #[must_use]
+    pub fn grouped(mut self, field: &str) -> Self {
+        self.place = Place::Group(field.into());
+        self
+    }
+
+    /// Asks for something beside whole values.
+    #[must_use]
+    pub fn intents(mut self, intents: Intents) -> Self {
+        self.intents = Some(Box::new(intents));
+        self
+    }
+
+    /// Gives the author rights beyond writing.
+    #[must_use]
+    pub fn rights(mut self, rights: Rights) -> Self {
+        self.rights = rights;
         self
     }
 
@@ -216,25 +261,49 @@ impl Draft {
         self
     }
 
+    /// Sets the record's version that a reviewer had before the eyes.
+    #[must_use]
+    pub fn seen(mut self, version: u64) -> Self {
+        if let Some((.., seen)) = &mut self.resolve {
+            *seen = Some(Seq::new(version));
+        }
+        self
+    }
+
     /// Makes the entry of a batch of a user.
     #[must_use]
     pub fn entry(self, user: &UserId) -> Entry {
         let hash = self.intent();
         let (kind, id) = (Some(self.kind.clone()), Some(self.id.clone()));
-        let task = match self.refuse {
-            Some(code) => Task::Refuse(
+        let placement = match self.place {
+            Place::Tenant => Placement::Fixed(ScopeName::tenant()),
+            Place::Owner => Placement::Fixed(ScopeName::owner(user)),
+            Place::Group(field) => Placement::Group(field),
+        };
+        let task = match (self.refuse, self.resolve) {
+            (Some(code), _) => Task::Refuse(
                 code,
                 vec![FieldError { code: "test".into(), pointer: "/x".into(), message: "is wrong".into() }],
             ),
-            None => Task::Apply(Apply {
+            (None, Some((conflict_id, resolution, version))) => Task::Resolve(Resolve {
+                conflict_id,
+                resolution,
+                fields: self.fields,
+                version,
+                placement,
+                policy: self.policy,
+            }),
+            (None, None) => Task::Apply(Apply {
                 kind: self.kind,
                 id: self.id,
                 op: self.op,
                 base: self.base,
                 fields: self.fields,
+                intents: self.intents,
                 hlc: self.hlc,
                 schema_version: self.schema_version,
-                scope: self.scope.of(user),
+                placement,
+                rights: self.rights,
                 policy: self.policy,
             }),
         };
@@ -246,7 +315,7 @@ impl Draft {
         let mut hasher = DefaultHasher::new();
         (&self.kind, &self.id, self.fields.as_str(), self.hlc, self.schema_version, &self.group)
             .hash(&mut hasher);
-        format!("{:?}{:?}", self.op, self.refuse).hash(&mut hasher);
+        format!("{:?}{:?}{:?}{:?}", self.op, self.refuse, self.intents, self.resolve).hash(&mut hasher);
         hasher.finish()
     }
 }

@@ -3,7 +3,7 @@
 //! - [`World`]: a clock that stands until it is moved, seeded randomness, a recorder of commits, a folder that is
 //!   removed at the end.
 //! - [`Author`] and [`Draft`]: batches in a few words.
-//! - [`conformance`]: the laws that every store keeps.
+//! - [`conformance`]: the laws that every store keeps. [`Wrapped`]: a store that does one thing otherwise.
 //! - [`server`], [`http`] and [`socket`]: the real server as a process, and clients as hostile as a test wants.
 //! - [`Rng`] and [`block_on`]: the same random history on every machine, and futures without a runtime.
 //!
@@ -25,9 +25,11 @@ pub mod server;
 pub mod socket;
 mod wait;
 mod world;
+mod wrapped;
 
-pub use batch::{Author, Draft, create, delete, object, patch, refused, restore};
+pub use batch::{Author, Draft, create, delete, object, patch, refused, resolve, restore};
 pub use folder::TempFolder;
 pub use rng::Rng;
 pub use wait::block_on;
 pub use world::{FixedClock, Recorder, SeededRandom, World};
+pub use wrapped::{Hook, Wrapped};

@@ -14,6 +14,8 @@ pub struct Claims {
     pub user: UserId,
     /// The user's roles.
     pub roles: Vec<Box<str>>,
+    /// Claims that may name groups of the user, each with one value: of a claim with several values there are several.
+    pub groups: Vec<(Box<str>, Box<str>)>,
     /// The device that the token is bound to, if it is.
     pub device: Option<DeviceId>,
     /// When the token ends, in Unix seconds.
@@ -146,6 +148,7 @@ impl Authenticate for SharedSecret {
                 .map_err(|_| AuthError::Claims)?,
             user: user(&claims)?,
             roles: roles(&claims)?,
+            groups: groups(&claims),
             device: match text(&claims, "device_id")? {
                 None => None,
                 Some(device) => Some(DeviceId::new(device).map_err(|_| AuthError::Claims)?),
@@ -197,6 +200,37 @@ fn roles(claims: &Map<String, Value>) -> Result<Vec<Box<str>>, AuthError> {
     }
 }
 
+/// Claims that say something else than a group: registered ones (RFC 7519) and our own.
+const NO_GROUPS: [&str; 11] =
+    ["sub", "exp", "iat", "nbf", "iss", "aud", "jti", "tenant", "roles", "device_id", "approved"];
+
+/// Tells whether a claim of this name may name groups of a user.
+#[must_use]
+pub fn names_groups(claim: &str) -> bool {
+    !NO_GROUPS.contains(&claim)
+}
+
+/// The most groups of one token.
+const GROUPS_MAX: usize = 256;
+
+/// Takes texts and integers, and arrays of them; other values name no groups.
+fn groups(claims: &Map<String, Value>) -> Vec<(Box<str>, Box<str>)> {
+    let named = claims.iter().filter(|(name, _)| names_groups(name));
+    let pairs = named.flat_map(|(name, value)| {
+        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        values.iter().filter_map(group).map(|value| (Box::from(name.as_str()), value))
+    });
+    pairs.take(GROUPS_MAX).collect()
+}
+
+fn group(value: &Value) -> Option<Box<str>> {
+    match value {
+        Value::String(text) => Some(text.as_str().into()),
+        Value::Number(number) if number.is_i64() || number.is_u64() => Some(number.to_string().into()),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +274,22 @@ mod tests {
         let mut nobody = grant();
         nobody.sub = Value::Null;
         assert_eq!(secret().authenticate(&secret().mint(&nobody), NOW_MS), Err(AuthError::Claims));
+    }
+
+    #[test]
+    fn claims_name_groups() {
+        let mut grant = grant();
+        let claims = serde_json::json!({
+            "region": "north", "team": ["a", 7, null, ["b"]], "ward": -3, "share": 0.5, "on_call": true,
+            "address": {"region": "south"}, "iss": "somebody", "aud": ["x"],
+        });
+        grant.claims = claims.as_object().unwrap().clone();
+        let groups = secret().authenticate(&secret().mint(&grant), NOW_MS).unwrap().groups;
+        let groups: Vec<(&str, &str)> = groups.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(groups, [("region", "north"), ("team", "a"), ("team", "7"), ("ward", "-3")]);
+
+        grant.claims = Map::from_iter([("team".to_owned(), (0..300).collect::<Vec<u32>>().into())]);
+        assert_eq!(secret().authenticate(&secret().mint(&grant), NOW_MS).unwrap().groups.len(), GROUPS_MAX);
     }
 
     #[test]

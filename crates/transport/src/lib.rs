@@ -17,7 +17,7 @@ mod system;
 mod ws;
 
 pub use app::{App, Settings};
-pub use auth::{AuthError, Authenticate, Claims, Grant, SharedSecret};
+pub use auth::{AuthError, Authenticate, Claims, Grant, SharedSecret, names_groups};
 pub use listener::{ServeError, serve};
 pub use observe::{MetricsHandle, MetricsObserver, install_metrics};
 pub use routes::{Access, Door, ROUTES, Route, RouteId, router};

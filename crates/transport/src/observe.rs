@@ -34,6 +34,8 @@ pub struct MetricsObserver {
     items: Vec<(ItemCode, Counter)>,
     conflicts: Vec<(&'static str, Counter)>,
     clamped: Counter,
+    collapsed: Counter,
+    mismatches: Counter,
 }
 
 impl std::fmt::Debug for MetricsObserver {
@@ -44,7 +46,14 @@ impl std::fmt::Debug for MetricsObserver {
 
 impl Default for MetricsObserver {
     fn default() -> Self {
-        let strategies = ["client_wins", "server_wins", "most_recent_wins", "field_merge"];
+        let strategies = [
+            "client_wins",
+            "server_wins",
+            "most_recent_wins",
+            "field_merge",
+            "preserve_escalation",
+            "manual",
+        ];
         Self {
             items: ItemCode::ALL
                 .iter()
@@ -54,6 +63,8 @@ impl Default for MetricsObserver {
                 .map(|strategy| (strategy, counter!("driftline_conflicts_total", "strategy" => strategy)))
                 .into(),
             clamped: counter!("driftline_clocks_clamped_total"),
+            collapsed: counter!("driftline_assertions_collapsed_total"),
+            mismatches: counter!("driftline_checksum_mismatches_total"),
         }
     }
 }
@@ -71,6 +82,14 @@ impl Observer for MetricsObserver {
 
     fn clock_clamped(&self) {
         self.clamped.increment(1);
+    }
+
+    fn assertions_collapsed(&self) {
+        self.collapsed.increment(1);
+    }
+
+    fn checksum_mismatch(&self) {
+        self.mismatches.increment(1);
     }
 }
 

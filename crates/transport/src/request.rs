@@ -1,6 +1,7 @@
 //! What a request says of itself: token, device, correlation, body.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -8,7 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use driftline_engine::{Identity, Store};
 use driftline_model::DeviceId;
-use driftline_protocol::{ErrorCode, Fault};
+use driftline_protocol::{Document, ErrorCode, Fault, parse_time, to_json};
 use http_body_util::BodyExt;
 
 use crate::app::App;
@@ -36,6 +37,28 @@ impl Pairs {
         let Some(text) = self.get(name) else { return Ok(None) };
         let number = text.parse().ok().filter(|number| *number <= 1 << 53);
         number.map(Some).ok_or_else(|| invalid(name, "must be an integer from 0 to 2^53"))
+    }
+
+    /// Reads a value that is a text of its own kind.
+    pub(crate) fn parsed<T, E: Display>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, Fault> {
+        let parsed = self.get(name).map(parse).transpose();
+        parsed.map_err(|error| invalid(name, &error.to_string()))
+    }
+
+    /// Reads a time: Unix milliseconds or RFC 3339; gives Unix milliseconds.
+    pub(crate) fn time(&self, name: &str) -> Result<Option<u64>, Fault> {
+        let read = |text: &str| {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            let json = if digits { text.to_owned() } else { to_json(&text) };
+            let document = Document::parse(json.as_bytes(), 1).ok();
+            let time = document.and_then(|document| parse_time(document.root()));
+            time.ok_or("must be a time: RFC 3339 or Unix milliseconds")
+        };
+        self.parsed(name, read)
     }
 }
 
@@ -104,7 +127,7 @@ pub(crate) async fn identity<S: Store>(
     claims: Claims,
     device: Option<DeviceId>,
 ) -> Result<Identity, Fault> {
-    app.engine.identify(claims.tenant, claims.user, device, claims.roles).await
+    app.engine.identify(claims.tenant, claims.user, device, claims.roles, &claims.groups).await
 }
 
 /// Reads a body within the limits of size and time.

@@ -55,6 +55,14 @@ pub enum RouteId {
     Record,
     /// Why a record is what it is.
     Explain,
+    /// Conflicts that wait, or waited, for a reviewer.
+    Conflicts,
+    /// One conflict.
+    Conflict,
+    /// Decide a conflict.
+    ResolveConflict,
+    /// What strategies and reviewers decided.
+    Audit,
     /// The policies in force.
     Policies,
     /// The policy of a kind.
@@ -98,6 +106,16 @@ pub const ROUTES: &[Route] = &[
     route(RouteId::Records, "GET", "/api/v1/records/{kind}", Access::User, Door::Http),
     route(RouteId::Record, "GET", "/api/v1/records/{kind}/{id}", Access::User, Door::Http),
     route(RouteId::Explain, "GET", "/api/v1/records/{kind}/{id}/explain", Access::User, Door::Http),
+    route(RouteId::Conflicts, "GET", "/api/v1/conflicts", Access::User, Door::Http),
+    route(RouteId::Conflict, "GET", "/api/v1/conflicts/{conflict_id}", Access::User, Door::Http),
+    route(
+        RouteId::ResolveConflict,
+        "POST",
+        "/api/v1/conflicts/{conflict_id}/resolve",
+        Access::User,
+        Door::Http,
+    ),
+    route(RouteId::Audit, "GET", "/api/v1/audit", Access::User, Door::Http),
     route(RouteId::Policies, "GET", "/api/v1/policies", Access::User, Door::Http),
     route(RouteId::Policy, "GET", "/api/v1/policies/{kind}", Access::User, Door::Http),
     route(RouteId::SetPolicy, "PUT", "/api/v1/policies/{kind}", Access::Admin, Door::Http),

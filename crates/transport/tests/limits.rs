@@ -13,7 +13,7 @@ use driftline_transport::{Grant, Settings, router};
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use support::gated::{Gate, Gated};
+use support::gated::{Gate, gated};
 use support::{
     Harness, SYNC_ID, Setup, batch, create, grant, pull, sign, socket_path, start, start_limited, start_on,
     token, until,
@@ -178,7 +178,7 @@ async fn pages_end_at_rows_and_at_bytes() {
 #[tokio::test]
 async fn four_batches_may_wait_for_their_answers() {
     let gate = Gate::shut();
-    let harness = start_on(Setup::default(), |store| Gated::new(store, Arc::clone(&gate))).await;
+    let harness = start_on(Setup::default(), |store| gated(store, &gate)).await;
     let mut socket = harness.syncing("d1").await;
     for n in 1..=6 {
         socket.send(&batch(n, &[create(n, "note", &format!("n-{n}"), &json!({}))])).await;
@@ -211,7 +211,7 @@ async fn four_batches_may_wait_for_their_answers() {
 #[tokio::test]
 async fn batches_keep_their_order_while_policies_load() {
     let gate = Gate::shut();
-    let harness = start_on(Setup::default(), |store| Gated::new(store, Arc::clone(&gate))).await;
+    let harness = start_on(Setup::default(), |store| gated(store, &gate)).await;
     let mut socket = harness.syncing("d1").await;
     let policy = Request::new("PUT", "/api/v1/policies/note").json(&json!({"strategy": "server_wins"}));
     let admin = sign(&grant("t1", "ada", "admin"));
@@ -442,7 +442,7 @@ async fn the_newest_connection_of_a_device_stays() {
 #[tokio::test]
 async fn a_stopping_server_tells_everybody_and_answers_what_was_asked() {
     let gate = Gate::shut();
-    let harness = start_on(Setup::default(), |store| Gated::new(store, Arc::clone(&gate))).await;
+    let harness = start_on(Setup::default(), |store| gated(store, &gate)).await;
     let mut idle = harness.device("idle").await;
     let mut busy = harness.syncing("busy").await;
     busy.send(&batch(1, &notes(1))).await;

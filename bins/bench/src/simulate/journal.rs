@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use driftline_engine::{
-    Clock as _, Head, History, Page, PageQuery, Receipt, Row, SessionProgress, Store, StoreError,
-    StoredPolicy, Submission,
+    AuditEntry, AuditQuery, Clock as _, ConflictQuery, ConflictRow, Head, History, Page, PageQuery, PartSum,
+    Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery,
 };
-use driftline_model::{DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo};
+use driftline_model::{ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo};
 
 use super::world::ServerClock;
 
@@ -116,6 +116,37 @@ impl<S: Store> Store for Journaled<S> {
         id: &RecordId,
     ) -> impl Future<Output = Result<Option<History>, StoreError>> + Send {
         self.inner.history(tenant, kind, id)
+    }
+
+    fn conflict(
+        &self,
+        tenant: TenantNo,
+        conflict_id: &ConflictId,
+    ) -> impl Future<Output = Result<Option<ConflictRow>, StoreError>> + Send {
+        self.inner.conflict(tenant, conflict_id)
+    }
+
+    fn conflicts(
+        &self,
+        tenant: TenantNo,
+        query: ConflictQuery,
+    ) -> impl Future<Output = Result<Vec<ConflictRow>, StoreError>> + Send {
+        self.inner.conflicts(tenant, query)
+    }
+
+    fn audit(
+        &self,
+        tenant: TenantNo,
+        query: AuditQuery,
+    ) -> impl Future<Output = Result<Vec<AuditEntry>, StoreError>> + Send {
+        self.inner.audit(tenant, query)
+    }
+
+    fn sums(
+        &self,
+        query: SumQuery,
+    ) -> impl Future<Output = Result<(Head, Vec<PartSum>), StoreError>> + Send {
+        self.inner.sums(query)
     }
 
     fn policies(

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Result;
 use driftline_bench::simulate::{Backend, MemoryBackend, World};
 use driftline_engine::{
-    Committed, Head, History, Listeners, Page, PageQuery, Place, Receipt, Row, SessionProgress, Silent,
-    Store, StoreError, StoredPolicy, Submission, Task,
+    AuditEntry, AuditQuery, Committed, ConflictQuery, ConflictRow, Head, History, Listeners, Page, PageQuery,
+    PartSum, Place, Receipt, Row, SessionProgress, Silent, Store, StoreError, StoredPolicy, Submission,
+    SumQuery, Task,
 };
 use driftline_model::{
-    DeviceKey, DeviceNo, Epoch, KindName, RecordId, ScopeName, Seq, SyncId, TenantId, TenantNo, UserId,
+    ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, ScopeName, Seq, SyncId, TenantId, TenantNo, UserId,
 };
 use driftline_protocol::ItemClass;
 use driftline_storage::MemoryStore;
@@ -293,6 +294,37 @@ impl Store for Faulty {
         id: &RecordId,
     ) -> impl Future<Output = Result<Option<Row>, StoreError>> + Send {
         self.inner.record(tenant, kind, id)
+    }
+
+    fn conflict(
+        &self,
+        tenant: TenantNo,
+        conflict_id: &ConflictId,
+    ) -> impl Future<Output = Result<Option<ConflictRow>, StoreError>> + Send {
+        self.inner.conflict(tenant, conflict_id)
+    }
+
+    fn conflicts(
+        &self,
+        tenant: TenantNo,
+        query: ConflictQuery,
+    ) -> impl Future<Output = Result<Vec<ConflictRow>, StoreError>> + Send {
+        self.inner.conflicts(tenant, query)
+    }
+
+    fn audit(
+        &self,
+        tenant: TenantNo,
+        query: AuditQuery,
+    ) -> impl Future<Output = Result<Vec<AuditEntry>, StoreError>> + Send {
+        self.inner.audit(tenant, query)
+    }
+
+    fn sums(
+        &self,
+        query: SumQuery,
+    ) -> impl Future<Output = Result<(Head, Vec<PartSum>), StoreError>> + Send {
+        self.inner.sums(query)
     }
 
     fn policies(

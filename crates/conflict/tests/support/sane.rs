@@ -4,20 +4,27 @@
 use std::collections::BTreeMap;
 
 use driftline_conflict::{
-    Change, Context, DeviceOrder, DeviceTable, FieldRule, Mark, Op, Policy, Record, Strategy,
+    Change, Context, DeviceOrder, DeviceTable, Mark, Op, Policy, Record, Rights, Strategy,
 };
-use driftline_model::{DeviceNo, Hlc, Object, Seq};
+use driftline_model::{DeviceNo, Hlc, Intents, Object, Seq};
 
+use super::Apply;
+use super::model::{Done, Model, is_nothing};
+use super::parts::Parts;
+use super::policies::{self, Content};
 use super::rng::Rng;
-use super::{Apply, random_fields};
+use super::seen::{every_mark, for_every_mark};
 
 /// A change of a client, whose device is known by name: its number depends on the order of arrival.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
     pub(crate) client: usize,
+    pub(crate) name: &'static str,
     pub(crate) op: Op,
     pub(crate) base: Seq,
     pub(crate) fields: Object,
+    pub(crate) intents: Option<Box<Intents>>,
+    pub(crate) rights: Rights,
     pub(crate) hlc: Hlc,
     pub(crate) n: u64,
 }
@@ -49,6 +56,40 @@ struct Client {
     view: View,
     deleted_since: bool,
     skew_ms: u64,
+    /// Whether the client's user may lower ordered fields. Without the right it does not try.
+    lowers: bool,
+    /// The ordered values as the client shows them: what it pulled, under its own edits that will not be held.
+    shown: BTreeMap<String, String>,
+}
+
+impl Client {
+    /// Touches some fields. Ordered ones come with what the client shows, and a client that lowers them says so where
+    /// it may, and otherwise now and then tries without: that write is held, and the client knows it.
+    fn parts(&mut self, rng: &mut Rng, strategy: &Strategy, op: Op, unique: &mut u64) -> Parts {
+        let mut names = policies::names(strategy);
+        rng.shuffle(&mut names);
+        let count = if rng.percent(6) { 0 } else { rng.between(1, names.len().min(4)) };
+        let mut parts = Parts { deescalate: self.lowers && rng.percent(40), ..Parts::default() };
+        for (at, name) in names.iter().enumerate() {
+            let ordered = policies::order(strategy, name);
+            // Every record has its ordered fields from the beginning, so that there is always a previous value.
+            let needed = ordered.is_some() && op == Op::Create && !self.shown.contains_key(*name);
+            if at >= count && !needed {
+                continue;
+            }
+            parts.touch(rng, strategy, name, unique);
+            let Some(order) = ordered else { continue };
+            let value = parts.fields.last().expect("an ordered value").1.clone();
+            if let Some(previous) = self.shown.get(*name) {
+                parts.previous.push(((*name).to_owned(), previous.clone()));
+                if !parts.deescalate && order.rank(&value) < order.rank(previous) {
+                    continue;
+                }
+            }
+            self.shown.insert((*name).to_owned(), value);
+        }
+        parts
+    }
 }
 
 /// The devices of one run in the numbers that it gave them.
@@ -81,27 +122,36 @@ impl Numbers {
     }
 }
 
-/// A record without what depends on arrival: versions and device numbers.
+/// A record without what depends on arrival: versions and device numbers. Marks are told only where they are promised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Essence {
-    deleted: bool,
-    fields: Vec<(String, String, Stamp)>,
-    del: Option<Stamp>,
-    live: Stamp,
+    pub(crate) deleted: bool,
+    pub(crate) fields: BTreeMap<String, (String, Option<Stamp>)>,
+    pub(crate) del: Option<Stamp>,
+    pub(crate) live: Option<Stamp>,
 }
 
-type Stamp = (Hlc, &'static str, u64);
+pub(crate) type Stamp = (Hlc, &'static str, u64);
 
-fn essence(record: &Record, numbers: &Numbers) -> Essence {
-    let stamp = |mark: Mark| (mark.hlc, numbers.name(mark.device), mark.n);
-    Essence {
-        deleted: record.is_deleted(&numbers.table),
-        fields: record
-            .fields()
-            .map(|(name, value, mark)| (name.to_owned(), value.to_owned(), stamp(mark)))
-            .collect(),
-        del: record.del.map(stamp),
-        live: stamp(record.live),
+impl Essence {
+    fn of(record: &Record, numbers: &Numbers, strategy: &Strategy) -> Self {
+        let stamp = |mark: Mark| (mark.hlc, numbers.name(mark.device), mark.n);
+        let fields =
+            record.fields().filter(|(name, value, _)| !is_nothing(Content::of(strategy, name), value));
+        Self {
+            deleted: record.is_deleted(&numbers.table),
+            fields: fields
+                .map(|(name, value, mark)| (name.to_owned(), (value.to_owned(), Some(stamp(mark)))))
+                .collect(),
+            del: record.del.map(stamp),
+            live: Some(stamp(record.live)),
+        }
+    }
+
+    /// Leaves what a reader sees.
+    fn visible(mut self) -> Self {
+        self.fields.values_mut().for_each(|(_, stamp)| *stamp = None);
+        Self { del: None, live: None, ..self }
     }
 }
 
@@ -110,7 +160,11 @@ pub(crate) struct World {
     clients: Vec<Client>,
     names: Vec<&'static str>,
     policy: Policy,
+    /// Whether the policy promises every mark, and not the visible state alone.
+    marks: bool,
     numbers: Numbers,
+    /// What was applied for good, with the version in which it could be seen.
+    log: Vec<(Item, Seq)>,
     record: Option<Record>,
     head: Seq,
     now: u64,
@@ -118,13 +172,16 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(rng: &mut Rng) -> Self {
+    /// Makes a tenant under a policy whose marks are promised too, in every order, or the visible state alone, in
+    /// every order that keeps each device's own.
+    pub(crate) fn new(rng: &mut Rng, freedom: Freedom) -> Self {
         // The names order by their bytes, whatever their numbers; one is a prefix of another.
         let mut names = vec!["ada\u{1}phone", "ada\u{1}phone2", "ada\u{1}", "zoe\u{1}phone"];
         rng.shuffle(&mut names);
         names.truncate(rng.between(2, 4));
-        let lww = Strategy::FieldMerge { fields: vec![("b".into(), FieldRule::Lww)] };
-        let strategy = if rng.percent(50) { Strategy::MostRecentWins } else { lww };
+        let marks = freedom == Freedom::Any || rng.percent(15);
+        let policies = if marks { policies::clocked_policies() } else { policies::joining_policies() };
+        let policy = rng.pick(&policies).clone();
         let coarse = rng.percent(70);
         let clients = names
             .iter()
@@ -137,6 +194,8 @@ impl World {
                 view: View::Absent,
                 deleted_since: false,
                 skew_ms: if coarse { 0 } else { rng.next() % 5_000 },
+                lowers: rng.percent(60),
+                shown: BTreeMap::new(),
             })
             .collect();
         let order: Vec<usize> = (0..names.len()).collect();
@@ -144,7 +203,9 @@ impl World {
             clients,
             numbers: Numbers::new(&names, &order),
             names,
-            policy: Policy { strategy, version: 0 },
+            policy,
+            marks,
+            log: Vec::new(),
             record: None,
             head: Seq::ZERO,
             now: 1_000_000,
@@ -157,13 +218,19 @@ impl World {
         self.now += rng.next() % 3;
         let Some(record) = &self.record else { return };
         let deleted = record.is_deleted(&self.numbers.table);
-        let highest = record.all_marks().map(|mark| mark.hlc).max().unwrap_or_default();
+        let highest = every_mark(record).iter().map(|mark| mark.hlc).max().unwrap_or_default();
+        let strategy = &self.policy.strategy;
+        let ordered =
+            record.fields.iter().filter(|(name, _)| Content::of(strategy, name) == Content::Ordered);
+        let shown: BTreeMap<String, String> =
+            ordered.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         for client in &mut self.clients {
             if rng.percent(70) {
                 client.base = record.version;
                 client.pulled = if deleted { View::Deleted } else { View::Alive };
                 client.view = client.pulled;
                 client.deleted_since = false;
+                client.shown.clone_from(&shown);
                 client.hlc = client.hlc.max(highest);
             }
         }
@@ -202,11 +269,14 @@ impl World {
         if rng.percent(30) {
             self.now += 1;
         }
-        let fields = match op {
-            Op::Delete => Object::empty(),
-            _ => random_fields(rng, 4, &mut self.unique),
+        let parts = match op {
+            Op::Delete => Parts::default(),
+            _ => client.parts(rng, &self.policy.strategy, op, &mut self.unique),
         };
-        Item { client: at, op, base: client.base, fields, hlc: client.hlc, n: client.n }
+        let (fields, intents) = parts.finish();
+        let rights = Rights { deescalate: client.lowers, service: false };
+        let (name, base, hlc, n) = (client.name, client.base, client.hlc, client.n);
+        Item { client: at, name, op, base, fields, intents, rights, hlc, n }
     }
 
     /// Whether two devices touch one field, or an update meets a delete.
@@ -214,7 +284,7 @@ impl World {
         items.iter().enumerate().any(|(at, one)| {
             items[..at].iter().any(|two| {
                 let clash = (one.op == Op::Delete) != (two.op == Op::Delete)
-                    || one.fields.iter().any(|(name, _)| two.fields.get(name).is_some());
+                    || one.touched().iter().any(|name| two.touched().contains(name));
                 one.client != two.client && clash
             })
         })
@@ -231,43 +301,32 @@ impl World {
         let numbers = Numbers::new(&self.names, &order);
         let record = self.record.clone().map(|record| self.renumbered(record, &numbers));
         let (record, _) = self.run(apply, record, &numbers, items);
-        record.map(|record| essence(&record, &numbers))
+        record.map(|record| self.promised(Essence::of(&record, &numbers, &self.policy.strategy)))
     }
 
-    /// What the state has to be, whatever the order: of each field, of the deletes and of the writes the latest.
-    pub(crate) fn join(&self, items: &[Item]) -> Option<Essence> {
-        let (mut fields, mut del, mut live) = (BTreeMap::new(), None, None);
-        if let Some(record) = &self.record {
-            let before = essence(record, &self.numbers);
-            fields = before.fields.into_iter().map(|(name, value, stamp)| (name, (stamp, value))).collect();
-            (del, live) = (before.del, Some(before.live));
-        }
-        for item in items {
-            let stamp = (item.hlc, self.names[item.client], item.n);
-            match item.op {
-                Op::Delete => del = del.max(Some(stamp)),
-                Op::Patch if item.fields.is_empty() => {}
-                Op::Create | Op::Patch | Op::Restore => live = live.max(Some(stamp)),
-            }
-            for (name, value) in item.fields.iter() {
-                let write = (stamp, value.to_owned());
-                let held = fields.entry(name.to_owned()).or_insert_with(|| write.clone());
-                if held.0 < stamp {
-                    *held = write;
-                }
-            }
-        }
-        Some(Essence {
-            deleted: del > live,
-            fields: fields.into_iter().map(|(name, (stamp, value))| (name, value, stamp)).collect(),
-            del,
-            live: live?,
+    fn promised(&self, essence: Essence) -> Essence {
+        if self.marks { essence } else { essence.visible() }
+    }
+
+    /// What the state has to be, whatever the order.
+    pub(crate) fn model(&self, items: &[Item]) -> Option<Essence> {
+        let before = self.log.iter().map(|(item, version)| Done { item, version: Some(*version) });
+        let done = before.chain(items.iter().map(|item| Done { item, version: None })).collect();
+        let state = Model { strategy: &self.policy.strategy, done }.state();
+        state.map(|mut essence| {
+            let strategy = &self.policy.strategy;
+            essence.fields.retain(|name, (value, _)| !is_nothing(Content::of(strategy, name), value));
+            self.promised(essence)
         })
     }
 
     /// Applies the items for good.
     pub(crate) fn settle(&mut self, apply: &Apply<'_>, items: &[&Item]) {
-        (self.record, self.head) = self.run(apply, self.record.clone(), &self.numbers, items);
+        for item in items {
+            let numbers = &self.numbers;
+            (self.record, self.head) = self.run(apply, self.record.clone(), numbers, &[item]);
+            self.log.push(((*item).clone(), self.head));
+        }
     }
 
     fn run(
@@ -284,12 +343,14 @@ impl World {
                 op: item.op,
                 base: item.base,
                 fields: item.fields.clone(),
+                intents: item.intents.clone(),
                 hlc: Some(item.hlc),
                 device: DeviceNo::new(numbers.of[item.client]),
                 n: item.n,
             };
             let latest = Hlc::new(self.now + 90_000, 0);
-            let context = Context { next: head.next(), received, latest, devices: &numbers.table };
+            let context =
+                Context { next: head.next(), received, latest, devices: &numbers.table, rights: item.rights };
             if let Some(changed) = apply(record.as_ref(), &change, &self.policy, &context).record {
                 record = Some(changed);
                 head = head.next();
@@ -299,11 +360,7 @@ impl World {
     }
 
     fn renumbered(&self, mut record: Record, to: &Numbers) -> Record {
-        let renumber = |mark: &mut Mark| *mark = self.numbers.renumber(*mark, to);
-        renumber(&mut record.default_mark);
-        renumber(&mut record.live);
-        record.del.iter_mut().for_each(renumber);
-        record.marks.iter_mut().for_each(|(_, mark)| renumber(mark));
+        for_every_mark(&mut record, |mark| *mark = self.numbers.renumber(*mark, to));
         record
     }
 
@@ -312,7 +369,7 @@ impl World {
         let mut told = match &self.record {
             None => "  no record\n".to_owned(),
             Some(record) => {
-                format!("  version {}: {:?}\n", record.version, essence(record, &self.numbers))
+                format!("  {:?}\n  {record:?}\n", self.policy)
             }
         };
         for item in items {
@@ -321,11 +378,12 @@ impl World {
             );
             debug_assert_eq!(name, self.clients[item.client].name);
             told.push_str(&format!(
-                "  {name:?} n {} {:?} base {} {} at {}\n",
+                "  {name:?} n {} {:?} base {} {} {:?} at {}\n",
                 item.n,
                 item.op,
                 item.base,
                 item.fields.as_str(),
+                item.intents,
                 item.hlc
             ));
         }

@@ -1,12 +1,13 @@
 //! Histories of careless clients: any operation on any record, late, out of order, with any clock.
 
-use driftline_conflict::{
-    Change, Context, Decision, DeletedRecord, DeviceTable, Granularity, Op, Policy, Record, Strategy,
-};
+use driftline_conflict::{Change, Context, Decision, DeviceTable, Op, Policy, Record, Rights};
 use driftline_model::{DeviceNo, Hlc, Object, Seq};
 
+use super::parts::Parts;
+use super::policies::{self, Content};
 use super::rng::Rng;
-use super::{Apply, SKEW_MS, accepted, random_fields};
+use super::seen::clash;
+use super::{Apply, SKEW_MS, accepted};
 
 /// One change as the server received it; a list of these is all that a replay needs.
 #[derive(Debug, Clone)]
@@ -14,6 +15,7 @@ pub(crate) struct Input {
     /// Which record.
     pub(crate) key: usize,
     pub(crate) change: Change,
+    pub(crate) rights: Rights,
     pub(crate) received: Hlc,
 }
 
@@ -51,8 +53,13 @@ impl<'a> Server<'a> {
     /// Applies one input. A version is used up only by a change.
     pub(crate) fn take(&mut self, input: &Input) -> Step {
         let next = self.head.next();
-        let context =
-            Context { next, received: input.received, latest: input.latest(), devices: &self.devices };
+        let context = Context {
+            next,
+            received: input.received,
+            latest: input.latest(),
+            devices: &self.devices,
+            rights: input.rights,
+        };
         let before = self.records[input.key].clone();
         let decision = (self.apply)(before.as_ref(), &input.change, &self.policy, &context);
         if let Some(record) = &decision.record {
@@ -90,25 +97,20 @@ struct Device {
     n: u64,
     /// What it saw at its last pull, by record.
     bases: Vec<Seq>,
+    bodies: Vec<Object>,
     /// What it has not sent yet.
     queue: Vec<Input>,
 }
 
-pub(crate) fn every_policy() -> Vec<Policy> {
-    let mut strategies = vec![Strategy::MostRecentWins, Strategy::FieldMerge { fields: Vec::new() }];
-    for granularity in [Granularity::Record, Granularity::Field] {
-        strategies.push(Strategy::ServerWins { granularity });
-        for deleted in [DeletedRecord::Restored, DeletedRecord::StaysDeleted] {
-            strategies.push(Strategy::ClientWins { granularity, deleted });
-        }
-    }
-    strategies.into_iter().map(|strategy| Policy { strategy, version: 0 }).collect()
-}
-
 /// Plays the history of a seed.
 pub(crate) fn play(apply: &Apply<'_>, seed: u64) -> Run {
+    play_under(apply, seed, |_| true)
+}
+
+/// Plays the history of a seed under one of the policies that are wanted.
+pub(crate) fn play_under(apply: &Apply<'_>, seed: u64, wanted: fn(&Policy) -> bool) -> Run {
     let mut rng = Rng::new(seed);
-    let policies = every_policy();
+    let policies: Vec<Policy> = policies::every_policy().into_iter().filter(wanted).collect();
     let policy = rng.pick(&policies).clone();
     let mut names = ["ada\u{1}phone", "ada\u{1}tablet", "bob\u{1}phone", "eve\u{1}phone"];
     rng.shuffle(&mut names);
@@ -130,6 +132,7 @@ pub(crate) fn play(apply: &Apply<'_>, seed: u64) -> Run {
             last: Hlc::ZERO,
             n: 0,
             bases: vec![Seq::ZERO; record_count],
+            bodies: vec![Object::empty(); record_count],
             queue: Vec::new(),
         })
         .collect();
@@ -141,16 +144,14 @@ pub(crate) fn play(apply: &Apply<'_>, seed: u64) -> Run {
         let at = rng.below(devices.len());
         let device = &mut devices[at];
         if rng.percent(30) {
-            for (base, record) in device.bases.iter_mut().zip(&server.records) {
-                *base = record.as_ref().map_or(*base, |record| record.version);
-            }
+            device.pull(&server.records);
         }
-        if device.queue.is_empty() || rng.percent(35) {
+        if device.queue.is_empty() || rng.percent(50) {
             device.n += 1;
             let input = edit(&mut rng, device, now, &server, &mut unique);
             device.queue.push(input);
         }
-        if rng.percent(65) {
+        if rng.percent(60) {
             steps.push(send(&mut rng, device, now, &mut server));
         }
     }
@@ -166,10 +167,21 @@ pub(crate) fn play(apply: &Apply<'_>, seed: u64) -> Run {
 
 /// Sends the oldest change of the queue, or now and then a later one that overtakes it.
 fn send(rng: &mut Rng, device: &mut Device, now: u64, server: &mut Server<'_>) -> Step {
-    let at = if rng.percent(75) { 0 } else { rng.below(device.queue.len()) };
+    let at = if rng.percent(60) { 0 } else { rng.below(device.queue.len()) };
     let mut input = device.queue.remove(at);
     input.received = Hlc::new(now, 0);
     server.take(&input)
+}
+
+impl Device {
+    fn pull(&mut self, records: &[Option<Record>]) {
+        for (key, record) in records.iter().enumerate() {
+            if let Some(record) = record {
+                self.bases[key] = record.version;
+                self.bodies[key] = record.fields.clone();
+            }
+        }
+    }
 }
 
 fn edit(rng: &mut Rng, device: &mut Device, now: u64, server: &Server<'_>, unique: &mut u64) -> Input {
@@ -194,12 +206,43 @@ fn edit(rng: &mut Rng, device: &mut Device, now: u64, server: &Server<'_>, uniqu
             Op::Restore,
         ])
     };
-    let fields = match op {
-        Op::Delete => Object::empty(),
-        _ => random_fields(rng, 3, unique),
+    let parts = match op {
+        Op::Delete => Parts::default(),
+        _ => random_parts(rng, &server.policy, op, &device.bodies[key], unique),
     };
-    let change = Change { op, base, fields, hlc: stamp(rng, device, now), device: device.no, n: device.n };
-    Input { key, change, received: Hlc::new(now, 0) }
+    let (fields, intents) = parts.finish();
+    let hlc = stamp(rng, device, now);
+    let change = Change { op, base, fields, intents, hlc, device: device.no, n: device.n };
+    let rights = Rights { deescalate: rng.percent(60), service: rng.percent(25) };
+    Input { key, change, rights, received: Hlc::new(now, 0) }
+}
+
+/// Touches up to three fields, now and then none, and rarely one in a way that its rule refuses.
+fn random_parts(rng: &mut Rng, policy: &Policy, op: Op, body: &Object, unique: &mut u64) -> Parts {
+    let strategy = &policy.strategy;
+    let mut names = policies::names(strategy);
+    rng.shuffle(&mut names);
+    let count = if rng.percent(6) { 0 } else { rng.between(1, 3) };
+    let mut parts = Parts { deescalate: rng.percent(30), ..Parts::default() };
+    for name in &names[..count] {
+        if rng.percent(2) {
+            parts.spoil(rng, strategy, name);
+            continue;
+        }
+        parts.touch(rng, strategy, name, unique);
+        // A create needs no previous value, and careless clients forget it elsewhere too.
+        let told = if op == Op::Create { 30 } else { 96 };
+        if Content::of(strategy, name) == Content::Ordered && rng.percent(told) {
+            let values = &policies::order(strategy, name).expect("an ordered field").values;
+            let seen = body.get(name).unwrap_or("null");
+            let previous = if rng.percent(85) { seen } else { rng.pick(values) };
+            parts.previous.push(((*name).to_owned(), previous.to_owned()));
+        }
+    }
+    if !names.iter().any(|name| Content::of(strategy, name) == Content::Ordered) {
+        parts.deescalate = false;
+    }
+    parts
 }
 
 fn stamp(rng: &mut Rng, device: &mut Device, now: u64) -> Option<Hlc> {
@@ -220,9 +263,7 @@ pub(crate) fn overlaps(run: &Run) -> bool {
         taken[..at].iter().any(|early| {
             let (one, two) = (&early.input.change, &late.input.change);
             let unseen = early.decision.record.as_ref().is_some_and(|record| record.version > two.base);
-            let clash = (one.op == Op::Delete) != (two.op == Op::Delete)
-                || one.fields.iter().any(|(name, _)| two.fields.get(name).is_some());
-            early.input.key == late.input.key && one.device != two.device && unseen && clash
+            early.input.key == late.input.key && one.device != two.device && unseen && clash(one, two)
         })
     })
 }

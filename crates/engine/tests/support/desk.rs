@@ -69,7 +69,8 @@ impl Office {
         let tenant = TenantId::new("acme").expect("a name");
         let user = UserId::text(user).expect("a name");
         let device = DeviceId::new(device).expect("a name");
-        block_on(self.engine.identify(tenant, user, Some(device), vec!["staff".into()])).expect("an identity")
+        let identity = self.engine.identify(tenant, user, Some(device), vec!["staff".into()], &[]);
+        block_on(identity).expect("an identity")
     }
 
     /// Another device, which writes beside all sessions.

@@ -1,12 +1,10 @@
 //! Planted faults around the reading side.
 
-use driftline_engine::{
-    Head, History, Page, PageQuery, Place, Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy,
-    Submission,
-};
-use driftline_model::{DeviceKey, DeviceNo, Epoch, KindName, RecordId, Seq, SyncId, TenantId, TenantNo};
+use driftline_engine::{Page, PageQuery, Place, Store, StoreError};
+use driftline_model::{ScopeName, Seq, TenantId};
 use driftline_protocol::{Cursor, CursorKey, Phase};
 use driftline_storage::MemoryStore;
+use driftline_testkit::{Hook, Wrapped};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,127 +26,72 @@ pub(crate) enum Fault {
     CoversAll,
     /// The log after a snapshot starts at its end.
     SnapshotEndsLate,
+    /// Rows that left a scope are not told.
+    ForgetsExits,
+    /// A row that came into the reader's scopes is told as if the reader had had it before.
+    ForgetsEntries,
+    /// Rows of a scope that the reader lost stay with the reader.
+    KeepsTheLost,
+    /// A cursor says that it covers scopes that were granted after it.
+    CoversGrants,
+    /// The sums miss the last row that moved.
+    SumsLate,
 }
 
 /// A store with a fault.
-#[derive(Debug, Clone)]
-pub(crate) struct Faulty {
-    pub(crate) inner: MemoryStore,
-    pub(crate) fault: Fault,
-}
+pub(crate) type Faulty = Wrapped<MemoryStore, Fault>;
 
-impl Faulty {
-    /// Spoils a cursor on its way to the reader.
-    pub(crate) fn spoil(&self, tenant: &TenantId, sealed: String, seq: Seq) -> String {
-        let key = CursorKey::new(&self.cursor_secret());
-        let Ok(mut cursor) = key.open(tenant, &sealed) else { return sealed };
-        let Cursor { kinds, phase, .. } = &mut cursor;
-        match (self.fault, phase) {
-            (Fault::FromIsAt, Phase::Log(resume)) => resume.from = resume.at,
-            (Fault::CoversAll, _) => kinds.clear(),
-            (Fault::SnapshotEndsLate, Phase::Snapshot { then, .. }) => (then.from, then.at) = (seq, seq),
-            _ => return sealed,
+/// Spoils a cursor on its way to the reader.
+pub(crate) fn spoil(store: &Faulty, tenant: &TenantId, sealed: String, seq: Seq) -> String {
+    let key = CursorKey::new(&store.cursor_secret());
+    let Ok(mut cursor) = key.open(tenant, &sealed) else { return sealed };
+    let Cursor { kinds, scopes, phase, .. } = &mut cursor;
+    match (store.hook, phase) {
+        (Fault::FromIsAt, Phase::Log(resume)) => resume.from = resume.at,
+        (Fault::CoversAll, _) => kinds.clear(),
+        (Fault::CoversGrants, _) => {
+            scopes.extend((0..3).map(|at| ScopeName::group("g", &format!("n{at}")).expect("a scope")));
+            scopes.sort();
+            scopes.dedup();
         }
-        key.seal(tenant, &cursor)
+        (Fault::SnapshotEndsLate, Phase::Snapshot { then, .. }) => (then.from, then.at) = (seq, seq),
+        _ => return sealed,
     }
+    key.seal(tenant, &cursor)
 }
 
-impl Store for Faulty {
-    async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
+impl Hook<MemoryStore> for Fault {
+    async fn page(&self, inner: &MemoryStore, query: PageQuery) -> Result<Page, StoreError> {
         let mut spoiled = query.clone();
-        let mut page = match (self.fault, &query.place) {
-            (Fault::SkipsAPlace, Place::After(at)) if *at > Seq::ZERO => {
+        let mut page = match (self, &query.place) {
+            (Self::SkipsAPlace, Place::After(at)) if *at > Seq::ZERO => {
                 spoiled.place = Place::After(at.next());
-                self.inner.page(spoiled).await?
+                inner.page(spoiled).await?
             }
             (Fault::ForgetsTheOrder, Place::After(_)) => {
                 (spoiled.rows, spoiled.bytes) = (usize::MAX, usize::MAX);
-                let mut page = self.inner.page(spoiled).await?;
+                let mut page = inner.page(spoiled).await?;
                 page.rows.sort_by(|a, b| a.id.cmp(&b.id));
                 page.more = page.rows.len() > query.rows;
                 page.rows.truncate(query.rows);
                 page
             }
-            _ => self.inner.page(spoiled).await?,
+            _ => inner.page(spoiled).await?,
         };
-        match self.fault {
+        match self {
             Fault::HidesTombstones => page.rows.retain(|row| !row.deleted),
             Fault::NeverMore => page.more = false,
             Fault::ForgetsTheFloor => page.head.gc_floor = Seq::ZERO,
+            Fault::ForgetsExits if matches!(query.place, Place::After(_)) => page.left.clear(),
+            Fault::KeepsTheLost if matches!(query.place, Place::Lost { .. }) => page.left.clear(),
+            Fault::ForgetsEntries => page.rows.iter_mut().for_each(|row| row.entered = Seq::ZERO),
+            Fault::SumsLate => {
+                if let Some(sum) = page.sums.first_mut() {
+                    sum.sum = sum.sum.wrapping_sub(1);
+                }
+            }
             _ => {}
         }
         Ok(page)
-    }
-
-    async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
-        self.inner.tenant(tenant).await
-    }
-
-    async fn device(&self, tenant: TenantNo, device: &DeviceKey) -> Result<DeviceNo, StoreError> {
-        self.inner.device(tenant, device).await
-    }
-
-    async fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
-        self.inner.head(tenant).await
-    }
-
-    async fn commit(&self, submission: Submission) -> Result<Receipt, StoreError> {
-        self.inner.commit(submission).await
-    }
-
-    async fn record(
-        &self,
-        tenant: TenantNo,
-        kind: &KindName,
-        id: &RecordId,
-    ) -> Result<Option<Row>, StoreError> {
-        self.inner.record(tenant, kind, id).await
-    }
-
-    async fn history(
-        &self,
-        tenant: TenantNo,
-        kind: &KindName,
-        id: &RecordId,
-    ) -> Result<Option<History>, StoreError> {
-        self.inner.history(tenant, kind, id).await
-    }
-
-    async fn policies(&self, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
-        self.inner.policies(tenant).await
-    }
-
-    async fn set_policy(
-        &self,
-        tenant: TenantNo,
-        kind: &KindName,
-        doc: Option<String>,
-    ) -> Result<Option<u64>, StoreError> {
-        self.inner.set_policy(tenant, kind, doc).await
-    }
-
-    async fn begin_epoch(&self, tenant: TenantNo, left: Epoch) -> Result<Head, StoreError> {
-        self.inner.begin_epoch(tenant, left).await
-    }
-
-    async fn session(
-        &self,
-        tenant: TenantNo,
-        device: DeviceNo,
-        sync_id: &SyncId,
-    ) -> Result<Option<SessionProgress>, StoreError> {
-        self.inner.session(tenant, device, sync_id).await
-    }
-
-    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
-        self.inner.prune(now_ms).await
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        self.inner.probe().await
-    }
-
-    fn cursor_secret(&self) -> [u8; 32] {
-        self.inner.cursor_secret()
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use driftline_conflict::{DeletedRecord, Granularity, Policy, Strategy};
+use driftline_conflict::{DeletedRecord, Granularity, OnDelete, Policy, Strategy};
 use driftline_engine::{RowKey, Submission, plan};
 use driftline_model::{DeviceNo, Epoch, Hlc, KindName, RecordId, Seq};
 use driftline_protocol::ItemCode;
@@ -78,7 +78,7 @@ fn strategy(rng: &mut Rng) -> Strategy {
         0 => Strategy::ClientWins { granularity, deleted },
         1 => Strategy::ServerWins { granularity },
         2 => Strategy::MostRecentWins,
-        _ => Strategy::FieldMerge { fields: Vec::new() },
+        _ => Strategy::FieldMerge { fields: Vec::new(), on_delete: OnDelete::MostRecent },
     }
 }
 

@@ -1,11 +1,11 @@
 //! Marks, names of changes and codes as they are stored.
 
-use driftline_conflict::Mark;
-use driftline_engine::StoreError;
-use driftline_model::{DeviceNo, Hlc, OpId, Seq};
-use driftline_protocol::ItemCode;
+use driftline_conflict::{Mark, Winner};
+use driftline_engine::{KnownMore, StoreError};
+use driftline_model::{ConflictId, DeviceNo, Hlc, Object, OpId, Seq, elements};
+use driftline_protocol::{Document, ItemCode, write_json_string};
 
-fn corrupt(what: &str) -> StoreError {
+pub(super) fn corrupt(what: &str) -> StoreError {
     StoreError::Corrupt(what.to_owned())
 }
 
@@ -41,8 +41,7 @@ pub(super) fn encode_marks(marks: &[(Box<str>, Mark)]) -> Option<Vec<u8>> {
             distinct.push(*mark);
             distinct.len() - 1
         });
-        number(name.len() as u64, &mut names);
-        names.extend_from_slice(name.as_bytes());
+        text(name, &mut names);
         number(at as u64, &mut names);
     }
     let mut out = Vec::with_capacity(names.len() + distinct.len() * 16 + 2);
@@ -62,10 +61,8 @@ pub(super) fn decode_marks(bytes: Option<&[u8]>) -> Result<Vec<(Box<str>, Mark)>
     let fields = reader.number()?;
     (0..fields)
         .map(|_| {
-            let len = usize::try_from(reader.number()?).map_err(|_| corrupt("marks"))?;
-            let name = std::str::from_utf8(reader.bytes(len)?).map_err(|_| corrupt("marks"))?.into();
-            let at = usize::try_from(reader.number()?).map_err(|_| corrupt("marks"))?;
-            Ok((name, *distinct.get(at).ok_or_else(|| corrupt("marks"))?))
+            let name = reader.text()?;
+            Ok((name, *distinct.get(reader.size()?).ok_or_else(|| corrupt("marks"))?))
         })
         .collect()
 }
@@ -144,8 +141,74 @@ fn uuid_text(bytes: &[u8]) -> String {
     out
 }
 
+/// Names of fields, which are canonical JSON text already, as a JSON array.
+pub(super) fn join_names(names: &[Box<str>]) -> String {
+    let mut out = String::from("[");
+    for name in names {
+        if out.len() > 1 {
+            out.push(',');
+        }
+        out.push('"');
+        out.push_str(name);
+        out.push('"');
+    }
+    out.push(']');
+    out
+}
+
+pub(super) fn split_names(array: &str) -> Result<Vec<Box<str>>, StoreError> {
+    let names = elements(array).ok_or_else(|| corrupt("names"))?;
+    let bare = |name: &str| Some(Box::from(name.strip_prefix('"')?.strip_suffix('"')?));
+    names.into_iter().map(|name| bare(name).ok_or_else(|| corrupt("names"))).collect()
+}
+
+const WINNERS: [(Winner, &str); 4] = [
+    (Winner::Client, "client"),
+    (Winner::Server, "server"),
+    (Winner::Merged, "merged"),
+    (Winner::Held, "held"),
+];
+
+/// The rarer half of an answer: a canonical object whose winners stand as names and winners by turns.
+pub(super) fn encode_more(more: &KnownMore) -> String {
+    let mut out = String::from("{");
+    if let Some(conflict_id) = &more.conflict_id {
+        out.push_str("\"conflict_id\":");
+        write_json_string(&mut out, conflict_id.as_str());
+        out.push(',');
+    }
+    let winners = more.winners.iter().flat_map(|(name, winner)| {
+        let known = WINNERS.iter().find(|(known, _)| known == winner);
+        [name.clone(), known.map_or("", |(_, text)| text).into()]
+    });
+    out.push_str("\"winners\":");
+    out.push_str(&join_names(&winners.collect::<Vec<_>>()));
+    out.push('}');
+    out
+}
+
+pub(super) fn decode_more(text: &str) -> Result<KnownMore, StoreError> {
+    let object = Object::from_canonical(text.to_owned()).map_err(|_| corrupt("more"))?;
+    let conflict_id = object.get("conflict_id").map(|text| {
+        let document = Document::parse(text.as_bytes(), 1).ok()?;
+        ConflictId::new(&document.root().as_str()?).ok()
+    });
+    let conflict_id = match conflict_id {
+        None => None,
+        Some(found) => Some(found.ok_or_else(|| corrupt("conflict_id"))?),
+    };
+    let texts = split_names(object.get("winners").ok_or_else(|| corrupt("winners"))?)?;
+    let winner = |pair: &[Box<str>]| {
+        let [name, text] = pair else { return None };
+        let known = WINNERS.iter().find(|(_, known)| **text == **known)?;
+        Some((name.clone(), known.0))
+    };
+    let winners = texts.chunks(2).map(|pair| winner(pair).ok_or_else(|| corrupt("winners")));
+    Ok(KnownMore { winners: winners.collect::<Result<_, _>>()?, conflict_id })
+}
+
 /// Stored numbers of item codes. They never change.
-const CODES: [(ItemCode, i32); 14] = [
+const CODES: [(ItemCode, i32); 19] = [
     (ItemCode::Applied, 1),
     (ItemCode::Merged, 2),
     (ItemCode::Noop, 3),
@@ -160,6 +223,11 @@ const CODES: [(ItemCode, i32); 14] = [
     (ItemCode::DependencyFailed, 16),
     (ItemCode::DeviceIdReused, 17),
     (ItemCode::TooOld, 18),
+    (ItemCode::RetryLater, 30),
+    (ItemCode::Busy, 31),
+    (ItemCode::RateLimited, 32),
+    (ItemCode::ClientAhead, 40),
+    (ItemCode::EpochChanged, 41),
 ];
 
 pub(super) fn encode_code(code: ItemCode) -> i32 {
@@ -171,7 +239,7 @@ pub(super) fn decode_code(number: i32) -> Result<ItemCode, StoreError> {
     found.ok_or_else(|| corrupt("code"))
 }
 
-fn number(mut number: u64, out: &mut Vec<u8>) {
+pub(super) fn number(mut number: u64, out: &mut Vec<u8>) {
     while number >= 0x80 {
         out.push((number & 0x7f) as u8 | 0x80);
         number >>= 7;
@@ -179,16 +247,32 @@ fn number(mut number: u64, out: &mut Vec<u8>) {
     out.push((number & 0x7f) as u8);
 }
 
-struct Reader<'a>(&'a [u8]);
+/// A text behind its length.
+pub(super) fn text(text: &str, out: &mut Vec<u8>) {
+    number(text.len() as u64, out);
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Reads what the functions above wrote; whatever else it meets is corrupt.
+pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
+    pub(super) const fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// Tells whether everything was read.
+    pub(super) const fn is_done(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], StoreError> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| corrupt("mark"))?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn number(&mut self) -> Result<u64, StoreError> {
+    pub(super) fn number(&mut self) -> Result<u64, StoreError> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
             let byte = self.bytes(1)?[0];
@@ -200,7 +284,18 @@ impl<'a> Reader<'a> {
         Err(corrupt("mark"))
     }
 
-    fn mark(&mut self) -> Result<Mark, StoreError> {
+    /// Reads a number that is a length or a place.
+    pub(super) fn size(&mut self) -> Result<usize, StoreError> {
+        usize::try_from(self.number()?).map_err(|_| corrupt("length"))
+    }
+
+    /// Reads a text behind its length.
+    pub(super) fn text(&mut self) -> Result<Box<str>, StoreError> {
+        let len = self.size()?;
+        Ok(std::str::from_utf8(self.bytes(len)?).map_err(|_| corrupt("text"))?.into())
+    }
+
+    pub(super) fn mark(&mut self) -> Result<Mark, StoreError> {
         let fv = Seq::new(self.number()?);
         let hlc = self.bytes(8)?.try_into().map_err(|_| corrupt("mark"))?;
         let device = u32::try_from(self.number()?).map_err(|_| corrupt("mark"))?;
@@ -236,6 +331,30 @@ mod tests {
     }
 
     #[test]
+    fn answers_round_trip() {
+        let table = [
+            KnownMore::default(),
+            KnownMore {
+                winners: vec![("z".into(), Winner::Held), ("a".into(), Winner::Client)],
+                conflict_id: None,
+            },
+            KnownMore {
+                winners: vec![("".into(), Winner::Server), ("\\\",\\\"é".into(), Winner::Merged)],
+                conflict_id: ConflictId::new("c\"1").ok(),
+            },
+        ];
+        for more in table {
+            assert_eq!(decode_more(&encode_more(&more)), Ok(more.clone()), "{more:?}");
+        }
+        for text in
+            ["", "{}", "[]", r#"{"winners":["a"]}"#, r#"{"winners":["a","nobody"]}"#, r#"{"winners":[1,2]}"#]
+        {
+            assert!(decode_more(text).is_err(), "{text}");
+        }
+        assert!(decode_more(r#"{"conflict_id":1,"winners":[]}"#).is_err());
+    }
+
+    #[test]
     fn names_of_changes_round_trip() {
         for text in [
             "0192f3a1-b2c3-7d4e-8f90-123456789abc",
@@ -249,8 +368,8 @@ mod tests {
     }
 
     #[test]
-    fn every_remembered_code_has_a_number() {
-        for code in ItemCode::ALL.iter().filter(|code| code.is_remembered()) {
+    fn every_code_has_a_number() {
+        for code in ItemCode::ALL {
             assert_eq!(decode_code(encode_code(*code)), Ok(*code));
         }
     }

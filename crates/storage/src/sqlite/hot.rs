@@ -66,6 +66,7 @@ where
     Ok(())
 }
 
+/// Binds the columns of a row.
 macro_rules! binds {
     ($self:ident, $out:ident, $($sql:ty => $field:ident),+ $(,)?) => {{
         let mut first = true;
@@ -93,6 +94,8 @@ pub(super) struct RecordWrite<'a> {
     pub(super) del: Option<Vec<u8>>,
     pub(super) live: Option<Vec<u8>>,
     pub(super) schema_version: i32,
+    pub(super) states: Option<Vec<u8>>,
+    pub(super) entered: i64,
     /// When the change was received; tombstones age by it, never by a device's clock.
     pub(super) changed_at: i64,
 }
@@ -104,15 +107,17 @@ impl QueryId for RecordWrite<'_> {
 
 impl Rows for RecordWrite<'_> {
     const HEAD: &'static str = "INSERT INTO records (tenant_no, kind_no, id, seq, scope_no, owner, fields, default_mark, \
-         marks, del, live, schema_version, changed_at) VALUES ";
+         marks, del, live, schema_version, states, entered, changed_at) VALUES ";
     const TAIL: &'static str = " ON CONFLICT (tenant_no, kind_no, id) DO UPDATE SET seq = excluded.seq, \
-         fields = excluded.fields, default_mark = excluded.default_mark, marks = excluded.marks, del = excluded.del, \
-         live = excluded.live, schema_version = excluded.schema_version, changed_at = excluded.changed_at";
+         scope_no = excluded.scope_no, fields = excluded.fields, default_mark = excluded.default_mark, \
+         marks = excluded.marks, del = excluded.del, live = excluded.live, schema_version = excluded.schema_version, \
+         states = excluded.states, entered = excluded.entered, changed_at = excluded.changed_at";
 
     fn bind<'b>(&'b self, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         binds!(self, out, Integer => tenant_no, Integer => kind_no, Text => id, BigInt => seq, Integer => scope_no,
             Text => owner, Text => fields, Binary => default_mark, Nullable<Binary> => marks, Nullable<Binary> => del,
-            Nullable<Binary> => live, Integer => schema_version, BigInt => changed_at)
+            Nullable<Binary> => live, Integer => schema_version, Nullable<Binary> => states, BigInt => entered,
+            BigInt => changed_at)
     }
 }
 
@@ -126,17 +131,18 @@ pub(super) struct ResultRow {
     pub(super) hash: i64,
     pub(super) code: i32,
     pub(super) seq: i64,
+    pub(super) more: Option<String>,
     pub(super) at: i64,
 }
 
 impl Rows for ResultRow {
     const HEAD: &'static str =
-        "INSERT INTO op_results (device_no, n, tenant_no, op_id, hash, code, seq, at) VALUES ";
+        "INSERT INTO op_results (device_no, n, tenant_no, op_id, hash, code, seq, more, at) VALUES ";
     const TAIL: &'static str = "";
 
     fn bind<'b>(&'b self, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         binds!(self, out, Integer => device_no, BigInt => n, Integer => tenant_no, Nullable<Binary> => op_id,
-            BigInt => hash, Integer => code, BigInt => seq, BigInt => at)
+            BigInt => hash, Integer => code, BigInt => seq, Nullable<Text> => more, BigInt => at)
     }
 }
 
@@ -197,6 +203,8 @@ macro_rules! statement {
     };
 }
 
+pub(super) use {binds, statement};
+
 /// The columns of a record as a query gives them.
 pub(super) type RecordSql = (
     Integer,
@@ -210,17 +218,32 @@ pub(super) type RecordSql = (
     Nullable<Binary>,
     Nullable<Binary>,
     Integer,
+    Nullable<Binary>,
+    BigInt,
 );
 
 /// A record as a query gives it.
-pub(super) type RecordRow =
-    (i32, String, i64, i32, String, String, Vec<u8>, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, i32);
+pub(super) type RecordRow = (
+    i32,
+    String,
+    i64,
+    i32,
+    String,
+    String,
+    Vec<u8>,
+    Option<Vec<u8>>,
+    Option<Vec<u8>>,
+    Option<Vec<u8>>,
+    i32,
+    Option<Vec<u8>>,
+    i64,
+);
 
 statement! {
     /// The records of one kind whose ids stand in a JSON array.
     LoadRecords { ids: String => Text, tenant_no: i32 => Integer, kind_no: i32 => Integer } =
     "SELECT r.kind_no, r.id, r.seq, r.scope_no, r.owner, r.fields, r.default_mark, r.marks, r.del, r.live, \
-     r.schema_version FROM json_each(" ? ids: Text
+     r.schema_version, r.states, r.entered FROM json_each(" ? ids: Text
     ") AS j CROSS JOIN records AS r ON r.tenant_no = " ? tenant_no: Integer
     " AND r.kind_no = " ? kind_no: Integer
     " AND r.id = j.value"
@@ -230,55 +253,16 @@ impl Query for LoadRecords {
     type SqlType = RecordSql;
 }
 
-statement! {
-    /// The records of one scope that changed after a place.
-    PageByLog {
-        tenant_no: i32 => Integer, scope_no: i32 => Integer, after: i64 => BigInt, kinds: Option<String> => Nullable<Text>,
-        rows: i64 => BigInt,
-    } =
-    "SELECT kind_no, id, seq, scope_no, owner, fields, default_mark, marks, del, live, schema_version \
-     FROM records INDEXED BY records_seq WHERE tenant_no = " ? tenant_no: Integer
-    " AND scope_no = " ? scope_no: Integer
-    " AND seq > " ? after: BigInt
-    " AND (" ? kinds: Nullable<Text>
-    " IS NULL OR kind_no IN (SELECT value FROM json_each(" ? kinds: Nullable<Text>
-    "))) ORDER BY seq LIMIT " ? rows: BigInt
-}
-
-impl Query for PageByLog {
-    type SqlType = RecordSql;
-}
-
-statement! {
-    /// The live records of some scopes by kind and id.
-    PageByKey {
-        tenant_no: i32 => Integer, kind_no: i32 => Integer, id: String => Text, scopes: String => Text,
-        kinds: Option<String> => Nullable<Text>, rows: i64 => BigInt,
-    } =
-    "SELECT kind_no, id, seq, scope_no, owner, fields, default_mark, marks, del, live, schema_version \
-     FROM records INDEXED BY records_key WHERE tenant_no = " ? tenant_no: Integer
-    " AND (kind_no, id) > (" ? kind_no: Integer
-    ", " ? id: Text
-    ") AND scope_no IN (SELECT value FROM json_each(" ? scopes: Text
-    ")) AND (" ? kinds: Nullable<Text>
-    " IS NULL OR kind_no IN (SELECT value FROM json_each(" ? kinds: Nullable<Text>
-    "))) AND (del IS NULL OR substr(del, 1, 1) <> x'01') ORDER BY kind_no, id LIMIT " ? rows: BigInt
-}
-
-impl Query for PageByKey {
-    type SqlType = RecordSql;
-}
-
 /// The columns of a remembered answer.
-pub(super) type KnownSql = (BigInt, Nullable<Binary>, BigInt, Integer, BigInt);
+pub(super) type KnownSql = (BigInt, Nullable<Binary>, BigInt, Integer, BigInt, Nullable<Text>);
 
 /// A remembered answer as a query gives it.
-pub(super) type KnownRow = (i64, Option<Vec<u8>>, i64, i32, i64);
+pub(super) type KnownRow = (i64, Option<Vec<u8>>, i64, i32, i64, Option<String>);
 
 statement! {
     /// Remembered answers by number; the numbers stand in a JSON array.
     KnownByNumber { numbers: String => Text, device_no: i32 => Integer } =
-    "SELECT o.n, o.op_id, o.hash, o.code, o.seq FROM json_each(" ? numbers: Text
+    "SELECT o.n, o.op_id, o.hash, o.code, o.seq, o.more FROM json_each(" ? numbers: Text
     ") AS j CROSS JOIN op_results AS o ON o.device_no = " ? device_no: Integer
     " AND o.n = j.value"
 }
@@ -290,7 +274,7 @@ impl Query for KnownByNumber {
 statement! {
     /// Remembered answers by name; the names stand as hexadecimal digits in a JSON array.
     KnownByName { names: String => Text, device_no: i32 => Integer } =
-    "SELECT o.n, o.op_id, o.hash, o.code, o.seq FROM json_each(" ? names: Text
+    "SELECT o.n, o.op_id, o.hash, o.code, o.seq, o.more FROM json_each(" ? names: Text
     ") AS j CROSS JOIN op_results AS o ON o.device_no = " ? device_no: Integer
     " AND o.op_id = unhex(j.value)"
 }

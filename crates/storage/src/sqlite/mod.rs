@@ -1,12 +1,20 @@
 //! The embedded store: one SQLite file, one writing thread, a few reading ones.
 
+mod audit;
 mod codec;
+mod conflicts;
+mod filter;
 mod hot;
+mod load;
 mod names;
 mod open;
+mod pages;
 mod queries;
 mod readers;
 mod rows;
+mod states;
+mod sums;
+mod write;
 mod writer;
 
 use std::collections::HashMap;
@@ -18,10 +26,12 @@ use std::thread::JoinHandle;
 
 use diesel::prelude::*;
 use driftline_engine::{
-    Head, History, Page, PageQuery, Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy,
-    Submission,
+    AuditEntry, AuditQuery, ConflictQuery, ConflictRow, Head, History, Page, PageQuery, PartSum, Receipt,
+    Row, SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery,
 };
-use driftline_model::{DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo};
+use driftline_model::{
+    ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
+};
 use tokio::sync::oneshot;
 
 pub use open::{Fatal, OpenError, SqliteOptions};
@@ -122,6 +132,40 @@ impl SqliteStore {
     }
 }
 
+#[cfg(test)]
+impl SqliteStore {
+    /// Writes what was planned by hand.
+    pub(crate) async fn write_planned(
+        &self,
+        planned: driftline_engine::Planned,
+        state: driftline_engine::GroupState,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        self.write(move |writer| {
+            let now = rows::sql(now_ms);
+            writer.write(&planned, &state, now).map_err(|error| match error {
+                writer::GroupError::Store(error) => error,
+                writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
+            })
+        })
+        .await
+    }
+
+    /// Loads what a commit group needs.
+    pub(crate) async fn load_group(
+        &self,
+        group: Vec<Submission>,
+    ) -> Result<driftline_engine::GroupState, StoreError> {
+        self.run(move |writer| {
+            writer.load(&group, writer::Lookup::Thorough).map_err(|error| match error {
+                writer::GroupError::Store(error) => error,
+                writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
+            })
+        })
+        .await
+    }
+}
+
 impl Store for SqliteStore {
     async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
         let known = self.shared.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).copied();
@@ -177,7 +221,7 @@ impl Store for SqliteStore {
     }
 
     async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
-        self.read(move |connection, names| queries::page(connection, names, &query)).await
+        self.read(move |connection, names| pages::page(connection, names, &query)).await
     }
 
     fn record(
@@ -197,7 +241,32 @@ impl Store for SqliteStore {
         id: &RecordId,
     ) -> impl Future<Output = Result<Option<History>, StoreError>> + Send {
         let (kind, id) = (kind.clone(), id.clone());
-        self.read(move |connection, names| queries::history(connection, names, tenant, &kind, &id))
+        self.read(move |connection, names| audit::history(connection, names, tenant, &kind, &id))
+    }
+
+    fn conflict(
+        &self,
+        tenant: TenantNo,
+        conflict_id: &ConflictId,
+    ) -> impl Future<Output = Result<Option<ConflictRow>, StoreError>> + Send {
+        let conflict_id = conflict_id.clone();
+        self.read(move |connection, names| conflicts::conflict(connection, names, tenant, &conflict_id))
+    }
+
+    async fn conflicts(
+        &self,
+        tenant: TenantNo,
+        query: ConflictQuery,
+    ) -> Result<Vec<ConflictRow>, StoreError> {
+        self.read(move |connection, names| conflicts::conflicts(connection, names, tenant, &query)).await
+    }
+
+    async fn audit(&self, tenant: TenantNo, query: AuditQuery) -> Result<Vec<AuditEntry>, StoreError> {
+        self.read(move |connection, names| audit::audit(connection, names, tenant, &query)).await
+    }
+
+    async fn sums(&self, query: SumQuery) -> Result<(Head, Vec<PartSum>), StoreError> {
+        self.read(move |connection, names| sums::of_range(connection, names, &query)).await
     }
 
     async fn policies(&self, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
@@ -214,7 +283,9 @@ impl Store for SqliteStore {
         self.run(move |writer| {
             if doc.is_some() {
                 // Before the transaction, so that the kind keeps its number if that fails.
-                writer.names.intern_kind(&mut writer.connection, tenant, &kind)?;
+                let interned = writer.intern_kind(tenant, &kind);
+                writer.fresh.clear();
+                interned?;
             }
             writer.transaction(|writer| queries::set_policy(writer, tenant, &kind, doc.as_deref()))
         })

@@ -11,7 +11,7 @@ use driftline_model::{KindName, ScopeName, TenantNo};
 
 use super::store_error;
 
-/// Kinds and scopes of all tenants. Both only grow; a number never changes its name.
+/// Kinds and scopes of all tenants. Both only grow, but for what a rollback takes back; a number never changes its name.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     /// The lock is held for look-ups and insertions only, never across a query.
@@ -24,6 +24,26 @@ struct Maps {
     kind_names: HashMap<i32, KindName>,
     scopes: HashMap<(TenantNo, ScopeName), i32>,
     scope_names: HashMap<i32, ScopeName>,
+    /// The largest numbers that were ever given. Those that are taken back are not given again, so that a read which
+    /// found one under its old name cannot meet another's rows.
+    last_kind: i32,
+    last_scope: i32,
+}
+
+/// Numbers that were given in a transaction which is not committed yet. They are in the maps already, because a read
+/// that begins right after the commit needs them.
+#[derive(Debug, Default)]
+pub(super) struct Fresh {
+    kinds: Vec<i32>,
+    scopes: Vec<i32>,
+}
+
+impl Fresh {
+    /// Keeps the numbers: their rows are committed.
+    pub(super) fn clear(&mut self) {
+        self.kinds.clear();
+        self.scopes.clear();
+    }
 }
 
 #[derive(QueryableByName)]
@@ -65,11 +85,13 @@ impl Names {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         for row in kinds {
             let kind = KindName::new(&row.kind).map_err(|_| StoreError::Corrupt("kind".into()))?;
+            maps.last_kind = maps.last_kind.max(row.kind_no);
             maps.kind_names.insert(row.kind_no, kind.clone());
             maps.kinds.insert((tenant_of(row.tenant_no), kind), row.kind_no);
         }
         for row in scopes {
             let scope = ScopeName::new(&row.scope).map_err(|_| StoreError::Corrupt("scope".into()))?;
+            maps.last_scope = maps.last_scope.max(row.scope_no);
             maps.scope_names.insert(row.scope_no, scope.clone());
             maps.scopes.insert((tenant_of(row.tenant_no), scope), row.scope_no);
         }
@@ -100,20 +122,23 @@ impl Names {
         connection: &mut SqliteConnection,
         tenant: TenantNo,
         kind: &KindName,
+        fresh: &mut Fresh,
     ) -> Result<i32, StoreError> {
         if let Some(number) = self.kind(tenant, kind) {
             return Ok(number);
         }
-        let row: NumberedKind =
-            sql_query("INSERT INTO kinds (tenant_no, kind) VALUES (?, ?) RETURNING kind_no, tenant_no, kind")
-                .bind::<Integer, _>(tenant_sql(tenant))
-                .bind::<Text, _>(kind.as_str())
-                .get_result(connection)
-                .map_err(store_error)?;
+        let number = self.next(|maps| &mut maps.last_kind);
+        sql_query("INSERT INTO kinds (kind_no, tenant_no, kind) VALUES (?, ?, ?)")
+            .bind::<Integer, _>(number)
+            .bind::<Integer, _>(tenant_sql(tenant))
+            .bind::<Text, _>(kind.as_str())
+            .execute(connection)
+            .map_err(store_error)?;
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        maps.kind_names.insert(row.kind_no, kind.clone());
-        maps.kinds.insert((tenant, kind.clone()), row.kind_no);
-        Ok(row.kind_no)
+        maps.kind_names.insert(number, kind.clone());
+        maps.kinds.insert((tenant, kind.clone()), number);
+        fresh.kinds.push(number);
+        Ok(number)
     }
 
     /// Finds a scope's number, giving it one; only the writer does this.
@@ -122,20 +147,45 @@ impl Names {
         connection: &mut SqliteConnection,
         tenant: TenantNo,
         scope: &ScopeName,
+        fresh: &mut Fresh,
     ) -> Result<i32, StoreError> {
         if let Some(number) = self.scope(tenant, scope) {
             return Ok(number);
         }
-        let row: NumberedScope = sql_query(
-            "INSERT INTO scopes (tenant_no, scope) VALUES (?, ?) RETURNING scope_no, tenant_no, scope",
-        )
-        .bind::<Integer, _>(tenant_sql(tenant))
-        .bind::<Text, _>(scope.as_str())
-        .get_result(connection)
-        .map_err(store_error)?;
+        let number = self.next(|maps| &mut maps.last_scope);
+        sql_query("INSERT INTO scopes (scope_no, tenant_no, scope) VALUES (?, ?, ?)")
+            .bind::<Integer, _>(number)
+            .bind::<Integer, _>(tenant_sql(tenant))
+            .bind::<Text, _>(scope.as_str())
+            .execute(connection)
+            .map_err(store_error)?;
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        maps.scope_names.insert(row.scope_no, scope.clone());
-        maps.scopes.insert((tenant, scope.clone()), row.scope_no);
-        Ok(row.scope_no)
+        maps.scope_names.insert(number, scope.clone());
+        maps.scopes.insert((tenant, scope.clone()), number);
+        fresh.scopes.push(number);
+        Ok(number)
+    }
+
+    fn next(&self, last: fn(&mut Maps) -> &mut i32) -> i32 {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        let last = last(&mut maps);
+        *last += 1;
+        *last
+    }
+
+    /// Takes numbers back whose rows were rolled back.
+    pub(super) fn forget(&self, fresh: &mut Fresh) {
+        if fresh.kinds.is_empty() && fresh.scopes.is_empty() {
+            return;
+        }
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        for number in fresh.kinds.drain(..) {
+            maps.kind_names.remove(&number);
+            maps.kinds.retain(|_, known| *known != number);
+        }
+        for number in fresh.scopes.drain(..) {
+            maps.scope_names.remove(&number);
+            maps.scopes.retain(|_, known| *known != number);
+        }
     }
 }

@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::names::Names;
 use super::readers::Readers;
 use super::writer::Writer;
-use super::{Shared, SqliteStore};
+use super::{Shared, SqliteStore, sums};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
 
@@ -112,6 +112,7 @@ impl SqliteStore {
         let cursor_secret = secret(&mut connection, &options)?;
         let names = Arc::new(Names::default());
         names.load(&mut connection).map_err(|error| file_error(&file, &error))?;
+        sums::make(&mut connection, &names).map_err(|error| file_error(&file, &error))?;
         let heads = Arc::default();
         let limits = (options.skew_ms_max, options.record_bytes);
         let writer = Writer::new(

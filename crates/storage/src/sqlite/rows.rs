@@ -4,13 +4,10 @@ use driftline_conflict::Record;
 use driftline_engine::{Head, Row, StoreError};
 use driftline_model::{Epoch, Hlc, Object, RecordId, Seq, TenantNo};
 
-use super::codec::{decode_del, decode_mark, decode_marks, encode_del, encode_marks, mark_bytes};
+use super::codec::{corrupt, decode_del, decode_mark, decode_marks, encode_del, encode_marks, mark_bytes};
 use super::hot::{HeadRow, RecordRow, RecordWrite};
 use super::names::{Names, tenant_sql};
-
-fn corrupt(what: &str) -> StoreError {
-    StoreError::Corrupt(what.to_owned())
-}
+use super::states::{decode_states, encode_states};
 
 pub(super) fn seq_of(number: i64) -> Result<Seq, StoreError> {
     u64::try_from(number).map(Seq::new).map_err(|_| corrupt("seq"))
@@ -32,7 +29,22 @@ pub(super) fn head_of(row: HeadRow) -> Result<Head, StoreError> {
 }
 
 pub(super) fn row_of(names: &Names, row: RecordRow) -> Result<Row, StoreError> {
-    let (kind_no, id, seq, scope_no, owner, fields, default_mark, marks, del, live, schema_version) = row;
+    let (
+        kind_no,
+        id,
+        seq,
+        scope_no,
+        owner,
+        fields,
+        default_mark,
+        marks,
+        del,
+        live,
+        schema_version,
+        states,
+        entered,
+    ) = row;
+    let (life, states) = decode_states(states.as_deref())?;
     let default_mark = decode_mark(&default_mark)?;
     let (del, deleted) = decode_del(del.as_deref())?;
     let live = live.as_deref().map_or(Ok(default_mark), decode_mark)?;
@@ -40,6 +52,7 @@ pub(super) fn row_of(names: &Names, row: RecordRow) -> Result<Row, StoreError> {
         kind: names.kind_name(kind_no)?,
         id: RecordId::new(&id).map_err(|_| corrupt("id"))?,
         scope: names.scope_name(scope_no)?,
+        entered: seq_of(entered)?,
         owner: owner.into(),
         schema_version: u32::try_from(schema_version).map_err(|_| corrupt("schema_version"))?,
         deleted,
@@ -50,6 +63,8 @@ pub(super) fn row_of(names: &Names, row: RecordRow) -> Result<Row, StoreError> {
             marks: decode_marks(marks.as_deref())?,
             del,
             live,
+            life,
+            states,
         },
     })
 }
@@ -74,6 +89,8 @@ pub(super) fn write_of(
         del: encode_del(record.del.as_ref(), row.deleted),
         live: (record.live != record.default_mark).then(|| mark_bytes(&record.live)),
         schema_version: i32::try_from(row.schema_version).unwrap_or(i32::MAX),
+        states: encode_states(&record.life, &record.states),
+        entered: sql(row.entered.number()),
         changed_at: now,
     }
 }

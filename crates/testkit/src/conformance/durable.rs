@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use driftline_conflict::{Granularity, Policy, Strategy};
-use driftline_engine::{Head, PageQuery, Place, Row, Store};
+use driftline_engine::{Head, Only, PageQuery, Place, Row, Store};
 use driftline_model::{Seq, SyncId};
 use driftline_protocol::ItemCode::{Applied, Gone, Superseded, TooOld};
 
@@ -16,7 +16,8 @@ use crate::world::World;
 fn contents<S: Store>(bed: &Bed<S>, author: &Author, session: &SyncId) -> (Head, Vec<Row>, String) {
     let tenant = author.tenant;
     let rows = bed.log(&everything(author));
-    let keys = bed.page(PageQuery { place: Place::Key(None), ..everything(author) }).rows;
+    let keys =
+        bed.page(PageQuery { place: Place::Key { after: None, only: Only::All }, ..everything(author) }).rows;
     let mut policies = block_on(bed.store.policies(tenant)).expect("a read");
     policies.sort_by(|a, b| a.kind.cmp(&b.kind));
     let mut rest = format!("{keys:?} {policies:?} {:?}", bed.store.cursor_secret());

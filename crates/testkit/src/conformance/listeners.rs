@@ -23,7 +23,7 @@ pub(super) fn commits_are_told_in_order<S: Store>(bed: &Bed<S>) {
             let changes = commit.changes.as_deref().expect("somebody listens");
             for change in changes {
                 seq = seq.next();
-                assert_eq!((change.change.version, change.device), (seq, author.device));
+                assert_eq!((change.change.version, change.device), (seq, Some(author.device)));
             }
             assert_eq!(commit.seq, seq);
         }
@@ -46,7 +46,12 @@ pub(super) fn only_changes_are_told<S: Store>(bed: &Bed<S>) {
         .iter()
         .flat_map(|commit| commit.changes.as_deref().expect("somebody listens").to_vec())
         .map(|told| {
-            (told.device, told.change.change, told.change.fields.as_str().to_owned(), told.change.scope)
+            (
+                told.device.expect("an author"),
+                told.change.change,
+                told.change.fields.as_str().to_owned(),
+                told.change.scope,
+            )
         })
         .collect();
     let rows: Vec<_> = told.iter().map(|(device, change, fields, _)| (*device, *change, &**fields)).collect();

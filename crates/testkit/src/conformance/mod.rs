@@ -13,6 +13,9 @@ mod names;
 mod pages;
 mod repeats;
 mod retention;
+mod reviews;
+mod scopes;
+mod sums;
 
 use driftline_engine::{Head, Page, PageQuery, Place, Receipt, Row, Store, Submission, SubmissionResult};
 use driftline_model::{KindName, RecordId, ScopeName, Seq, TenantNo};
@@ -74,6 +77,24 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         retention::old_answers_are_pruned,
         retention::old_batches_are_pruned,
         retention::old_tombstones_are_pruned,
+        retention::old_exits_are_pruned,
+        scopes::a_record_that_moves_leaves_an_exit,
+        scopes::a_scope_is_named_and_may_be_written,
+        scopes::exits_are_paged_with_the_rows,
+        scopes::lost_scopes_are_told_by_key,
+        scopes::what_is_missing_is_read_alone,
+        scopes::a_range_is_read_by_its_ends,
+        sums::sums_are_those_of_a_recount,
+        sums::a_scope_without_rows_has_no_sum,
+        sums::sums_hold_what_waits_for_a_reviewer,
+        sums::parts_cover_a_range_without_a_gap,
+        reviews::a_change_waits_and_is_decided,
+        reviews::later_changes_join,
+        reviews::a_resend_names_the_conflict_and_the_winners,
+        reviews::conflicts_are_listed_in_the_order_of_their_opening,
+        reviews::a_conflict_follows_its_record,
+        reviews::decisions_are_listed_newest_first,
+        reviews::a_failed_group_sets_nothing_aside,
         concurrency::writers_share_one_sequence,
     ]
 }
@@ -172,6 +193,7 @@ fn everything(author: &Author) -> PageQuery {
         place: Place::After(Seq::ZERO),
         rows: 1000,
         bytes: 1 << 20,
+        sums: false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use driftline_engine::{PageQuery, Place, Row, Store};
+use driftline_engine::{Only, PageQuery, Place, Row, Store};
 use driftline_model::{RecordId, ScopeName, Seq, UserId};
 use driftline_protocol::ItemCode::Applied;
 
@@ -124,14 +124,14 @@ pub(super) fn the_key_order_holds_every_live_row_once<S: Store>(bed: &Bed<S>) {
 
 fn by_key<S: Store>(bed: &Bed<S>, query: &PageQuery) -> Vec<(String, String)> {
     let mut read = Vec::new();
-    let mut place = Place::Key(None);
+    let mut place = Place::Key { after: None, only: Only::All };
     loop {
         let page = bed.page(PageQuery { place, ..query.clone() });
         assert!(page.rows.len() <= query.rows);
         assert_keeps_to_its_bytes(&page.rows, query.bytes);
         read.extend(page.rows.iter().map(|row| (row.kind.to_string(), row.id.to_string())));
         let Some(last) = page.rows.last().filter(|_| page.more) else { return read };
-        place = Place::Key(Some((last.kind.clone(), last.id.clone())));
+        place = Place::Key { after: Some((last.kind.clone(), last.id.clone())), only: Only::All };
     }
 }
 
@@ -174,11 +174,12 @@ pub(super) fn a_page_holds_one_row_at_least<S: Store>(bed: &Bed<S>) {
     let ada = bed.author("ada", "phone");
     let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(5000));
     bed.push(&ada, [create("a", &large), create("b", &large).owned(), create("c", "{}"), create("d", "{}")]);
-    for place in [Place::After(Seq::ZERO), Place::Key(None)] {
+    for place in [Place::After(Seq::ZERO), Place::Key { after: None, only: Only::All }] {
         let page = bed.page(PageQuery { place, rows: 10, bytes: 10, ..everything(&ada) });
         assert_eq!((ids_of(&page.rows), page.more), (vec!["a"], true));
     }
-    let place = Place::Key(Some((kind_name("note"), RecordId::new("b").expect("an id"))));
+    let place =
+        Place::Key { after: Some((kind_name("note"), RecordId::new("b").expect("an id"))), only: Only::All };
     let page = bed.page(PageQuery { place, rows: 10, bytes: 4, ..everything(&ada) });
     assert_eq!((ids_of(&page.rows), page.more), (vec!["c", "d"], false), "exactly full is not over");
 }
@@ -189,7 +190,7 @@ pub(super) fn unknown_names_find_nothing<S: Store>(bed: &Bed<S>) {
     let nobody = PageQuery { scopes: Vec::new(), ..everything(&ada) };
     let stranger = PageQuery { scopes: vec![scope_of("eve")], ..everything(&ada) };
     for query in [nobody, stranger] {
-        for place in [Place::After(Seq::ZERO), Place::Key(None)] {
+        for place in [Place::After(Seq::ZERO), Place::Key { after: None, only: Only::All }] {
             let page = bed.page(PageQuery { place, ..query.clone() });
             assert_eq!((page.rows.len(), page.more, page.head), (0, false, bed.head(ada.tenant)));
         }

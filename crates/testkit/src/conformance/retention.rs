@@ -1,9 +1,10 @@
 //! What is removed when its time has passed.
 
-use driftline_engine::Store;
+use driftline_engine::{Place, Store};
 use driftline_model::{Hlc, Seq, SyncId};
 use driftline_protocol::ItemCode::{Applied, Gone, TooOld};
 
+use super::scopes::{fields, push, reader, team};
 use super::{Bed, codes_of, everything, ids_of};
 use crate::batch::{create, delete, patch};
 use crate::wait::block_on;
@@ -91,4 +92,24 @@ pub(super) fn old_tombstones_are_pruned<S: Store>(bed: &Bed<S>) {
     bed.check_push(&ada, [patch("a", 4, "{}")], &[Gone]);
     let created = bed.check_push(&ada, [create("a", "{}")], &[Applied]);
     assert_eq!(created[0].version, Some(Seq::new(6)));
+}
+
+pub(super) fn old_exits_are_pruned<S: Store>(bed: &Bed<S>) {
+    let ada = bed.author("ada", "phone");
+    push(bed, &ada, [create("x", &fields("a")), create("y", &fields("a"))]);
+    bed.world.clock.set(day(1));
+    push(bed, &ada, [patch("x", 1, &fields("b"))]);
+    bed.world.clock.set(day(2));
+    push(bed, &ada, [patch("y", 2, &fields("b"))]);
+    let left = || {
+        let page = bed.page(reader(&ada, "a", Place::After(Seq::ZERO)));
+        page.left.iter().map(|left| left.id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!((prune(bed, day(31)), left()), (0, vec!["x".to_owned(), "y".to_owned()]), "30 days are kept");
+    assert_eq!(bed.head(ada.tenant).gc_floor, Seq::ZERO);
+    assert_eq!((prune(bed, day(31) + 1), left()), (1, vec!["y".to_owned()]));
+    assert_eq!(bed.head(ada.tenant).gc_floor, Seq::new(3), "readers before it must start anew");
+    assert_eq!((prune(bed, day(33)), left()), (1, vec![]));
+    assert_eq!(bed.head(ada.tenant).gc_floor, Seq::new(4));
+    assert_eq!(bed.note(&ada, "x").scope, team("b"), "the record stays");
 }

@@ -1,5 +1,7 @@
 //! Handlers translate: a request in, an engine's answer out.
 
+mod audit;
+mod conflicts;
 mod health;
 mod policies;
 mod records;
@@ -8,6 +10,8 @@ mod sync;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use driftline_engine::{Identity, Store};
 use driftline_model::{KindName, RecordId};
 use driftline_protocol::{ErrorCode, Fault};
@@ -38,6 +42,32 @@ impl Asked<'_> {
     fn id(&self) -> Result<RecordId, Fault> {
         RecordId::new(self.name("id")).map_err(|_| missing())
     }
+}
+
+/// Rows of a list unless the caller asks otherwise.
+const LIMIT: u64 = 100;
+
+impl Asked<'_> {
+    /// How many rows of a list are wanted, within what one page may hold.
+    fn limit<S: Store>(&self, app: &App<S>) -> Result<usize, Fault> {
+        let wanted = usize::try_from(self.pairs.number("limit")?.unwrap_or(LIMIT)).unwrap_or(usize::MAX);
+        Ok(wanted.clamp(1, app.engine.limits().page_rows))
+    }
+
+    /// The place in a list where the last page ended.
+    fn place<T>(&self, read: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, Fault> {
+        let Some(cursor) = self.pairs.get("cursor") else { return Ok(None) };
+        let place = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let place = place.and_then(|text| read(&text));
+        place
+            .map(Some)
+            .ok_or_else(|| Fault::new(ErrorCode::CursorInvalid, "the cursor is not one of this list"))
+    }
+}
+
+/// Writes the place of a row as the cursor of the page behind it.
+fn cursor_of(place: &str) -> String {
+    URL_SAFE_NO_PAD.encode(place)
 }
 
 fn missing() -> Fault {
@@ -75,6 +105,10 @@ pub(crate) async fn handle<S: Store>(
         RouteId::Records => records::list(app, &asked).await,
         RouteId::Record => records::one(app, &asked).await,
         RouteId::Explain => records::explain(app, &asked).await,
+        RouteId::Conflicts => conflicts::list(app, &asked).await,
+        RouteId::Conflict => conflicts::one(app, &asked).await,
+        RouteId::ResolveConflict => conflicts::resolve(app, &asked, &parts, body).await,
+        RouteId::Audit => audit::list(app, &asked).await,
         RouteId::Policies => policies::list(app, &asked).await,
         RouteId::Policy => policies::one(app, &asked).await,
         RouteId::SetPolicy => policies::set(app, &asked, &parts, body).await,

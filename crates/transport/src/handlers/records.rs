@@ -2,16 +2,13 @@
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use driftline_engine::{Explanation, FieldExplanation, Row, Store};
 use driftline_model::{Object, RecordId};
 use driftline_protocol::{
-    ErrorCode, ExplainDoc, ExplainField, ExplainLoss, Fault, ListDoc, RecordDoc, plain_name, raw_json,
-    raw_object, to_json,
+    ExplainDoc, ExplainField, ExplainLoss, ListDoc, RecordDoc, plain_name, raw_json, raw_object, to_json,
 };
 
-use super::Asked;
+use super::{Asked, cursor_of};
 use crate::app::App;
 use crate::reply::{Refusal, json};
 
@@ -20,25 +17,16 @@ pub(super) async fn one<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Res
     Ok(json(StatusCode::OK, to_json(&record_doc(&row))))
 }
 
-/// Rows of a page unless the caller asks otherwise.
-const LIMIT: u64 = 100;
-
 pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
     let kind = asked.kind()?;
-    let after = asked.pairs.get("cursor").map(read_cursor).transpose()?;
-    let limit = usize::try_from(asked.pairs.number("limit")?.unwrap_or(LIMIT)).unwrap_or(usize::MAX);
+    let after = asked.place(|text| RecordId::new(text).ok())?;
+    let limit = asked.limit(app)?;
     let page = app.engine.records(&asked.identity, &kind, after, limit).await?;
     let list = ListDoc {
         items: page.rows.iter().map(record_doc).collect(),
-        next_cursor: page.next.map(|id| URL_SAFE_NO_PAD.encode(id.as_str())),
+        next_cursor: page.next.map(|id| cursor_of(id.as_str())),
     };
     Ok(json(StatusCode::OK, to_json(&list)))
-}
-
-fn read_cursor(text: &str) -> Result<RecordId, Fault> {
-    let id = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let id = id.and_then(|id| RecordId::new(&id).ok());
-    id.ok_or_else(|| Fault::new(ErrorCode::CursorInvalid, "the cursor is not one of this list"))
 }
 
 fn record_doc(row: &Row) -> RecordDoc {

@@ -43,6 +43,7 @@ pub(super) async fn changes<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result
         data_types: data_types(&asked.pairs)?,
         cursor: asked.pairs.get("cursor").map(str::to_owned),
         limit: asked.pairs.number("limit")?,
+        range: None,
     };
     let wait_s = asked.pairs.number("wait_s")?.unwrap_or(0).min(app.engine.limits().wait_s);
     // Listening starts before the first look, so that nothing is missed between the two.

@@ -25,6 +25,7 @@ use super::reader::{Incoming, Reader};
 use crate::app::{App, drained};
 use crate::auth::Claims;
 use crate::observe::{count_close, count_error};
+use crate::request::identity;
 
 /// Who enters, or why not.
 pub(super) type Entrance = Result<(Box<Claims>, DeviceId), Fault>;
@@ -72,7 +73,7 @@ where
         Err(fault) => return turn_away(&app, read, write, &fault, &connection_id).await,
     };
     let expires_s = claims.expires_s;
-    let identity = match app.engine.identify(claims.tenant, claims.user, Some(device), claims.roles).await {
+    let identity = match identity(&app, *claims, Some(device)).await {
         Ok(identity) => Arc::new(identity),
         Err(fault) => return turn_away(&app, read, write, &fault, &connection_id).await,
     };

@@ -3,19 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use driftline_engine::{
-    Head, History, Page, PageQuery, Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy,
-    Submission,
-};
-use driftline_model::{DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo};
+use driftline_engine::{Receipt, Store, StoreError, StoredPolicy, Submission};
+use driftline_model::TenantNo;
 use driftline_storage::MemoryStore;
+use driftline_testkit::{Hook, Wrapped};
 use tokio::sync::Semaphore;
 
 /// A store in memory behind a gate.
-pub struct Gated {
-    store: MemoryStore,
-    gate: Arc<Gate>,
-}
+pub type Gated = Wrapped<MemoryStore, GateKeeper>;
+
+/// Holds what comes until its gate lets it go.
+pub struct GateKeeper(Arc<Gate>);
 
 /// Lets commits through, and can hold one look at the policies.
 pub struct Gate {
@@ -64,92 +62,23 @@ impl Gate {
     }
 }
 
-impl Gated {
-    pub fn new(store: MemoryStore, gate: Arc<Gate>) -> Self {
-        Self { store, gate }
-    }
+/// Puts a gate before a store.
+pub fn gated(store: MemoryStore, gate: &Arc<Gate>) -> Gated {
+    Wrapped::new(store, GateKeeper(Arc::clone(gate)))
 }
 
-impl Store for Gated {
-    async fn commit(&self, submission: Submission) -> Result<Receipt, StoreError> {
-        self.gate.begun.fetch_add(1, Ordering::SeqCst);
-        self.gate.permits.acquire().await.expect("the gate stays").forget();
-        self.store.commit(submission).await
+impl Hook<MemoryStore> for GateKeeper {
+    async fn commit(&self, inner: &MemoryStore, submission: Submission) -> Result<Receipt, StoreError> {
+        self.0.begun.fetch_add(1, Ordering::SeqCst);
+        self.0.permits.acquire().await.expect("the gate stays").forget();
+        inner.commit(submission).await
     }
 
-    async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
-        self.store.tenant(tenant).await
-    }
-
-    async fn device(&self, tenant: TenantNo, device: &DeviceKey) -> Result<DeviceNo, StoreError> {
-        self.store.device(tenant, device).await
-    }
-
-    async fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
-        self.store.head(tenant).await
-    }
-
-    async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
-        self.store.page(query).await
-    }
-
-    async fn record(
-        &self,
-        tenant: TenantNo,
-        kind: &KindName,
-        id: &RecordId,
-    ) -> Result<Option<Row>, StoreError> {
-        self.store.record(tenant, kind, id).await
-    }
-
-    async fn history(
-        &self,
-        tenant: TenantNo,
-        kind: &KindName,
-        id: &RecordId,
-    ) -> Result<Option<History>, StoreError> {
-        self.store.history(tenant, kind, id).await
-    }
-
-    async fn policies(&self, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
-        if self.gate.hold_policies.swap(false, Ordering::SeqCst) {
-            self.gate.policies_held.fetch_add(1, Ordering::SeqCst);
-            self.gate.policies.acquire().await.expect("the gate stays").forget();
+    async fn policies(&self, inner: &MemoryStore, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
+        if self.0.hold_policies.swap(false, Ordering::SeqCst) {
+            self.0.policies_held.fetch_add(1, Ordering::SeqCst);
+            self.0.policies.acquire().await.expect("the gate stays").forget();
         }
-        self.store.policies(tenant).await
-    }
-
-    async fn set_policy(
-        &self,
-        tenant: TenantNo,
-        kind: &KindName,
-        doc: Option<String>,
-    ) -> Result<Option<u64>, StoreError> {
-        self.store.set_policy(tenant, kind, doc).await
-    }
-
-    async fn begin_epoch(&self, tenant: TenantNo, left: Epoch) -> Result<Head, StoreError> {
-        self.store.begin_epoch(tenant, left).await
-    }
-
-    async fn session(
-        &self,
-        tenant: TenantNo,
-        device: DeviceNo,
-        sync_id: &SyncId,
-    ) -> Result<Option<SessionProgress>, StoreError> {
-        self.store.session(tenant, device, sync_id).await
-    }
-
-    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
-        self.store.prune(now_ms).await
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        self.store.probe().await
-    }
-
-    fn cursor_secret(&self) -> [u8; 32] {
-        self.store.cursor_secret()
+        inner.policies(tenant).await
     }
 }

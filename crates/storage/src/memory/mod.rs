@@ -1,16 +1,19 @@
 //! A store in memory, for tests, simulations and embedding without a disk.
 
+mod reads;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use driftline_conflict::DeviceOrder;
 use driftline_engine::{
-    AuditRow, AuditWrite, Clock, DeviceState, GroupState, Head, History, Known, Listeners, Page, PageQuery,
-    Place, PlanEnv, Random, Receipt, Row, RowKey, SessionProgress, Store, StoreError, StoredPolicy,
-    Submission, plan,
+    AuditEntry, AuditQuery, AuditWrite, Clock, ConflictQuery, ConflictRow, DeviceState, GroupState, Head,
+    History, Known, Listeners, Page, PageQuery, PartSum, PlanEnv, Random, Receipt, Row, RowKey,
+    SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery, Writes, plan,
 };
 use driftline_model::{
-    DeviceKey, DeviceNo, Epoch, Hlc, KindName, Limits, OpId, RecordId, Seq, SyncId, TenantId, TenantNo,
+    ConflictId, DeviceKey, DeviceNo, Epoch, Hlc, KindName, Limits, OpId, RecordId, ScopeName, Seq, SyncId,
+    TenantId, TenantNo,
 };
 
 /// The engine's store in memory. Every clone is the same store; nothing outlives the last one.
@@ -45,6 +48,20 @@ struct State {
     audit: Vec<(u64, AuditWrite)>,
     policies: BTreeMap<(TenantNo, KindName), (Option<String>, u64)>,
     batches: BTreeMap<(TenantNo, DeviceNo, SyncId, u64), u64>,
+    conflicts: BTreeMap<(TenantNo, ConflictId), ConflictRow>,
+    exits: BTreeMap<ExitKey, Exit>,
+    /// Live rows and the wrapping sum of their hashes.
+    sums: BTreeMap<(TenantNo, ScopeName, KindName), (i64, u64)>,
+}
+
+/// A scope and a record that left it.
+type ExitKey = (TenantNo, ScopeName, KindName, RecordId);
+
+/// The version with which a record left a scope, and when.
+#[derive(Debug, Clone, Copy)]
+struct Exit {
+    seq: Seq,
+    at_ms: u64,
 }
 
 /// Devices in the order of their numbers.
@@ -62,6 +79,11 @@ impl State {
         let mut bytes = [0; 4];
         self.random.fill(&mut bytes);
         Epoch::new(u32::from_be_bytes(bytes))
+    }
+
+    /// Counts the rows that may be past their retention.
+    fn prunable(&self) -> usize {
+        self.known.len() + self.batches.len() + self.rows.len() + self.exits.len()
     }
 
     fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
@@ -87,11 +109,64 @@ impl State {
             }
             if let (Some(kind), Some(id)) = (&entry.kind, &entry.id) {
                 let key = RowKey { tenant: submission.tenant, kind: kind.clone(), id: id.clone() };
+                if entry.may_review() {
+                    let open = self.open_conflicts(&key);
+                    if !open.is_empty() {
+                        state.conflicts.insert(key.clone(), open);
+                    }
+                }
                 let row = self.rows.get(&key).cloned();
                 state.rows.insert(key, row);
             }
         }
         state
+    }
+
+    /// Takes over what was planned.
+    fn take(&mut self, writes: Writes, group: &mut GroupState, now_ms: u64) {
+        for key in writes.rows {
+            if let Some(Some(row)) = group.rows.remove(&key) {
+                self.changed.insert(key.clone(), now_ms);
+                self.rows.insert(key, row);
+            }
+        }
+        for device in &writes.devices {
+            let heard = (device.device, 0)..=(device.device, device.state.acked_n);
+            let gone: Vec<_> =
+                self.known.range(heard).map(|(key, (known, _))| (*key, known.op_id.clone())).collect();
+            for (key, op_id) in gone {
+                self.known.remove(&key);
+                if let Some(op_id) = op_id {
+                    self.names.remove(&(device.device, op_id));
+                }
+            }
+            self.states.insert(device.device, device.state);
+        }
+        for result in writes.results {
+            if let Some(op_id) = &result.known.op_id {
+                self.names.insert((result.device, op_id.clone()), result.known.n);
+            }
+            self.known.insert((result.device, result.known.n), (result.known, now_ms));
+        }
+        self.audit.extend(writes.audits.into_iter().map(|audit| (now_ms, audit)));
+        self.heads.extend(writes.heads);
+        for (tenant, device, sync_id, number) in writes.batches {
+            self.batches.insert((tenant, device, sync_id, number), now_ms);
+        }
+        for (tenant, row) in writes.conflicts {
+            self.conflicts.insert((tenant, row.conflict_id.clone()), row);
+        }
+        for exit in writes.exits {
+            let key = (exit.tenant, exit.scope, exit.kind, exit.id);
+            match exit.seq {
+                Some(seq) => drop(self.exits.insert(key, Exit { seq, at_ms: now_ms })),
+                None => drop(self.exits.remove(&key)),
+            }
+        }
+        for add in writes.sums {
+            let (count, sum) = self.sums.entry((add.tenant, add.scope, add.kind)).or_default();
+            (*count, *sum) = (*count + add.count, sum.wrapping_add(add.sum));
+        }
     }
 }
 
@@ -119,6 +194,9 @@ impl MemoryStore {
             audit: Vec::new(),
             policies: BTreeMap::new(),
             batches: BTreeMap::new(),
+            conflicts: BTreeMap::new(),
+            exits: BTreeMap::new(),
+            sums: BTreeMap::new(),
         };
         Self { state: Arc::new(Mutex::new(state)), clock, listeners, cursor_secret, limits }
     }
@@ -154,73 +232,25 @@ impl MemoryStore {
             listening: &|tenant| self.listeners.listening(tenant),
         };
         let mut planned = plan(std::slice::from_ref(submission), &mut group, &env);
-        for key in planned.writes.rows {
-            if let Some(Some(row)) = group.rows.remove(&key) {
-                state.changed.insert(key.clone(), now_ms);
-                state.rows.insert(key, row);
-            }
-        }
-        for device in &planned.writes.devices {
-            let heard = (device.device, 0)..=(device.device, device.state.acked_n);
-            let gone: Vec<_> =
-                state.known.range(heard).map(|(key, (known, _))| (*key, known.op_id.clone())).collect();
-            for (key, op_id) in gone {
-                state.known.remove(&key);
-                if let Some(op_id) = op_id {
-                    state.names.remove(&(device.device, op_id));
-                }
-            }
-            state.states.insert(device.device, device.state);
-        }
-        for result in planned.writes.results {
-            if let Some(op_id) = &result.known.op_id {
-                state.names.insert((result.device, op_id.clone()), result.known.n);
-            }
-            state.known.insert((result.device, result.known.n), (result.known, now_ms));
-        }
-        state.audit.extend(planned.writes.audits.into_iter().map(|audit| (now_ms, audit)));
-        for (tenant, head) in planned.writes.heads {
-            state.heads.insert(tenant, head);
-        }
-        for (tenant, device, sync_id, number) in planned.writes.batches {
-            state.batches.insert((tenant, device, sync_id, number), now_ms);
-        }
+        state.take(planned.writes, &mut group, now_ms);
         // Told under the lock, so that listeners hear commits in their order.
         for committed in planned.commits {
             self.listeners.committed(committed);
         }
         planned.receipts.pop().ok_or_else(|| StoreError::Unavailable("no receipt".into()))
     }
+}
 
-    fn read_page(&self, query: &PageQuery) -> Result<Page, StoreError> {
-        let state = self.state();
-        let head = state.head(query.tenant)?;
-        let visible = |row: &&Row| {
-            query.scopes.contains(&row.scope) && (query.kinds.is_empty() || query.kinds.contains(&row.kind))
-        };
-        let of_tenant = state.rows.iter().filter(|(key, _)| key.tenant == query.tenant).map(|(_, row)| row);
-        let mut rows: Vec<&Row> = match &query.place {
-            Place::After(after) => {
-                of_tenant.filter(visible).filter(|row| row.record.version > *after).collect()
-            }
-            Place::Key(after) => of_tenant
-                .filter(visible)
-                .filter(|row| !row.deleted)
-                .filter(|row| after.as_ref().is_none_or(|(kind, id)| (&row.kind, &row.id) > (kind, id)))
-                .collect(),
-        };
-        if matches!(query.place, Place::After(_)) {
-            rows.sort_by_key(|row| row.record.version);
-        }
-        let mut bytes = 0;
-        let fits = rows.iter().take(query.rows).take_while(|row| {
-            let first = bytes == 0;
-            bytes += row.record.fields.as_str().len().max(1);
-            first || bytes <= query.bytes
-        });
-        let keep = fits.count();
-        let more = keep < rows.len();
-        Ok(Page { head, rows: rows.into_iter().take(keep).cloned().collect(), more })
+#[cfg(test)]
+impl MemoryStore {
+    /// Writes what was planned by hand.
+    pub(crate) fn write_planned(&self, writes: Writes, mut group: GroupState, now_ms: u64) {
+        self.state().take(writes, &mut group, now_ms);
+    }
+
+    /// Loads what a batch needs.
+    pub(crate) fn load_batch(&self, submission: &Submission) -> GroupState {
+        self.state().load(submission)
     }
 }
 
@@ -264,7 +294,7 @@ impl Store for MemoryStore {
     }
 
     async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
-        self.read_page(&query)
+        self.state().page(&query)
     }
 
     async fn record(
@@ -283,45 +313,31 @@ impl Store for MemoryStore {
         kind: &KindName,
         id: &RecordId,
     ) -> Result<Option<History>, StoreError> {
-        let state = self.state();
-        let key = RowKey { tenant, kind: kind.clone(), id: id.clone() };
-        let Some(row) = state.rows.get(&key).cloned() else { return Ok(None) };
-        let device_key =
-            |device: DeviceNo| state.devices.0.get(device.number() as usize).map(|(_, key)| key.clone());
-        let devices = (0_u32..)
-            .zip(&state.devices.0)
-            .filter(|(_, (of, _))| *of == tenant)
-            .map(|(at, (_, key))| (DeviceNo::new(at), key.clone()))
-            .collect();
-        let of_record = state
-            .audit
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, audit))| audit.tenant == tenant && audit.kind == *kind && audit.id == *id);
-        let mut ops: Vec<_> = row
-            .record
-            .all_marks()
-            .filter_map(|mark| {
-                let (known, _) = state.known.get(&(mark.device, mark.n))?;
-                Some((mark.device, mark.n, known.op_id.clone()?))
-            })
-            .collect();
-        let mut audit = Vec::new();
-        for (at, (at_ms, written)) in of_record {
-            if let Some(op_id) = &written.op_id {
-                ops.push((written.device, written.n, op_id.clone()));
-            }
-            audit.push(AuditRow {
-                audit_id: at as u64 + 1,
-                at_ms: *at_ms,
-                device: device_key(written.device).ok_or_else(|| StoreError::Corrupt("device".into()))?,
-                op_id: written.op_id.clone(),
-                code: written.code,
-                policy_version: written.policy_version,
-                detail: written.detail.clone(),
-            });
-        }
-        Ok(Some(History { row, devices, ops, audit }))
+        self.state().history(tenant, kind, id)
+    }
+
+    async fn conflict(
+        &self,
+        tenant: TenantNo,
+        conflict_id: &ConflictId,
+    ) -> Result<Option<ConflictRow>, StoreError> {
+        Ok(self.state().conflicts.get(&(tenant, conflict_id.clone())).cloned())
+    }
+
+    async fn conflicts(
+        &self,
+        tenant: TenantNo,
+        query: ConflictQuery,
+    ) -> Result<Vec<ConflictRow>, StoreError> {
+        Ok(self.state().listed_conflicts(tenant, &query))
+    }
+
+    async fn audit(&self, tenant: TenantNo, query: AuditQuery) -> Result<Vec<AuditEntry>, StoreError> {
+        self.state().listed_audit(tenant, &query)
+    }
+
+    async fn sums(&self, query: SumQuery) -> Result<(Head, Vec<PartSum>), StoreError> {
+        self.state().part_sums(&query)
     }
 
     async fn policies(&self, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
@@ -382,7 +398,7 @@ impl Store for MemoryStore {
     async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
         let mut guard = self.state();
         let state = &mut *guard;
-        let before = state.known.len() + state.batches.len() + state.rows.len();
+        let before = state.prunable();
         let states = &mut state.states;
         state.known.retain(|(device, n), (_, at_ms)| {
             let keep = *at_ms + 90 * DAY_MS >= now_ms;
@@ -408,7 +424,14 @@ impl Store for MemoryStore {
             }
             true
         });
-        Ok((before - state.known.len() - state.batches.len() - state.rows.len()) as u64)
+        state.exits.retain(|(tenant, ..), exit| {
+            let keep = exit.at_ms + 30 * DAY_MS >= now_ms;
+            if let (false, Some(head)) = (keep, heads.get_mut(tenant)) {
+                head.gc_floor = head.gc_floor.max(exit.seq);
+            }
+            keep
+        });
+        Ok((before - state.prunable()) as u64)
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -1,21 +1,23 @@
 //! The engine: rights, policies and cursors over a store.
 
+mod policies;
+mod records;
+mod review;
+
 use std::sync::Arc;
 
-use driftline_conflict::Policy;
 use driftline_model::{
     DeviceId, DeviceKey, Epoch, KindName, Limits, RecordId, ScopeName, Seq, SyncId, TenantId, UserId,
 };
 use driftline_protocol::{
-    Ack, Cursor, CursorKey, ErrorCode, Fault, Phase, PolicyDoc, RequestServerData, Resume, ResyncReason,
+    Ack, Cursor, CursorKey, ErrorCode, Fault, Missing, Phase, RequestServerData, Resume, ResyncReason,
     ResyncRequired, ServerData, SessionInfo, StartSync, SyncData, SyncRequest, encode_changes, format_millis,
 };
 
-use crate::catalogue::Catalogue;
-use crate::explain::{Explanation, explain};
+use crate::catalogue::{Catalogue, canonical_name};
 use crate::hub::{Hub, Subscription};
-use crate::policies::{Policies, doc_of_policy, policy_of_doc};
-use crate::ports::{Head, Identity, Observer, PageQuery, Place, Row, Store, StoreError};
+use crate::policies::{Policies, doc_of_policy};
+use crate::ports::{Head, Identity, Observer, Row, Store, StoreError};
 use crate::pull::{PullFault, Step};
 use crate::push::{Gate, answer};
 use crate::session::covers;
@@ -44,8 +46,8 @@ pub struct Sealer {
     key: CursorKey,
     tenant: TenantId,
     kinds: Vec<KindName>,
+    scopes: Vec<ScopeName>,
     epoch: Epoch,
-    scopes_version: u64,
 }
 
 impl Sealer {
@@ -60,7 +62,7 @@ impl Sealer {
         let cursor = Cursor {
             epoch: self.epoch,
             kinds: self.kinds.clone(),
-            scopes_version: self.scopes_version,
+            scopes: self.scopes.clone(),
             phase: Phase::Log(Resume { from: at, at }),
         };
         self.key.seal(&self.tenant, &cursor)
@@ -102,28 +104,44 @@ impl<S: Store, O: Observer> Engine<S, O> {
         &self.store
     }
 
-    /// Finds the numbers of an authenticated user and device.
+    /// Finds the numbers of an authenticated user and device, and the scopes that the user reads and writes.
+    ///
+    /// `groups` are the user's claims that may name groups, each with one value; of one claim there may be several.
+    /// Only those count that a declared kind takes its scope from.
     ///
     /// # Errors
-    /// `STORE_UNAVAILABLE`.
+    /// `STORE_UNAVAILABLE`; `VALIDATION_ERROR` for the name of a device that begins with `$`, which is the server's.
     pub async fn identify(
         &self,
         tenant_id: TenantId,
         user: UserId,
         device: Option<DeviceId>,
         roles: Vec<Box<str>>,
+        groups: &[(Box<str>, Box<str>)],
     ) -> Result<Identity, Fault> {
         let tenant = self.store.tenant(&tenant_id).await.map_err(|error| unavailable(&error))?;
         let device = match device {
             None => None,
+            Some(device) if device.as_str().starts_with('$') => {
+                return Err(Fault::new(ErrorCode::ValidationError, "a device's name does not begin with $"));
+            }
             Some(device) => {
                 let key = DeviceKey::new(&user, &device);
                 let number = self.store.device(tenant, &key).await.map_err(|error| unavailable(&error))?;
                 Some((number, key))
             }
         };
-        let scopes = vec![ScopeName::tenant(), ScopeName::owner(&user)];
-        Ok(Identity { tenant_id, tenant, user, roles, device, scopes })
+        let mut scopes = vec![ScopeName::tenant(), ScopeName::owner(&user)];
+        for claim in self.catalogue.group_claims() {
+            let own = groups.iter().filter(|(name, _)| **name == *claim);
+            // The scope is named by the canonical texts of field and value, as the records' own is.
+            let (field, value) = (canonical_name(claim), canonical_name);
+            scopes.extend(own.filter_map(|(_, group)| ScopeName::group(&field, &value(group)).ok()));
+        }
+        scopes.sort();
+        scopes.dedup();
+        let reviews = self.catalogue.reviewable(&roles);
+        Ok(Identity { tenant_id, tenant, user, roles, device, scopes, reviews })
     }
 
     /// Reads the head of the identity's tenant.
@@ -155,6 +173,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let (sync_id, data, epoch) = match work {
             Work::Start { sync_id, request } => return Prepared::Start { sync_id, request },
             Work::Pull { request } => return Prepared::Pull { request },
+            Work::Checksums { request } => return Prepared::Checksums { request },
+            Work::Resolve { request } => {
+                return Prepared::Resolve { request, correlation: correlation.to_owned() };
+            }
             Work::Push { sync_id, data, epoch } => (sync_id, data, epoch),
         };
         match self.prepare_push(identity, data, Some(sync_id), epoch, now_ms, correlation).await {
@@ -171,6 +193,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 Done::Started(self.start(identity, sync_id, request, now_ms).await.map(Box::new))
             }
             Prepared::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
+            Prepared::Checksums { request } => Done::Summed(self.checksums(identity, request).await),
+            Prepared::Resolve { request, correlation } => {
+                Done::Resolved(self.resolve(identity, *request, now_ms, &correlation).await.map(Box::new))
+            }
             Prepared::Failed(done) => done,
         }
     }
@@ -255,8 +281,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
             key: self.cursor_key.clone(),
             tenant: identity.tenant_id.clone(),
             kinds,
+            scopes: sorted(&identity.scopes),
             epoch: head.epoch,
-            scopes_version: head.scopes_version,
         }
     }
 
@@ -270,7 +296,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let Some(text) = cursor else { return Ok((None, None)) };
         let reason = match self.cursor_key.open(&identity.tenant_id, text) {
             Err(_) => Some(ResyncReason::CursorExpired),
-            Ok(cursor) => match Step::new(Some(cursor.clone()), cursor.kinds).check(head) {
+            Ok(cursor) => match checked(cursor).check(head) {
                 Ok(()) => None,
                 Err(PullFault::Ahead(left)) => {
                     *head = self
@@ -355,6 +381,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         identity: &Identity,
         request: RequestServerData,
     ) -> Result<Pulled, PullFault> {
+        if let Some(range) = request.range {
+            return self.range(identity, range, request.cursor).await;
+        }
         let step = self.step(identity, &request).await?;
         self.page(identity, step, request.limit).await
     }
@@ -378,7 +407,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             (None, Some(cursor)) => cursor.kinds.clone(),
             (None, None) => Vec::new(),
         };
-        Ok(self.catalogue.readable(&wanted, &identity.roles).map(|kinds| Step::new(cursor, kinds)))
+        Ok(self
+            .catalogue
+            .readable(&wanted, &identity.roles)
+            .map(|kinds| Step::new(cursor, kinds, &identity.scopes)))
     }
 
     async fn page(
@@ -406,6 +438,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
             seq: head.seq,
             hlc: head.hlc,
             has_more: told.has_more,
+            checksums: told.checksums,
+            progress: told.progress,
+            range: None,
         };
         Ok(Pulled { data, rows: told.changes.len() as u64 })
     }
@@ -415,8 +450,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     async fn empty_page(&self, identity: &Identity) -> Result<Pulled, PullFault> {
         let head = self.store.head(identity.tenant).await?;
         let cursor = self.beginning(identity, &head);
-        let data = ServerData { changes: "[]".into(), cursor, seq: head.seq, hlc: head.hlc, has_more: false };
-        Ok(Pulled { data, rows: 0 })
+        Ok(Pulled { data: without_rows(cursor, &head, false), rows: 0 })
     }
 
     /// Pushes and pulls in one request. The cursor is checked first; if it is of no use, nothing is applied.
@@ -439,7 +473,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 .cursor_key
                 .open(&identity.tenant_id, text)
                 .map_err(|_| PullFault::CursorInvalid(head.epoch))?;
-            match Step::new(Some(cursor.clone()), cursor.kinds).check(&head) {
+            match checked(cursor).check(&head) {
                 Err(PullFault::Ahead(left)) => {
                     head = self.store.begin_epoch(identity.tenant, left).await.map_err(PullFault::from)?;
                     return Err(PullFault::EpochChanged(head.epoch).into());
@@ -461,166 +495,45 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// A page without rows that leaves the reader where it is.
     fn same_place(&self, identity: &Identity, cursor: Option<String>, head: &Head) -> ServerData {
         let cursor = cursor.unwrap_or_else(|| self.beginning(identity, head));
-        ServerData { changes: "[]".into(), cursor, seq: head.seq, hlc: head.hlc, has_more: true }
+        without_rows(cursor, head, true)
     }
 
     /// A cursor that stands before everything.
     fn beginning(&self, identity: &Identity, head: &Head) -> String {
         let then = Resume { from: head.seq, at: head.seq };
+        let missing = Missing { all: true, ..Missing::default() };
         let cursor = Cursor {
             epoch: head.epoch,
             kinds: Vec::new(),
-            scopes_version: head.scopes_version,
-            phase: Phase::Snapshot { after: None, missing: Vec::new(), then },
+            scopes: sorted(&identity.scopes),
+            phase: Phase::Snapshot { after: None, missing, sent: 0, then },
         };
         self.cursor_key.seal(&identity.tenant_id, &cursor)
     }
+}
 
-    /// Reads one record that the reader may see.
-    ///
-    /// # Errors
-    /// `NOT_FOUND`, also for what others own; `STORE_UNAVAILABLE`.
-    pub async fn record(&self, identity: &Identity, kind: &KindName, id: &RecordId) -> Result<Row, Fault> {
-        self.readable(identity, kind)?;
-        let row = self.store.record(identity.tenant, kind, id).await.map_err(|error| unavailable(&error))?;
-        row.filter(|row| identity.scopes.contains(&row.scope)).ok_or_else(not_found)
-    }
+/// A step that only judges a cursor's place.
+fn checked(cursor: Cursor) -> Step {
+    let (kinds, scopes) = (cursor.kinds.clone(), cursor.scopes.clone());
+    Step::new(Some(cursor), kinds, &scopes)
+}
 
-    /// Reads a page of a kind's records, by id.
-    ///
-    /// # Errors
-    /// As [`Engine::record`].
-    pub async fn records(
-        &self,
-        identity: &Identity,
-        kind: &KindName,
-        after: Option<RecordId>,
-        limit: usize,
-    ) -> Result<RecordPage, Fault> {
-        self.readable(identity, kind)?;
-        let query = PageQuery {
-            tenant: identity.tenant,
-            scopes: identity.scopes.clone(),
-            kinds: vec![kind.clone()],
-            place: Place::Key(after.map(|id| (kind.clone(), id))),
-            rows: limit.clamp(1, self.limits.page_rows),
-            bytes: self.limits.page_bytes,
-        };
-        let page = self.store.page(query).await.map_err(|error| unavailable(&error))?;
-        let next = page.rows.last().filter(|_| page.more).map(|row| row.id.clone());
-        Ok(RecordPage { rows: page.rows, next })
-    }
+fn sorted(scopes: &[ScopeName]) -> Vec<ScopeName> {
+    let mut scopes = scopes.to_vec();
+    scopes.sort();
+    scopes
+}
 
-    /// Explains why a record is what it is.
-    ///
-    /// # Errors
-    /// As [`Engine::record`].
-    pub async fn explain(
-        &self,
-        identity: &Identity,
-        kind: &KindName,
-        id: &RecordId,
-    ) -> Result<Explanation, Fault> {
-        self.readable(identity, kind)?;
-        let history =
-            self.store.history(identity.tenant, kind, id).await.map_err(|error| unavailable(&error))?;
-        let history =
-            history.filter(|history| identity.scopes.contains(&history.row.scope)).ok_or_else(not_found)?;
-        Ok(explain(&history))
-    }
-
-    fn readable(&self, identity: &Identity, kind: &KindName) -> Result<(), Fault> {
-        let rule = self.catalogue.kind(kind).ok_or_else(not_found)?;
-        if rule.may_read(&identity.roles) {
-            return Ok(());
-        }
-        Err(Fault::new(ErrorCode::Forbidden, "the token's roles may not read this kind"))
-    }
-
-    async fn own_policies(
-        &self,
-        identity: &Identity,
-        now_ms: u64,
-    ) -> Result<Arc<std::collections::HashMap<KindName, crate::policies::PolicyView>>, Fault> {
-        if let Some(own) = self.policies.fresh(identity.tenant, now_ms) {
-            return Ok(own);
-        }
-        let generation = self.policies.generation();
-        let stored = self.store.policies(identity.tenant).await.map_err(|error| unavailable(&error))?;
-        Ok(self.policies.load(identity.tenant, stored, generation, now_ms))
-    }
-
-    /// Lists the policies in force for the tenant's kinds, with their versions; version 0 is the declared one.
-    ///
-    /// # Errors
-    /// `STORE_UNAVAILABLE`.
-    pub async fn policies(
-        &self,
-        identity: &Identity,
-        now_ms: u64,
-    ) -> Result<Vec<(KindName, PolicyDoc, u64)>, Fault> {
-        let own = self.own_policies(identity, now_ms).await?;
-        let mut listed: Vec<_> =
-            own.iter().map(|(kind, view)| (kind.clone(), view.doc.clone(), view.policy.version)).collect();
-        for (kind, rule) in self.catalogue.declared().filter(|(kind, _)| !own.contains_key(*kind)) {
-            listed.push((kind.clone(), doc_of_policy(&rule.policy), 0));
-        }
-        listed.sort_by(|(a, ..), (b, ..)| a.cmp(b));
-        Ok(listed)
-    }
-
-    /// Finds the policy in force for a kind.
-    ///
-    /// # Errors
-    /// `NOT_FOUND` for an undeclared kind; `STORE_UNAVAILABLE`.
-    pub async fn policy(
-        &self,
-        identity: &Identity,
-        kind: &KindName,
-        now_ms: u64,
-    ) -> Result<(PolicyDoc, u64), Fault> {
-        let own = self.own_policies(identity, now_ms).await?;
-        if let Some(view) = own.get(kind) {
-            return Ok((view.doc.clone(), view.policy.version));
-        }
-        let rule = self.catalogue.kind(kind).ok_or_else(not_found)?;
-        Ok((doc_of_policy(&rule.policy), 0))
-    }
-
-    /// Sets the tenant's own policy for a kind; gives its version.
-    ///
-    /// # Errors
-    /// `VALIDATION_ERROR` with the place, `NOT_FOUND` for an undeclared kind, `STORE_UNAVAILABLE`.
-    pub async fn set_policy(
-        &self,
-        identity: &Identity,
-        kind: &KindName,
-        doc: &PolicyDoc,
-    ) -> Result<u64, Fault> {
-        self.catalogue.kind(kind).ok_or_else(not_found)?;
-        let checked: Result<Policy, _> = policy_of_doc(doc, 0);
-        checked.map_err(|error| {
-            let mut fault = Fault::new(ErrorCode::ValidationError, error.message.clone());
-            fault.errors.push(driftline_protocol::FieldError {
-                code: "invalid".into(),
-                pointer: error.pointer,
-                message: error.message,
-            });
-            fault
-        })?;
-        let version = self.store.set_policy(identity.tenant, kind, Some(doc.to_json())).await;
-        self.policies.forget(identity.tenant);
-        version.map_err(|error| unavailable(&error))?.ok_or_else(not_found)
-    }
-
-    /// Removes the tenant's own policy for a kind, so that the declared one is in force again.
-    ///
-    /// # Errors
-    /// `NOT_FOUND` when there is none; `STORE_UNAVAILABLE`.
-    pub async fn remove_policy(&self, identity: &Identity, kind: &KindName) -> Result<(), Fault> {
-        let removed = self.store.set_policy(identity.tenant, kind, None).await;
-        self.policies.forget(identity.tenant);
-        removed.map_err(|error| unavailable(&error))?.map(|_| ()).ok_or_else(not_found)
+fn without_rows(cursor: String, head: &Head, has_more: bool) -> ServerData {
+    ServerData {
+        changes: "[]".into(),
+        cursor,
+        seq: head.seq,
+        hlc: head.hlc,
+        has_more,
+        checksums: Vec::new(),
+        progress: None,
+        range: None,
     }
 }
 

@@ -1,0 +1,210 @@
+//! The review queue and the audit log.
+
+use std::sync::Arc;
+
+use driftline_conflict::Policy;
+use driftline_model::{ConflictId, DeviceKey};
+use driftline_protocol::{
+    ConflictResolved, ErrorCode, Fault, FieldError, ItemCode, RecordView, ResolveConflict,
+};
+
+use super::{Engine, not_found, unavailable};
+use crate::group::{Entry, Placement, Resolve, Resolved, Submission, SubmissionResult, Task};
+use crate::policies::Policies;
+use crate::ports::{AuditEntry, Identity, Observer, Store};
+use crate::review::{AuditQuery, ConflictQuery, ConflictRow, conflict_doc};
+
+/// The device under whose name a reviewer's decisions are written, beside the devices that count their own changes.
+const REVIEW_DEVICE: &str = "$review";
+
+/// The most rows of one page.
+const ROWS_MAX: usize = 500;
+
+impl<S: Store, O: Observer> Engine<S, O> {
+    /// Lists conflicts of the kinds that the user may decide, in the scopes that the user reads.
+    ///
+    /// # Errors
+    /// `FORBIDDEN` without the right to decide any; `STORE_UNAVAILABLE`.
+    pub async fn conflicts(
+        &self,
+        identity: &Identity,
+        mut query: ConflictQuery,
+    ) -> Result<Vec<ConflictRow>, Fault> {
+        if identity.reviews.is_empty() {
+            return Err(may_not_review());
+        }
+        query.scopes.clone_from(&identity.scopes);
+        query.rows = query.rows.clamp(1, ROWS_MAX + 1);
+        if query.kinds.is_empty() {
+            query.kinds = identity.reviews.kinds().map(<[_]>::to_vec).unwrap_or_default();
+        } else if !query.kinds.iter().all(|kind| identity.reviews.contains(kind)) {
+            return Err(may_not_review());
+        }
+        self.store.conflicts(identity.tenant, query).await.map_err(|error| unavailable(&error))
+    }
+
+    /// Reads one conflict: a reviewer any, a device its own.
+    ///
+    /// # Errors
+    /// `CONFLICT_NOT_FOUND`, also for what the user may not see; `STORE_UNAVAILABLE`.
+    pub async fn conflict(
+        &self,
+        identity: &Identity,
+        conflict_id: &ConflictId,
+    ) -> Result<ConflictRow, Fault> {
+        let row = self.store.conflict(identity.tenant, conflict_id).await;
+        let row = row.map_err(|error| unavailable(&error))?;
+        let sees = |row: &ConflictRow| {
+            let own = *row.device_key.user() == *identity.user.to_string();
+            identity.scopes.contains(&row.scope) && (own || identity.reviews.contains(&row.kind))
+        };
+        row.filter(sees).ok_or_else(no_conflict)
+    }
+
+    /// Decides a conflict, if its record is still the one that the reviewer saw.
+    ///
+    /// # Errors
+    /// `CONFLICT_NOT_FOUND`; `FORBIDDEN` without the right to decide it; `CONFLICT_ALREADY_RESOLVED`;
+    /// `CONFLICT_STALE` with the record as it is now: nothing was decided; `VALIDATION_ERROR` for values that the kind
+    /// does not take; `STORE_UNAVAILABLE`.
+    pub async fn resolve(
+        &self,
+        identity: &Identity,
+        request: ResolveConflict,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<ConflictResolved, Fault> {
+        let row = self.conflict(identity, &request.conflict_id).await?;
+        if !identity.reviews.contains(&row.kind) {
+            return Err(may_not_review());
+        }
+        if !row.status.is_open() {
+            return Err(already(&row));
+        }
+        let submission = self.resolution(identity, &row, request, now_ms, correlation).await?;
+        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
+        let result = receipt.results.into_iter().next();
+        let result = result.unwrap_or_else(|| SubmissionResult::of(ItemCode::RetryLater));
+        match result.resolved.as_deref() {
+            Some(Resolved::Done(row)) => Ok(resolved(row, result.record.clone())),
+            Some(Resolved::Already(row)) => Err(already(row)),
+            Some(Resolved::Stale(_)) => Err(stale(result.record)),
+            // Only open conflicts are loaded: it was decided since it was read here.
+            Some(Resolved::NotFound) => Err(already(&row)),
+            None => Err(refused(result)),
+        }
+    }
+
+    async fn resolution(
+        &self,
+        identity: &Identity,
+        row: &ConflictRow,
+        request: ResolveConflict,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<Submission, Fault> {
+        let own = self.own_policies(identity, now_ms).await?;
+        let policy = Policies::policy(&own, &self.catalogue, &row.kind);
+        let policy = policy.unwrap_or_else(|| Arc::new(Policy::field_merge()));
+        let rule = self.catalogue.kind(&row.kind).ok_or_else(not_found)?;
+        let placement = match rule.scope.placement(&identity.user) {
+            Placement::Fixed(_) => Placement::Fixed(row.scope.clone()),
+            group @ Placement::Group(_) => group,
+        };
+        let key = DeviceKey::from_text(&format!("{}\u{1}{REVIEW_DEVICE}", identity.user));
+        let device = self.store.device(identity.tenant, &key).await.map_err(|error| unavailable(&error))?;
+        let entry = Entry {
+            op_id: None,
+            n: None,
+            hash: 0,
+            kind: Some(row.kind.clone()),
+            id: Some(row.id.clone()),
+            group: None,
+            task: Task::Resolve(Resolve {
+                conflict_id: request.conflict_id,
+                resolution: request.resolution,
+                fields: request.fields,
+                version: request.version,
+                placement,
+                policy,
+            }),
+        };
+        Ok(Submission {
+            tenant: identity.tenant,
+            device,
+            user: identity.user.to_string().into(),
+            scopes: identity.scopes.clone(),
+            epoch: None,
+            acked_n: None,
+            batch: None,
+            correlation: correlation.into(),
+            entries: vec![entry],
+        })
+    }
+
+    /// Lists audit rows of the kinds that the user may decide conflicts of, newest first.
+    ///
+    /// # Errors
+    /// `FORBIDDEN` without the right to decide any; `STORE_UNAVAILABLE`.
+    pub async fn audit(&self, identity: &Identity, mut query: AuditQuery) -> Result<Vec<AuditEntry>, Fault> {
+        if identity.reviews.is_empty() {
+            return Err(may_not_review());
+        }
+        query.rows = query.rows.clamp(1, ROWS_MAX + 1);
+        if query.kinds.is_empty() {
+            query.kinds = identity.reviews.kinds().map(<[_]>::to_vec).unwrap_or_default();
+        } else if !query.kinds.iter().all(|kind| identity.reviews.contains(kind)) {
+            return Err(may_not_review());
+        }
+        self.store.audit(identity.tenant, query).await.map_err(|error| unavailable(&error))
+    }
+}
+
+/// What is told when a conflict was decided.
+pub(crate) fn resolved(row: &ConflictRow, record: Option<RecordView>) -> ConflictResolved {
+    ConflictResolved { conflict: conflict_doc(row), record }
+}
+
+fn no_conflict() -> Fault {
+    Fault::new(ErrorCode::ConflictNotFound, "there is no such conflict here")
+}
+
+fn may_not_review() -> Fault {
+    Fault::new(ErrorCode::Forbidden, "the token's roles may not decide these conflicts")
+}
+
+fn already(row: &ConflictRow) -> Fault {
+    let by = match &row.status {
+        crate::review::ConflictStatus::Resolved { by, .. } => format!(" by {by}"),
+        crate::review::ConflictStatus::Open => String::new(),
+    };
+    Fault::new(ErrorCode::ConflictAlreadyResolved, format!("the conflict was decided before{by}"))
+}
+
+fn stale(record: Option<RecordView>) -> Fault {
+    let message = "the record changed since it was read: look at it again and send its version";
+    let fault = Fault::new(ErrorCode::ConflictStale, message);
+    match record {
+        Some(record) => fault.with_record(record),
+        None => fault,
+    }
+}
+
+/// A decision whose values the record does not take.
+fn refused(result: SubmissionResult) -> Fault {
+    let code = match result.code {
+        ItemCode::Forbidden => ErrorCode::Forbidden,
+        ItemCode::RetryLater | ItemCode::Busy => ErrorCode::StoreUnavailable,
+        _ => ErrorCode::ValidationError,
+    };
+    let mut fault = Fault::new(code, format!("the decision was not carried out: {}", result.code));
+    fault.errors = result.errors;
+    if fault.errors.is_empty() && code == ErrorCode::ValidationError {
+        fault.errors.push(FieldError {
+            code: result.code.as_str().into(),
+            pointer: "/fields".into(),
+            message: "the record does not take these values".into(),
+        });
+    }
+    fault
+}
