@@ -43,5 +43,6 @@ pub use decision::{
     Audit, ChangeError, Decision, Existence, FieldDecision, Outcome, Part, Review, ReviewReason, Rule, Stamp,
     Winner,
 };
+pub use driftline_model::{DeviceNo, Hlc, Intents, NotCanonical, Object, Seq};
 pub use policy::{Custom, DeletedRecord, FieldRule, Granularity, OnDelete, Order, Policy, Strategy};
 pub use record::{Assertion, FieldState, Life, Mark, Parts, Record};
