@@ -1,13 +1,17 @@
 //! The push half: what the server says of edits.
 
-use driftline_model::Seq;
+use driftline_model::{Hlc, Seq};
 use driftline_protocol::{
-    Ack, ChangeKind, ErrorCode, ErrorMessage, Fault, Item, ItemClass, ItemCode, ItemResult, Retry,
+    Ack, ChangeKind, ErrorCode, ErrorMessage, Fault, Item, ItemClass, ItemCode, ItemResult, RecordView,
+    Retry, WinnerName,
 };
 
 use crate::event::{Acknowledged, DeadLetter, Event};
-use crate::queue::{Batch, effective_codes};
-use crate::record::Record;
+use crate::intents::object;
+use crate::policies::{Rule, canonical_name};
+use crate::queue::{Batch, Source, effective_codes};
+use crate::record::{Record, Telling};
+use crate::records::Key;
 use crate::replica::Replica;
 use crate::session::Link;
 
@@ -21,6 +25,7 @@ impl Replica {
     pub(crate) fn handle_ack(&mut self, ack: Ack, now_ms: u64) -> Result<(), Fault> {
         self.saw_hlc(&ack.hlc)?;
         self.pull.head = self.pull.head.max(Seq::new(ack.seq));
+        let hlc = ack.hlc.parse().unwrap_or(self.hlc);
         let Some(batch) = self.queue.answered(ack.batch_seq) else { return Ok(()) };
         let codes = {
             let items = batch.ns.iter().map(|n| self.queue.item(*n));
@@ -30,7 +35,7 @@ impl Replica {
         let mut results = ack.results.into_iter().zip(codes);
         for &n in &batch.ns {
             match results.next() {
-                Some((result, code)) => self.settle(n, ItemResult { code, ..result }, now_ms),
+                Some((result, code)) => self.settle(n, ItemResult { code, ..result }, (hlc, now_ms)),
                 // An answer without a result is no decision.
                 None => self.queue.hold(n, now_ms, None),
             }
@@ -42,10 +47,10 @@ impl Replica {
         Ok(())
     }
 
-    fn settle(&mut self, n: u64, result: ItemResult, now_ms: u64) {
+    fn settle(&mut self, n: u64, result: ItemResult, (hlc, now_ms): (Hlc, u64)) {
         match result.code.class() {
-            ItemClass::Done => self.finish(n, result),
-            ItemClass::Terminal => self.bury(n, result),
+            ItemClass::Done => self.finish(n, result, hlc),
+            ItemClass::Terminal => self.bury(n, result, hlc),
             ItemClass::Retry => self.queue.hold(n, now_ms, result.retry_after_ms),
             ItemClass::Resync if result.code == ItemCode::EpochChanged => {
                 // The start of a session tells the new epoch, and that all begins anew.
@@ -61,14 +66,15 @@ impl Replica {
     }
 
     /// Takes a decided edit out of the queue; its effect stays visible if the server took it.
-    fn finish(&mut self, n: u64, mut result: ItemResult) {
-        let Some(item) = self.take_off(n) else { return };
+    fn finish(&mut self, n: u64, mut result: ItemResult, hlc: Hlc) {
+        let Some((mut item, source)) = self.take_off(n) else { return };
         let version = result.version.map(Seq::new);
         let own = matches!(result.code, ItemCode::Applied | ItemCode::Merged);
         if let Some(version) = version.filter(|version| own && *version > self.pull.seq) {
             self.pull.own.insert(version);
         }
-        if let Some(op_id) = item.op_id.clone() {
+        let op_id = item.op_id.clone().filter(|_| source == Source::User);
+        if let Some(op_id) = op_id {
             self.events.push(Event::Acknowledged(Acknowledged {
                 op_id,
                 n,
@@ -76,40 +82,62 @@ impl Replica {
                 id: item.id.clone(),
                 code: result.code,
                 duplicate: result.duplicate,
-                winners: std::mem::take(&mut result.winners),
+                winners: result.winners.clone(),
+                conflict_id: result.conflict_id.take(),
             }));
         }
-        if self.apply_canonical(&item, &result) {
+        if let (Some(version), Some(intents)) = (version.filter(|_| own), &item.intents) {
+            let key = (item.kind.clone(), item.id.clone());
+            self.journal.note(&key, version, &intents.increments);
+        }
+        if self.apply_canonical(&item, &result, hlc) {
             return;
         }
+        let guess = self.is_guess(&item, result.code) || drop_lost(&mut item, &result);
         match version.filter(|_| own || result.code == ItemCode::Noop) {
             // Pages told of it before. Deltas did not pass it: they wait for acks.
             Some(version) if version <= self.pull.seq => {}
             Some(version) => {
-                if self.is_guess(&item) {
+                if guess {
                     self.pull.want();
                 }
-                self.records.acknowledge(item, version);
+                self.records.acknowledge(item, version, hlc);
             }
             // The state is not the one that the edit asked for, and only a pull can tell which it is.
             None => self.pull.want(),
         }
     }
 
-    /// A record that is brought back keeps fields on the server that this device no longer has.
-    fn is_guess(&self, item: &Item) -> bool {
+    /// Whether only the server knows what became of the record.
+    ///
+    /// One that is brought back keeps fields on the server that this device no longer has. Where sets and lists met
+    /// with other changes, the server knows what stayed and in which order.
+    fn is_guess(&self, item: &Item, code: ItemCode) -> bool {
         use driftline_protocol::ItemOp::{Create, Restore};
         let known = self.records.get(item.kind.as_str(), item.id.as_str());
-        item.op == Restore || item.op == Create && known.is_some_and(Record::has_past)
+        let rules = self.records.policies.of(&item.kind);
+        let gathers = |name: &str| matches!(rules.rule(name), Some(Rule::Set | Rule::Append));
+        let asked = item.intents.iter().any(|asked| !asked.add.is_empty() || !asked.remove.is_empty());
+        let gathered = asked || item.fields.iter().any(|(name, _)| gathers(name));
+        item.op == Restore
+            || item.op == Create && known.is_some_and(Record::has_past)
+            || gathered && (code != ItemCode::Applied || !rules.is_known())
     }
 
     /// Applies the record that a result carries, if it carries one; a resend may get one that is long past.
-    fn apply_canonical(&mut self, item: &Item, result: &ItemResult) -> bool {
+    fn apply_canonical(&mut self, item: &Item, result: &ItemResult, hlc: Hlc) -> bool {
         let Some(record) = &result.record else { return false };
+        self.apply_view((item.kind.clone(), item.id.clone()), record, hlc);
+        true
+    }
+
+    /// Applies a record that an answer carries, unless a pull has passed it.
+    pub(crate) fn apply_view(&mut self, key: Key, record: &RecordView, hlc: Hlc) {
         let version = Seq::new(record.version);
         let change = if record.deleted { ChangeKind::Delete } else { ChangeKind::Put };
-        let key = (item.kind.clone(), item.id.clone());
-        if version > self.pull.seq && self.records.apply(&key, version, change, record.fields.clone()) {
+        let told = Telling { version, change, fields: record.fields.clone(), scope: None, hlc };
+        if version > self.pull.seq && self.records.apply(&key, told) {
+            self.pull.ahead = self.pull.ahead.max(version);
             // A snapshot under way has yet to tell of it, unless it is newer than the snapshot.
             if let Some(unseen) = &mut self.pull.unseen {
                 unseen.insert(key.clone());
@@ -117,24 +145,28 @@ impl Replica {
             let (kind, id) = key;
             self.events.push(Event::Changed { kind, id });
         }
-        true
     }
 
-    /// Moves an edit that was refused for good to the dead letters.
-    fn bury(&mut self, n: u64, result: ItemResult) {
-        let Some(item) = self.take_off(n) else { return };
-        if !self.apply_canonical(&item, &result) {
+    /// Moves an edit that was refused for good to the dead letters. What the device may not give back is no edit of
+    /// the user's, and goes.
+    fn bury(&mut self, n: u64, result: ItemResult, hlc: Hlc) {
+        use ItemCode::{Forbidden, Gone, UnknownKind};
+        let Some((item, source)) = self.take_off(n) else { return };
+        if !self.apply_canonical(&item, &result, hlc) {
             self.events.push(Event::Changed { kind: item.kind.clone(), id: item.id.clone() });
+        }
+        if source == Source::Heal && matches!(result.code, Forbidden | Gone | UnknownKind) {
+            return;
         }
         let letter = DeadLetter { item, code: result.code, errors: result.errors };
         self.events.push(Event::DeadLetter(letter.clone()));
         self.dead_letters.push(letter);
     }
 
-    fn take_off(&mut self, n: u64) -> Option<Item> {
-        let item = self.queue.remove(n)?;
+    fn take_off(&mut self, n: u64) -> Option<(Item, Source)> {
+        let (item, source) = self.queue.remove(n)?;
         self.records.remove_pending(&(item.kind.clone(), item.id.clone()), n);
-        Some(item)
+        Some((item, source))
     }
 
     /// A whole message was refused, and nothing of it was applied.
@@ -164,6 +196,8 @@ impl Replica {
                     self.pull.hold_until_ms = Some(until_ms);
                 }
             }
+            ("k" | "r", Some(id)) => self.repair.fail(id),
+            ("c", Some(id)) => return self.refuse_resolution(id, error, until_ms),
             ("s", None) => {
                 self.session.start_again();
                 self.session.hold_until_ms = Some(until_ms);
@@ -179,7 +213,7 @@ impl Replica {
             &[n] if too_large => {
                 let mut result = undecided(ItemCode::TooLarge);
                 result.errors = error.details.iter().flat_map(|details| details.errors.clone()).collect();
-                return self.bury(n, result);
+                return self.bury(n, result, self.hlc);
             }
             ns if too_large => {
                 let limits = &mut self.session.limits;
@@ -203,6 +237,21 @@ impl Replica {
     }
 }
 
+/// Takes out of an edit what the server let another value win against; tells whether there was any.
+fn drop_lost(item: &mut Item, result: &ItemResult) -> bool {
+    let lost: Vec<_> = result
+        .winners
+        .iter()
+        .filter(|(_, winner)| matches!(winner, WinnerName::Server | WinnerName::Held))
+        .map(|(name, _)| canonical_name(name))
+        .collect();
+    let stands = |name: &str| !lost.iter().any(|lost| **lost == *name);
+    if item.fields.iter().any(|(name, _)| !stands(name)) {
+        item.fields = object(item.fields.iter().filter(|(name, _)| stands(name)).collect());
+    }
+    !lost.is_empty()
+}
+
 /// A result that this side makes up.
 fn undecided(code: ItemCode) -> ItemResult {
     ItemResult {
@@ -215,6 +264,7 @@ fn undecided(code: ItemCode) -> ItemResult {
         duplicate: false,
         record: None,
         winners: std::collections::BTreeMap::new(),
+        conflict_id: None,
         retry_after_ms: None,
         errors: Vec::new(),
     }

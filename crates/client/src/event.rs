@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use driftline_model::{KindName, OpId, RecordId, Seq};
-use driftline_protocol::{ErrorMessage, FieldError, Item, ItemCode, ResyncReason, Totals, WinnerName};
+use driftline_model::{ConflictId, KindName, OpId, RecordId, ScopeName, Seq};
+use driftline_protocol::{
+    ConflictDoc, ConflictResolved, ErrorMessage, FieldError, Item, ItemCode, Progress, ResyncReason, Totals,
+    WinnerName,
+};
 
 /// Something that an app may want to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +24,13 @@ pub enum Event {
         /// The record.
         id: RecordId,
     },
+    /// A record left the scopes that the user may read; it lives on for others. Waiting edits of it stay queued.
+    Evicted {
+        /// The record's kind.
+        kind: KindName,
+        /// The record.
+        id: RecordId,
+    },
     /// The server decided an edit, which left the queue.
     Acknowledged(Acknowledged),
     /// The server refused an edit for good; it left the queue for the dead letters.
@@ -30,8 +40,35 @@ pub enum Event {
         /// Where the device stands.
         seq: Seq,
     },
+    /// How far the snapshot has come that the device pulls.
+    Progress(Progress),
     /// The device pulls everything anew; unsent edits stay.
     Resync(ResyncReason),
+    /// The server was restored to an older state, and the device gives back what it still holds.
+    Healing {
+        /// How many rows.
+        rows: u64,
+    },
+    /// Rows differed from the server's without a reason, and were replaced.
+    Repaired {
+        /// Their kind.
+        kind: KindName,
+        /// Their scope.
+        scope: ScopeName,
+        /// How many.
+        rows: u64,
+    },
+    /// A change was set aside for a reviewer: one of this device, or one that the user may review.
+    ConflictOpened(Box<ConflictDoc>),
+    /// A reviewer decided a conflict: this user, or another one.
+    ConflictResolved(Box<ConflictResolved>),
+    /// The server refused a resolution of this user. A lost compare-and-set comes with the record as it stands.
+    ResolutionRefused {
+        /// The conflict, which waits on.
+        conflict_id: ConflictId,
+        /// Why.
+        error: ErrorMessage,
+    },
     /// The server reported an error about a whole message.
     ServerError(ErrorMessage),
     /// The server is about to shut down.
@@ -62,6 +99,8 @@ pub struct Acknowledged {
     pub duplicate: bool,
     /// Per field that a strategy decided, the winner.
     pub winners: BTreeMap<String, WinnerName>,
+    /// The conflict that waits for a reviewer, if one does.
+    pub conflict_id: Option<String>,
 }
 
 /// An edit that the server refused for good.
@@ -76,7 +115,7 @@ pub struct DeadLetter {
 }
 
 /// Events on their way to the app; the oldest make room when nobody reads.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Events {
     waiting: VecDeque<Event>,
     lost: u64,

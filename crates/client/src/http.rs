@@ -16,7 +16,7 @@ impl Replica {
             return None;
         }
         self.session.link = Link::Http;
-        let batch = if self.may_push() { self.queue.take_batch(self.session.limits) } else { None };
+        let batch = if self.may_push() { self.take_batch() } else { None };
         let (batch_seq, items) = batch.unwrap_or_default();
         let id = self.session.message_id();
         self.begin_page(id);

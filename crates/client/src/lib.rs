@@ -51,24 +51,35 @@ mod client;
 mod edit;
 mod endpoint;
 mod event;
+mod heal;
 mod http;
+mod intents;
+mod journal;
 mod pages;
+mod policies;
 mod pull;
 mod queue;
 mod record;
 mod records;
+mod repair;
 mod replica;
+mod reviews;
+mod seen;
 mod session;
 mod socket;
+mod sums;
 mod system;
 mod world;
 
 pub use client::{Client, ClientError, ConnectError};
-pub use driftline_model::{DeviceId, Epoch, Hlc, KindName, Object, OpId, RecordId, Seq, SyncId};
-pub use driftline_protocol::{
-    ErrorMessage, Fault, FieldError, Item, ItemClass, ItemCode, ItemOp, ResyncReason, Totals, WinnerName,
+pub use driftline_model::{
+    ConflictId, DeviceId, Epoch, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId,
 };
-pub use edit::{Edit, EditError, FieldsError, fields};
+pub use driftline_protocol::{
+    ConflictDoc, ConflictResolved, ErrorMessage, Fault, FieldError, Item, ItemClass, ItemCode, ItemOp,
+    Progress, Resolution, ResyncReason, Totals, WinnerName,
+};
+pub use edit::{Edit, EditError, Elements, FieldsError, elements, fields};
 pub use endpoint::{Endpoint, EndpointError};
 pub use event::{Acknowledged, DeadLetter, Event};
 pub use record::{Body, View};

@@ -1,10 +1,11 @@
 //! The pull half: pages, deltas and resyncs.
 
 use driftline_model::{Epoch, Seq};
-use driftline_protocol::{ResyncReason, Rows};
+use driftline_protocol::{Change, ChangeKind, ResyncReason, Rows};
 
 use crate::event::Event;
 use crate::pull::{Deferred, Order, Pull};
+use crate::record::Telling;
 use crate::records::Told;
 use crate::replica::Replica;
 use crate::session::Link;
@@ -30,6 +31,9 @@ impl Replica {
     }
 
     pub(crate) fn handle_page(&mut self, rows: Rows, reply_to: Option<&str>) {
+        if rows.range.is_some() || reply_to.is_some_and(|id| id.starts_with('r')) {
+            return self.handle_range(rows, reply_to);
+        }
         let Some(asked) = self.pull.in_flight else { return };
         if reply_to.is_some_and(|id| id.strip_prefix('p') != Some(asked.to_string().as_str())) {
             return;
@@ -39,13 +43,14 @@ impl Replica {
     }
 
     pub(crate) fn apply_page(&mut self, rows: Rows) {
-        let Rows { cursor, seq, has_more, .. } = self.apply_rows(rows);
+        let Rows { cursor, seq, has_more, checksums, .. } = self.apply_rows(rows);
         if has_more {
             self.pull.cursor = Some(cursor);
             self.pull.between_pages = true;
             self.pull.wanted = true;
             return;
         }
+        self.heal(seq);
         for key in self.pull.unseen.take().unwrap_or_default() {
             if self.records.version(&key) > seq {
                 continue;
@@ -61,20 +66,29 @@ impl Replica {
         self.queue.rebase(|key| self.records.version(key));
         self.pull.wanted = std::mem::take(&mut self.pull.missed) > seq || self.pull.wanted;
         self.events.push(Event::CaughtUp { seq });
+        self.compare(&checksums, seq);
     }
 
     /// Applies the changes and returns the rest.
     fn apply_rows(&mut self, mut rows: Rows) -> Rows {
         self.raise_hlc(rows.hlc);
         self.pull.head = self.pull.head.max(rows.seq);
+        if let Some(progress) = rows.progress {
+            self.events.push(Event::Progress(progress));
+        }
         for change in std::mem::take(&mut rows.changes) {
             let key = (change.kind, change.id);
             if let Some(unseen) = &mut self.pull.unseen {
                 unseen.remove(&key);
             }
-            if self.records.apply(&key, change.version, change.change, change.fields) {
+            let Change { version, change, fields, scope, .. } = change;
+            let told = Telling { version, change, fields, scope: Some(scope), hlc: rows.hlc };
+            if self.records.apply(&key, told) {
                 let (kind, id) = key;
-                self.events.push(Event::Changed { kind, id });
+                self.events.push(match change {
+                    ChangeKind::Evict => Event::Evicted { kind, id },
+                    _ => Event::Changed { kind, id },
+                });
             }
         }
         rows
@@ -136,10 +150,12 @@ impl Replica {
         match reason {
             ResyncReason::EpochChanged => {
                 self.epoch = epoch;
-                self.records.forget_versions();
+                self.records.leave_epoch();
                 self.queue.forget_bases();
                 self.pull.restart(Order::SnapshotFirst);
             }
+            // What the device holds of a lost epoch is compared with a snapshot before anything is sent.
+            _ if self.pull.order == Order::SnapshotFirst => self.pull.restart(Order::SnapshotFirst),
             _ => self.pull.restart(Order::QueueFirst),
         }
         self.events.push(Event::Resync(reason));

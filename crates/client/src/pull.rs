@@ -8,7 +8,7 @@ use driftline_protocol::Rows;
 use crate::records::Key;
 
 /// The state of pulling.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Pull {
     /// Where the device has everything of the server.
     pub(crate) seq: Seq,
@@ -27,6 +27,8 @@ pub(crate) struct Pull {
     pub(crate) between_pages: bool,
     /// Versions of the device's own writes above `seq`.
     pub(crate) own: BTreeSet<Seq>,
+    /// The highest version of a body that no pull has reached.
+    pub(crate) ahead: Seq,
     /// The highest place of the server that was heard of.
     pub(crate) head: Seq,
     /// The highest place that a delta told of while it could not be used.
@@ -48,7 +50,7 @@ pub(crate) enum Order {
 }
 
 /// A delta whose time has not come.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Deferred {
     pub(crate) after_batch: u64,
     pub(crate) prev_seq: Seq,
@@ -120,6 +122,7 @@ impl Pull {
             self.seq = Seq::ZERO;
             self.head = Seq::ZERO;
             self.missed = Seq::ZERO;
+            self.ahead = Seq::ZERO;
             self.own.clear();
         }
     }

@@ -5,16 +5,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use driftline_model::Seq;
 use driftline_protocol::{Item, ItemCode};
 
+use crate::policies::Policies;
 use crate::records::Key;
+use crate::seen::Seen;
 
 /// The queue: edits by their number, each with where it stands, and the batches that wait for their answer.
 ///
 /// An edit leaves the queue only by [`Queue::remove`], when the server has decided it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Queue {
     items: BTreeMap<u64, Queued>,
-    /// The numbers of edits that are to be sent.
-    unsent: BTreeSet<u64>,
+    /// The edits that are to be sent.
+    unsent: BTreeSet<Turn>,
     /// The edits that wait for a time, by time.
     held: BTreeSet<(u64, u64)>,
     in_flight: VecDeque<Batch>,
@@ -22,9 +24,23 @@ pub(crate) struct Queue {
     next_batch: u64,
 }
 
-#[derive(Debug)]
+/// When an edit is sent: what heals the server comes first, then edits by their number.
+type Turn = (Source, u64);
+
+/// Where an edit comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Source {
+    /// The device gives back what the server lost.
+    Heal,
+    /// The user.
+    User,
+}
+
+#[derive(Debug, Clone)]
 struct Queued {
     item: Item,
+    source: Source,
+    seen: Seen,
     place: Place,
     /// How often the server asked to send it again later.
     refusals: u32,
@@ -41,7 +57,7 @@ enum Place {
 }
 
 /// A batch that was sent and not answered.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Batch {
     pub(crate) seq: u64,
     /// The numbers of its edits, in the order in which they were sent.
@@ -84,6 +100,11 @@ impl Queue {
         self.items.get(&n).map(|queued| &queued.item)
     }
 
+    /// Returns an edit with what its author saw.
+    pub(crate) fn waiting(&self, n: u64) -> Option<(&Item, &Seen)> {
+        self.items.get(&n).map(|queued| (&queued.item, &queued.seen))
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Item> {
         self.items.values().map(|queued| &queued.item)
     }
@@ -99,11 +120,11 @@ impl Queue {
     }
 
     /// Takes an edit in; its `n` is the queue's next number.
-    pub(crate) fn push(&mut self, item: Item) -> u64 {
+    pub(crate) fn push(&mut self, item: Item, source: Source, seen: Seen) -> u64 {
         let n = self.next_n;
         self.next_n += 1;
-        self.items.insert(n, Queued { item, place: Place::Unsent, refusals: 0 });
-        self.unsent.insert(n);
+        self.items.insert(n, Queued { item, source, seen, place: Place::Unsent, refusals: 0 });
+        self.unsent.insert((source, n));
         n
     }
 
@@ -126,12 +147,16 @@ impl Queue {
     }
 
     /// Makes the next batch, if anything can be sent.
-    pub(crate) fn take_batch(&mut self, limits: BatchLimits) -> Option<(u64, Vec<Item>)> {
+    pub(crate) fn take_batch(
+        &mut self,
+        limits: BatchLimits,
+        policies: &Policies,
+    ) -> Option<(u64, Vec<Item>)> {
         let ns = self.choose(limits);
         if ns.is_empty() {
             return None;
         }
-        let items = ns.iter().filter_map(|n| self.item(*n).cloned()).collect();
+        let items = ns.iter().filter_map(|n| self.items.get(n)).map(|queued| queued.sent(policies)).collect();
         for &n in &ns {
             self.place(n, Place::Sent);
         }
@@ -147,45 +172,51 @@ impl Queue {
         let mut chosen = Vec::new();
         let mut bytes = 0;
         let mut waiting = self.waiting_records();
+        let mut taken = BTreeSet::new();
         let mut passed_over = BTreeSet::new();
-        for &n in &self.unsent {
-            if passed_over.contains(&n) || chosen.last().is_some_and(|last| *last >= n) {
+        for &(_, n) in &self.unsent {
+            if passed_over.contains(&n) || taken.contains(&n) {
                 continue;
             }
             let unit = self.unit(n);
             let blocked = unit.iter().any(|m| {
-                let earlier = self.items.get(m).and_then(|queued| waiting.get(&key(&queued.item)));
-                earlier.is_some_and(|earlier| earlier < m) || !self.unsent.contains(m)
+                let Some(queued) = self.items.get(m) else { return true };
+                let turn = (queued.source, *m);
+                waiting.get(&key(&queued.item)).is_some_and(|earlier| *earlier < turn)
+                    || !self.unsent.contains(&turn)
             });
             if blocked {
                 for m in &unit {
-                    if let Some(item) = self.item(*m) {
-                        waiting.entry(key(item)).or_insert(*m);
+                    if let Some(queued) = self.items.get(m) {
+                        waiting.entry(key(&queued.item)).or_insert((queued.source, *m));
                     }
                 }
                 passed_over.extend(unit);
                 continue;
             }
-            let unit_bytes: usize = unit.iter().filter_map(|m| self.item(*m)).map(size).sum();
+            let unit_bytes: usize = unit.iter().filter_map(|m| self.items.get(m)).map(Queued::bytes).sum();
             let full = chosen.len() + unit.len() > limits.items || bytes + unit_bytes > limits.bytes;
             if full && !chosen.is_empty() {
                 break;
             }
             bytes += unit_bytes;
+            taken.extend(unit.iter().copied());
             chosen.extend(unit);
         }
         chosen
     }
 
     /// The records with an edit that waits, each with the first such edit.
-    fn waiting_records(&self) -> BTreeMap<Key, u64> {
+    fn waiting_records(&self) -> BTreeMap<Key, Turn> {
         if self.unsent.len() + self.sent_len() == self.items.len() {
             return BTreeMap::new();
         }
         let mut waiting = BTreeMap::new();
         for (&n, queued) in &self.items {
             if matches!(queued.place, Place::Held(_) | Place::Rebase) {
-                waiting.entry(key(&queued.item)).or_insert(n);
+                let turn = (queued.source, n);
+                let first = waiting.entry(key(&queued.item)).or_insert(turn);
+                *first = turn.min(*first);
             }
         }
         waiting
@@ -213,9 +244,9 @@ impl Queue {
     }
 
     /// Takes a decided edit out.
-    pub(crate) fn remove(&mut self, n: u64) -> Option<Item> {
+    pub(crate) fn remove(&mut self, n: u64) -> Option<(Item, Source)> {
         self.place(n, Place::Sent);
-        self.items.remove(&n).map(|queued| queued.item)
+        self.items.remove(&n).map(|queued| (queued.item, queued.source))
     }
 
     /// Lets an edit be sent again.
@@ -290,13 +321,14 @@ impl Queue {
 
     fn place(&mut self, n: u64, place: Place) {
         let Some(queued) = self.items.get_mut(&n) else { return };
+        let turn = (queued.source, n);
         match std::mem::replace(&mut queued.place, place) {
-            Place::Unsent => _ = self.unsent.remove(&n),
+            Place::Unsent => _ = self.unsent.remove(&turn),
             Place::Held(until) => _ = self.held.remove(&(until, n)),
             Place::Sent | Place::Rebase => {}
         }
         match place {
-            Place::Unsent => _ = self.unsent.insert(n),
+            Place::Unsent => _ = self.unsent.insert(turn),
             Place::Held(until) => _ = self.held.insert((until, n)),
             Place::Sent | Place::Rebase => {}
         }
@@ -327,7 +359,25 @@ fn key(item: &Item) -> Key {
     (item.kind.clone(), item.id.clone())
 }
 
-/// About how many bytes an item takes in a message.
-fn size(item: &Item) -> usize {
-    item.fields.as_str().len() + 2 * (item.kind.as_str().len() + item.id.as_str().len()) + 400
+impl Queued {
+    /// The edit as it is sent: with the values that its author saw where the server wants to know them.
+    fn sent(&self, policies: &Policies) -> Item {
+        let mut item = self.item.clone();
+        let previous = self.seen.previous(&item, policies.of(&item.kind));
+        if !previous.is_empty() {
+            item.intents.get_or_insert_default().previous = previous;
+        }
+        item
+    }
+
+    /// About how many bytes the edit takes in a message.
+    fn bytes(&self) -> usize {
+        let Item { kind, id, fields, intents, .. } = &self.item;
+        let intents = intents.as_ref().map_or(0, |intents| {
+            let names: usize = intents.increments.iter().map(|(name, _)| name.len() + 24).sum();
+            names + intents.add.as_str().len() + intents.remove.as_str().len()
+        });
+        let names = 2 * (kind.as_str().len() + id.as_str().len());
+        fields.as_str().len() + intents + self.seen.bytes() + names + 400
+    }
 }

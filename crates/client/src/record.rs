@@ -1,10 +1,13 @@
 //! One record: the server's body with the device's own changes on top.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
 
-use driftline_model::{Object, ObjectBuilder, Seq, key_cmp};
-use driftline_protocol::{ChangeKind, ItemOp};
+use driftline_model::{Hlc, Intents, Object, ScopeName, Seq};
+use driftline_protocol::{ChangeKind, Item, ItemOp};
+
+use crate::intents::{Change, merge};
+use crate::policies::Rules;
+use crate::seen::{Earlier, Seen};
 
 /// A record as the server last told it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,10 @@ pub struct Body {
     pub deleted: bool,
     /// The fields, canonical.
     pub fields: Object,
+    /// The scope; none while only acks have told of the record.
+    pub scope: Option<ScopeName>,
+    /// The tenant's highest clock when the server told this; no write in here has a higher one.
+    pub hlc: Hlc,
 }
 
 /// A record as the device's user sees it: the server's body with own changes on top.
@@ -28,22 +35,52 @@ pub struct View<'a> {
     pub pending: usize,
 }
 
+/// What the server says of a record.
+#[derive(Debug, Clone)]
+pub(crate) struct Telling {
+    pub(crate) version: Seq,
+    pub(crate) change: ChangeKind,
+    pub(crate) fields: Object,
+    /// None where only the record is told, as in results.
+    pub(crate) scope: Option<ScopeName>,
+    pub(crate) hlc: Hlc,
+}
+
 /// A change that the server took and that no pull has accounted for yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Acked {
     version: Seq,
     op: ItemOp,
     fields: Object,
+    intents: Option<Box<Intents>>,
+    hlc: Hlc,
+}
+
+impl Acked {
+    fn change(&self) -> Change<'_> {
+        Change { op: self.op, fields: &self.fields, intents: self.intents.as_deref(), seen: None }
+    }
+}
+
+/// What a record was in an epoch that is gone.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) version: Seq,
+    pub(crate) hlc: Hlc,
+    /// The body's fields, none when it was deleted; kept apart once the server told the body anew.
+    replaced: Option<Option<Object>>,
 }
 
 /// What the device knows of one record.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Record {
     body: Option<Body>,
     /// In the order of their versions; all above the body's.
     acked: Vec<Acked>,
-    /// The queue's changes of this record, by number, rising.
+    /// The queue's changes of this record, in the order in which they are sent.
     pub(crate) pending: Vec<u64>,
+    /// What the device held when the epoch changed, until the snapshot of the new one is whole.
+    held: Option<Box<Held>>,
 }
 
 impl Record {
@@ -55,6 +92,10 @@ impl Record {
         self.body.as_ref().map_or(Seq::ZERO, |body| body.version)
     }
 
+    fn live_fields(&self) -> Option<&Object> {
+        self.body.as_ref().filter(|body| !body.deleted).map(|body| &body.fields)
+    }
+
     /// Tells whether the server is known to have or have had the record.
     pub(crate) fn has_past(&self) -> bool {
         self.body.is_some() || !self.acked.is_empty()
@@ -62,57 +103,131 @@ impl Record {
 
     /// Tells whether nothing is known any more.
     pub(crate) fn is_empty(&self) -> bool {
-        self.body.is_none() && self.acked.is_empty() && self.pending.is_empty()
+        self.body.is_none() && self.acked.is_empty() && self.pending.is_empty() && self.held.is_none()
     }
 
     /// Shows the fields with own changes on top; nothing for a record that is deleted or was never made.
     pub(crate) fn view<'a>(
         &'a self,
-        pending: impl Iterator<Item = (ItemOp, &'a Object)>,
+        pending: impl Iterator<Item = Change<'a>>,
+        rules: &Rules,
     ) -> Option<View<'a>> {
-        let body = self.body.as_ref().filter(|body| !body.deleted);
-        let acked = self.acked.iter().map(|entry| (entry.op, &entry.fields));
-        let fields = acked
+        let body = self.live_fields();
+        let fields = self
+            .acked
+            .iter()
+            .map(Acked::change)
             .chain(pending)
-            .fold(body.map(|body| Cow::Borrowed(&body.fields)), |fields, (op, written)| {
-                effect(fields, op, written)
-            })?;
+            .fold(body.map(Cow::Borrowed), |fields, change| change.effect(fields, body, rules))?;
         Some(View { version: self.version(), fields, pending: self.pending.len() })
     }
 
-    /// Applies what the server says of the record at `version`; tells whether it was news.
-    pub(crate) fn apply(&mut self, version: Seq, change: ChangeKind, fields: Object) -> bool {
-        if version <= self.version() {
+    /// Notes what the author of a write of `fields` sees.
+    pub(crate) fn seen<'a>(
+        &'a self,
+        fields: &Object,
+        pending: impl Iterator<Item = (&'a Item, &'a Seen)>,
+    ) -> Seen {
+        let acked =
+            self.acked.iter().map(|entry| Earlier { op: entry.op, fields: &entry.fields, seen: None });
+        let pending =
+            pending.map(|(item, seen)| Earlier { op: item.op, fields: &item.fields, seen: Some(seen) });
+        let own: Vec<_> = acked.chain(pending).collect();
+        Seen::at_edit(fields, self.live_fields(), &own)
+    }
+
+    /// Applies what the server says of the record; tells whether it was news.
+    pub(crate) fn apply(&mut self, told: Telling, rules: &Rules) -> bool {
+        if told.change == ChangeKind::Evict {
+            return self.evict(told.version);
+        }
+        if told.version <= self.version() {
+            self.learn_scope(told);
             return false;
         }
         // Own writes below the change belong under it; the one at its version is the change itself.
-        self.fold_where(|entry| entry < version);
-        self.acked.retain(|entry| entry.version > version);
-        let fields = match (change, self.body.take()) {
-            (ChangeKind::Patch, Some(body)) if !body.deleted => merge(&body.fields, &fields),
-            (ChangeKind::Patch | ChangeKind::Put, _) => fields,
-            (ChangeKind::Delete, _) => Object::empty(),
+        self.fold_where(|entry| entry < told.version, rules);
+        self.acked.retain(|entry| entry.version > told.version);
+        let old = self.body.take();
+        let old_scope = old.as_ref().and_then(|body| body.scope.clone());
+        let fields = match (told.change, &old) {
+            (ChangeKind::Patch, Some(body)) if !body.deleted => merge(&body.fields, &told.fields),
+            (ChangeKind::Patch | ChangeKind::Put, _) => told.fields,
+            (ChangeKind::Delete | ChangeKind::Evict, _) => Object::empty(),
         };
-        self.body = Some(Body { version, deleted: change == ChangeKind::Delete, fields });
+        if let (Some(held), Some(old)) = (&mut self.held, old) {
+            held.replaced.get_or_insert_with(|| (!old.deleted).then_some(old.fields));
+        }
+        self.body = Some(Body {
+            version: told.version,
+            deleted: told.change == ChangeKind::Delete,
+            fields,
+            scope: told.scope.or(old_scope),
+            hlc: told.hlc,
+        });
+        true
+    }
+
+    /// Own writes that deltas passed by are in the body before the server told their scope.
+    fn learn_scope(&mut self, told: Telling) {
+        if let Some(body) = self.body.as_mut().filter(|body| body.version == told.version) {
+            if body.scope.is_none() {
+                body.scope = told.scope;
+            }
+        }
+    }
+
+    /// Forgets a record that left the reader's scopes, so that a later grant's put of any version is news.
+    fn evict(&mut self, version: Seq) -> bool {
+        if version < self.version() {
+            return false;
+        }
+        self.acked.retain(|entry| entry.version > version);
+        self.held = None;
+        self.body.take().is_some()
+    }
+
+    /// Puts the server's word in the place of whatever is here, as a repair does; nothing: it has no such record.
+    ///
+    /// The word is as old as `seq`: what is newer stays. Tells whether anything changed.
+    pub(crate) fn replace(&mut self, told: Option<Telling>, seq: Seq) -> bool {
+        let newest = self.acked.last().map_or(self.version(), |entry| entry.version.max(self.version()));
+        if newest > seq {
+            return false;
+        }
+        let version = told.as_ref().map(|told| told.version);
+        if version == self.body.as_ref().filter(|body| !body.deleted).map(|body| body.version) {
+            told.into_iter().for_each(|told| self.learn_scope(told));
+            return false;
+        }
+        self.acked.clear();
+        self.body = told.map(|told| Body {
+            version: told.version,
+            deleted: false,
+            fields: told.fields,
+            scope: told.scope,
+            hlc: told.hlc,
+        });
         true
     }
 
     /// Keeps a change that the server took on top until the body has caught up with it.
     ///
     /// Returns false when the body already tells of it.
-    pub(crate) fn acknowledge(&mut self, version: Seq, op: ItemOp, fields: Object) -> bool {
+    pub(crate) fn acknowledge(&mut self, version: Seq, item: Item, hlc: Hlc) -> bool {
         if version <= self.version() {
             return false;
         }
         let at = self.acked.partition_point(|entry| entry.version <= version);
-        self.acked.insert(at, Acked { version, op, fields });
+        let Item { op, fields, intents, .. } = item;
+        self.acked.insert(at, Acked { version, op, fields, intents, hlc });
         true
     }
 
     /// Puts acknowledged changes up to `seq` into the body, which every change of others up to there has reached.
-    pub(crate) fn fold_through(&mut self, seq: Seq) {
+    pub(crate) fn fold_through(&mut self, seq: Seq, rules: &Rules) {
         let highest = self.acked.iter().rev().map(|entry| entry.version).find(|version| *version <= seq);
-        self.fold_where(|entry| entry <= seq);
+        self.fold_where(|entry| entry <= seq, rules);
         if let (Some(body), Some(highest)) = (&mut self.body, highest) {
             body.version = body.version.max(highest);
         }
@@ -123,9 +238,35 @@ impl Record {
         self.acked.retain(|entry| entry.version > seq);
     }
 
-    /// Forgets the version, so that whatever another epoch says is news.
+    /// Forgets the version, so that whatever another epoch says is news, and keeps in mind what is held.
+    pub(crate) fn leave_epoch(&mut self, rules: &Rules) {
+        let highest = self.acked.last().map(|entry| entry.version);
+        self.fold_where(|_| true, rules);
+        if let Some(body) = &mut self.body {
+            let version = highest.unwrap_or(body.version).max(body.version);
+            body.version = Seq::ZERO;
+            if self.held.is_none() && version > Seq::ZERO {
+                self.held = Some(Box::new(Held { version, hlc: body.hlc, replaced: None }));
+            }
+        }
+    }
+
+    /// Takes what was held when the epoch changed: its version and clock, and its fields if it was not deleted.
+    pub(crate) fn take_held(&mut self) -> Option<(Held, Option<Object>)> {
+        let mut held = self.held.take()?;
+        let fields = match held.replaced.take() {
+            Some(fields) => fields,
+            None => self.live_fields().cloned(),
+        };
+        Some((*held, fields))
+    }
+
+    pub(crate) fn holds_past(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Forgets the version of a body that the server did not tell.
     pub(crate) fn forget_version(&mut self) {
-        self.fold_where(|_| true);
         if let Some(body) = &mut self.body {
             body.version = Seq::ZERO;
         }
@@ -137,51 +278,32 @@ impl Record {
         self.acked.clear();
     }
 
-    fn fold_where(&mut self, folded: impl Fn(Seq) -> bool) {
+    fn fold_where(&mut self, folded: impl Fn(Seq) -> bool, rules: &Rules) {
         let count = self.acked.partition_point(|entry| folded(entry.version));
         for entry in self.acked.drain(..count) {
-            let version = self.body.as_ref().map_or(Seq::ZERO, |body| body.version);
-            if self.body.is_none() && entry.op == ItemOp::Patch {
+            let Some(old) = &self.body else {
+                if entry.op != ItemOp::Patch {
+                    let fields = entry.change().effect(None, None, rules).map(Cow::into_owned);
+                    self.body = Some(folded_body(fields, Seq::ZERO, None, entry.hlc));
+                }
                 continue;
-            }
-            let live = self.body.take().filter(|body| !body.deleted).map(|body| Cow::Owned(body.fields));
-            let fields = effect(live, entry.op, &entry.fields).map(Cow::into_owned);
-            self.body = Some(Body { version, deleted: fields.is_none(), fields: fields.unwrap_or_default() });
+            };
+            let (version, scope, hlc) = (old.version, old.scope.clone(), old.hlc.max(entry.hlc));
+            let live = (!old.deleted).then_some(Cow::Borrowed(&old.fields));
+            let fields = entry.change().effect(live, None, rules).map(Cow::into_owned);
+            self.body = Some(folded_body(fields, version, scope, hlc));
         }
     }
 }
 
-/// What a change makes of a live record's fields; a patch makes nothing of nothing.
-fn effect<'a>(fields: Option<Cow<'a, Object>>, op: ItemOp, written: &'a Object) -> Option<Cow<'a, Object>> {
-    match (op, fields) {
-        (ItemOp::Delete, _) | (ItemOp::Patch, None) => None,
-        (ItemOp::Create | ItemOp::Restore, None) => Some(Cow::Borrowed(written)),
-        (_, Some(fields)) => Some(Cow::Owned(merge(&fields, written))),
-    }
-}
-
-/// Writes the members of `over` into those of `base`.
-fn merge(base: &Object, over: &Object) -> Object {
-    let mut merged =
-        ObjectBuilder::with_capacity(base.as_str().len() + over.as_str().len(), base.len() + over.len());
-    let (mut base, mut over) = (base.iter().peekable(), over.iter().peekable());
-    loop {
-        let order = match (base.peek(), over.peek()) {
-            (Some((below, _)), Some((above, _))) => key_cmp(below, above),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (None, None) => return merged.finish(),
-        };
-        let below = if order == Ordering::Greater { None } else { base.next() };
-        let above = if order == Ordering::Less { None } else { over.next() };
-        if let Some((key, value)) = above.or(below) {
-            merged.push(key, value);
-        }
-    }
+fn folded_body(fields: Option<Object>, version: Seq, scope: Option<ScopeName>, hlc: Hlc) -> Body {
+    Body { version, deleted: fields.is_none(), fields: fields.unwrap_or_default(), scope, hlc }
 }
 
 #[cfg(test)]
 mod tests {
+    use driftline_model::{KindName, RecordId};
+
     use super::*;
 
     fn object(text: &str) -> Object {
@@ -189,61 +311,99 @@ mod tests {
     }
 
     fn shown(record: &Record) -> Option<String> {
-        record.view(std::iter::empty()).map(|view| view.fields.as_str().to_owned())
+        let view = record.view(std::iter::empty(), &Rules::default());
+        view.map(|view| view.fields.as_str().to_owned())
     }
 
-    #[test]
-    fn objects_merge_member_by_member() {
-        let table = [
-            ("{}", "{}", "{}"),
-            (r#"{"a":1,"c":3}"#, r#"{"b":2}"#, r#"{"a":1,"b":2,"c":3}"#),
-            (r#"{"a":1,"b":{"x":1}}"#, r#"{"b":{"y":2},"c":null}"#, r#"{"a":1,"b":{"y":2},"c":null}"#),
-        ];
-        for (base, over, wanted) in table {
-            assert_eq!(merge(&object(base), &object(over)), object(wanted));
-        }
+    fn tell(record: &mut Record, version: u64, change: ChangeKind, fields: &str) -> bool {
+        let (version, scope) = (Seq::new(version), Some(ScopeName::tenant()));
+        let told = Telling { version, change, fields: object(fields), scope, hlc: Hlc::ZERO };
+        record.apply(told, &Rules::default())
+    }
+
+    fn acknowledge(record: &mut Record, version: u64, op: ItemOp, fields: &str) {
+        let item = Item {
+            op_id: None,
+            n: None,
+            kind: KindName::new("k").expect("a kind"),
+            id: RecordId::new("r").expect("a record"),
+            op,
+            base_version: Seq::ZERO,
+            fields: object(fields),
+            intents: None,
+            hlc: None,
+            schema_version: 0,
+            group: None,
+            hash: 0,
+        };
+        record.acknowledge(Seq::new(version), item, Hlc::ZERO);
+    }
+
+    fn fold(record: &mut Record, seq: u64) {
+        record.fold_through(Seq::new(seq), &Rules::default());
     }
 
     #[test]
     fn an_incoming_change_takes_own_writes_below_it_and_replaces_the_one_at_its_version() {
         let mut record = Record::default();
-        record.apply(Seq::new(1), ChangeKind::Put, object(r#"{"a":0,"b":0,"c":0}"#));
+        tell(&mut record, 1, ChangeKind::Put, r#"{"a":0,"b":0,"c":0}"#);
         for (version, fields) in [(4, r#"{"b":4}"#), (3, r#"{"a":3,"b":3}"#), (6, r#"{"c":6}"#)] {
-            record.acknowledge(Seq::new(version), ItemOp::Patch, object(fields));
+            acknowledge(&mut record, version, ItemOp::Patch, fields);
         }
         assert_eq!(shown(&record).as_deref(), Some(r#"{"a":3,"b":4,"c":6}"#));
         assert_eq!(record.version(), Seq::new(1), "a bare ack moves no version");
 
-        assert!(record.apply(Seq::new(5), ChangeKind::Patch, object(r#"{"b":5}"#)));
+        assert!(tell(&mut record, 5, ChangeKind::Patch, r#"{"b":5}"#));
         assert_eq!(record.body().expect("a body").fields, object(r#"{"a":3,"b":5,"c":0}"#));
         assert_eq!(shown(&record).as_deref(), Some(r#"{"a":3,"b":5,"c":6}"#));
 
-        assert!(record.apply(Seq::new(6), ChangeKind::Patch, object(r#"{"c":66}"#)));
+        assert!(tell(&mut record, 6, ChangeKind::Patch, r#"{"c":66}"#));
         assert_eq!(shown(&record).as_deref(), Some(r#"{"a":3,"b":5,"c":66}"#));
-        assert!(!record.apply(Seq::new(6), ChangeKind::Put, object("{}")), "only higher versions are news");
+        assert!(!tell(&mut record, 6, ChangeKind::Put, "{}"), "only higher versions are news");
     }
 
     #[test]
     fn folding_moves_the_version_and_keeps_what_is_above() {
         let mut record = Record::default();
-        record.acknowledge(Seq::new(2), ItemOp::Create, object(r#"{"a":2}"#));
-        record.acknowledge(Seq::new(3), ItemOp::Delete, object("{}"));
-        record.acknowledge(Seq::new(9), ItemOp::Create, object(r#"{"b":9}"#));
-        record.fold_through(Seq::new(2));
+        acknowledge(&mut record, 2, ItemOp::Create, r#"{"a":2}"#);
+        acknowledge(&mut record, 3, ItemOp::Delete, "{}");
+        acknowledge(&mut record, 9, ItemOp::Create, r#"{"b":9}"#);
+        fold(&mut record, 2);
         assert_eq!((record.version(), shown(&record).as_deref()), (Seq::new(2), Some(r#"{"b":9}"#)));
-        record.fold_through(Seq::new(8));
+        fold(&mut record, 8);
         let body = record.body().expect("a tombstone is kept");
         assert_eq!((body.version, body.deleted, body.fields.is_empty()), (Seq::new(3), true, true));
-        record.fold_through(Seq::new(9));
+        fold(&mut record, 9);
         assert_eq!((record.version(), shown(&record).as_deref()), (Seq::new(9), Some(r#"{"b":9}"#)));
     }
 
     #[test]
     fn a_patch_makes_nothing_of_nothing() {
         let mut record = Record::default();
-        record.acknowledge(Seq::new(2), ItemOp::Patch, object(r#"{"a":2}"#));
+        acknowledge(&mut record, 2, ItemOp::Patch, r#"{"a":2}"#);
         assert_eq!(shown(&record), None);
-        record.fold_through(Seq::new(2));
+        fold(&mut record, 2);
         assert!(record.is_empty());
+    }
+
+    #[test]
+    fn an_eviction_leaves_nothing_but_what_is_newer() {
+        let mut record = Record::default();
+        tell(&mut record, 5, ChangeKind::Put, r#"{"a":5}"#);
+        assert!(!tell(&mut record, 4, ChangeKind::Evict, "{}"), "the body is newer");
+        acknowledge(&mut record, 6, ItemOp::Patch, r#"{"a":6}"#);
+        assert!(tell(&mut record, 6, ChangeKind::Evict, "{}"));
+        assert!(record.is_empty());
+        assert!(tell(&mut record, 3, ChangeKind::Put, r#"{"a":3}"#), "a grant's put of any version is news");
+    }
+
+    #[test]
+    fn a_scope_is_learned_later() {
+        let mut record = Record::default();
+        acknowledge(&mut record, 2, ItemOp::Create, r#"{"a":2}"#);
+        fold(&mut record, 2);
+        assert_eq!(record.body().and_then(|body| body.scope.clone()), None);
+        assert!(!tell(&mut record, 2, ChangeKind::Put, r#"{"a":2}"#));
+        assert_eq!(record.body().and_then(|body| body.scope.clone()), Some(ScopeName::tenant()));
     }
 }

@@ -1,11 +1,17 @@
 //! All records of a device.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
-use driftline_model::{KindName, Object, RecordId, Seq};
-use driftline_protocol::{ChangeKind, Item};
+use driftline_model::{Hlc, KindName, Object, RecordId, Seq};
+use driftline_protocol::{Item, Range};
 
-use crate::record::{Body, Record, View};
+use crate::intents::Change;
+use crate::policies::{Policies, Rules};
+use crate::queue::Queue;
+use crate::record::{Body, Held, Record, Telling, View};
+use crate::seen::Seen;
+use crate::sums::{Sum, Sums};
 
 /// Names a record on the device.
 pub(crate) type Key = (KindName, RecordId);
@@ -20,11 +26,16 @@ pub(crate) enum Told {
 }
 
 /// The records by kind and id, with an index of those that wait for the body to catch up.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Records {
-    kinds: BTreeMap<KindName, BTreeMap<RecordId, Record>>,
+    kinds: Kinds,
     acked: BTreeSet<(Seq, Key)>,
+    pub(crate) sums: Sums,
+    /// How the server merges, as it told at the start of the last session.
+    pub(crate) policies: Policies,
 }
+
+type Kinds = BTreeMap<KindName, BTreeMap<RecordId, Record>>;
 
 impl Records {
     pub(crate) fn get(&self, kind: &str, id: &str) -> Option<&Record> {
@@ -46,8 +57,28 @@ impl Records {
             .flat_map(|(kind, records)| records.iter().map(move |(id, record)| (kind, id, record)))
     }
 
-    pub(crate) fn view<'a>(record: &'a Record, item: impl Fn(u64) -> Option<&'a Item>) -> Option<View<'a>> {
-        record.view(record.pending.iter().filter_map(|&n| item(n)).map(|item| (item.op, &item.fields)))
+    pub(crate) fn view<'a>(
+        &'a self,
+        kind: &KindName,
+        record: &'a Record,
+        queue: &'a Queue,
+    ) -> Option<View<'a>> {
+        let pending = record.pending.iter().filter_map(|&n| queue.waiting(n));
+        record.view(pending.map(|(item, seen)| Change::waiting(item, seen)), self.policies.of(kind))
+    }
+
+    /// Shows a record by its name.
+    pub(crate) fn view_of<'a>(&'a self, kind: &str, id: &str, queue: &'a Queue) -> Option<View<'a>> {
+        let (kind, records) = self.kinds.get_key_value(kind)?;
+        self.view(kind, records.get(id)?, queue)
+    }
+
+    /// Notes what the author of a write of `fields` sees.
+    pub(crate) fn seen(&self, (kind, id): &Key, fields: &Object, queue: &Queue) -> Seen {
+        match self.get(kind.as_str(), id.as_str()) {
+            Some(record) => record.seen(fields, record.pending.iter().filter_map(|&n| queue.waiting(n))),
+            None => Seen::at_edit(fields, None, &[]),
+        }
     }
 
     /// How many changes wait for the body to catch up.
@@ -56,79 +87,145 @@ impl Records {
     }
 
     pub(crate) fn keys_with_body(&self) -> BTreeSet<Key> {
-        self.iter()
-            .filter(|(_, _, record)| record.body().is_some())
-            .map(|(kind, id, _)| (kind.clone(), id.clone()))
-            .collect()
+        self.keys_where(|record| record.body().is_some())
+    }
+
+    /// The records of which the device held something when the epoch changed.
+    pub(crate) fn keys_with_past(&self) -> BTreeSet<Key> {
+        self.keys_where(Record::holds_past)
+    }
+
+    fn keys_where(&self, wanted: impl Fn(&Record) -> bool) -> BTreeSet<Key> {
+        let found = self.iter().filter(|(_, _, record)| wanted(record));
+        found.map(|(kind, id, _)| (kind.clone(), id.clone())).collect()
+    }
+
+    /// The records whose ids lie in the range and whose scope is its, or not known yet.
+    pub(crate) fn in_range<'a>(
+        &'a self,
+        range: &'a Range,
+    ) -> impl Iterator<Item = (&'a RecordId, &'a Record)> {
+        let from = range.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let records = self.kinds.get(&range.kind).into_iter();
+        records
+            .flat_map(move |records| records.range::<RecordId, _>((from, Bound::Unbounded)))
+            .take_while(|(id, _)| range.until.as_ref().is_none_or(|until| *id <= until))
+            .filter(|(_, record)| {
+                let body = record.body().filter(|body| !body.deleted);
+                body.is_some_and(|body| body.scope.as_ref().is_none_or(|scope| *scope == range.scope))
+            })
+    }
+
+    /// What the rows of a range add up to here.
+    pub(crate) fn sum_in(&self, range: &Range) -> Sum {
+        let shares = self.in_range(range).filter_map(|(id, record)| Sums::share(&range.kind, id, record));
+        shares.fold(Sum::default(), |sum, (_, share)| sum.add(share))
     }
 
     pub(crate) fn add_pending(&mut self, key: &Key, n: u64) {
-        self.entry(key).pending.push(n);
+        entry(&mut self.kinds, key).pending.push(n);
+    }
+
+    /// Adds a change that is sent before all others of its record.
+    pub(crate) fn add_pending_first(&mut self, key: &Key, n: u64) {
+        entry(&mut self.kinds, key).pending.insert(0, n);
     }
 
     /// Takes a settled change off the record, and with it a body that the server turned out not to have.
     pub(crate) fn remove_pending(&mut self, key: &Key, n: u64) {
-        let record = self.entry(key);
-        record.pending.retain(|&pending| pending != n);
-        if record.body().is_some_and(|body| body.version == Seq::ZERO) {
-            record.drop_body();
-        }
-        self.tidy(key);
+        self.change(key, |record, _| {
+            record.pending.retain(|&pending| pending != n);
+            let unknown = record.body().is_some_and(|body| body.version == Seq::ZERO);
+            if unknown && !record.holds_past() {
+                record.drop_body();
+            }
+        });
     }
 
     /// Applies what the server says of a record; tells whether it was news.
-    pub(crate) fn apply(&mut self, key: &Key, version: Seq, change: ChangeKind, fields: Object) -> bool {
-        self.entry(key).apply(version, change, fields)
+    pub(crate) fn apply(&mut self, key: &Key, told: Telling) -> bool {
+        self.change(key, |record, rules| record.apply(told, rules))
+    }
+
+    /// Puts the server's word in the place of what is here; tells whether anything changed.
+    pub(crate) fn replace(&mut self, key: &Key, told: Option<Telling>, seq: Seq) -> bool {
+        self.change(key, |record, _| record.replace(told, seq))
     }
 
     /// Keeps a change that the server took at `version` until the body has caught up.
-    pub(crate) fn acknowledge(&mut self, item: Item, version: Seq) {
-        let key = (item.kind, item.id);
-        if self.entry(&key).acknowledge(version, item.op, item.fields) {
-            self.acked.insert((version, key.clone()));
+    pub(crate) fn acknowledge(&mut self, item: Item, version: Seq, hlc: Hlc) {
+        let key = (item.kind.clone(), item.id.clone());
+        if self.change(&key, |record, _| record.acknowledge(version, item, hlc)) {
+            self.acked.insert((version, key));
         }
-        self.tidy(&key);
     }
 
     /// Settles every acknowledged change up to `seq`, which the bodies have reached with changes of `told`.
     pub(crate) fn reach(&mut self, seq: Seq, told: Told) {
         while let Some(first) = self.acked.first().filter(|(version, _)| *version <= seq).cloned() {
             self.acked.remove(&first);
-            let (_, key) = first;
-            match told {
-                Told::Everything => self.entry(&key).drop_through(seq),
-                Told::OthersOnly => self.entry(&key).fold_through(seq),
-            }
-            self.tidy(&key);
+            self.change(&first.1, |record, rules| match told {
+                Told::Everything => record.drop_through(seq),
+                Told::OthersOnly => record.fold_through(seq, rules),
+            });
         }
     }
 
-    /// Forgets all versions, so that whatever another epoch says is news.
-    pub(crate) fn forget_versions(&mut self) {
+    /// Forgets all versions, so that whatever another epoch says is news, and keeps in mind what is held.
+    pub(crate) fn leave_epoch(&mut self) {
         self.acked.clear();
-        self.kinds.values_mut().flat_map(BTreeMap::values_mut).for_each(Record::forget_version);
-        self.kinds.values_mut().for_each(|records| records.retain(|_, record| !record.is_empty()));
+        self.change_all(Record::leave_epoch);
+    }
+
+    /// Forgets all versions, so that whatever the server says is news.
+    pub(crate) fn forget_versions(&mut self) {
+        self.change_all(|record, _| record.forget_version());
+    }
+
+    fn change_all(&mut self, change: impl Fn(&mut Record, &Rules)) {
+        self.sums = Sums::default();
+        for (kind, records) in &mut self.kinds {
+            let rules = self.policies.of(kind);
+            records.values_mut().for_each(|record| change(record, rules));
+            records.retain(|_, record| !record.is_empty());
+            for (id, record) in &*records {
+                self.sums.move_share(kind, None, Sums::share(kind, id, record));
+            }
+        }
+    }
+
+    /// Takes what was held of a record when the epoch changed.
+    pub(crate) fn take_held(&mut self, key: &Key) -> Option<(Held, Option<Object>)> {
+        self.change(key, |record, _| record.take_held())
     }
 
     /// Removes a record that a whole snapshot did not tell of, unless the user still edits it.
     pub(crate) fn sweep(&mut self, key: &Key) {
-        let record = self.entry(key);
-        if record.pending.is_empty() {
-            record.drop_body();
-        } else {
-            record.forget_version();
-        }
-        self.tidy(key);
+        self.change(key, |record, _| {
+            if record.pending.is_empty() {
+                record.drop_body();
+            } else {
+                record.forget_version();
+            }
+        });
     }
 
-    fn entry(&mut self, (kind, id): &Key) -> &mut Record {
-        self.kinds.entry(kind.clone()).or_default().entry(id.clone()).or_default()
-    }
-
-    fn tidy(&mut self, (kind, id): &Key) {
-        let Some(records) = self.kinds.get_mut(kind) else { return };
-        if records.get(id).is_some_and(Record::is_empty) {
-            records.remove(id);
+    /// Changes a record, keeps the sums, and forgets a record of which nothing is left.
+    fn change<T>(&mut self, key: &Key, change: impl FnOnce(&mut Record, &Rules) -> T) -> T {
+        let (kind, id) = key;
+        let record = entry(&mut self.kinds, key);
+        let before = Sums::share(kind, id, record);
+        let changed = change(record, self.policies.of(kind));
+        self.sums.move_share(kind, before, Sums::share(kind, id, record));
+        if record.is_empty() {
+            if let Some(records) = self.kinds.get_mut(kind) {
+                records.remove(id);
+            }
         }
+        changed
     }
+}
+
+fn entry<'k>(kinds: &'k mut Kinds, (kind, id): &Key) -> &'k mut Record {
+    kinds.entry(kind.clone()).or_default().entry(id.clone()).or_default()
 }

@@ -3,14 +3,18 @@
 use std::fmt;
 
 use driftline_model::{Epoch, Hlc, KindName, Limits, OpId, RecordId, Seq, SyncId};
-use driftline_protocol::{ErrorCode, Fault, Item, ServerMessage};
+use driftline_protocol::{ErrorCode, Fault, Item, ItemOp, ServerMessage};
 
 use crate::edit::{Edit, EditError};
 use crate::event::{DeadLetter, Event, Events};
+use crate::journal::Journal;
 use crate::pull::{Order, Pull};
-use crate::queue::{BatchLimits, Queue};
+use crate::queue::{BatchLimits, Queue, Source};
 use crate::record::{Body, View};
 use crate::records::Records;
+use crate::repair::Repair;
+use crate::reviews::Reviews;
+use crate::seen::Seen;
 use crate::session::{Link, Session};
 
 /// What a device holds and knows: records, edits that wait, and its place in the server's sequence.
@@ -32,6 +36,10 @@ use crate::session::{Link, Session};
 /// - Its base is the version of the server's body that the user saw, which neither later pulls nor acks move.
 /// - A record's body changes only through a change of a higher version, so that nothing is applied twice.
 /// - The cursor moves only together with everything that the server had up to it.
+///
+/// A clone is what a device that is written to disk and read again would be, once
+/// [`handle_disconnected`](Self::handle_disconnected) was called on it.
+#[derive(Clone)]
 pub struct Replica {
     pub(crate) data_types: Vec<KindName>,
     pub(crate) hlc: Hlc,
@@ -41,6 +49,9 @@ pub struct Replica {
     pub(crate) queue: Queue,
     pub(crate) pull: Pull,
     pub(crate) session: Session,
+    pub(crate) repair: Repair,
+    pub(crate) reviews: Reviews,
+    pub(crate) journal: Journal,
     pub(crate) dead_letters: Vec<DeadLetter>,
     pub(crate) events: Events,
 }
@@ -69,6 +80,9 @@ impl Replica {
             queue: Queue::default(),
             pull: Pull { wanted: true, ..Pull::default() },
             session: Session::default(),
+            repair: Repair::default(),
+            reviews: Reviews::default(),
+            journal: Journal::default(),
             dead_letters: Vec::new(),
             events: Events::default(),
         }
@@ -79,14 +93,14 @@ impl Replica {
     /// Shows a record with own changes on top; nothing for one that is deleted or unknown.
     #[must_use]
     pub fn view(&self, kind: &str, id: &str) -> Option<View<'_>> {
-        Records::view(self.records.get(kind, id)?, |n| self.queue.item(n))
+        self.records.view_of(kind, id, &self.queue)
     }
 
     /// Goes through all records with own changes on top, by kind and id; deleted ones are left out.
     pub fn views(&self) -> impl Iterator<Item = (&KindName, &RecordId, View<'_>)> {
         self.records
             .iter()
-            .filter_map(|(kind, id, record)| Some((kind, id, Records::view(record, |n| self.queue.item(n))?)))
+            .filter_map(|(kind, id, record)| Some((kind, id, self.records.view(kind, record, &self.queue)?)))
     }
 
     /// Returns a record as the server last told it, without own changes.
@@ -154,6 +168,7 @@ impl Replica {
     pub fn is_settled(&self) -> bool {
         self.queue.len() == 0
             && !self.pull.is_running()
+            && !self.repair.is_running()
             && self.pull.cursor.is_some()
             && !self.pull.is_behind()
     }
@@ -199,7 +214,7 @@ impl Replica {
             return Err(EditError::QueueFull { max: Self::QUEUE_MAX });
         }
         let max = BatchLimits::default().bytes / edits.len().max(1);
-        match edits.iter().map(|edit| edit.fields.as_str().len()).max() {
+        match edits.iter().map(Edit::bytes).max() {
             Some(bytes) if bytes > max => Err(EditError::TooLarge { bytes, max }),
             _ => Ok(()),
         }
@@ -210,9 +225,14 @@ impl Replica {
         let key = (edit.kind, edit.id);
         let n = self.queue.next_n();
         let base_version = self.records.version(&key);
+        let seen = match edit.op {
+            ItemOp::Delete => Seen::default(),
+            _ => self.records.seen(&key, &edit.fields, &self.queue),
+        };
         self.records.add_pending(&key, n);
         let (kind, id) = key;
-        self.queue.push(Item {
+        let asks = edit.op != ItemOp::Delete && !edit.intents.is_empty();
+        let item = Item {
             op_id: Some(op_id),
             n: Some(n),
             kind,
@@ -220,11 +240,13 @@ impl Replica {
             op: edit.op,
             base_version,
             fields: edit.fields,
+            intents: asks.then(|| Box::new(edit.intents)),
             hlc: Some(self.hlc),
             schema_version: edit.schema_version,
             group: group.map(Box::from),
             hash: 0,
-        })
+        };
+        self.queue.push(item, Source::User, seen)
     }
 
     /// Asks the server for what is new, as soon as a session allows it.
@@ -262,6 +284,8 @@ impl Replica {
         self.session.close();
         self.queue.forget_flight();
         self.pull.disconnect();
+        self.repair.give_up_job();
+        self.reviews.forget_flight();
     }
 
     /// Takes a message of the server in; `now_ms` is the device's clock in Unix milliseconds.
@@ -291,6 +315,9 @@ impl Replica {
                 self.events.push(Event::SessionEnded(ended.totals));
             }
             ServerMessage::HeartbeatAck(ack) => self.pull.head = self.pull.head.max(Seq::new(ack.server_seq)),
+            ServerMessage::Checksums(sums) => self.handle_sums(&sums, reply_to),
+            ServerMessage::Conflict(conflict) => self.events.push(Event::ConflictOpened(conflict)),
+            ServerMessage::ConflictResolved(resolved) => self.handle_resolved(resolved, reply_to),
             ServerMessage::Error(error) => self.handle_error(error, reply_to, now_ms),
             ServerMessage::ServerDraining(draining) => {
                 self.events.push(Event::Draining { reconnect_after_ms: draining.reconnect_after_ms });

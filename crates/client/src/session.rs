@@ -1,9 +1,10 @@
 //! The connection's life: greeting, session, and what to send next.
 
 use driftline_model::{Limits, Seq, SyncId};
-use driftline_protocol::{ClientMessage, ConnectionEstablished, Fault, ResyncReason, SessionInfo};
+use driftline_protocol::{ClientMessage, ConnectionEstablished, Fault, Item, ResyncReason, SessionInfo};
 
 use crate::event::Event;
+use crate::policies::Policies;
 use crate::pull::Order;
 use crate::queue::BatchLimits;
 use crate::replica::{Replica, malformed};
@@ -29,7 +30,7 @@ pub(crate) enum Link {
 }
 
 /// The connection and its session.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Session {
     pub(crate) link: Link,
     sync_id: Option<SyncId>,
@@ -86,7 +87,7 @@ impl Session {
         self.next_message
     }
 
-    fn sync_id(&self) -> &str {
+    pub(crate) fn sync_id(&self) -> &str {
         self.sync_id.as_ref().map_or("", SyncId::as_str)
     }
 
@@ -114,7 +115,10 @@ impl Replica {
         if self.may_pull() {
             return Some(self.request_page());
         }
-        let batch = if held || !self.may_push() { None } else { self.queue.take_batch(self.session.limits) };
+        if let Some(message) = self.next_resolution().or_else(|| self.next_repair()) {
+            return Some(message);
+        }
+        let batch = if held || !self.may_push() { None } else { self.take_batch() };
         if let Some((batch_seq, items)) = batch {
             let acked_n = self.queue.acked_n();
             let sync_id = self.session.sync_id();
@@ -165,8 +169,13 @@ impl Replica {
             sync_id: self.session.sync_id(),
             data_types: &self.data_types,
             cursor: self.pull.cursor.as_deref(),
+            range: None,
         };
         message.encode_with_id(&format!("p{id}"))
+    }
+
+    pub(crate) fn take_batch(&mut self) -> Option<(u64, Vec<Item>)> {
+        self.queue.take_batch(self.session.limits, &self.records.policies)
     }
 
     pub(crate) fn handle_started(&mut self, info: &SessionInfo) -> Result<(), Fault> {
@@ -176,6 +185,7 @@ impl Replica {
             return Ok(());
         }
         self.session.link = Link::Open;
+        self.records.policies = Policies::told(&info.policies);
         if self.epoch.is_some_and(|known| known != epoch) {
             self.resync(ResyncReason::EpochChanged, Some(epoch));
         }

@@ -182,16 +182,24 @@ fn another_epoch_pulls_a_snapshot_first_and_the_queue_counts_as_base_0() {
     // Lower versions than the old epoch's, and other values.
     let snapshot = format!("{},{}", put("same", 1, r#"{"a":9}"#), put("edited", 2, r#"{"a":7,"b":7}"#));
     device.page(&snapshot, 2, "c2");
-    assert_eq!((device.shown("same").as_deref(), device.shown("lost")), (Some(r#"{"a":9}"#), None));
+    // What the server lost is given back, and shows.
+    assert_eq!(
+        (device.shown("same").as_deref(), device.shown("lost").as_deref()),
+        (Some(r#"{"a":1}"#), Some("{}"))
+    );
     assert_eq!(device.shown("edited").as_deref(), Some(r#"{"a":2,"b":7}"#));
     let push = device.one();
-    assert!(push.contains(r#""base_version":0"#), "{push}");
-    device.ack(
-        1,
-        3,
-        &result(0, "merged", 3, r#","record":{"version":3,"deleted":false,"fields":{"a":2,"b":7}}"#),
-    );
+    assert_eq!(push.matches(r#""base_version":0"#).count(), 3, "{push}");
+    let place = |text: &str| push.find(text).unwrap_or_else(|| panic!("{text} in {push}"));
+    assert!(place(r#""id":"lost","op":"create""#) < place(r#""id":"same","op":"patch""#));
+    assert!(place(r#""id":"same""#) < place(r#""id":"edited","op":"patch""#), "edits come after that");
+    let merged = result(2, "merged", 5, r#","record":{"version":5,"deleted":false,"fields":{"a":2,"b":7}}"#);
+    device.ack(1, 5, &format!("{},{},{merged}", result(0, "applied", 3, ""), result(1, "applied", 4, "")));
     assert!(device.replica.is_settled());
+    assert_eq!(
+        (device.shown("same").as_deref(), device.shown("lost").as_deref()),
+        (Some(r#"{"a":1}"#), Some("{}"))
+    );
     assert!(device.events().iter().any(|event| matches!(event, Event::Resync(_))));
 }
 
@@ -204,9 +212,9 @@ fn an_epoch_that_nobody_announced_is_noticed() {
     let pull = device.one();
     assert!(pull.contains("request_server_data") && !pull.contains("cursor"), "{pull}");
     device.page("", 10, "d10");
-    assert!(device.one().contains(r#""base_version":0"#));
-    // A server that lost the record refuses its patch; nothing of the record is left then.
-    device.ack(1, 10, r#"{"index":0,"code":"gone"}"#);
+    assert_eq!(device.one().matches(r#""base_version":0"#).count(), 2);
+    // A server that takes no record back refuses its patch too; nothing of the record is left then.
+    device.ack(1, 10, r#"{"index":0,"code":"forbidden"},{"index":1,"code":"gone"}"#);
     assert_eq!((device.shown("x"), device.replica.body("note", "x")), (None, None));
     assert_eq!(device.replica.dead_letters().len(), 1);
 }

@@ -32,6 +32,18 @@ impl Device {
         device
     }
 
+    /// A device as [`synced`](Self::synced), whose server decides notes by this policy.
+    pub fn synced_under(policy: &str, rows: &str) -> Self {
+        let mut device = Self::new();
+        device.greet("00000001");
+        device.one();
+        device.started_under("00000001", 10, 100, &format!(r#"{{"note":{policy}}}"#));
+        device.sent();
+        device.page(rows, 10, "c10");
+        device.events();
+        device
+    }
+
     /// Connects up to the open session; returns `start_sync`.
     pub fn connect(&mut self, epoch: &str, seq: u64) -> String {
         self.greet(epoch);
@@ -56,10 +68,15 @@ impl Device {
     }
 
     pub fn started_with(&mut self, epoch: &str, seq: u64, max_batch_items: u64) {
+        self.started_under(epoch, seq, max_batch_items, "{}");
+    }
+
+    /// The session starts and tells the policies, a JSON object by kind.
+    pub fn started_under(&mut self, epoch: &str, seq: u64, max_batch_items: u64, policies: &str) {
         self.frame(&format!(
             r#"{{"type":"sync_session_started","sync_id":"{SYNC_ID}","session_info":{{"sync_id":"{SYNC_ID}",
                 "epoch":"{epoch}","seq":{seq},"acked_batches":[],"max_batch_items":{max_batch_items},
-                "max_message_bytes":1048576,"policies":{{}},"expires_at":"2026-01-01T00:00:00.000Z"}}}}"#
+                "max_message_bytes":1048576,"policies":{policies},"expires_at":"2026-01-01T00:00:00.000Z"}}}}"#
         ));
     }
 
@@ -141,6 +158,15 @@ pub fn page(rows: &str, seq: u64, cursor: &str, has_more: bool) -> String {
     format!(
         r#"{{"type":"server_data","changes":[{rows}],"cursor":"{cursor}","seq":{seq},"hlc":"000000000000-0000",
             "has_more":{has_more}}}"#
+    )
+}
+
+/// A page that tells what the device must hold.
+pub fn page_with_sums(rows: &str, seq: u64, cursor: &str, checksums: &str) -> String {
+    page(rows, seq, cursor, false).replacen(
+        "\"changes\"",
+        &format!("\"checksums\":[{checksums}],\"changes\""),
+        1,
     )
 }
 

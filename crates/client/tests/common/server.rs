@@ -1,7 +1,7 @@
 //! A server of a few rules, for histories at random: fields are won by whoever comes last, a delete beats a patch that
 //! did not see it. Every connection has its own queue of deltas and its own queue of acks, so that they may overtake
 //! each other and the pages.
-#![allow(clippy::unwrap_used, unreachable_pub, reason = "a part of a test")]
+#![allow(dead_code, clippy::unwrap_used, unreachable_pub, reason = "a part of tests")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
