@@ -330,6 +330,7 @@ impl<'a, B: Backend> Run<'a, B> {
                             apply.base,
                             apply.fields.as_str()
                         ),
+                        Task::Resolve(resolve) => format!("Resolve {}", resolve.conflict_id),
                         Task::Refuse(..) => "something unreadable".to_owned(),
                     };
                     let n = entry.n.unwrap_or_default();

@@ -52,7 +52,7 @@ impl<S: Store> Server<S> {
     pub(super) fn identify(&self, account: &Account) -> Result<Identity> {
         let roles = vec!["staff".into()];
         let device = Some(account.device.clone());
-        block_on(self.engine.identify(account.tenant.clone(), account.user.clone(), device, roles))
+        block_on(self.engine.identify(account.tenant.clone(), account.user.clone(), device, roles, &[]))
             .map_err(|fault| anyhow!("{fault}"))
     }
 
