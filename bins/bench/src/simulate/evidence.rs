@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use driftline_conflict::Op as RecordOp;
-use driftline_engine::{Apply, Entry, Identity, Row, Store, SubmissionResult, Task};
+use driftline_engine::{
+    Apply, ConflictPlace, ConflictQuery, Entry, Identity, Row, Store, SubmissionResult, Task,
+};
 use driftline_model::DeviceNo;
 use driftline_protocol::ItemClass;
 use serde_json::Value;
@@ -12,13 +14,15 @@ use serde_json::Value;
 use super::journal::Commit;
 use super::laws::Key;
 use super::world::block_on;
-use crate::verify::{Audit, History, Item, Op, Record};
+use crate::verify::{Audit, Conflict, History, Item, Op, Record};
 
 /// Audit rows of records that a clean-up may remove, and the records' lives.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Evidence {
     /// Rows by record and the row's number.
     audits: BTreeMap<(String, u64), Audit>,
+    /// What was set aside, by the conflict's name.
+    conflicts: BTreeMap<String, Conflict>,
     /// Changes that found no record, by device and number.
     births: BTreeSet<(DeviceNo, u64)>,
 }
@@ -43,6 +47,38 @@ impl Evidence {
             self.audits.insert((name(key), row.audit_id), audit);
         }
         Ok(())
+    }
+
+    /// Takes what was set aside for a reviewer.
+    pub(super) fn collect_conflicts(&mut self, store: &impl Store, identities: &[Identity]) -> Result<()> {
+        let tenant = identities[0].tenant;
+        let mut scopes: Vec<_> = identities.iter().flat_map(|identity| identity.scopes.clone()).collect();
+        scopes.sort();
+        scopes.dedup();
+        let mut after = None;
+        loop {
+            let query = ConflictQuery {
+                scopes: scopes.clone(),
+                kinds: Vec::new(),
+                id: None,
+                device: None,
+                open: None,
+                after,
+                rows: 500,
+            };
+            let rows = block_on(store.conflicts(tenant, query))?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            let conflict_id = last.conflict_id.clone();
+            after = Some(ConflictPlace { opened_ms: last.opened_ms, conflict_id });
+            for row in &rows {
+                let conflict = Conflict {
+                    record: name(&(row.kind.clone(), row.id.clone())),
+                    device: row.device_key.as_str().to_owned(),
+                    client: serde_json::from_str(row.client.as_str())?,
+                };
+                self.conflicts.insert(row.conflict_id.to_string(), conflict);
+            }
+        }
     }
 
     /// Puts everything together for the verifier.
@@ -71,6 +107,7 @@ impl Evidence {
             }
         }
         history.audits = self.audits.values().cloned().collect();
+        history.conflicts = self.conflicts.values().cloned().collect();
         for (key, row) in rows {
             let fields = serde_json::from_str(row.record.fields.as_str())?;
             history.records.push(Record { record: name(key), deleted: row.deleted, fields });
@@ -84,6 +121,7 @@ fn name((kind, id): &Key) -> String {
 }
 
 fn item(entry: &Entry, apply: &Apply, result: &SubmissionResult) -> Result<Item> {
+    let intents = apply.intents.as_deref().cloned().unwrap_or_default();
     Ok(Item {
         record: name(&(apply.kind.clone(), apply.id.clone())),
         device: String::new(),
@@ -97,9 +135,9 @@ fn item(entry: &Entry, apply: &Apply, result: &SubmissionResult) -> Result<Item>
         // A create has seen nothing of what exists.
         base: apply.base.number(),
         fields: serde_json::from_str(apply.fields.as_str())?,
-        increments: BTreeMap::new(),
-        add: BTreeMap::new(),
-        remove: BTreeMap::new(),
+        increments: intents.increments.iter().map(|(name, by)| (name.to_string(), *by)).collect(),
+        add: serde_json::from_str(intents.add.as_str())?,
+        remove: serde_json::from_str(intents.remove.as_str())?,
         code: result.code.to_string(),
         version: result.version.map_or(0, |version| version.number()),
         born: false,

@@ -179,6 +179,7 @@ impl<B: Backend> Run<'_, B> {
         self.world.clock.set(self.server_ms());
         let keys: Vec<_> = self.laws.rows().keys().cloned().collect();
         keys.iter().try_for_each(|key| self.collect(key))?;
+        self.collect_conflicts()?;
         let now_ms = self.server_ms();
         block_on(self.server().engine.store().prune(now_ms)).map_err(anyhow::Error::from)?;
         keys.iter().try_for_each(|key| self.look_at(key.clone()))?;

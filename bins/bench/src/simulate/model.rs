@@ -22,6 +22,9 @@ type Stamp = (Hlc, String, u64);
 #[derive(Debug, Clone, Default)]
 struct Joined {
     fields: BTreeMap<String, (Stamp, String)>,
+    sums: BTreeMap<String, i64>,
+    /// Fields whose elements the model does not follow.
+    gathered: BTreeSet<String>,
     lives: Option<Stamp>,
     dies: Option<Stamp>,
     doubtful: bool,
@@ -46,8 +49,13 @@ pub(super) fn compare(
         };
         compared += 1;
         let deleted = joined.dies > joined.lives;
-        let wanted: Vec<_> = joined.fields.iter().map(|(name, (_, value))| (&**name, &**value)).collect();
-        let mut held: Vec<_> = row.record.fields.iter().collect();
+        let sums = joined.sums.iter().map(|(name, sum)| (&**name, sum.to_string()));
+        let values = joined.fields.iter().map(|(name, (_, value))| (&**name, value.clone()));
+        let mut wanted: Vec<_> = values.chain(sums).collect();
+        wanted.retain(|(name, _)| !joined.gathered.contains(*name));
+        wanted.sort_unstable();
+        let held = row.record.fields.iter().filter(|(name, _)| !joined.gathered.contains(*name));
+        let mut held: Vec<_> = held.map(|(name, value)| (name, value.to_owned())).collect();
         held.sort_unstable();
         if deleted != row.deleted || wanted != held {
             let what = format!(
@@ -82,6 +90,13 @@ fn join(commits: &[Commit], identities: &[Identity], skew_ms_max: u64) -> BTreeM
             if apply.op == Op::Delete {
                 record.dies = record.dies.take().max(Some(stamp));
                 continue;
+            }
+            for intents in apply.intents.iter() {
+                for (name, by) in &intents.increments {
+                    *record.sums.entry(name.to_string()).or_default() += by;
+                }
+                let gathered = intents.add.iter().chain(intents.remove.iter());
+                record.gathered.extend(gathered.map(|(name, _)| name.to_owned()));
             }
             for (name, value) in apply.fields.iter() {
                 let newer = record.fields.get(name).is_none_or(|(held, _)| *held < stamp);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
-use driftline_engine::{Catalogue, Head, Hub, Identity, Row, Store as _, Task};
-use driftline_model::{DeviceId, Limits, TenantId, UserId};
+use driftline_engine::{Catalogue, Head, Hub, Identity, Row, Store as _, Task, conflicts_kind};
+use driftline_model::{DeviceId, Intents, Limits, RecordId, TenantId, UserId};
 
 use super::backend::Backend;
 use super::device::{Account, Device};
@@ -100,7 +100,7 @@ impl<'a, B: Backend> Run<'a, B> {
             network: Network::new(BEGIN_MS, latency, Rng::new(setup.seed, 2)),
             devices: Vec::new(),
             identities: Vec::new(),
-            workload: Workload::new(setup.records, Rng::new(setup.seed, 3)),
+            workload: Workload::new(setup.records, setup.fields()?, Rng::new(setup.seed, 3)),
             laws: Laws::new(limits.skew_ms_max),
             rng,
             nature,
@@ -138,8 +138,10 @@ impl<'a, B: Backend> Run<'a, B> {
     fn judge(&mut self) -> Result<(), Stop> {
         let keys: Vec<Key> = self.laws.rows().keys().cloned().collect();
         keys.iter().try_for_each(|key| self.collect(key))?;
+        self.collect_conflicts()?;
         let book = self.journal.book();
-        let history = self.evidence.history(book.commits(), self.laws.rows(), &self.identities)?;
+        let mut history = self.evidence.history(book.commits(), self.laws.rows(), &self.identities)?;
+        history.gathering = self.setup.gathering()?;
         let report = verify(&history);
         self.counts.audited = report.audited;
         self.counts.silent = report.silent_losses.len() as u64;
@@ -208,6 +210,12 @@ impl<'a, B: Backend> Run<'a, B> {
             }
         }
         Ok(None)
+    }
+
+    /// Takes everything that was set aside for a reviewer.
+    pub(super) fn collect_conflicts(&mut self) -> Result<()> {
+        let server = self.server.as_ref().expect("a server runs between two events");
+        self.evidence.collect_conflicts(server.engine.store(), &self.identities)
     }
 
     fn next_event(&mut self) -> Option<Event> {
@@ -324,11 +332,12 @@ impl<'a, B: Backend> Run<'a, B> {
                 self.story.tell(now_ms, || {
                     let what = match &entry.task {
                         Task::Apply(apply) => format!(
-                            "{:?} {} base {} {}",
+                            "{:?} {} base {} {}{}",
                             apply.op,
                             apply.id,
                             apply.base,
-                            apply.fields.as_str()
+                            apply.fields.as_str(),
+                            asked(apply.intents.as_deref())
                         ),
                         Task::Resolve(resolve) => format!("Resolve {}", resolve.conflict_id),
                         Task::Refuse(..) => "something unreadable".to_owned(),
@@ -344,9 +353,17 @@ impl<'a, B: Backend> Run<'a, B> {
             for n in self.laws.committed(&commit)? {
                 self.evidence.born(commit.submission.device, n);
             }
-            for entry in &commit.submission.entries {
+            for (entry, result) in commit.submission.entries.iter().zip(&commit.receipt.results) {
                 if let (Some(kind), Some(id)) = (&entry.kind, &entry.id) {
                     self.look_at((kind.clone(), id.clone()))?;
+                }
+                let decided = match &entry.task {
+                    Task::Resolve(resolve) => Some(&resolve.conflict_id),
+                    _ => result.conflict_id.as_ref(),
+                };
+                if let Some(conflict_id) = decided {
+                    let id = RecordId::new(conflict_id.as_str()).map_err(anyhow::Error::from)?;
+                    self.look_at((conflicts_kind(), id))?;
                 }
             }
         }
@@ -393,6 +410,24 @@ impl<'a, B: Backend> Run<'a, B> {
     pub(super) fn told_of_server(&mut self, line: impl FnOnce() -> String) {
         self.story.tell(self.network.now_ms - BEGIN_MS, || format!("server: {}", line()));
     }
+}
+
+/// Puts what a change asks beside whole values into words.
+pub(super) fn asked(intents: Option<&Intents>) -> String {
+    let Some(intents) = intents.filter(|intents| !intents.is_empty()) else { return String::new() };
+    let mut text = String::new();
+    for (name, by) in &intents.increments {
+        text.push_str(&format!(" {name} {by:+}"));
+    }
+    for (word, part) in [("add", &intents.add), ("remove", &intents.remove), ("saw", &intents.previous)] {
+        if !part.is_empty() {
+            text.push_str(&format!(" {word} {}", part.as_str()));
+        }
+    }
+    if intents.deescalate {
+        text.push_str(" on purpose");
+    }
+    text
 }
 
 /// Names a device in a story.

@@ -5,7 +5,7 @@ use driftline_client::ItemOp;
 use super::backend::Backend;
 use super::network::{Event, Latency};
 use super::report::Stop;
-use super::run::Run;
+use super::run::{Run, asked};
 use crate::rng::Rng;
 
 const MINUTE_MS: u64 = 60_000;
@@ -175,7 +175,8 @@ impl<B: Backend> Run<'_, B> {
             self.told(number, |_| {
                 let each = wish.edits.iter().map(|edit| {
                     let fields = if edit.op == ItemOp::Delete { "" } else { edit.fields.as_str() };
-                    format!("{} {} {fields}", edit.op.as_str(), edit.id)
+                    let more = asked(Some(&edit.intents));
+                    format!("{} {} {fields}{more}", edit.op.as_str(), edit.id)
                 });
                 each.collect::<Vec<_>>().join(", and ")
             });

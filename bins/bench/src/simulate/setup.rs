@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use driftline_engine::{Catalogue, KindRule, ScopeRule, policy_of_doc};
 use driftline_protocol::PolicyDoc;
 
-use super::workload::{OWN, SHARED, kind_name};
+use super::workload::{FIELDS, Nature, OWN, SHARED, kind_name};
 
 /// What a run has to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -60,8 +60,7 @@ impl Setup {
     /// Declares the kinds of the simulation under the policy.
     pub(super) fn catalogue(&self) -> Result<Catalogue> {
         let mut shared = KindRule::default();
-        if let Some(text) = &self.policy {
-            let doc = PolicyDoc::parse(text).map_err(|error| anyhow!("{error}"))?;
+        if let Some(doc) = self.doc()? {
             let policy = policy_of_doc(&doc, 1);
             shared.policy =
                 Arc::new(policy.map_err(|error| anyhow!("{}: {}", error.pointer, error.message))?);
@@ -70,11 +69,41 @@ impl Setup {
         Ok(Catalogue::new(BTreeMap::from([(kind_name(SHARED), shared), (kind_name(OWN), own)])))
     }
 
+    fn doc(&self) -> Result<Option<PolicyDoc>> {
+        let doc = self.policy.as_deref().map(PolicyDoc::parse);
+        doc.transpose().map_err(|error| anyhow!("{error}"))
+    }
+
+    /// Fields whose whole values unite with the stored elements.
+    pub(super) fn gathering(&self) -> Result<Vec<String>> {
+        let doc = self.doc()?;
+        let fields = doc.into_iter().flat_map(|doc| doc.fields);
+        let gathering = fields.filter(|(_, field)| matches!(field.rule.as_str(), "set" | "append"));
+        Ok(gathering.map(|(name, _)| name).collect())
+    }
+
+    /// The fields that users write, each with what it is.
+    pub(super) fn fields(&self) -> Result<Vec<(String, Nature)>> {
+        let plain = || FIELDS.map(|name| (name.to_owned(), Nature::Plain)).to_vec();
+        let Some(doc) = self.doc()? else {
+            // Where no rule says what a field is, every intent is taken.
+            let open = [("visits".to_owned(), Nature::Counter), ("tags".to_owned(), Nature::Set)];
+            return Ok(plain().into_iter().chain(open).collect());
+        };
+        let mut fields: Vec<_> =
+            doc.fields.into_iter().map(|(name, field)| (name, Nature::of(field))).collect();
+        let rest = plain().into_iter().filter(|(name, _)| !fields.iter().any(|(known, _)| known == name));
+        let rest: Vec<_> = rest.collect();
+        fields.extend(rest);
+        Ok(fields)
+    }
+
     /// Whether the policy lets the most recent write of every field win, so that the order of arrival is no matter.
     pub(super) fn is_join(&self) -> Result<bool> {
-        let Some(text) = &self.policy else { return Ok(true) };
-        let doc = PolicyDoc::parse(text).map_err(|error| anyhow!("{error}"))?;
-        let plain = doc.options.is_empty() && doc.fields.values().all(|field| field.rule == "lww");
+        let Some(doc) = self.doc()? else { return Ok(true) };
+        let rules = ["lww", "counter", "set", "append"];
+        let known = |rule: &str| rules.contains(&rule);
+        let plain = doc.options.is_empty() && doc.fields.values().all(|field| known(&field.rule));
         Ok(matches!(doc.strategy.as_str(), "most_recent_wins" | "field_merge") && plain)
     }
 
