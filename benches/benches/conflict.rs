@@ -1,12 +1,18 @@
-//! The merge: each strategy over sizes and shares of conflict, and beside a plain three-way merge of JSON values.
+//! The merge: each strategy and the rules of fields over sizes and shares of conflict, beside a plain three-way merge of
+//! JSON values on the same input.
+//!
+//! An iteration of `strategies` decides 100 items; the column of items per second counts them.
+
+use std::sync::Arc;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use driftline_benches::body;
 use driftline_conflict::{
-    Change, Context, DeletedRecord, DeviceTable, Granularity, Op, Policy, Record, Strategy, apply,
+    Change, Contested, Context, Custom, CustomStrategy, DeletedRecord, DeviceTable, FieldRule, Granularity,
+    OnDelete, Op, Order, Policy, Promises, Record, Rights, Strategy, Verdict, apply,
 };
-use driftline_model::{DeviceNo, Hlc, Object, ObjectBuilder, Seq};
+use driftline_model::{DeviceNo, Hlc, Intents, Object, ObjectBuilder, Seq};
 use driftline_protocol::{Document, Item};
 use serde_json::Value;
 
@@ -33,25 +39,30 @@ impl World {
     fn apply(&self, record: Option<&Record>, change: &Change) -> driftline_conflict::Decision {
         let next = record.map_or(Seq::ZERO, |record| record.version).next();
         let (received, latest) = (Hlc::new(2_000, 0), Hlc::new(62_000, 0));
-        apply(record, change, &self.policy, &Context { next, received, latest, devices: &self.devices })
+        let (devices, rights) = (&self.devices, Rights::default());
+        apply(record, change, &self.policy, &Context { next, received, latest, devices, rights })
+    }
+
+    fn record(&self, before: Option<&Record>, change: &Change) -> Record {
+        self.apply(before, change).record.expect("the change has an effect")
     }
 
     /// A record that Ada created as version 1 and edited as version 2.
     fn edited(&self, created: Object, edited: Object) -> Record {
-        let create = change(Op::Create, ADA, 1, 0, created);
-        let record = self.apply(None, &create).record.expect("a create makes a record");
-        self.apply(Some(&record), &change(Op::Patch, ADA, 2, 1, edited)).record.expect("an edit")
+        let record = self.record(None, &change(Op::Create, ADA, 1, 0, created));
+        self.record(Some(&record), &change(Op::Patch, ADA, 2, 1, edited))
     }
 }
 
 fn change(op: Op, device: DeviceNo, n: u64, base: u64, fields: Object) -> Change {
-    Change { op, base: Seq::new(base), fields, hlc: Some(Hlc::new(1_000 + n, 0)), device, n }
+    let hlc = Some(Hlc::new(1_000 + n, 0));
+    Change { op, base: Seq::new(base), fields, intents: None, hlc, device, n }
 }
 
-fn object<'a>(members: impl IntoIterator<Item = (&'a str, &'a str)>) -> Object {
+fn object<N: AsRef<str>>(members: impl IntoIterator<Item = (N, impl AsRef<str>)>) -> Object {
     let mut built = ObjectBuilder::with_capacity(256, 8);
     for (name, value) in members {
-        built.push(name, value);
+        built.push(name.as_ref(), value.as_ref());
     }
     built.finish()
 }
@@ -66,27 +77,111 @@ mod strategies {
         [5, 20, 100].into_iter().flat_map(|fields| [0, 10, 100].map(|percent| (fields, percent)))
     }
 
-    fn cases(world: &World, fields: usize, percent: usize) -> Vec<(Record, Change)> {
+    /// What a field holds, and how it is touched.
+    #[derive(Clone, Copy)]
+    enum Field {
+        Plain,
+        Max,
+        Counter,
+        Set,
+        List,
+        Ordered,
+    }
+
+    impl Field {
+        fn rule(self) -> FieldRule {
+            let values = ["\"closed\"", "\"open\"", "\"in_progress\"", "\"escalated\""];
+            match self {
+                Self::Plain => FieldRule::Lww,
+                Self::Max => FieldRule::Max,
+                Self::Counter => FieldRule::Counter,
+                Self::Set => FieldRule::Set,
+                Self::List => FieldRule::Append,
+                Self::Ordered => {
+                    FieldRule::Ordered(Order { values: values.map(Box::from).to_vec(), urgent: Some(3) })
+                }
+            }
+        }
+
+        /// Touches the field: by nobody, who creates it, by Ada or by Bob.
+        fn touch(
+            self,
+            name: &str,
+            by: Option<DeviceNo>,
+            fields: &mut Vec<(String, String)>,
+            intents: &mut Parts,
+        ) {
+            let who = by.map_or("0", |by| if by == ADA { "1" } else { "2" });
+            let name = name.to_owned();
+            match self {
+                Self::Plain => fields.push((name, format!("\"as device {who} left it\""))),
+                Self::Max => fields.push((name, format!("1{who}"))),
+                Self::Counter => intents.increments.push((name.into(), 3)),
+                Self::Set => intents.add.push((name, format!("[\"tag {who}\",\"tag 9\"]"))),
+                Self::List => {
+                    intents.add.push((name, format!("[{{\"id\":\"n{who}\",\"text\":\"a note\"}}]")));
+                }
+                Self::Ordered => {
+                    let value = ["\"open\"", "\"in_progress\"", "\"escalated\""];
+                    let at = by.map_or(0, |by| if by == ADA { 1 } else { 2 });
+                    intents.previous.push((name.clone(), "\"open\"".to_owned()));
+                    fields.push((name, value[at].to_owned()));
+                }
+            }
+        }
+    }
+
+    #[derive(Default)]
+    struct Parts {
+        previous: Vec<(String, String)>,
+        increments: Vec<(Box<str>, i64)>,
+        add: Vec<(String, String)>,
+    }
+
+    /// A change that touches the named fields, each after its kind; the kinds take turns.
+    fn touching(
+        op: Op,
+        (device, n, base): (DeviceNo, u64, u64),
+        names: &[String],
+        kinds: &[Field],
+    ) -> Change {
+        let (mut fields, mut parts) = (Vec::new(), Parts::default());
+        for name in names {
+            let at: usize = name["field_".len()..].parse().expect("a number");
+            let by = (op != Op::Create).then_some(device);
+            kinds[at % kinds.len()].touch(name, by, &mut fields, &mut parts);
+        }
+        let intents = Intents {
+            previous: object(parts.previous),
+            increments: parts.increments,
+            add: object(parts.add),
+            ..Intents::default()
+        };
+        let intents = (!intents.is_empty()).then(|| Box::new(intents));
+        Change { intents, ..change(op, device, n, base, object(fields)) }
+    }
+
+    /// Records that Ada edited, each with a change of Bob: both touch a fifth of the fields, the same ones in a conflict
+    /// and others otherwise.
+    fn cases(world: &World, kinds: &[Field], (fields, percent): (usize, usize)) -> Vec<(Record, Change)> {
         let names: Vec<String> = (0..fields).map(|at| format!("field_{at:03}")).collect();
         let edited = fields / 5;
-        let some = |from: usize, value: &'static str| {
-            object(names[from..from + edited].iter().map(move |name| (name.as_str(), value)))
-        };
+        let created = world.record(None, &touching(Op::Create, (ADA, 1, 0), &names, kinds));
+        let record = world.record(Some(&created), &touching(Op::Patch, (ADA, 2, 1), &names[..edited], kinds));
         let case = |at: usize| {
-            let created = object(names.iter().map(|name| (name.as_str(), "\"as it was made\"")));
-            let record = world.edited(created, some(0, "\"as Ada left it\""));
-            // Both touch a fifth of the fields: the same ones in a conflict, else others.
-            let from = if at * percent / CASES == (at + 1) * percent / CASES { edited } else { 0 };
-            (record, change(Op::Patch, BOB, 3, 1, some(from, "\"as Bob left it\"")))
+            let conflicts = at * percent / CASES != (at + 1) * percent / CASES;
+            let from = if conflicts { 0 } else { edited };
+            let change = touching(Op::Patch, (BOB, 3, 1), &names[from..from + edited], kinds);
+            (record.clone(), change)
         };
         (0..CASES).map(case).collect()
     }
 
-    fn run(bencher: Bencher<'_, '_>, strategy: Strategy, (fields, percent): (usize, usize)) {
+    fn run(bencher: Bencher<'_, '_>, strategy: Strategy, kinds: &[Field], case: (usize, usize)) {
         let world = World::new(Policy { strategy, version: 0 });
-        let cases = cases(&world, fields, percent);
+        let cases = cases(&world, kinds, case);
         let conflicts = cases.iter().filter(|(record, change)| world.apply(Some(record), change).conflict);
-        assert_eq!(conflicts.count(), percent);
+        assert_eq!(conflicts.count(), case.1);
         bencher.counter(ItemsCount::new(CASES)).bench(|| {
             for (record, change) in black_box(&cases) {
                 black_box(world.apply(Some(record), change));
@@ -94,25 +189,98 @@ mod strategies {
         });
     }
 
+    /// The rules of as many fields.
+    fn rules(kinds: &[Field], fields: usize) -> Vec<(Box<str>, FieldRule)> {
+        let rule = |at: usize| (format!("field_{at:03}").into(), kinds[at % kinds.len()].rule());
+        (0..fields).map(rule).collect()
+    }
+
     #[divan::bench(args = every_size_and_share())]
     fn client_wins(bencher: Bencher<'_, '_>, case: (usize, usize)) {
         let (granularity, deleted) = (Granularity::Field, DeletedRecord::Restored);
-        run(bencher, Strategy::ClientWins { granularity, deleted }, case);
+        run(bencher, Strategy::ClientWins { granularity, deleted }, &[Field::Plain], case);
     }
 
     #[divan::bench(args = every_size_and_share())]
     fn server_wins(bencher: Bencher<'_, '_>, case: (usize, usize)) {
-        run(bencher, Strategy::ServerWins { granularity: Granularity::Field }, case);
+        run(bencher, Strategy::ServerWins { granularity: Granularity::Field }, &[Field::Plain], case);
     }
 
     #[divan::bench(args = every_size_and_share())]
     fn most_recent_wins(bencher: Bencher<'_, '_>, case: (usize, usize)) {
-        run(bencher, Strategy::MostRecentWins, case);
+        run(bencher, Strategy::MostRecentWins, &[Field::Plain], case);
     }
 
     #[divan::bench(args = every_size_and_share())]
     fn field_merge(bencher: Bencher<'_, '_>, case: (usize, usize)) {
-        run(bencher, Strategy::FieldMerge { fields: Vec::new() }, case);
+        run(bencher, Policy::field_merge().strategy, &[Field::Plain], case);
+    }
+
+    /// Largest numbers, counters, sets, lists and plain values take turns.
+    #[divan::bench(args = every_size_and_share())]
+    fn field_merge_of_every_rule(bencher: Bencher<'_, '_>, case: (usize, usize)) {
+        let kinds = [Field::Counter, Field::Set, Field::Max, Field::List, Field::Plain];
+        let on_delete = OnDelete::MostRecent;
+        run(bencher, Strategy::FieldMerge { fields: rules(&kinds, case.0), on_delete }, &kinds, case);
+    }
+
+    /// Every fifth field is ordered, another one is a set.
+    #[divan::bench(args = every_size_and_share())]
+    fn preserve_escalation(bencher: Bencher<'_, '_>, case: (usize, usize)) {
+        let kinds = [Field::Ordered, Field::Set, Field::Plain, Field::Plain, Field::Plain];
+        run(bencher, Strategy::PreserveEscalation { fields: rules(&kinds, case.0) }, &kinds, case);
+    }
+
+    #[divan::bench(args = every_size_and_share())]
+    fn manual(bencher: Bencher<'_, '_>, case: (usize, usize)) {
+        run(bencher, Strategy::Manual, &[Field::Plain], case);
+    }
+
+    /// Lets the longer value win.
+    #[derive(Debug)]
+    struct Longer;
+
+    impl CustomStrategy for Longer {
+        fn name(&self) -> &'static str {
+            "longer"
+        }
+
+        fn promises(&self) -> Promises {
+            Promises::default()
+        }
+
+        fn decide(&self, field: &Contested<'_>) -> Verdict {
+            if field.client.len() > field.server.len() { Verdict::Client } else { Verdict::Server }
+        }
+    }
+
+    #[divan::bench(args = every_size_and_share())]
+    fn custom(bencher: Bencher<'_, '_>, case: (usize, usize)) {
+        run(bencher, Strategy::Custom(Custom(Arc::new(Longer))), &[Field::Plain], case);
+    }
+
+    /// The input of the strategies of whole values, as JSON values: base, server and client.
+    #[divan::bench(args = every_size_and_share())]
+    fn plain_three_way(bencher: Bencher<'_, '_>, case: (usize, usize)) {
+        let world = World::new(Policy::field_merge());
+        let value = |object: &Object| serde_json::from_str::<Value>(object.as_str()).expect("JSON");
+        let names: Vec<String> = (0..case.0).map(|at| format!("field_{at:03}")).collect();
+        let base = value(&touching(Op::Create, (ADA, 1, 0), &names, &[Field::Plain]).fields);
+        let sides = |(record, change): &(Record, Change)| {
+            let mut client = base.clone();
+            for (name, edited) in change.fields.iter() {
+                client[name] = serde_json::from_str(edited).expect("JSON");
+            }
+            (value(&record.fields), client)
+        };
+        let cases: Vec<_> = cases(&world, &[Field::Plain], case).iter().map(sides).collect();
+        let merged = |(server, client): &(Value, Value)| three_way::merge(&base, server.clone(), client);
+        assert_eq!(cases.iter().filter(|case| !merged(case).lost.is_empty()).count(), case.1);
+        bencher.counter(ItemsCount::new(CASES)).bench(|| {
+            for case in black_box(&cases) {
+                black_box(merged(case));
+            }
+        });
     }
 }
 
@@ -196,6 +364,8 @@ mod three_way {
                 marks: loaded.marks.clone(),
                 del: loaded.del,
                 live: loaded.live,
+                life: loaded.life.clone(),
+                states: loaded.states.clone(),
             };
             let change = change(Op::Patch, BOB, item.n.unwrap_or(0), item.base_version.number(), item.fields);
             let decision = world.apply(Some(&record), &change);
@@ -241,13 +411,13 @@ mod three_way {
         }
     }
 
-    struct Merged {
+    pub(super) struct Merged {
         value: Value,
-        lost: Vec<(String, Value)>,
+        pub(super) lost: Vec<(String, Value)>,
     }
 
     /// A plain three-way merge: a side that changed a field against the base wins it; the client wins where both did.
-    fn merge(base: &Value, mut server: Value, client: &Value) -> Merged {
+    pub(super) fn merge(base: &Value, mut server: Value, client: &Value) -> Merged {
         let mut lost = Vec::new();
         let (Some(base), Some(merged), Some(client)) =
             (base.as_object(), server.as_object_mut(), client.as_object())

@@ -96,6 +96,7 @@ fn encode_ack(bencher: Bencher<'_, '_>) {
         duplicate: false,
         record: None,
         winners: std::collections::BTreeMap::new(),
+        conflict_id: None,
         retry_after_ms: None,
         errors: Vec::new(),
     };

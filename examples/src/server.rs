@@ -75,7 +75,7 @@ impl Embedded {
     /// When the store is away.
     pub async fn identity(&self, tenant: &str, user: &str) -> anyhow::Result<Identity> {
         let user = UserId::text(user)?;
-        Ok(self.engine().identify(TenantId::new(tenant)?, user, None, vec!["user".into()]).await?)
+        Ok(self.engine().identify(TenantId::new(tenant)?, user, None, vec!["user".into()], &[]).await?)
     }
 
     /// Returns the engine.

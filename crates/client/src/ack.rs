@@ -96,7 +96,7 @@ impl Replica {
         let guess = self.is_guess(&item, result.code) || drop_lost(&mut item, &result);
         match version.filter(|_| own || result.code == ItemCode::Noop) {
             // Pages told of it before. Deltas did not pass it: they wait for acks.
-            Some(version) if version <= self.pull.seq => {}
+            Some(version) if self.pull.passed(&(item.kind.clone(), item.id.clone()), version) => {}
             Some(version) => {
                 if guess {
                     self.pull.want();
@@ -136,7 +136,7 @@ impl Replica {
         let version = Seq::new(record.version);
         let change = if record.deleted { ChangeKind::Delete } else { ChangeKind::Put };
         let told = Telling { version, change, fields: record.fields.clone(), scope: None, hlc };
-        if version > self.pull.seq && self.records.apply(&key, told) {
+        if !self.pull.passed(&key, version) && self.records.apply(&key, told) {
             self.pull.ahead = self.pull.ahead.max(version);
             // A snapshot under way has yet to tell of it, unless it is newer than the snapshot.
             if let Some(unseen) = &mut self.pull.unseen {

@@ -82,6 +82,11 @@ impl Replica {
                 unseen.remove(&key);
             }
             let Change { version, change, fields, scope, .. } = change;
+            if change == ChangeKind::Evict {
+                self.pull.evicted.insert(key.clone(), version);
+            } else {
+                self.pull.evicted.remove(&key);
+            }
             let told = Telling { version, change, fields, scope: Some(scope), hlc: rows.hlc };
             if self.records.apply(&key, told) {
                 let (kind, id) = key;

@@ -1,6 +1,6 @@
 //! Where the device stands in the server's sequence, and how it gets on.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use driftline_model::Seq;
 use driftline_protocol::Rows;
@@ -23,6 +23,8 @@ pub(crate) struct Pull {
     pub(crate) order: Order,
     /// While a snapshot passes: the records that it has not told of yet.
     pub(crate) unseen: Option<BTreeSet<Key>>,
+    /// The records that pages since `seq` told to have left the reader's scopes, and where.
+    pub(crate) evicted: BTreeMap<Key, Seq>,
     /// Whether pages have passed since `seq`.
     pub(crate) between_pages: bool,
     /// Versions of the device's own writes above `seq`.
@@ -87,6 +89,11 @@ impl Pull {
         at >= seq
     }
 
+    /// Tells whether what was told already accounts for a version of a record.
+    pub(crate) fn passed(&self, key: &Key, version: Seq) -> bool {
+        version <= self.seq || self.evicted.get(key).is_some_and(|left| version <= *left)
+    }
+
     /// Tells whether the server is known to have more than the device.
     pub(crate) fn is_behind(&self) -> bool {
         !self.reaches(self.head)
@@ -97,6 +104,7 @@ impl Pull {
         self.seq = seq;
         self.cursor = Some(cursor);
         self.own = self.own.split_off(&seq.next());
+        self.evicted.clear();
         self.between_pages = false;
     }
 
@@ -117,6 +125,7 @@ impl Pull {
         self.in_flight = None;
         self.hold_until_ms = None;
         self.between_pages = false;
+        self.evicted.clear();
         self.order = order;
         if order == Order::SnapshotFirst {
             self.seq = Seq::ZERO;

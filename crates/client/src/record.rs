@@ -24,6 +24,13 @@ pub struct Body {
     pub hlc: Hlc,
 }
 
+impl Body {
+    /// Tells whether the server is known to have the row in the present epoch.
+    pub(crate) fn is_row(&self) -> bool {
+        !self.deleted && self.version > Seq::ZERO
+    }
+}
+
 /// A record as the device's user sees it: the server's body with own changes on top.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View<'a> {
@@ -196,7 +203,7 @@ impl Record {
             return false;
         }
         let version = told.as_ref().map(|told| told.version);
-        if version == self.body.as_ref().filter(|body| !body.deleted).map(|body| body.version) {
+        if version == self.body.as_ref().filter(|body| body.is_row()).map(|body| body.version) {
             told.into_iter().for_each(|told| self.learn_scope(told));
             return false;
         }

@@ -111,7 +111,7 @@ impl Records {
             .flat_map(move |records| records.range::<RecordId, _>((from, Bound::Unbounded)))
             .take_while(|(id, _)| range.until.as_ref().is_none_or(|until| *id <= until))
             .filter(|(_, record)| {
-                let body = record.body().filter(|body| !body.deleted);
+                let body = record.body().filter(|body| body.is_row());
                 body.is_some_and(|body| body.scope.as_ref().is_none_or(|scope| *scope == range.scope))
             })
     }

@@ -36,7 +36,7 @@ pub(crate) type Share = Option<(Option<ScopeName>, Sum)>;
 impl Sums {
     /// What a record adds to the sums now.
     pub(crate) fn share(kind: &KindName, id: &RecordId, record: &Record) -> Share {
-        let body = record.body().filter(|body| !body.deleted)?;
+        let body = record.body().filter(|body| body.is_row())?;
         Some((body.scope.clone(), Sum { count: 1, sum: row_sum(kind, id, body.version) }))
     }
 

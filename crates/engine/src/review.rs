@@ -166,6 +166,8 @@ pub struct ConflictPlace {
 /// Which audit rows are listed, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AuditQuery {
+    /// The scopes of the records whose rows the reader may see.
+    pub scopes: Vec<ScopeName>,
     /// The kinds; empty: all.
     pub kinds: Vec<KindName>,
     /// Only of this record.

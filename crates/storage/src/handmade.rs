@@ -539,6 +539,7 @@ fn check_lists(history: &mut History, stores: (&impl Store, &impl Store)) {
     }
     for _ in 0..4 {
         let mut query = AuditQuery {
+            scopes: history.scopes(70),
             kinds: if history.rng.percent(60) { Vec::new() } else { history.kinds(60) },
             id: if history.rng.percent(30) { history.id() } else { None },
             device: history

@@ -7,10 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use driftline_engine::{PageQuery, Place, Store};
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, SqliteConnection};
+use driftline_conflict::{Policy, Strategy};
+use driftline_engine::{Page, PageQuery, Place, Store};
 use driftline_model::Seq;
+use driftline_protocol::ItemCode;
 use driftline_storage::{OpenError, SqliteOptions, SqliteStore};
-use driftline_testkit::{Author, World, block_on, create, patch};
+use driftline_testkit::{Author, Draft, World, block_on, create, delete, patch};
 
 /// How many rows and which head a reader finds.
 fn seen(store: &SqliteStore, author: &Author) -> (Seq, usize) {
@@ -116,6 +120,67 @@ fn migrations_run_once() {
     assert_eq!(SqliteStore::migrate(&file).expect("it migrates"), Vec::<String>::new());
     let (store, ada) = filled(&world);
     assert_eq!(seen(&store, &ada), (Seq::new(60), 30));
+}
+
+/// Everything of the tenant, `$conflicts` among it, with the sums.
+fn all_of(store: &SqliteStore, author: &Author) -> Page {
+    let query = PageQuery {
+        tenant: author.tenant,
+        scopes: author.scopes(),
+        kinds: Vec::new(),
+        place: Place::After(Seq::ZERO),
+        rows: 10_000,
+        bytes: 1 << 30,
+        sums: true,
+    };
+    block_on(store.page(query)).expect("a page")
+}
+
+#[test]
+fn a_name_that_was_rolled_back_is_given_anew() {
+    let world = World::new(1);
+    let store = support::sqlite(&world);
+    let (ada, bob) =
+        (Author::join(&store, "acme", "ada", "phone"), Author::join(&store, "acme", "bob", "phone"));
+    let manual = Arc::new(Policy { strategy: Strategy::Manual, version: 1 });
+    let push = |author: &Author, draft: Draft| {
+        block_on(store.commit(author.batch([draft]))).expect("a commit").results.remove(0).code
+    };
+    push(&bob, create("y", "{}").n(1).op_id("once"));
+    push(&ada, create("x", r#"{"a":1}"#));
+    push(&ada, patch("x", 2, r#"{"a":2}"#));
+    let late = patch("x", 2, r#"{"a":3}"#).policy(&manual);
+    // The kind of conflicts gets its number in a transaction that fails on the name, which came before.
+    assert_eq!(push(&bob, late.clone().n(2).op_id("once")), ItemCode::DeviceIdReused);
+    assert_eq!(push(&bob, late.n(2).op_id("twice")), ItemCode::ConflictPending);
+    drop(store);
+    let store = support::sqlite(&world);
+    let kinds: Vec<String> = all_of(&store, &ada).rows.iter().map(|row| row.kind.to_string()).collect();
+    assert_eq!(kinds, ["note", "note", "$conflicts"]);
+}
+
+#[test]
+fn a_file_without_sums_gets_them() {
+    let world = World::new(1);
+    let (store, ada) = filled(&world);
+    let batch = ada.batch([create("gone", "{}"), create("own", "{}").owned()]);
+    block_on(store.commit(batch)).expect("a commit");
+    let version = all_of(&store, &ada).head.seq.number();
+    block_on(store.commit(ada.batch([delete("gone", version - 1)]))).expect("a commit");
+    let before = all_of(&store, &ada).sums;
+    assert_eq!(before.iter().map(|sum| sum.count).collect::<Vec<_>>(), [1, 30]);
+    drop(store);
+
+    // As the version before left it.
+    let file = support::file(&world);
+    let url = file.to_str().expect("UTF-8");
+    let mut connection = SqliteConnection::establish(url).expect("a connection");
+    let old = "DELETE FROM scope_sums; DELETE FROM meta WHERE name = 'sums'; \
+               INSERT INTO scope_sums (tenant_no, scope_no, kind_no, count, sum) VALUES (1, 1, 1, 7, 7)";
+    connection.batch_execute(old).expect("it is written");
+    drop(connection);
+    let store = support::sqlite(&world);
+    assert_eq!(all_of(&store, &ada).sums, before);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use diesel::connection::{Instrumentation, InstrumentationEvent, set_default_instrumentation};
 use driftline_conflict::{Granularity, Policy, Strategy};
 use driftline_engine::{Only, PageQuery, Place, Store};
-use driftline_model::{Seq, SyncId};
+use driftline_model::{ScopeName, Seq, SyncId};
 use driftline_storage::SqliteStore;
 use driftline_testkit::{Author, Draft, World, block_on, create, delete, patch};
 
@@ -52,6 +52,7 @@ struct Load {
     ada: Author,
     bob: Author,
     policy: Arc<Policy>,
+    manual: Arc<Policy>,
     session: SyncId,
     round: u64,
 }
@@ -72,12 +73,21 @@ impl Load {
         let seen = base(&self.store);
         self.push(&self.bob, all(&|id| patch(id, seen.min(1), r#"{"b":2}"#)), None);
         self.push(&self.ada, all(&|id| delete(id, 1)), Some(round * 1000));
+        self.move_and_set_aside(&ids);
         // A change from the future and a failed group: the thorough look-up.
         self.push(&self.ada, vec![patch(&ids[0], 1 << 40, "{}").op_id(&format!("ahead {round}"))], None);
         for place in [
             Place::After(Seq::ZERO),
             Place::After(Seq::new(seen)),
             Place::Key { after: None, only: Only::All },
+            Place::Key { after: None, only: Only::Some { kinds: Vec::new(), scopes: vec![team("a")] } },
+            Place::Lost { after: None, lost: vec![team("a"), team("b")] },
+            Place::Range {
+                kind: "note".parse().expect("a kind"),
+                scope: ScopeName::tenant(),
+                after: None,
+                until: None,
+            },
         ] {
             for kinds in [vec![], vec!["note".parse().expect("a kind")]] {
                 let query = PageQuery {
@@ -97,12 +107,33 @@ impl Load {
         assert!(record.expect("a read").is_some());
     }
 
+    /// Moves records between scopes and back, and sets changes of them aside.
+    fn move_and_set_aside(&self, ids: &[String]) {
+        let all = |draft: &dyn Fn(&str) -> Draft| ids.iter().map(|id| draft(id)).collect::<Vec<_>>();
+        self.push(&self.ada, all(&|id| create(id, r#"{"team":"a"}"#).kind("ticket").grouped("team")), None);
+        let seen = block_on(self.store.head(self.ada.tenant)).expect("a head").seq.number();
+        for team in ["b", "a"] {
+            let fields = format!(r#"{{"team":"{team}"}}"#);
+            let moved = |id: &str| patch(id, seen, &fields).kind("ticket").grouped("team");
+            self.push(&self.ada, all(&moved), None);
+        }
+        let late =
+            |id: &str| patch(id, seen, r#"{"n":1}"#).kind("ticket").grouped("team").policy(&self.manual);
+        self.push(&self.bob, all(&late), None);
+        self.push(&self.bob, all(&late), None);
+    }
+
     fn push(&self, author: &Author, drafts: Vec<Draft>, acked_n: Option<u64>) {
         let mut batch = author.batch(drafts);
         batch.acked_n = acked_n;
+        batch.scopes.extend(["a", "b"].map(team));
         batch.batch = Some((self.session.clone(), self.round));
         block_on(self.store.commit(batch)).expect("a commit");
     }
+}
+
+fn team(name: &str) -> ScopeName {
+    ScopeName::group("team", name).expect("a scope's name")
 }
 
 #[test]
@@ -115,7 +146,8 @@ fn the_hot_path_prepares_nothing() {
     let policy =
         Arc::new(Policy { strategy: Strategy::ServerWins { granularity: Granularity::Field }, version: 1 });
     let session = "00000000-0000-4000-8000-000000000001".parse().expect("a UUID");
-    let mut load = Load { store, ada, bob, policy, session, round: 0 };
+    let manual = Arc::new(Policy { strategy: Strategy::Manual, version: 1 });
+    let mut load = Load { store, ada, bob, policy, manual, session, round: 0 };
 
     // Chunks of 100, 10 and 1.
     load.run(111);
@@ -155,6 +187,32 @@ fn the_hot_path_prepares_nothing() {
         .filter(|ran| !cached.contains(ran))
         .collect();
     assert!(uncached.is_empty(), "run without a cached statement: {uncached:#?}");
+    assert_plain_pushes_ask_for_nothing_else(&load);
+}
+
+/// A push of plain changes asks for their records and for nothing that few changes need.
+fn assert_plain_pushes_ask_for_nothing_else(load: &Load) {
+    load.push(&load.ada, vec![create("plain", r#"{"a":1}"#).n(1 << 40)], None);
+    let ran: Vec<String> = take()
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Ran(_, sql) => Some(sql.split([' ', '(']).take(3).collect::<Vec<_>>().join(" ")),
+            Event::Cached(..) => None,
+        })
+        .collect();
+    let wanted = [
+        "BEGIN IMMEDIATE",
+        "SELECT epoch, seq,",
+        "SELECT r.kind_no, r.id,",
+        "INSERT INTO records",
+        "INSERT INTO scope_sums",
+        "INSERT INTO op_results",
+        "UPDATE devices SET",
+        "UPDATE stream_head SET",
+        "INSERT INTO sync_batches",
+        "COMMIT",
+    ];
+    assert_eq!(ran, wanted);
 }
 
 /// Every connection that writes or reads had its settings made and asserted.

@@ -1,15 +1,18 @@
-//! A server of a few rules, for histories at random: fields are won by whoever comes last, a delete beats a patch that
-//! did not see it. Every connection has its own queue of deltas and its own queue of acks, so that they may overtake
+//! A server of a few rules, for histories at random: fields are won by the later clock, counters add up, a delete beats
+//! a patch that did not see it, and a record may be hidden from a device. Every connection has its own queue of deltas and its own queue of acks, so that they may overtake
 //! each other and the pages.
 #![allow(dead_code, clippy::unwrap_used, unreachable_pub, reason = "a part of tests")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
-use driftline_model::Limits;
-use driftline_protocol::{Inbound, Item, ItemOp, decode};
+use driftline_model::{Hlc, Limits, RecordId, Seq};
+use driftline_protocol::{Inbound, Item, ItemOp, Range, decode, row_sum};
 
-use crate::common::{SYNC_ID, ack, page, row};
+use crate::common::{SYNC_ID, ack, note, page, page_with_sums, row};
+
+/// How notes merge.
+const POLICY: &str = r#"{"note":{"strategy":"field_merge","fields":{"n":{"rule":"counter"}}}}"#;
 
 #[derive(Clone, Default)]
 pub struct Record {
@@ -27,6 +30,7 @@ struct Field {
     fv: u64,
     device: usize,
     n: u64,
+    hlc: Hlc,
 }
 
 impl Record {
@@ -40,8 +44,8 @@ impl Record {
         out
     }
 
-    fn row(&self, id: &str, from: u64) -> String {
-        match (self.deleted, self.put_fv > from) {
+    fn row(&self, id: &str, from: u64, entered: u64) -> String {
+        match (self.deleted, self.put_fv.max(entered) > from) {
             (true, _) => row(id, self.version, "delete", "{}"),
             (false, true) => row(id, self.version, "put", &self.text(0)),
             (false, false) => row(id, self.version, "patch", &self.text(from)),
@@ -55,6 +59,9 @@ pub struct State {
     pub seq: u64,
     pub records: BTreeMap<String, Record>,
     results: BTreeMap<(usize, String), String>,
+    /// Where a record left a device's scopes, and where it came back into them.
+    left: BTreeMap<(usize, String), u64>,
+    entered: BTreeMap<(usize, String), u64>,
     /// Tombstones up to here are gone.
     floor: u64,
 }
@@ -76,13 +83,15 @@ pub struct Server {
     pub connections: Vec<Option<Connection>>,
     /// Every so many items one is `busy`; 0: none.
     pub busy_every: u64,
+    /// Changes are told as whole records.
+    pub whole_rows: bool,
     items: u64,
 }
 
 impl Server {
     pub fn new(devices: usize, busy_every: u64) -> Self {
         let connections = (0..devices).map(|_| None).collect();
-        Self { state: State::default(), epoch: 1, connections, busy_every, items: 0 }
+        Self { state: State::default(), epoch: 1, connections, busy_every, whole_rows: false, items: 0 }
     }
 
     pub fn epoch_text(&self) -> String {
@@ -114,7 +123,7 @@ impl Server {
                     format!(
                         r#"{{"type":"sync_session_started","session_info":{{"sync_id":"{SYNC_ID}","epoch":"{epoch}",
                             "seq":{seq},"acked_batches":[],"max_batch_items":3,"max_message_bytes":1048576,
-                            "policies":{{}},"expires_at":""}}}}"#
+                            "policies":{POLICY},"expires_at":""}}}}"#
                     ),
                 );
             }
@@ -123,6 +132,10 @@ impl Server {
                 let results: Vec<_> = items.map(|(at, item)| self.decide(device, at, &item)).collect();
                 let text = ack(push.batch_seq.unwrap(), self.state.seq, &results.join(","));
                 self.connections[device].as_mut().unwrap().acks.push_back(text);
+            }
+            Inbound::RequestChecksums(asked) => self.sums(device, &asked.range, &reply_to),
+            Inbound::RequestServerData(pull) if pull.range.is_some() => {
+                self.range(device, &pull.range.unwrap(), &reply_to);
             }
             Inbound::RequestServerData(pull) => match self.resync(false, pull.cursor.as_deref()) {
                 Some(resync) => self.tell(device, resync),
@@ -153,24 +166,140 @@ impl Server {
 
     fn page(&mut self, device: usize, cursor: Option<&str>, reply_to: &str) {
         let (_, from, at, start) = cursor.map_or((self.epoch, 0, 0, self.state.seq), parse_cursor);
-        let mut rows: Vec<_> = self.state.records.iter().filter(|(_, record)| record.version > at).collect();
-        rows.sort_by_key(|(_, record)| record.version);
+        let mut rows = self.rows_after(device, from, at);
         let has_more = rows.len() > 2;
         rows.truncate(2);
-        let at = rows.last().map_or(at, |(_, record)| record.version);
-        let text: Vec<_> = rows.into_iter().map(|(id, record)| record.row(id, from)).collect();
+        let at = rows.last().map_or(at, |(place, _)| *place);
+        let text: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
         let seq = self.state.seq;
         let cursor = if has_more {
             format!("{}/{from}/{at}/{start}", self.epoch)
         } else {
             format!("{}/{seq}/{seq}/{seq}", self.epoch)
         };
-        let text = page(&text.join(","), seq, &cursor, has_more);
+        let text = match has_more {
+            true => page(&text.join(","), seq, &cursor, true),
+            false => page_with_sums(&text.join(","), seq, &cursor, &self.checksum(device)),
+        };
         let reply = format!(r#"{{"reply_to":"{reply_to}","#);
         let connection = self.connections[device].as_mut().unwrap();
         connection.accounted = seq;
         connection.changes.retain(|(at, _)| *at > seq);
         connection.down.push_back(text.replacen('{', &reply, 1));
+    }
+
+    /// What a device that was caught up at `from` is told after `at`, by its place in the sequence.
+    fn rows_after(&self, device: usize, from: u64, at: u64) -> Vec<(u64, String)> {
+        let mut rows = Vec::new();
+        for (id, record) in &self.state.records {
+            let key = (device, id.clone());
+            match self.state.left.get(&key) {
+                Some(left) => rows.push((*left, row(id, *left, "evict", "{}"))),
+                None => {
+                    let entered = self.state.entered.get(&key).copied().unwrap_or(0);
+                    let place = record.version.max(entered);
+                    let entered = if self.whole_rows { u64::MAX } else { entered };
+                    rows.push((place, record.row(id, from, entered)));
+                }
+            }
+        }
+        rows.retain(|(place, _)| *place > at);
+        rows.sort();
+        rows
+    }
+
+    pub fn is_hidden(&self, device: usize, id: &str) -> bool {
+        self.state.left.contains_key(&(device, id.to_owned()))
+    }
+
+    /// Takes a record out of a device's scopes, or puts it back.
+    pub fn toggle(&mut self, device: usize, id: &str) {
+        if self.state.records.contains_key(id) {
+            self.state.seq += 1;
+            let key = (device, id.to_owned());
+            if self.state.left.remove(&key).is_some() {
+                self.state.entered.insert(key, self.state.seq);
+            } else {
+                self.state.left.insert(key, self.state.seq);
+            }
+        }
+    }
+
+    /// Forgets to tell a device of the newest change.
+    pub fn lose_change(&mut self, device: usize) {
+        if let Some(connection) = &mut self.connections[device] {
+            connection
+                .changes
+                .iter_mut()
+                .rev()
+                .find(|(_, row)| row.is_some())
+                .into_iter()
+                .for_each(|change| change.1 = None);
+        }
+    }
+
+    // Sums.
+
+    fn visible(&self, device: usize) -> Vec<(&String, &Record)> {
+        let live = self.state.records.iter().filter(|(_, record)| !record.deleted);
+        live.filter(|(id, _)| !self.is_hidden(device, id)).collect()
+    }
+
+    fn sum(rows: &[(&String, &Record)]) -> String {
+        let sum = |(id, record): &(&String, &Record)| {
+            row_sum(&note(), &RecordId::new(id).unwrap(), Seq::new(record.version))
+        };
+        let total = rows.iter().map(sum).fold(0, u64::wrapping_add);
+        format!(r#""count":{},"sum":"{total:016x}""#, rows.len())
+    }
+
+    fn checksum(&self, device: usize) -> String {
+        format!(r#"{{"scope":"tenant","kind":"note",{}}}"#, Self::sum(&self.visible(device)))
+    }
+
+    fn in_range(&self, device: usize, range: &Range) -> Vec<(&String, &Record)> {
+        let mut rows = self.visible(device);
+        rows.retain(|(id, _)| {
+            range.after.as_ref().is_none_or(|after| after.as_str() < id.as_str())
+                && range.until.as_ref().is_none_or(|until| id.as_str() <= until.as_str())
+        });
+        rows
+    }
+
+    fn sums(&mut self, device: usize, range: &Range, reply_to: &str) {
+        let rows = self.in_range(device, range);
+        let (first, second) = rows.split_at(rows.len() / 2);
+        let bound =
+            |name: &str, id: Option<&str>| id.map_or(String::new(), |id| format!(r#""{name}":"{id}","#));
+        let after = bound("after", range.after.as_ref().map(RecordId::as_str));
+        let until = bound("until", range.until.as_ref().map(RecordId::as_str));
+        let middle = first.last().map(|(id, _)| id.as_str());
+        let parts = match middle {
+            None => format!("{{{after}{until}{}}}", Self::sum(&rows)),
+            Some(_) => format!(
+                "{{{after}{}{}}},{{{}{until}{}}}",
+                bound("until", middle),
+                Self::sum(first),
+                bound("after", middle),
+                Self::sum(second)
+            ),
+        };
+        let seq = self.state.seq;
+        self.tell(
+            device,
+            format!(
+                r#"{{"type":"checksums","reply_to":"{reply_to}","seq":{seq},"range":{{"kind":"note","scope":"tenant"}},
+                    "parts":[{parts}]}}"#
+            ),
+        );
+    }
+
+    fn range(&mut self, device: usize, range: &Range, reply_to: &str) {
+        let rows = self.in_range(device, range);
+        let text: Vec<_> = rows.iter().take(2).map(|(id, record)| record.row(id, 0, 0)).collect();
+        let text = page(&text.join(","), self.state.seq, "", rows.len() > 2);
+        let reply = format!(r#"{{"reply_to":"{reply_to}","range":{{"kind":"note","scope":"tenant"}},"#);
+        self.tell(device, text.replacen('{', &reply, 1));
     }
 
     /// Sends the oldest ack.
@@ -225,10 +354,12 @@ impl Server {
         }
         if self.state.seq > before {
             let id = item.id.as_str();
-            let row = self.state.records[id].row(id, before);
+            let entered = if self.whole_rows { u64::MAX } else { 0 };
+            let row = self.state.records[id].row(id, before, entered);
             for (other, connection) in self.connections.iter_mut().enumerate() {
                 if let Some(connection) = connection.as_mut().filter(|connection| connection.started) {
-                    connection.changes.push_back((self.state.seq, (other != device).then(|| row.clone())));
+                    let told = other != device && !self.state.left.contains_key(&(other, id.to_owned()));
+                    connection.changes.push_back((self.state.seq, told.then(|| row.clone())));
                 }
             }
         }
@@ -236,14 +367,18 @@ impl Server {
     }
 
     fn apply(&mut self, device: usize, item: &Item) -> String {
-        let (base, n, seq) = (item.base_version.number(), item.n.unwrap(), self.state.seq + 1);
+        let (n, seq) = (item.n.unwrap(), self.state.seq + 1);
+        let base = if item.op == ItemOp::Create { 0 } else { item.base_version.number() };
         let gone = r#""code":"gone""#.to_owned();
+        if self.is_hidden(device, item.id.as_str()) {
+            return if item.op == ItemOp::Create { r#""code":"forbidden""#.to_owned() } else { gone };
+        }
         let Some(record) = self.state.records.get_mut(item.id.as_str()) else {
             if item.op != ItemOp::Create {
                 return gone;
             }
             let mut record = Record { version: seq, put_fv: seq, ..Record::default() };
-            record.write(item, device, seq);
+            record.write(item, device, (seq, 0));
             self.state.records.insert(item.id.to_string(), record);
             self.state.seq = seq;
             return format!(r#""code":"applied","version":{seq}"#);
@@ -255,6 +390,7 @@ impl Server {
         let overtaken = record.fields.values().any(|field| field.device == device && field.n > n);
         let concurrent = record.fields.values().any(|field| field.fv > base && field.device != device);
         let hidden = record.deleted && !record.fields.is_empty();
+        let mut lost = false;
         match (item.op, record.deleted) {
             (ItemOp::Patch, true) if base >= record.del_fv => return gone,
             (ItemOp::Delete, true) => return format!(r#""code":"noop","version":{}"#, record.version),
@@ -265,12 +401,12 @@ impl Server {
             }
             (ItemOp::Create | ItemOp::Restore, true) => {
                 (record.deleted, record.put_fv) = (false, seq);
-                record.write(item, device, seq);
+                lost = record.write(item, device, (seq, base));
             }
-            (_, false) => record.write(item, device, seq),
+            (_, false) => lost = record.write(item, device, (seq, base)),
         }
         (record.version, self.state.seq) = (seq, seq);
-        let unexpected = overtaken || hidden && !known || item.op == ItemOp::Create && !known;
+        let unexpected = lost || overtaken || hidden && !known || item.op == ItemOp::Create && !known;
         // What others wrote to other fields reaches the device by pages and deltas too: the record may be left out.
         if unexpected || concurrent && seq.is_multiple_of(2) {
             return record.canonical("merged");
@@ -280,14 +416,27 @@ impl Server {
 }
 
 impl Record {
-    fn write(&mut self, item: &Item, device: usize, seq: u64) {
-        let n = item.n.unwrap();
+    /// Writes what an item may write; tells whether anything of it lost.
+    fn write(&mut self, item: &Item, device: usize, (seq, base): (u64, u64)) -> bool {
+        let (n, hlc) = (item.n.unwrap(), item.hlc.unwrap());
+        let mut lost = false;
         for (name, value) in item.fields.iter() {
-            let own_newer = self.fields.get(name).is_some_and(|field| field.device == device && field.n > n);
-            if !own_newer {
-                self.fields.insert(name.to_owned(), Field { value: value.to_owned(), fv: seq, device, n });
+            let loses = self.fields.get(name).is_some_and(|field| match field.device == device {
+                true => field.n > n,
+                false => field.fv > base && (field.hlc, field.device) > (hlc, device),
+            });
+            lost |= loses;
+            if !loses {
+                let hlc = self.fields.get(name).map_or(hlc, |field| field.hlc.max(hlc));
+                self.fields
+                    .insert(name.to_owned(), Field { value: value.to_owned(), fv: seq, device, n, hlc });
             }
         }
+        for (name, by) in item.intents.iter().flat_map(|asked| &asked.increments) {
+            let count = self.fields.get(&**name).map_or(0, |field| field.value.parse::<i64>().unwrap()) + by;
+            self.fields.insert(name.to_string(), Field { value: count.to_string(), fv: seq, device, n, hlc });
+        }
+        lost
     }
 
     fn canonical(&self, code: &str) -> String {

@@ -142,7 +142,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         })
     }
 
-    /// Lists audit rows of the kinds that the user may decide conflicts of, newest first.
+    /// Lists audit rows of the kinds that the user may decide conflicts of, and of records in the scopes that the user
+    /// reads, newest first.
     ///
     /// # Errors
     /// `FORBIDDEN` without the right to decide any; `STORE_UNAVAILABLE`.
@@ -150,6 +151,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         if identity.reviews.is_empty() {
             return Err(may_not_review());
         }
+        query.scopes.clone_from(&identity.scopes);
         query.rows = query.rows.clamp(1, ROWS_MAX + 1);
         if query.kinds.is_empty() {
             query.kinds = identity.reviews.kinds().map(<[_]>::to_vec).unwrap_or_default();

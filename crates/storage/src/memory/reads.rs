@@ -173,7 +173,9 @@ impl State {
                 continue;
             }
             let entry = self.audit_entry(at, *at_ms, written)?;
-            if matches(query, &entry) {
+            let key = RowKey { tenant, kind: entry.kind.clone(), id: entry.id.clone() };
+            let visible = self.rows.get(&key).is_some_and(|row| query.scopes.contains(&row.scope));
+            if visible && matches(query, &entry) {
                 entries.push(entry);
             }
         }

@@ -84,6 +84,10 @@ const SELECT: &str = "SELECT a.audit_id AS audit_id, a.at AS at, a.kind_no AS ki
 
 const NEWEST_FIRST: &str = "ORDER BY a.audit_id DESC LIMIT";
 
+/// The scope that the record of a row belongs to now. Rows of a purged record belong to none.
+const SCOPE: &str = "(SELECT r.scope_no FROM records AS r \
+     WHERE r.tenant_no = a.tenant_no AND r.kind_no = a.kind_no AND r.id = a.id)";
+
 pub(super) fn audit(
     connection: &mut SqliteConnection,
     names: &Names,
@@ -92,6 +96,7 @@ pub(super) fn audit(
 ) -> Result<Vec<AuditEntry>, StoreError> {
     let mut filter = Filter::new(SELECT);
     filter.number("a.tenant_no =", i64::from(tenant_sql(tenant)));
+    filter.among(SCOPE, query.scopes.iter().filter_map(|scope| names.scope(tenant, scope)));
     if !query.kinds.is_empty() {
         filter.among("a.kind_no", query.kinds.iter().filter_map(|kind| names.kind(tenant, kind)));
     }

@@ -14,6 +14,7 @@ pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Re
     let limit = asked.limit(app)?;
     let pairs = &asked.pairs;
     let query = AuditQuery {
+        scopes: Vec::new(),
         kinds: pairs.parsed("kind", KindName::new)?.into_iter().collect(),
         id: pairs.parsed("id", RecordId::new)?,
         device: pairs.parsed("device", DeviceId::new)?.map(|device| device.to_string()),
