@@ -6,7 +6,9 @@ use driftline_engine::{
     AuditEntry, AuditQuery, Clock as _, ConflictQuery, ConflictRow, Head, History, Page, PageQuery, PartSum,
     Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery,
 };
-use driftline_model::{ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo};
+use driftline_model::{
+    ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
+};
 
 use super::world::ServerClock;
 
@@ -142,10 +144,7 @@ impl<S: Store> Store for Journaled<S> {
         self.inner.audit(tenant, query)
     }
 
-    fn sums(
-        &self,
-        query: SumQuery,
-    ) -> impl Future<Output = Result<(Head, Vec<PartSum>), StoreError>> + Send {
+    fn sums(&self, query: SumQuery) -> impl Future<Output = Result<(Head, Vec<PartSum>), StoreError>> + Send {
         self.inner.sums(query)
     }
 

@@ -24,6 +24,7 @@ pub(super) struct Entry {
     /// What was stored.
     pub(super) server: Value,
     pub(super) winner: String,
+    pub(super) rule: String,
     /// Whether the item deleted the field's record.
     pub(super) deletes: bool,
 }
@@ -44,6 +45,7 @@ impl Account {
                 client: entry["client"].clone(),
                 server: entry["server"].clone(),
                 winner: entry["winner"].as_str().unwrap_or_default().to_owned(),
+                rule: entry["rule"].as_str().unwrap_or_default().to_owned(),
                 deletes: entry["client_deletes"] == Value::Bool(true),
             };
             self.fields.insert(name.clone(), entry);

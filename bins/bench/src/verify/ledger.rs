@@ -189,8 +189,9 @@ impl<'a> Ledger<'a> {
         let (value, found) = match claim.what {
             What::Value(value) | What::Element(value) => (value.to_string(), "the value".to_owned()),
             What::Increment(by) => {
-                let wanted = self.sum(claim.field);
-                (format!("{by:+}"), format!("the sum {}", wanted.unwrap_or_default()))
+                let (sure, hidden) = self.sum(claim.field);
+                let or = if hidden == 0 { String::new() } else { format!(" or {}", sure + hidden) };
+                (format!("{by:+}"), format!("the sum {sure}{or}"))
             }
         };
         let state = match self.end {
@@ -218,16 +219,14 @@ impl<'a> Ledger<'a> {
             What::Value(value) => shown == value || self.is_counted(claim, shown),
             What::Element(element) => shown.as_array().is_some_and(|elements| elements.contains(element)),
             // Increments cannot be told apart: they are all visible, or some of them are not.
-            What::Increment(_) => {
-                shown.as_i64() == self.sum(claim.field) && self.counts(claim.at, claim.field)
-            }
+            What::Increment(_) => self.is_sum(claim.field, shown) && self.counts(claim.at, claim.field),
         }
     }
 
     /// Whether a whole value is the start of a counter that shows it with everything that was added.
     fn is_counted(&self, claim: &Claim<'_>, shown: &Value) -> bool {
         let counted = (claim.at..self.items.len()).any(|at| self.counts(at, claim.field));
-        counted && self.start(claim.field) == Some(claim.at) && shown.as_i64() == self.sum(claim.field)
+        counted && self.start(claim.field) == Some(claim.at) && self.is_sum(claim.field, shown)
     }
 
     /// The last item that set a counter to a value, or made the record without it.
@@ -238,18 +237,32 @@ impl<'a> Ledger<'a> {
         })
     }
 
-    /// What a counter comes to: its start with everything that was added later.
-    fn sum(&self, field: &str) -> Option<i64> {
-        let first = self.start(field).unwrap_or(0);
-        let value = self.items[first].fields.get(field).map_or(Some(0), Value::as_i64)?;
-        let added = (first..self.items.len()).filter(|&at| self.counts(at, field));
-        Some(value + added.map(|at| self.items[at].increments[field]).sum::<i64>())
+    /// Whether a value is what a counter comes to: its start with everything that was added later.
+    ///
+    /// What was added to a record that stays deleted is added to its hidden fields under most strategies, and shows if
+    /// the record is brought back; under one that keeps what is stored it is not.
+    fn is_sum(&self, field: &str, shown: &Value) -> bool {
+        let (sure, hidden) = self.sum(field);
+        shown.as_i64().is_some_and(|shown| shown == sure || shown == sure + hidden)
     }
 
-    /// Whether an item's increment got in.
+    /// What a counter comes to, and what was added while the record was deleted.
+    fn sum(&self, field: &str) -> (i64, i64) {
+        let first = self.start(field).unwrap_or(0);
+        let start = self.items[first].fields.get(field).and_then(Value::as_i64).unwrap_or(0);
+        let (mut sure, mut hidden) = (start, 0);
+        for at in (first..self.items.len()).filter(|&at| self.counts(at, field)) {
+            let by = self.items[at].increments[field];
+            if self.accounts[at].refused(field) { hidden += by } else { sure += by }
+        }
+        (sure, hidden)
+    }
+
+    /// Whether an item's increment got in, be it into hidden fields.
     fn counts(&self, at: usize, field: &str) -> bool {
+        let account = &self.accounts[at];
         self.items[at].increments.contains_key(field)
-            && !self.accounts[at].refused(field)
+            && (account.hidden || !account.refused(field))
             && !self.is_pending(at)
     }
 
@@ -267,8 +280,8 @@ impl<'a> Ledger<'a> {
         }
         match claim.what {
             What::Value(value) => {
-                self.writes(at, claim.field) && item.fields.get(claim.field) != Some(value)
-                    || self.counts(at, claim.field)
+                let ends = self.writes(at, claim.field) || self.releases(at, claim.field);
+                ends && item.fields.get(claim.field) != Some(value) || self.counts(at, claim.field)
             }
             What::Increment(_) => self.writes(at, claim.field),
             What::Element(element) => {
@@ -306,6 +319,13 @@ impl<'a> Ledger<'a> {
         carries && !self.accounts[at].refused(field) && !self.is_pending(at)
     }
 
+    /// Whether an item took back what its author had seen of an ordered field, although a value of somebody else keeps
+    /// its own from showing.
+    fn releases(&self, at: usize, field: &str) -> bool {
+        let entry = self.accounts[at].entry(field);
+        entry.is_some_and(|entry| entry.rule == "escalation" && entry.winner != "held")
+    }
+
     /// Whether a delete deleted.
     fn deletes(&self, at: usize) -> bool {
         let item = self.items[at];
@@ -325,7 +345,16 @@ impl<'a> Ledger<'a> {
     // Held.
 
     fn is_held(&self, claim: &Claim<'_>) -> bool {
-        let device = &*self.items[claim.at].device;
+        let (device, n) = (&*self.items[claim.at].device, self.items[claim.at].n);
+        // A later change of the device joined the row and took the value's place, and is itself looked for.
+        let joined = (0..self.items.len()).any(|at| {
+            let item = self.items[at];
+            let later = self.is_pending(at) && item.device == device && item.n > n;
+            later && (item.fields.contains_key(claim.field) || item.op == Op::Delete)
+        });
+        if joined && self.is_pending(claim.at) {
+            return true;
+        }
         let rows = self.held.iter().filter(|(of, _)| *of == device);
         rows.filter_map(|(_, client)| client.get(claim.field)).any(|waits| carries(waits, &claim.what))
     }

@@ -11,7 +11,8 @@ use driftline_engine::{
     SumQuery, Task,
 };
 use driftline_model::{
-    ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, ScopeName, Seq, SyncId, TenantId, TenantNo, UserId,
+    ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, ScopeName, Seq, SyncId, TenantId, TenantNo,
+    UserId,
 };
 use driftline_protocol::ItemClass;
 use driftline_storage::MemoryStore;
@@ -320,10 +321,7 @@ impl Store for Faulty {
         self.inner.audit(tenant, query)
     }
 
-    fn sums(
-        &self,
-        query: SumQuery,
-    ) -> impl Future<Output = Result<(Head, Vec<PartSum>), StoreError>> + Send {
+    fn sums(&self, query: SumQuery) -> impl Future<Output = Result<(Head, Vec<PartSum>), StoreError>> + Send {
         self.inner.sums(query)
     }
 
