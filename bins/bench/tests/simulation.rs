@@ -43,8 +43,8 @@ const ESCALATES: &str = r#"{"strategy":"preserve_escalation","fields":{
     "state":{"rule":"ordered","order":["closed","resolved","open","in_progress","escalated"],"urgent":"escalated"},
     "tags":{"rule":"set"}}}"#;
 
-/// Everything that can go wrong, by the names in the counts.
-const FAULTS: [&str; 16] = [
+/// Everything that happens beside edits, by the names in the counts.
+const FAULTS: [&str; 17] = [
     "a month and a clean-up",
     "app restart",
     "away",
@@ -58,6 +58,7 @@ const FAULTS: [&str; 16] = [
     "repeated request",
     "request",
     "restore",
+    "review",
     "rollback found by a cursor",
     "server clock jump",
     "server restart",
@@ -176,6 +177,10 @@ const MUTANTS: &[(Fault, &[&str])] = &[
     (Fault::PatchCreates, &["I9"]),
     (Fault::BelievesClocks, &["I11"]),
     (Fault::DropsAValue, &["I3", "I4"]),
+    (Fault::DropsAnIncrement, &["I3", "I4"]),
+    (Fault::DropsAnElement, &["I3", "I4"]),
+    (Fault::LosesWhatWaits, &["I4"]),
+    (Fault::LowersByTheClock, &["I10"]),
     (Fault::DropsAnAuditRow, &["I4"]),
     (Fault::SplitsGroups, &["group"]),
     (Fault::IgnoresTheEpoch, &["epoch"]),
