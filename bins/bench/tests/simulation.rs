@@ -12,18 +12,39 @@ use driftline_testkit::TempFolder;
 use mutants::{Fault, FaultyBackend};
 
 /// Policies that the seeds take in turn.
-const POLICIES: [Option<&str>; 7] = [
+const POLICIES: [Option<&str>; 12] = [
     None,
     Some(r#"{"strategy":"most_recent_wins"}"#),
     Some(r#"{"strategy":"client_wins"}"#),
     Some(r#"{"strategy":"server_wins"}"#),
     Some(r#"{"strategy":"client_wins","granularity":"field","options":{"on_delete":"stay_deleted"}}"#),
     Some(r#"{"strategy":"server_wins","granularity":"field"}"#),
-    Some(r#"{"strategy":"field_merge","fields":{"title":{"rule":"lww"}}}"#),
+    Some(MERGES),
+    Some(ESCALATES),
+    Some(r#"{"strategy":"manual"}"#),
+    Some(
+        r#"{"strategy":"field_merge","options":{"on_delete":"update_wins"},
+            "fields":{"visits":{"rule":"counter"},"title":{"rule":"lww"}}}"#,
+    ),
+    Some(
+        r#"{"strategy":"field_merge","options":{"on_delete":"delete_wins"},
+            "fields":{"tags":{"rule":"set"},"title":{"rule":"lww"}}}"#,
+    ),
+    Some(r#"{"strategy":"field_merge","fields":{"title":{"rule":"manual"},"visits":{"rule":"counter"}}}"#),
 ];
 
-/// Everything that can go wrong, by the names in the counts.
-const FAULTS: [&str; 16] = [
+/// Every rule that is a join, and one that is none.
+const MERGES: &str = r#"{"strategy":"field_merge","fields":{
+    "visits":{"rule":"counter"},"tags":{"rule":"set"},"log":{"rule":"append"},"best":{"rule":"max"},
+    "least":{"rule":"min"},"serial":{"rule":"immutable"}}}"#;
+
+/// Tickets whose urgent states do not get lost.
+const ESCALATES: &str = r#"{"strategy":"preserve_escalation","fields":{
+    "state":{"rule":"ordered","order":["closed","resolved","open","in_progress","escalated"],"urgent":"escalated"},
+    "tags":{"rule":"set"}}}"#;
+
+/// Everything that happens beside edits, by the names in the counts.
+const FAULTS: [&str; 17] = [
     "a month and a clean-up",
     "app restart",
     "away",
@@ -37,6 +58,7 @@ const FAULTS: [&str; 16] = [
     "repeated request",
     "request",
     "restore",
+    "review",
     "rollback found by a cursor",
     "server clock jump",
     "server restart",
@@ -104,7 +126,16 @@ fn systems_over_memory_keep_the_laws_and_agree() {
         assert!(10 * overlapping >= 3 * seeds.len(), "{overlapping} of {} seeds bite", seeds.len());
         let missing: Vec<_> = FAULTS.iter().filter(|fault| !total.events.contains_key(*fault)).collect();
         assert!(missing.is_empty(), "never happened: {missing:?}");
-        let codes = ["applied", "merged", "superseded", "noop", "gone", "dependency_failed", "duplicate"];
+        let codes = [
+            "applied",
+            "merged",
+            "superseded",
+            "noop",
+            "gone",
+            "dependency_failed",
+            "duplicate",
+            "conflict_pending",
+        ];
         let missing: Vec<_> = codes.iter().filter(|code| !total.codes.contains_key(*code)).collect();
         assert!(missing.is_empty(), "never answered: {missing:?}");
         assert!(total.compared > 0 && total.audited > 0);
@@ -133,7 +164,7 @@ fn a_seed_tells_the_same_story_on_every_store() {
 #[test]
 fn other_seeds_tell_other_stories() {
     let story = |seed| in_memory(&Setup { tell: true, ..setup(seed) }).story;
-    assert_ne!(story(3), story(3 + 7 * 60), "policy, devices and records are the same");
+    assert_ne!(story(3), story(3 + 12 * 60), "policy, devices and records are the same");
 }
 
 /// Planted faults with the laws that may find them. `I4` is found by the verifier, `model` by the reference model.
@@ -146,6 +177,10 @@ const MUTANTS: &[(Fault, &[&str])] = &[
     (Fault::PatchCreates, &["I9"]),
     (Fault::BelievesClocks, &["I11"]),
     (Fault::DropsAValue, &["I3", "I4"]),
+    (Fault::DropsAnIncrement, &["I3", "I4"]),
+    (Fault::DropsAnElement, &["I3", "I4"]),
+    (Fault::LosesWhatWaits, &["I4"]),
+    (Fault::LowersByTheClock, &["I10"]),
     (Fault::DropsAnAuditRow, &["I4"]),
     (Fault::SplitsGroups, &["group"]),
     (Fault::IgnoresTheEpoch, &["epoch"]),

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result};
 use driftline_conflict::Op as RecordOp;
 use driftline_engine::{
-    Apply, ConflictPlace, ConflictQuery, Entry, Identity, Row, Store, SubmissionResult, Task,
+    Apply, ConflictPlace, ConflictQuery, Entry, Identity, Resolved, Row, Store, SubmissionResult, Task,
 };
 use driftline_model::DeviceNo;
-use driftline_protocol::ItemClass;
+use driftline_protocol::{ItemClass, Resolution};
 use serde_json::Value;
 
 use super::journal::Commit;
@@ -97,6 +97,9 @@ impl Evidence {
         for commit in commits {
             let device = commit.submission.device;
             for (entry, result) in commit.submission.entries.iter().zip(&commit.receipt.results) {
+                if let Some(item) = decision(entry, result)? {
+                    history.items.push(item);
+                }
                 let accepted = result.code.class() == ItemClass::Done && !result.duplicate;
                 if let (Task::Apply(apply), true) = (&entry.task, accepted) {
                     let mut item = item(entry, apply, result)?;
@@ -118,6 +121,33 @@ impl Evidence {
 
 fn name((kind, id): &Key) -> String {
     format!("{kind}/{id}")
+}
+
+/// What a reviewer wrote, who had seen everything that was there.
+fn decision(entry: &Entry, result: &SubmissionResult) -> Result<Option<Item>> {
+    let (Task::Resolve(resolve), Some(resolved)) = (&entry.task, &result.resolved) else { return Ok(None) };
+    let Resolved::Done(row) = &**resolved else { return Ok(None) };
+    let fields = match resolve.resolution {
+        Resolution::Server => return Ok(None),
+        Resolution::Client => &row.client,
+        Resolution::Merged => &resolve.fields,
+    };
+    let version = result.version.map_or(0, |version| version.number());
+    let deletes = resolve.resolution == Resolution::Client && row.op == RecordOp::Delete;
+    Ok(Some(Item {
+        record: name(&(row.kind.clone(), row.id.clone())),
+        device: "desk".to_owned(),
+        n: version,
+        op: if deletes { Op::Delete } else { Op::Patch },
+        base: version.saturating_sub(1),
+        fields: serde_json::from_str(fields.as_str())?,
+        increments: BTreeMap::new(),
+        add: BTreeMap::new(),
+        remove: BTreeMap::new(),
+        code: result.code.to_string(),
+        version,
+        born: false,
+    }))
 }
 
 fn item(entry: &Entry, apply: &Apply, result: &SubmissionResult) -> Result<Item> {

@@ -36,11 +36,14 @@ pub(super) struct Laws {
     /// The latest time that the server's clock has shown.
     latest_ms: u64,
     skew_ms_max: u64,
+    /// The values of ordered fields, from the least to the most urgent.
+    orders: Vec<(String, Vec<String>)>,
 }
 
 impl Laws {
-    pub(super) fn new(skew_ms_max: u64) -> Self {
+    pub(super) fn new(skew_ms_max: u64, orders: Vec<(String, Vec<String>)>) -> Self {
         Self {
+            orders,
             life: Life::default(),
             saved: Life::default(),
             ever: BTreeMap::new(),
@@ -132,6 +135,30 @@ impl Laws {
         if row.record.version > self.life.head {
             let what = format!("{} is at {}, the head at {}", row.id, row.record.version, self.life.head);
             return Err(Violation::new("I5", what));
+        }
+        Ok(())
+    }
+
+    /// Checks that no ordered field of a record fell, unless one of the items meant it to.
+    pub(super) fn lowered(&self, commit: &Commit, key: &Key, row: Option<&Row>) -> Result<(), Violation> {
+        let (Some(before), Some(row)) = (self.life.rows.get(key), row) else { return Ok(()) };
+        let meant = commit.submission.entries.iter().any(|entry| match &entry.task {
+            Task::Apply(apply) => {
+                let flagged = apply.intents.as_ref().is_some_and(|intents| intents.deescalate);
+                flagged && (&apply.kind, &apply.id) == (&key.0, &key.1)
+            }
+            Task::Resolve(_) => true,
+            Task::Refuse(..) => false,
+        });
+        for (field, order) in &self.orders {
+            let rank = |row: &Row| {
+                let value = row.record.fields.get(field)?;
+                order.iter().position(|rank| rank == value)
+            };
+            if rank(before) > rank(row) && !meant {
+                let what = format!("{field} of {} fell, and nobody meant it to", key.1);
+                return Err(Violation::new("I10", what));
+            }
         }
         Ok(())
     }

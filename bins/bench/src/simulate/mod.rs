@@ -27,6 +27,7 @@ mod laws;
 mod model;
 mod network;
 mod report;
+mod review;
 mod run;
 mod schedule;
 mod server;

@@ -49,12 +49,15 @@ pub(super) fn compare(
         };
         compared += 1;
         let deleted = joined.dies > joined.lives;
+        // What is counted here and set as a whole there depends on the order of arrival.
+        let mixed = |name: &str| joined.sums.contains_key(name) && joined.fields.contains_key(name);
+        let followed = |name: &str| !joined.gathered.contains(name) && !mixed(name);
         let sums = joined.sums.iter().map(|(name, sum)| (&**name, sum.to_string()));
         let values = joined.fields.iter().map(|(name, (_, value))| (&**name, value.clone()));
         let mut wanted: Vec<_> = values.chain(sums).collect();
-        wanted.retain(|(name, _)| !joined.gathered.contains(*name));
+        wanted.retain(|(name, _)| followed(name));
         wanted.sort_unstable();
-        let held = row.record.fields.iter().filter(|(name, _)| !joined.gathered.contains(*name));
+        let held = row.record.fields.iter().filter(|(name, _)| followed(name));
         let mut held: Vec<_> = held.map(|(name, value)| (name, value.to_owned())).collect();
         held.sort_unstable();
         if deleted != row.deleted || wanted != held {

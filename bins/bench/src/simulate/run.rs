@@ -68,6 +68,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub(super) devices: Vec<Device>,
     /// Who each device is to the present store.
     pub(super) identities: Vec<Identity>,
+    /// Somebody at a desk who decides conflicts.
+    pub(super) reviewer: Option<Identity>,
     pub(super) workload: Workload,
     pub(super) laws: Laws,
     pub(super) rng: Rng,
@@ -100,8 +102,9 @@ impl<'a, B: Backend> Run<'a, B> {
             network: Network::new(BEGIN_MS, latency, Rng::new(setup.seed, 2)),
             devices: Vec::new(),
             identities: Vec::new(),
+            reviewer: None,
             workload: Workload::new(setup.records, setup.fields()?, Rng::new(setup.seed, 3)),
-            laws: Laws::new(limits.skew_ms_max),
+            laws: Laws::new(limits.skew_ms_max, setup.orders()?),
             rng,
             nature,
             counts: Counts::default(),
@@ -287,6 +290,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let server = Server::new(store, hub, self.catalogue.clone(), self.world.limits.clone());
         let identities = self.devices.iter().map(|device| server.identify(&device.account));
         self.identities = identities.collect::<Result<_>>()?;
+        self.reviewer = Some(server.identify_as(&desk()?, "admin")?);
         self.server = Some(server);
         Ok(())
     }
@@ -355,7 +359,10 @@ impl<'a, B: Backend> Run<'a, B> {
             }
             for (entry, result) in commit.submission.entries.iter().zip(&commit.receipt.results) {
                 if let (Some(kind), Some(id)) = (&entry.kind, &entry.id) {
-                    self.look_at((kind.clone(), id.clone()))?;
+                    let key = (kind.clone(), id.clone());
+                    let row = self.stored(&key)?;
+                    self.laws.lowered(&commit, &key, row.as_ref())?;
+                    self.look_at(key)?;
                 }
                 let decided = match &entry.task {
                     Task::Resolve(resolve) => Some(&resolve.conflict_id),
@@ -443,6 +450,14 @@ fn account(number: usize) -> Result<Account> {
     };
     let device = if number == 1 { "tablet" } else { "phone" };
     Ok(Account { tenant: TenantId::new("acme")?, user: UserId::text(&user)?, device: DeviceId::new(device)? })
+}
+
+fn desk() -> Result<Account> {
+    Ok(Account {
+        tenant: TenantId::new("acme")?,
+        user: UserId::text("rita")?,
+        device: DeviceId::new("desk")?,
+    })
 }
 
 /// Limits that small systems reach.

@@ -39,13 +39,14 @@ pub(super) enum Action {
     JumpClock,
     JumpServerClock,
     Month,
+    Review,
 }
 
 impl Nature {
     pub(super) fn draw(rng: &mut Rng) -> Self {
         use Action::{
             Away, Block, Cut, Edit, JumpClock, JumpServerClock, Month, Open, RestartApp, RestartServer,
-            Restore, Save,
+            Restore, Review, Save,
         };
         let usual = [
             (Edit, 100),
@@ -60,6 +61,7 @@ impl Nature {
             (JumpClock, 5),
             (JumpServerClock, 1),
             (Month, 1),
+            (Review, 6),
         ];
         let mut weight = |(action, usual): (Action, u64)| {
             let times = match action {
@@ -162,6 +164,7 @@ impl<B: Backend> Run<'_, B> {
             Action::JumpClock => self.jump_clock(device),
             Action::JumpServerClock => self.jump_server_clock(),
             Action::Month => self.month()?,
+            Action::Review => self.review()?,
         }
         self.plan_step();
         Ok(())

@@ -50,7 +50,11 @@ impl<S: Store> Server<S> {
     }
 
     pub(super) fn identify(&self, account: &Account) -> Result<Identity> {
-        let roles = vec!["staff".into()];
+        self.identify_as(account, "staff")
+    }
+
+    pub(super) fn identify_as(&self, account: &Account, role: &str) -> Result<Identity> {
+        let roles = vec![role.into()];
         let device = Some(account.device.clone());
         block_on(self.engine.identify(account.tenant.clone(), account.user.clone(), device, roles, &[]))
             .map_err(|fault| anyhow!("{fault}"))

@@ -98,6 +98,15 @@ impl Setup {
         Ok(fields)
     }
 
+    /// The values of ordered fields, from the least to the most urgent.
+    pub(super) fn orders(&self) -> Result<Vec<(String, Vec<String>)>> {
+        let ordered = self.fields()?.into_iter().filter_map(|(name, nature)| match nature {
+            Nature::Ordered(order) => Some((name, order)),
+            _ => None,
+        });
+        Ok(ordered.collect())
+    }
+
     /// Whether the policy lets the most recent write of every field win, so that the order of arrival is no matter.
     pub(super) fn is_join(&self) -> Result<bool> {
         let Some(doc) = self.doc()? else { return Ok(true) };

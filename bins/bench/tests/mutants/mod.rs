@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use driftline_bench::simulate::{Backend, MemoryBackend, World};
+use driftline_conflict::{Op, Policy};
 use driftline_engine::{
-    AuditEntry, AuditQuery, Committed, ConflictQuery, ConflictRow, Head, History, Listeners, Page, PageQuery,
-    PartSum, Place, Receipt, Row, SessionProgress, Silent, Store, StoreError, StoredPolicy, Submission,
-    SumQuery, Task,
+    Apply, AuditEntry, AuditQuery, Committed, ConflictQuery, ConflictRow, Head, History, Listeners, Page,
+    PageQuery, PartSum, Place, Receipt, Row, SessionProgress, Silent, Store, StoreError, StoredPolicy,
+    Submission, SumQuery, Task,
 };
 use driftline_model::{
-    ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, ScopeName, Seq, SyncId, TenantId, TenantNo,
-    UserId,
+    ConflictId, DeviceKey, DeviceNo, Epoch, KindName, Object, ObjectBuilder, RecordId, ScopeName, Seq,
+    SyncId, TenantId, TenantNo, UserId,
 };
 use driftline_protocol::ItemClass;
 use driftline_storage::MemoryStore;
@@ -37,6 +38,14 @@ pub(crate) enum Fault {
     BelievesClocks,
     /// A field of an accepted change is not written.
     DropsAValue,
+    /// What an accepted change adds to a counter is not added.
+    DropsAnIncrement,
+    /// What an accepted change adds to a set is not added.
+    DropsAnElement,
+    /// A change that was set aside is not to be found.
+    LosesWhatWaits,
+    /// An ordered field falls like any other.
+    LowersByTheClock,
     /// The losing values of a decision are not written down.
     DropsAnAuditRow,
     /// A group applies in part.
@@ -159,13 +168,20 @@ impl Faulty {
             Fault::PatchCreates => {
                 for entry in &mut submission.entries {
                     if let Task::Apply(apply) = &mut entry.task
-                        && apply.op == driftline_conflict::Op::Patch
+                        && apply.op == Op::Patch
                         && matches!(
                             self.inner.record(submission.tenant, &apply.kind, &apply.id).await,
                             Ok(None)
                         )
                     {
-                        apply.op = driftline_conflict::Op::Create;
+                        apply.op = Op::Create;
+                    }
+                }
+            }
+            Fault::DropsAnIncrement | Fault::DropsAnElement | Fault::LowersByTheClock => {
+                for entry in &mut submission.entries {
+                    if let Task::Apply(apply) = &mut entry.task {
+                        self.spoil_intents(apply);
                     }
                 }
             }
@@ -179,6 +195,19 @@ impl Faulty {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn spoil_intents(&self, apply: &mut Apply) {
+        if self.fault == Fault::LowersByTheClock {
+            apply.policy = Arc::new(Policy::field_merge());
+        }
+        if let Some(intents) = &mut apply.intents {
+            match self.fault {
+                Fault::DropsAnIncrement => intents.increments.clear(),
+                Fault::DropsAnElement => intents.add = Object::empty(),
+                _ => {}
+            }
         }
     }
 
@@ -222,8 +251,8 @@ impl Faulty {
     }
 }
 
-fn first_field(fields: &driftline_model::Object) -> driftline_model::Object {
-    let mut built = driftline_model::ObjectBuilder::with_capacity(64, 1);
+fn first_field(fields: &Object) -> Object {
+    let mut built = ObjectBuilder::with_capacity(64, 1);
     if let Some((name, value)) = fields.iter().next() {
         built.push(name, value);
     }
@@ -305,12 +334,16 @@ impl Store for Faulty {
         self.inner.conflict(tenant, conflict_id)
     }
 
-    fn conflicts(
+    async fn conflicts(
         &self,
         tenant: TenantNo,
         query: ConflictQuery,
-    ) -> impl Future<Output = Result<Vec<ConflictRow>, StoreError>> + Send {
-        self.inner.conflicts(tenant, query)
+    ) -> Result<Vec<ConflictRow>, StoreError> {
+        let mut rows = self.inner.conflicts(tenant, query).await?;
+        if self.fault == Fault::LosesWhatWaits {
+            rows.truncate(rows.len() / 2);
+        }
+        Ok(rows)
     }
 
     fn audit(
