@@ -177,10 +177,9 @@ impl Record {
 
     /// Own writes that deltas passed by are in the body before the server told their scope.
     fn learn_scope(&mut self, told: Telling) {
-        if let Some(body) = self.body.as_mut().filter(|body| body.version == told.version) {
-            if body.scope.is_none() {
-                body.scope = told.scope;
-            }
+        let same = self.body.as_mut().filter(|body| body.version == told.version);
+        if let Some(body) = same.filter(|body| body.scope.is_none()) {
+            body.scope = told.scope;
         }
     }
 

@@ -217,11 +217,8 @@ impl Records {
         let before = Sums::share(kind, id, record);
         let changed = change(record, self.policies.of(kind));
         self.sums.move_share(kind, before, Sums::share(kind, id, record));
-        if record.is_empty() {
-            if let Some(records) = self.kinds.get_mut(kind) {
-                records.remove(id);
-            }
-        }
+        let left_over = if record.is_empty() { self.kinds.get_mut(kind) } else { None };
+        left_over.map(|records| records.remove(id));
         changed
     }
 }

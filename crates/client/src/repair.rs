@@ -117,8 +117,8 @@ impl Replica {
 
     /// The kinds and scopes whose sums differ.
     ///
-    /// A scope may have changed by an own write without the device knowing it, so that only a kind whose rows differ
-    /// in all is looked into. What is not told of has no rows.
+    /// The scope of an own write is known only once a pull has told it, so that only a kind whose rows differ in all
+    /// is looked into; a row without a scope may be of any, or of none. What is not told of has no rows.
     fn differing(&self, told: &[Checksum]) -> Vec<(KindName, ScopeName)> {
         let sums = &self.records.sums;
         let mut of_kinds: BTreeMap<&KindName, Sum> = BTreeMap::new();
@@ -126,9 +126,10 @@ impl Replica {
         let pulled = |kind: &KindName| {
             !kind.as_str().starts_with('$') && (self.data_types.is_empty() || self.data_types.contains(kind))
         };
+        let anywhere = ScopeName::tenant();
         for (kind, scope) in sums.scopes().filter(|(kind, _)| pulled(kind)) {
             of_kinds.entry(kind).or_default();
-            scopes.entry((kind, scope)).or_default();
+            scopes.entry((kind, scope.unwrap_or(&anywhere))).or_default();
         }
         for one in told {
             let sum = Sum { count: one.count, sum: one.sum };
@@ -137,7 +138,8 @@ impl Replica {
             scopes.insert((&one.kind, &one.scope), sum);
         }
         let differs = |kind: &KindName, scope: &ScopeName, sum: Sum| {
-            of_kinds.get(kind) != Some(&sums.of_kind(kind)) && sums.of(kind, scope) != sum
+            let same = sums.of(kind, Some(scope)) == sum && sums.of(kind, None) == Sum::default();
+            of_kinds.get(kind) != Some(&sums.of_kind(kind)) && !same
         };
         let differing = scopes.into_iter().filter(|((kind, scope), sum)| differs(kind, scope, *sum));
         differing.map(|((kind, scope), _)| (kind.clone(), scope.clone())).collect()

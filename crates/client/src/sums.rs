@@ -61,13 +61,13 @@ impl Sums {
     }
 
     /// Goes through the kinds and scopes that have rows.
-    pub(crate) fn scopes(&self) -> impl Iterator<Item = (&KindName, &ScopeName)> {
-        self.0.keys().filter_map(|(kind, scope)| Some((kind, scope.as_ref()?)))
+    pub(crate) fn scopes(&self) -> impl Iterator<Item = (&KindName, Option<&ScopeName>)> {
+        self.0.keys().map(|(kind, scope)| (kind, scope.as_ref()))
     }
 
-    /// The sum of a kind's rows in one scope.
-    pub(crate) fn of(&self, kind: &KindName, scope: &ScopeName) -> Sum {
-        self.0.get(&(kind.clone(), Some(scope.clone()))).copied().unwrap_or_default()
+    /// The sum of a kind's rows in one scope, or in none that is known.
+    pub(crate) fn of(&self, kind: &KindName, scope: Option<&ScopeName>) -> Sum {
+        self.0.get(&(kind.clone(), scope.cloned())).copied().unwrap_or_default()
     }
 
     /// The sum of all rows of a kind.

@@ -83,7 +83,7 @@ pub struct Server {
     pub connections: Vec<Option<Connection>>,
     /// Every so many items one is `busy`; 0: none.
     pub busy_every: u64,
-    /// Changes are told as whole records.
+    /// Changes and results are told as whole records.
     pub whole_rows: bool,
     items: u64,
 }
@@ -379,8 +379,12 @@ impl Server {
             }
             let mut record = Record { version: seq, put_fv: seq, ..Record::default() };
             record.write(item, device, (seq, 0));
+            let told = record.canonical("applied");
             self.state.records.insert(item.id.to_string(), record);
             self.state.seq = seq;
+            if self.whole_rows {
+                return told;
+            }
             return format!(r#""code":"applied","version":{seq}"#);
         };
         if base > record.version {
@@ -406,7 +410,8 @@ impl Server {
             (_, false) => lost = record.write(item, device, (seq, base)),
         }
         (record.version, self.state.seq) = (seq, seq);
-        let unexpected = lost || overtaken || hidden && !known || item.op == ItemOp::Create && !known;
+        let unexpected =
+            self.whole_rows || lost || overtaken || hidden && !known || item.op == ItemOp::Create && !known;
         // What others wrote to other fields reaches the device by pages and deltas too: the record may be left out.
         if unexpected || concurrent && seq.is_multiple_of(2) {
             return record.canonical("merged");
