@@ -256,6 +256,8 @@ fn place_in_file(pointer: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use driftline_testkit::TempFolder;
+
     use super::*;
 
     fn read(text: &str) -> anyhow::Result<Catalogue> {
@@ -276,6 +278,76 @@ mod tests {
         assert!(catalogue.kind(&KindName::new("other").unwrap()).is_none());
     }
 
+    fn rule<'a>(catalogue: &'a Catalogue, kind: &str) -> &'a KindRule {
+        catalogue.kind(&KindName::new(kind).unwrap()).unwrap()
+    }
+
+    fn names(roles: &[Box<str>]) -> Vec<&str> {
+        roles.iter().map(|role| &**role).collect()
+    }
+
+    #[test]
+    fn a_kind_declares_groups_rights_schema_and_orders() {
+        let text = r#"
+            [[kind]]
+            name = "ticket"
+            scope = "group:region"
+            deescalate = ["lead"]
+            review = []
+            schema_version_min = 3
+            schema = { required = ["title"], properties = { title = { type = "string" } } }
+            strategy = "preserve_escalation"
+            [kind.field.status]
+            rule = "ordered"
+            order = ["closed", "open", 7]
+            urgent = 7
+            [kind.field.tags]
+            rule = "set"
+            [[kind]]
+            name = "plain"
+        "#;
+        let catalogue = read(text).unwrap();
+        let ticket = rule(&catalogue, "ticket");
+        assert_eq!(ticket.scope, ScopeRule::Group("region".into()));
+        assert_eq!((names(&ticket.deescalate), names(&ticket.review)), (vec!["lead"], vec![]));
+        assert_eq!((names(&ticket.service), ticket.schema_version_min), (vec!["service"], 3));
+        assert!(ticket.schema.is_some());
+        assert_eq!(ticket.policy.strategy.fields().len(), 2);
+        let plain = rule(&catalogue, "plain");
+        assert_eq!(names(&plain.deescalate), ["staff", "admin"]);
+        assert_eq!(names(&plain.review), ["reviewer", "admin"]);
+    }
+
+    #[test]
+    fn a_schema_file_lies_beside_the_configuration() {
+        let folder = TempFolder::new();
+        let file = folder.path().join("driftline.toml");
+        std::fs::create_dir(folder.path().join("schemas")).unwrap();
+        let text = "[[kind]]\nname = \"ticket\"\nschema_file = \"schemas/ticket.json\"\n";
+        std::fs::write(&file, text).unwrap();
+        let read = || Config::load(Some(&file)).unwrap().catalogue(false);
+        let error = format!("{:#}", read().unwrap_err());
+        assert!(error.contains("\"ticket\"") && error.contains("schemas/ticket.json"), "{error}");
+
+        let schema = folder.path().join("schemas/ticket.json");
+        std::fs::write(&schema, r#"{"allOf": []}"#).unwrap();
+        let error = format!("{:#}", read().unwrap_err());
+        assert!(error.contains("schemas/ticket.json") && error.contains("/allOf"), "{error}");
+        std::fs::write(&schema, r#"{"properties": {"title": {"type": "string"}}}"#).unwrap();
+        assert!(rule(&read().unwrap(), "ticket").schema.is_some());
+    }
+
+    #[test]
+    fn the_documented_example_is_a_configuration() {
+        let page = include_str!("../../../docs/configuration.md");
+        let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let catalogue = read(example).unwrap();
+        assert_eq!(catalogue.declared().count(), 4);
+        // What is said of defaults is true: without its values the file means the same.
+        let config: Config = toml::from_str(example).unwrap();
+        assert_eq!(config.limits().unwrap(), Limits::default());
+    }
+
     #[test]
     fn what_is_wrong_in_a_file_is_named() {
         let table = [
@@ -285,6 +357,36 @@ mod tests {
             ("[[kind]]\nname = \"a\"\nscope = \"planet\"", "planet"),
             ("[[kind]]\nname = \"a\"\nstrategy = \"best\"", "best"),
             ("[[kind]]\nname = \"a\"\n[[kind]]\nname = \"a\"", "twice"),
+            ("[[kind]]\nname = \"$a\"", "begin with $"),
+            ("[[kind]]\nname = \"a\"\nscope = \"group:\"", "scope"),
+            ("[[kind]]\nname = \"a\"\nscope = \"group:sub\"", "\"sub\""),
+            ("[[kind]]\nname = \"a\"\ndeescalates = []", "deescalates"),
+            ("[[kind]]\nname = \"a\"\n[kind.field.b]\nrule = \"best\"", "kind \"a\": field.b.rule"),
+            ("[[kind]]\nname = \"a\"\n[kind.field.b]\nrule = \"lww\"\nrank = 1", "rank"),
+            (
+                "[[kind]]\nname = \"a\"\nstrategy = \"preserve_escalation\"\n[kind.field.b]\nrule = \"ordered\"\n\
+                 order = [\"x\", \"y\"]\nurgent = \"z\"",
+                "kind \"a\": field.b.urgent",
+            ),
+            ("[[kind]]\nname = \"a\"\noptions = { on_delete = \"maybe\" }", "kind \"a\": options.on_delete"),
+            (
+                "[[kind]]\nname = \"a\"\nstrategy = \"manual\"\ngranularity = \"field\"",
+                "kind \"a\": granularity",
+            ),
+            (
+                "[[kind]]\nname = \"a\"\nschema = { dependentRequired = { b = [\"c\"] } }",
+                "kind \"a\": schema: may not stand at the top",
+            ),
+            (
+                "[[kind]]\nname = \"a\"\nschema = { properties = { b = { type = \"text\" } } }",
+                "kind \"a\": schema",
+            ),
+            ("[[kind]]\nname = \"a\"\nschema = {}\nschema_file = \"b\"", "one of them"),
+            (
+                "[[kind]]\nname = \"a\"\nschema_file = \"/nowhere/b.json\"",
+                "kind \"a\": schema_file /nowhere/b.json",
+            ),
+            ("[[kind]]\nname = \"a\"\nschema_version_min = -1", "schema_version_min"),
             (
                 "[server]\nallow_undeclared = true\n[[kind]]\nname = \"a\"\nread = [\"staff\"]",
                 "allow_undeclared",

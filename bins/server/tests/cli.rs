@@ -278,7 +278,7 @@ fn dev_says_where_it_listens_and_ends_when_told() {
 #[test]
 fn what_was_answered_outlives_the_process() {
     let mut server = Server::with(Path::new(PROGRAM), &[]);
-    let token = server.token(&TokenFor { tenant: "t1", sub: "u1", role: "user", device_id: "d1" });
+    let token = server.token(&TokenFor { tenant: "t1", sub: "u1", device_id: "d1", ..TokenFor::default() });
     let runtime = runtime();
     let item = json!({"op_id": "a", "n": 1, "kind": "note", "id": "n-1", "op": "create", "fields": {"text": "kept"}});
     let push = Request::post("/api/v1/sync", &json!({"batch": [item]})).bearer(&token);

@@ -41,6 +41,11 @@ fn versions_rise_without_a_gap() {
 }
 
 #[test]
+fn a_policy_may_change() {
+    holds("policies");
+}
+
+#[test]
 fn every_order_gives_the_same_state() {
     holds("orders");
 }

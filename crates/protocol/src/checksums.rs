@@ -88,13 +88,14 @@ pub struct ChecksumPart {
 pub fn row_sum(kind: &KindName, id: &RecordId, version: Seq) -> u64 {
     let mut digits = itoa::Buffer::new();
     let version = digits.format(version.number());
-    let mut bytes = Vec::with_capacity(kind.as_str().len() + id.as_str().len() + version.len() + 2);
-    bytes.extend_from_slice(kind.as_str().as_bytes());
-    bytes.push(0x1f);
-    bytes.extend_from_slice(id.as_str().as_bytes());
-    bytes.push(0x1f);
-    bytes.extend_from_slice(version.as_bytes());
-    XxHash64::oneshot(0, &bytes)
+    // The longest kind, id and number with what stands between them.
+    let mut bytes = [0_u8; KindName::MAX_BYTES + RecordId::MAX_BYTES + 22];
+    let mut len = 0;
+    for part in [kind.as_str(), "\u{1f}", id.as_str(), "\u{1f}", version] {
+        bytes[len..len + part.len()].copy_from_slice(part.as_bytes());
+        len += part.len();
+    }
+    XxHash64::oneshot(0, &bytes[..len])
 }
 
 impl RequestChecksums {

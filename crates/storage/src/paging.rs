@@ -4,6 +4,7 @@ use driftline_engine::{Head, Left, Page, PageQuery, Row, ScopeSum};
 use driftline_model::Seq;
 
 /// Something that a page holds.
+#[expect(clippy::large_enum_variant, reason = "nearly every item is a row")]
 #[derive(Debug)]
 pub(crate) enum Item {
     Row(Row),

@@ -79,8 +79,9 @@ impl<S: Store> Side<S> {
 
     /// Every conflict and the latest decisions, without the store's own numbers.
     fn reviews(&self, author: &Author) -> Vec<String> {
+        let scopes: Vec<ScopeName> = TEAMS.map(team).into_iter().chain(author.scopes()).collect();
         let query = ConflictQuery {
-            scopes: TEAMS.map(team).into_iter().chain(author.scopes()).collect(),
+            scopes: scopes.clone(),
             kinds: Vec::new(),
             id: None,
             device: None,
@@ -89,7 +90,7 @@ impl<S: Store> Side<S> {
             rows: 1000,
         };
         let conflicts = block_on(self.store.conflicts(author.tenant, query)).expect("a list");
-        let query = AuditQuery { rows: 20, ..AuditQuery::default() };
+        let query = AuditQuery { scopes, rows: 20, ..AuditQuery::default() };
         let audit = block_on(self.store.audit(author.tenant, query)).expect("a list");
         let zero = DeviceNo::new(0);
         let conflicts = conflicts.into_iter().map(|row| format!("{:?}", ConflictRow { device: zero, ..row }));
@@ -141,7 +142,7 @@ fn marks_of(record: &mut Record) -> Vec<&mut Mark> {
             Parts::Set(elements) => marks.extend(elements.iter_mut().flatten()),
             Parts::List(appended) => marks.extend(appended),
             Parts::Ordered(assertions) => {
-                marks.extend(assertions.iter_mut().map(|assertion| &mut assertion.mark))
+                marks.extend(assertions.iter_mut().map(|assertion| &mut assertion.mark));
             }
         }
     }
@@ -179,7 +180,7 @@ fn ticket(rng: &mut Rng, seed: u64, step: u64, now_ms: u64) -> Draft {
     let id = format!("t{}", rng.below(5));
     let base = rng.below(step * 3 + 2);
     let team = *rng.pick(&TEAMS);
-    let ordered = seed % 5 == 3 || seed % 5 == 0 || seed % 5 == 4;
+    let ordered = !matches!(seed % 5, 1 | 2);
     let fields = if ordered {
         format!(r#"{{"a":{},"d":{},"team":"{team}"}}"#, rng.between(1, 3), rng.below(3))
     } else {

@@ -37,6 +37,8 @@ pub struct TokenFor<'a> {
     pub role: &'a str,
     /// The device that the token is bound to; empty: none.
     pub device_id: &'a str,
+    /// Further claims, each `name=value`.
+    pub claims: &'a [&'a str],
 }
 
 /// A running server with a data folder of its own. It is killed, and the folder removed, at the end.
@@ -106,6 +108,9 @@ impl Server {
         let options = [("--tenant", token.tenant), ("--role", token.role), ("--device-id", token.device_id)];
         for (name, value) in options.iter().filter(|(_, value)| !value.is_empty()) {
             command.args([name, value]);
+        }
+        for claim in token.claims {
+            command.args(["--claim", claim]);
         }
         let output = command.stdin(Stdio::null()).output().expect("the command runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

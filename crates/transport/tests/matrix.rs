@@ -7,7 +7,7 @@ use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::{Handshake, Socket};
 use driftline_transport::{Access, Door, Grant, ROUTES, Route, RouteId, SharedSecret};
 use serde_json::{Value, json};
-use support::{Harness, SYNC_ID, Setup, create, grant, pull, sign, start, token};
+use support::{Harness, SYNC_ID, Setup, create, grant, patch, pull, sign, start, token};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
@@ -24,6 +24,8 @@ enum Caller {
     Admin,
     /// Who administers another tenant.
     OtherAdmin,
+    /// Who decides the tenant's conflicts.
+    Reviewer,
     /// Nobody known.
     NoToken,
     /// Ada with a token that has ended.
@@ -32,9 +34,10 @@ enum Caller {
     WrongKey,
 }
 
-use Caller::{Admin, Expired, NoToken, OtherAdmin, OtherTenant, OtherUser, Owner, WrongKey};
+use Caller::{Admin, Expired, NoToken, OtherAdmin, OtherTenant, OtherUser, Owner, Reviewer, WrongKey};
 
-const CALLERS: &[Caller] = &[Owner, OtherUser, OtherTenant, Admin, OtherAdmin, NoToken, Expired, WrongKey];
+const CALLERS: &[Caller] =
+    &[Owner, OtherUser, OtherTenant, Admin, OtherAdmin, Reviewer, NoToken, Expired, WrongKey];
 
 impl Caller {
     fn token(self) -> Option<String> {
@@ -45,6 +48,7 @@ impl Caller {
             OtherTenant => token("t2", "ada"),
             Admin => sign(&grant("t1", "root", "admin")),
             OtherAdmin => sign(&grant("t2", "root", "admin")),
+            Reviewer => sign(&grant("t1", "rita", "reviewer")),
             NoToken => return None,
             Expired => sign(&ended),
             WrongKey => {
@@ -84,8 +88,9 @@ fn verdict(route: RouteId, caller: Caller, kind: Kind) -> Option<Verdict> {
     use Verdict::{Blind, Changes, Forbidden, NotFound, Open, Sees, Unauthorized};
     let reads = match kind {
         Kind::Diary => caller == Owner,
-        Kind::Note => matches!(caller, Owner | OtherUser | Admin),
+        Kind::Note => matches!(caller, Owner | OtherUser | Admin | Reviewer),
     };
+    let decides = matches!(caller, Admin | Reviewer) && reads;
     let elsewhere = matches!(caller, OtherTenant | OtherAdmin);
     let verdict = match route {
         RouteId::Alive | RouteId::Ready | RouteId::Metrics => return Some(Open),
@@ -103,6 +108,23 @@ fn verdict(route: RouteId, caller: Caller, kind: Kind) -> Option<Verdict> {
                 NotFound
             }
         }
+        RouteId::Conflicts | RouteId::Audit => match caller {
+            Admin | Reviewer if decides => Sees,
+            Admin | Reviewer | OtherAdmin => Blind,
+            _ => Forbidden,
+        },
+        RouteId::Conflict => {
+            if decides || caller == Owner {
+                Sees
+            } else {
+                NotFound
+            }
+        }
+        RouteId::ResolveConflict => match caller {
+            Owner => Forbidden,
+            _ if decides => Changes,
+            _ => NotFound,
+        },
         RouteId::Policies | RouteId::Policy => {
             if elsewhere {
                 Blind
@@ -147,42 +169,75 @@ impl Kind {
 const SECRETS: [&str; 2] = ["sesame", r#""granularity":"field""#];
 
 /// A server that holds ada's records and the policies of her tenant.
-async fn seeded() -> Harness {
+struct Seeded {
+    harness: Harness,
+    /// The open conflicts about ada's records, by kind.
+    conflicts: Vec<(Kind, String)>,
+}
+
+async fn seeded() -> Seeded {
     let harness = start(Setup::default()).await;
-    let fields = json!({"text": "sesame"});
-    harness.push("seed", &[create(1, "note", "r-1", &fields), create(2, "diary", "r-1", &fields)]).await;
-    for kind in ["note", "diary"] {
-        let policy = json!({"strategy": "client_wins", "granularity": "field"});
-        let request = Request::new("PUT", &format!("/api/v1/policies/{kind}")).json(&policy);
-        let root = sign(&grant("t1", "root", "admin"));
-        assert_eq!(request.bearer(&root).send(harness.address).await.status, 200);
+    let mut conflicts = Vec::new();
+    for (n, kind) in [(1, Kind::Note), (3, Kind::Diary)] {
+        // Two devices of ada's edit one record: the later edit waits for a reviewer.
+        set_policy(&harness, kind, &json!({"strategy": "manual"})).await;
+        let created = harness.push("seed", &[create(n, kind.name(), "r-1", &json!({"text": "open"}))]).await;
+        let base = &created[0]["version"];
+        harness.push("seed", &[patch(n + 1, kind.name(), "r-1", base, &json!({"text": "sesame"}))]).await;
+        let waits = [patch(n, kind.name(), "r-1", base, &json!({"text": "sesame!"}))];
+        let waits = harness.push("tablet", &waits).await;
+        assert_eq!(waits[0]["code"], "conflict_pending", "{waits}");
+        conflicts.push((kind, waits[0]["conflict_id"].as_str().expect("a conflict").to_owned()));
+        set_policy(&harness, kind, &json!({"strategy": "client_wins", "granularity": "field"})).await;
     }
-    harness
+    Seeded { harness, conflicts }
+}
+
+async fn set_policy(harness: &Harness, kind: Kind, policy: &Value) {
+    let request = Request::new("PUT", &format!("/api/v1/policies/{}", kind.name())).json(policy);
+    let root = sign(&grant("t1", "root", "admin"));
+    assert_eq!(request.bearer(&root).send(harness.address).await.status, 200);
 }
 
 /// Everything that ada can see of what is hers.
 async fn holdings(harness: &Harness) -> Vec<Value> {
-    let paths = ["policies", "records/note", "records/diary", "records/diary/r-1/explain"];
+    let paths = ["policies", "records/note", "records/diary", "records/diary/r-1/explain", "changes"];
     let mut found = Vec::new();
     for path in paths {
         let answer = harness.ask("t1", "ada", Request::get(&format!("/api/v1/{path}"))).await;
         assert_eq!(answer.status, 200, "{path}");
-        found.push(answer.json());
+        let mut answer = answer.json();
+        if let Some(answer) = answer.as_object_mut() {
+            answer.remove("server_time");
+        }
+        found.push(answer);
     }
     found
 }
 
+/// What a route is asked about.
+#[derive(Debug, Clone, Copy)]
+struct Subject<'a> {
+    kind: Kind,
+    id: &'a str,
+    conflict: &'a str,
+}
+
 /// The target for a route, with and without a slash at its end.
-fn target(route: &Route, kind: Kind, id: &str, slash: &str) -> String {
+fn target(route: &Route, subject: Subject<'_>, slash: &str) -> String {
+    let Subject { kind, id, conflict } = subject;
     let path = route.path.replace("{kind}", kind.name()).replace("{id}", id);
+    let path = path.replace("{conflict_id}", conflict);
     assert!(!path.contains('{'), "the test knows no value for {path}");
-    format!("{path}{slash}?device_id=phone&data_types={}", kind.name())
+    let kind = kind.name();
+    format!("{path}{slash}?device_id=phone&data_types={kind}&kind={kind}")
 }
 
 async fn request(harness: &Harness, route: &Route, target: &str, (caller, kind): (Caller, Kind)) -> Response {
     let mut request = Request::new(route.method, target).header("x-correlation-id", "matrix");
     match (route.id, route.method) {
         (RouteId::Sync, _) => request = request.json(&json!({"data_types": [kind.name()]})),
+        (RouteId::ResolveConflict, _) => request = request.json(&json!({"resolution": "client"})),
         (_, "PUT") => request = request.json(&json!({"strategy": "server_wins"})),
         _ => {}
     }
@@ -198,6 +253,8 @@ fn judged(response: &Response, wanted: Verdict) -> Verdict {
     let shown = SECRETS.iter().any(|secret| text.contains(secret));
     match (response.status, shown) {
         (200 | 204, false) if matches!(wanted, Verdict::Open | Verdict::Changes) => wanted,
+        // A decision is answered with what was decided.
+        (200, true) if wanted == Verdict::Changes => wanted,
         (200, true) => Verdict::Sees,
         (200, false) => Verdict::Blind,
         (401, false) if response.code() == "UNAUTHORIZED" => {
@@ -205,7 +262,9 @@ fn judged(response: &Response, wanted: Verdict) -> Verdict {
             Verdict::Unauthorized
         }
         (403, false) if response.code() == "FORBIDDEN" => Verdict::Forbidden,
-        (404, false) if response.code() == "NOT_FOUND" => Verdict::NotFound,
+        (404, false) if matches!(response.code().as_str(), "NOT_FOUND" | "CONFLICT_NOT_FOUND") => {
+            Verdict::NotFound
+        }
         _ => panic!("wanted {wanted:?}, got {} {text}", response.status),
     }
 }
@@ -236,9 +295,11 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         for (caller, kind, slash) in cases() {
             let case = format!("{:?} {} {caller:?} {kind:?} {slash:?}", route.id, route.path);
             let wanted = verdict(route.id, caller, kind).unwrap_or_else(|| panic!("no verdict for {case}"));
-            let harness = seeded().await;
+            let Seeded { harness, conflicts } = seeded().await;
             let before = holdings(&harness).await;
-            let target = target(route, kind, "r-1", slash);
+            let conflict = conflicts.iter().find(|(of, _)| *of == kind).map_or("", |(_, conflict)| conflict);
+            let subject = Subject { kind, id: "r-1", conflict };
+            let target = target(route, subject, slash);
             let got = match route.door {
                 Door::Socket => judged_socket(&harness, &target, (caller, kind)).await,
                 Door::Http => {
@@ -246,7 +307,8 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
                     assert_eq!(response.header("x-correlation-id"), Some("matrix"), "{case}");
                     let got = judged(&response, wanted);
                     if got == Verdict::NotFound {
-                        let unknown = self::target(route, kind, "r-9", slash);
+                        let nothing = Subject { id: "r-9", conflict: "00000000-9", ..subject };
+                        let unknown = self::target(route, nothing, slash);
                         let missing = request(&harness, route, &unknown, (caller, kind)).await;
                         assert_eq!(response.body, missing.body, "{case}: it differs from what never was");
                     }
@@ -272,7 +334,7 @@ fn the_table_says_the_same_as_the_verdicts() {
     for route in ROUTES {
         let of = |caller| verdict(route.id, caller, Kind::Diary).expect("a verdict");
         assert_eq!(of(NoToken) == Verdict::Open, route.access == Access::Public, "{}", route.path);
-        assert_eq!(of(Owner) == Verdict::Forbidden, route.access == Access::Admin, "{}", route.path);
+        assert_eq!(of(Reviewer) == Verdict::Forbidden, route.access == Access::Admin, "{}", route.path);
         let twins = ROUTES.iter().filter(|twin| (twin.path, twin.method) == (route.path, route.method));
         assert_eq!(twins.count(), 1, "{}", route.path);
     }
@@ -280,7 +342,7 @@ fn the_table_says_the_same_as_the_verdicts() {
 
 #[tokio::test]
 async fn nobody_writes_into_what_another_owns() {
-    let harness = seeded().await;
+    let harness = seeded().await.harness;
     let before = holdings(&harness).await;
     let write = |op: &str| {
         json!({"op_id": format!("x-{op}"), "kind": "diary", "id": "r-1", "op": op, "base_version": 2,
@@ -321,7 +383,7 @@ async fn cursors(harness: &Harness) -> (String, String, String) {
 
 #[tokio::test]
 async fn a_cursor_of_another_tenant_is_no_cursor() {
-    let harness = seeded().await;
+    let harness = seeded().await.harness;
     let (own, foreign, forged) = cursors(&harness).await;
     let before = holdings(&harness).await;
     let push = |cursor: &str| {

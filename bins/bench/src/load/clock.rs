@@ -1,6 +1,6 @@
 //! Clocks and ids that a device stamps on its items.
 
-use super::rng::Rng;
+use crate::rng::Rng;
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 

@@ -14,8 +14,8 @@ use super::drive::{Exchange, Settled};
 use super::now::unix_ms;
 use super::options::Dialect;
 use super::records::Bodies;
-use super::rng::Rng;
 use super::tally::Codes;
+use crate::rng::Rng;
 
 /// Result codes of items that the server took.
 const DONE: [&str; 5] = ["applied", "merged", "noop", "superseded", "conflict_pending"];

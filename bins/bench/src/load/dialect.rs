@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use super::clock::{Clock, Uuid};
 use super::now::unix_ms;
 use super::options::{Common, Dialect, run_number};
-use super::rng::Rng;
 use super::socket::{Incoming, Socket, Target};
+use crate::rng::Rng;
 
 /// How long a greeting or an answer is awaited while a connection is prepared.
 const PATIENCE: Duration = Duration::from_secs(10);

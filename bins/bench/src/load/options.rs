@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::now::unix_ms;
-use super::rng::Rng;
+use crate::rng::Rng;
 
 /// The language spoken with the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

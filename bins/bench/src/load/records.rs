@@ -1,6 +1,6 @@
 //! Bodies of records: 10 fields of mixed types, about 310 bytes of JSON, the same for the same seed.
 
-use super::rng::Rng;
+use crate::rng::Rng;
 
 const WORDS: [&str; 32] = [
     "valve", "meter", "roof", "pump", "north", "checked", "leak", "panel", "replaced", "broken", "cable",

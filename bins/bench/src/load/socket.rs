@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 
 use super::frame::{Head, Opcode, parse_head, write_frame};
-use super::rng::Rng;
+use crate::rng::Rng;
 
 /// The sample key of RFC 6455 §1.3. The key protects against caches between browser and server; there is
 /// none here, and a constant leaves more of the core to the load.

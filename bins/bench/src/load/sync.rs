@@ -15,10 +15,10 @@ use super::now::now;
 use super::options::{Common, Dialect};
 use super::records::Bodies;
 use super::report::{Report, Unit};
-use super::rng::Rng;
 use super::socket::{Incoming, Socket};
 use super::tally::Codes;
 use super::window::{Window, observe};
+use crate::rng::Rng;
 
 /// Bodies made before the run; as many are enough that no cache of a server helps.
 const BODIES: usize = 4_096;

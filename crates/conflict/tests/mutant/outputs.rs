@@ -2,7 +2,9 @@
 
 use std::cell::Cell;
 
-use driftline_conflict::{Change, Context, Decision, Op, Outcome, Policy, Record, Strategy, Winner, apply};
+use driftline_conflict::{
+    Change, Context, Decision, Life, Op, Outcome, Policy, Record, Strategy, Winner, apply,
+};
 use driftline_model::ObjectBuilder;
 
 use super::Mutant;
@@ -137,6 +139,18 @@ fn records() -> Vec<Mutant> {
                         current.map(|record| Record { version: context.next, ..record.clone() });
                 }
             }),
+        ),
+        Mutant::new(
+            "life_of_another_policy_forgotten",
+            "a record lives or not as the policy that wrote it left it",
+            "policies",
+            |current, change, policy, context| {
+                let mut forgotten = current.cloned();
+                if let Some(record) = &mut forgotten {
+                    record.life = Life::Clocks;
+                }
+                apply(forgotten.as_ref(), change, policy, context)
+            },
         ),
         Mutant::new(
             "value_without_its_mark",

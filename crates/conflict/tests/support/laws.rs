@@ -6,13 +6,14 @@ use driftline_model::Seq;
 use super::rng::Rng;
 use super::sane::{Freedom, World};
 use super::seen::every_mark;
-use super::wild::{self, Input, Server, Step};
+use super::wild::{self, Input, Run, Server, Step};
 use super::{Apply, Check, SKEW_MS, accepted, account, expected, ladder, orders};
 
 /// Every law by its name.
-pub(crate) const LAWS: [(&str, Check); 9] = [
+pub(crate) const LAWS: [(&str, Check); 10] = [
     ("replay", replay),
     ("versions", versions),
+    ("policies", policies_change),
     ("orders", orders_agree),
     ("gates", gates),
     ("clocks", clocks),
@@ -43,7 +44,32 @@ fn replay(apply: &Apply<'_>, seed: u64) -> Result<bool, String> {
 
 /// I5: versions rise with every change, and the sequence has no gap.
 fn versions(apply: &Apply<'_>, seed: u64) -> Result<bool, String> {
-    let run = wild::play(apply, seed);
+    versions_rise(&wild::play(apply, seed))
+}
+
+/// A record that another policy has left is a record like any other, and lives or not as it did before.
+fn policies_change(apply: &Apply<'_>, seed: u64) -> Result<bool, String> {
+    let run = wild::play_with_changing_policies(apply, seed);
+    for step in &run.steps {
+        let deleted = |record: Option<&Record>| record.is_some_and(|record| record.is_deleted(&run.devices));
+        let (before, after) = (deleted(step.before.as_ref()), deleted(step.after.as_ref()));
+        let told = step.decision.audit.as_ref().and_then(|audit| audit.existence);
+        let asked = match step.input.change.op {
+            Op::Delete => after,
+            Op::Create | Op::Patch | Op::Restore => !after,
+        };
+        if before != after && !asked && told.is_none() {
+            return Err(format!("deleted {after} all at once: {:?} {:?}", step.before, step.input));
+        }
+        let revived = step.input.change.op != Op::Delete && told.is_some_and(|made| !made.deleted);
+        if revived && step.before.is_some() && !before {
+            return Err(format!("brought back what lived: {:?} {:?}", step.before, step.input));
+        }
+    }
+    versions_rise(&run)
+}
+
+fn versions_rise(run: &Run) -> Result<bool, String> {
     let mut used = Seq::ZERO;
     for step in &run.steps {
         let broken =
@@ -78,7 +104,7 @@ fn versions(apply: &Apply<'_>, seed: u64) -> Result<bool, String> {
             return broken("a value changed without its mark");
         }
     }
-    Ok(wild::overlaps(&run))
+    Ok(wild::overlaps(run))
 }
 
 fn moved_without_mark(before: &Record, record: &Record) -> bool {

@@ -107,8 +107,17 @@ pub(crate) fn play(apply: &Apply<'_>, seed: u64) -> Run {
     play_under(apply, seed, |_| true)
 }
 
+/// Plays the history of a seed while the policy changes now and then.
+pub(crate) fn play_with_changing_policies(apply: &Apply<'_>, seed: u64) -> Run {
+    play_history(apply, seed, |_| true, 10)
+}
+
 /// Plays the history of a seed under one of the policies that are wanted.
 pub(crate) fn play_under(apply: &Apply<'_>, seed: u64, wanted: fn(&Policy) -> bool) -> Run {
+    play_history(apply, seed, wanted, 0)
+}
+
+fn play_history(apply: &Apply<'_>, seed: u64, wanted: fn(&Policy) -> bool, changing: usize) -> Run {
     let mut rng = Rng::new(seed);
     let policies: Vec<Policy> = policies::every_policy().into_iter().filter(wanted).collect();
     let policy = rng.pick(&policies).clone();
@@ -141,6 +150,9 @@ pub(crate) fn play_under(apply: &Apply<'_>, seed: u64, wanted: fn(&Policy) -> bo
     let mut steps = Vec::new();
     for _ in 0..rng.between(6, 24) {
         now += rng.next() % 4_000;
+        if changing > 0 && rng.percent(changing) {
+            server.policy = rng.pick(&policies).clone();
+        }
         let at = rng.below(devices.len());
         let device = &mut devices[at];
         if rng.percent(30) {

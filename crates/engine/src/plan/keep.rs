@@ -1,10 +1,9 @@
 //! Changed records on their way into the state, the head, the writes and the news.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::Entry as Slot;
 
 use driftline_conflict::Record;
-use driftline_model::{DeviceNo, Hlc, KindName, Object, ObjectBuilder, ScopeName, Seq, TenantNo};
+use driftline_model::{DeviceNo, Hlc, Object, ObjectBuilder, ScopeName, Seq};
 use driftline_protocol::{Change, ChangeKind, RecordView, row_sum};
 
 use super::{ExitWrite, Plan, Savepoint, SumWrite};
@@ -79,17 +78,16 @@ impl Plan<'_> {
 
     /// Tells what the group changed of the sums, and which records left a scope or came back into one.
     pub(super) fn settle_scopes(&mut self) {
-        let mut sums: BTreeMap<(TenantNo, ScopeName, KindName), (i64, u64)> = BTreeMap::new();
+        let mut sums: Vec<SumWrite> = Vec::new();
         for key in &self.out.writes.rows {
             let Some(Some(row)) = self.state.rows.get(key) else { continue };
             let (before, after) = (self.written.get(key).and_then(Option::as_ref), Stood::of(row));
-            for (stood, sign) in [(before, -1), (Some(&after), 1)] {
-                let Some(stood) = stood.filter(|stood| stood.live) else { continue };
-                let sum = row_sum(&key.kind, &key.id, stood.version);
-                let place = (key.tenant, stood.scope.clone(), key.kind.clone());
-                let total = sums.entry(place).or_default();
-                total.0 += sign;
-                total.1 = total.1.wrapping_add(if sign > 0 { sum } else { sum.wrapping_neg() });
+            if let Some(before) = before.filter(|before| before.live) {
+                let sum = row_sum(&key.kind, &key.id, before.version);
+                add(&mut sums, key, &before.scope, (-1, sum.wrapping_neg()));
+            }
+            if after.live {
+                add(&mut sums, key, &after.scope, (1, row_sum(&key.kind, &key.id, after.version)));
             }
             let Some(before) = before.filter(|before| before.scope != after.scope) else { continue };
             let exit = |scope: &ScopeName, seq| ExitWrite {
@@ -102,10 +100,21 @@ impl Plan<'_> {
             self.out.writes.exits.push(exit(&before.scope, Some(row.entered)));
             self.out.writes.exits.push(exit(&after.scope, None));
         }
-        let moved = sums.into_iter().filter(|(_, (count, sum))| *count != 0 || *sum != 0);
-        self.out.writes.sums = moved
-            .map(|((tenant, scope, kind), (count, sum))| SumWrite { tenant, scope, kind, count, sum })
-            .collect();
+        sums.retain(|sum| sum.count != 0 || sum.sum != 0);
+        self.out.writes.sums = sums;
+    }
+}
+
+/// Adds a row to the sum of its scope and kind, of which a group touches few.
+fn add(sums: &mut Vec<SumWrite>, key: &RowKey, scope: &ScopeName, (count, sum): (i64, u64)) {
+    let same =
+        |known: &&mut SumWrite| known.kind == key.kind && known.scope == *scope && known.tenant == key.tenant;
+    if let Some(known) = sums.iter_mut().find(same) {
+        known.count += count;
+        known.sum = known.sum.wrapping_add(sum);
+    } else {
+        let (tenant, scope, kind) = (key.tenant, scope.clone(), key.kind.clone());
+        sums.push(SumWrite { tenant, scope, kind, count, sum });
     }
 }
 

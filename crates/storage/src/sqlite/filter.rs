@@ -50,10 +50,16 @@ impl Filter {
         self.binds.extend([Bind::Number(number), Bind::Text(text.to_owned())]);
     }
 
-    /// Has a column be one of some numbers.
+    /// Has a column be one of some numbers. A single one is compared, so that an index which goes on with another
+    /// column serves.
     pub(super) fn among(&mut self, column: &str, values: impl Iterator<Item = i32>) {
+        let values: Vec<i32> = values.collect();
+        if let [one] = values[..] {
+            self.number(&format!("{column} ="), i64::from(one));
+            return;
+        }
         self.holds(&format!("{column} IN (SELECT value FROM json_each(?))"));
-        self.binds.push(Bind::Text(numbers(&values.collect::<Vec<_>>())));
+        self.binds.push(Bind::Text(numbers(&values)));
     }
 
     /// Orders the rows and bounds their number.

@@ -205,7 +205,7 @@ pub(super) fn decisions_are_listed_newest_first<S: Store>(bed: &Bed<S>) {
         block_on(bed.store.audit(ada.tenant, AuditQuery { rows: query.rows.max(1), ..query }))
             .expect("a list")
     };
-    let every = || AuditQuery { rows: 1000, ..AuditQuery::default() };
+    let every = || AuditQuery { scopes: ada.scopes(), rows: 1000, ..AuditQuery::default() };
     let all = list(every());
     assert!(all.len() >= 8, "{}", all.len());
     assert!(all.windows(2).all(|pair| pair[0].row.audit_id > pair[1].row.audit_id));
@@ -225,7 +225,7 @@ pub(super) fn decisions_are_listed_newest_first<S: Store>(bed: &Bed<S>) {
     assert_eq!(last.row.op_id.as_ref().map(|op_id| op_id.as_str()), Some("op8"));
 
     type Wanted = fn(&AuditEntry) -> bool;
-    let table: [(AuditQuery, Wanted); 9] = [
+    let table: [(AuditQuery, Wanted); 11] = [
         (AuditQuery { kinds: vec![kind_name("car")], ..every() }, |entry| entry.kind.as_str() == "car"),
         (AuditQuery { id: "x0-8".parse().ok(), ..every() }, |entry| entry.id.as_str() == "x0-8"),
         (AuditQuery { device: Some("tablet".into()), ..every() }, |entry| {
@@ -242,6 +242,8 @@ pub(super) fn decisions_are_listed_newest_first<S: Store>(bed: &Bed<S>) {
             entry.row.at_ms < World::BEGIN_MS + 30
         }),
         (AuditQuery { kinds: vec![kind_name("unheard_of")], ..every() }, |_| false),
+        (AuditQuery { scopes: vec![owner_of(&ada)], ..every() }, |_| false),
+        (AuditQuery { scopes: Vec::new(), ..every() }, |_| false),
         (
             AuditQuery {
                 kinds: vec![kind_name("note")],

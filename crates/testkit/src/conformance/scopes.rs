@@ -165,7 +165,7 @@ pub(super) fn exits_are_paged_with_the_rows<S: Store>(bed: &Bed<S>) {
     let ada = bed.author("ada", "phone");
     let mut rng = Rng::new(5);
     // What each reader was given at some moment, and everything that it is told afterwards.
-    for _ in 0..6 {
+    for _ in 0..4 {
         let before = bed.head(ada.tenant).seq;
         let held: Vec<_> = ["a", "ab", "bcd", "abcd"]
             .map(|names| (names, keys(&read(bed, &reader(&ada, names, snapshot())).0)))

@@ -89,6 +89,8 @@ where
     let seat = identity.device.as_ref().map(|(device, _)| (identity.tenant, *device));
     let replaced = seat.map(|(tenant, device)| app.seat(tenant, device, number));
     tracing::info!(connection = %connection_id, tenant = %identity.tenant_id, "connected");
+    // A reviewer is told of conflicts from the beginning, whether or not it syncs.
+    let commits = (!identity.reviews.is_empty()).then(|| app.engine.subscribe(&identity));
     let link = Link {
         draining: app.draining(),
         replaced: replaced.unwrap_or_default(),
@@ -99,7 +101,7 @@ where
         connection_id: connection_id.clone(),
         works: FuturesOrdered::new(),
         turn: None,
-        commits: None,
+        commits,
         queue: VecDeque::new(),
         queued: 0,
         writing: Vec::new(),

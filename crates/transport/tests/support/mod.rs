@@ -7,8 +7,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use driftline_engine::{Catalogue, Clock, Engine, Hub, KindRule, Listeners, Random, ScopeRule, Store};
+use driftline_engine::{
+    Catalogue, Clock, Engine, Hub, KindRule, Listeners, Random, ScopeRule, Store, policy_of_doc,
+};
 use driftline_model::{KindName, Limits};
+use driftline_protocol::PolicyDoc;
 use driftline_storage::MemoryStore;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::Socket;
@@ -30,6 +33,8 @@ const SECRET: &[u8] = b"the secret of all servers in these tests";
 pub struct Setup {
     pub limits: Limits,
     pub settings: Settings,
+    /// Kinds beside `note` and `diary`.
+    pub kinds: Vec<(&'static str, KindRule)>,
 }
 
 /// A server that runs in a task.
@@ -54,7 +59,7 @@ pub async fn start_limited(limit: impl FnOnce(&mut Limits)) -> Harness {
 
 /// Starts a server on what is put around a store in memory.
 pub async fn start_on<S: Store>(setup: Setup, around: impl FnOnce(MemoryStore) -> S) -> Harness<S> {
-    let Setup { limits, settings } = setup;
+    let Setup { limits, settings, kinds } = setup;
     let clock = Arc::new(FixedClock::new(World::BEGIN_MS));
     let random: Arc<dyn Random> = Arc::new(SeededRandom::new(1));
     let hub = Arc::new(Hub::new(limits.pending_deltas));
@@ -66,7 +71,7 @@ pub async fn start_on<S: Store>(setup: Setup, around: impl FnOnce(MemoryStore) -
     );
     // The recorder comes first: what is counted before it stands is lost.
     let metrics = metrics();
-    let engine = Engine::new(around(store), hub, catalogue(), limits, MetricsObserver::default());
+    let engine = Engine::new(around(store), hub, catalogue(kinds), limits, MetricsObserver::default());
     let auth = Box::new(SharedSecret::new(SECRET).expect("it is long enough"));
     let app = App::new(engine, auth, Arc::clone(&clock) as Arc<dyn Clock>, random, settings, metrics);
     let app = Arc::new(app);
@@ -83,11 +88,18 @@ fn metrics() -> Option<MetricsHandle> {
 }
 
 /// `note` belongs to the tenant, `diary` to the user who wrote it.
-fn catalogue() -> Catalogue {
-    let kind = |name: &str, scope| {
-        (KindName::new(name).expect("a kind's name"), KindRule { scope, ..KindRule::default() })
-    };
-    Catalogue::new(BTreeMap::from([kind("note", ScopeRule::Tenant), kind("diary", ScopeRule::Owner)]))
+fn catalogue(kinds: Vec<(&'static str, KindRule)>) -> Catalogue {
+    let diary = KindRule { scope: ScopeRule::Owner, ..KindRule::default() };
+    let kinds = [("note", KindRule::default()), ("diary", diary)].into_iter().chain(kinds);
+    let named = kinds.map(|(name, rule)| (KindName::new(name).expect("a kind's name"), rule));
+    Catalogue::new(BTreeMap::from_iter(named))
+}
+
+/// A rule whose policy is that of a document.
+pub fn decided_by(policy: &Value) -> KindRule {
+    let doc = PolicyDoc::parse(&policy.to_string()).expect("a document");
+    let policy = Arc::new(policy_of_doc(&doc, 0).expect("a policy"));
+    KindRule { policy, ..KindRule::default() }
 }
 
 /// What a token says; valid for an hour from the beginning of the world.
@@ -117,7 +129,30 @@ pub fn socket_path(tenant: &str, sub: &str, device: &str) -> String {
     format!("/ws/mobile/sync?device_id={device}&token={}", token(tenant, sub))
 }
 
+/// Reads messages up to one of a type; others may come before.
+pub async fn hear(socket: &mut Socket, kind: &str) -> Value {
+    loop {
+        let message = socket.receive().await;
+        if message["type"] == kind {
+            return message;
+        }
+    }
+}
+
 impl<S: Store> Harness<S> {
+    /// Connects the device of somebody with a token of this grant, and takes the greeting.
+    pub async fn enter(&self, grant: &Grant, device: &str) -> Socket {
+        let path = format!("/ws/mobile/sync?device_id={device}&token={}", sign(grant));
+        let mut socket = Socket::connect(self.address, &path).await;
+        socket.expect("connection_established").await;
+        socket
+    }
+
+    /// Sends a request of somebody with a token of this grant.
+    pub async fn ask_as(&self, grant: &Grant, request: Request) -> Response {
+        request.bearer(&sign(grant)).send(self.address).await
+    }
+
     /// Connects a device of `t1`/`ada` and takes the greeting.
     pub async fn device(&self, device: &str) -> Socket {
         let mut socket = Socket::connect(self.address, &socket_path("t1", "ada", device)).await;
@@ -165,6 +200,12 @@ impl<S: Store> Harness<S> {
 /// An item that creates a record.
 pub fn create(n: u64, kind: &str, id: &str, fields: &Value) -> Value {
     json!({"op_id": format!("op-{id}-{n}"), "n": n, "kind": kind, "id": id, "op": "create", "fields": fields})
+}
+
+/// An item that changes a record which its author saw at a version.
+pub fn patch(n: u64, kind: &str, id: &str, base: &Value, fields: &Value) -> Value {
+    json!({"op_id": format!("op-{id}-{n}"), "n": n, "kind": kind, "id": id, "op": "patch", "base_version": base,
+           "fields": fields})
 }
 
 /// A batch for the socket.

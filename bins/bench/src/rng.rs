@@ -1,4 +1,5 @@
-//! A small seeded generator of pseudo-random numbers (SplitMix64), so that a seed always gives the same load.
+//! A small seeded generator of pseudo-random numbers (SplitMix64), so that a seed always gives the same
+//! load and the same simulation.
 
 /// SplitMix64 after Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
 #[derive(Debug, Clone)]
@@ -25,6 +26,21 @@ impl Rng {
         // The bias of the remainder is far below anything a load could show; it is always below `len`.
         usize::try_from(self.next() % len as u64).unwrap_or(0)
     }
+
+    /// Gives a number from `first` to `last`, both included; `first` when the range is empty.
+    pub(crate) fn between(&mut self, first: u64, last: u64) -> u64 {
+        first + self.next() % (last.saturating_sub(first) + 1)
+    }
+
+    /// Says yes that often in a hundred times.
+    pub(crate) fn percent(&mut self, chance: u64) -> bool {
+        self.next() % 100 < chance
+    }
+
+    /// Picks one of several, of which there must be one.
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
 }
 
 #[cfg(test)]
@@ -50,5 +66,14 @@ mod tests {
             seen[rng.below(10)] = true;
         }
         assert_eq!(seen, [true; 10]);
+    }
+
+    #[test]
+    fn ranges_hold_both_ends() {
+        let mut rng = Rng::new(3, 0);
+        let drawn: Vec<u64> = (0..200).map(|_| rng.between(4, 6)).collect();
+        assert!([4, 5, 6].iter().all(|wanted| drawn.contains(wanted)));
+        assert!(drawn.iter().all(|number| (4..=6).contains(number)));
+        assert_eq!(rng.between(9, 3), 9, "an empty range");
     }
 }

@@ -1,0 +1,17 @@
+//! What `driftline-bench` can do: load on a running server, and simulations of whole systems.
+//!
+//! - `load` speaks only the public wire protocol and reads `/proc`; it shares no code with the server, so that it can
+//!   drive any server and cannot inherit its mistakes. It does not judge: it prints figures, and `scripts/bars` sets
+//!   two servers side by side.
+//! - [`simulate`] runs the real engine and real devices in one thread, with a network, clocks and faults that a seed
+//!   repeats, and judges what comes of them.
+//! - [`verify`] computes from recorded inputs and final states which accepted values disappeared without a trace. It
+//!   shares no code with the resolver either.
+
+mod cli;
+mod load;
+mod rng;
+pub mod simulate;
+pub mod verify;
+
+pub use cli::main;
