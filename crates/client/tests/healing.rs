@@ -17,9 +17,7 @@ struct Site {
 
 impl Site {
     fn new(devices: usize) -> Self {
-        let site =
-            Self { server: Server::new(devices, 0), devices: (0..devices).map(|_| Device::new()).collect() };
-        site
+        Self { server: Server::new(devices, 0), devices: (0..devices).map(|_| Device::new()).collect() }
     }
 
     fn sync(&mut self, at: usize) {
@@ -38,7 +36,7 @@ impl Site {
             self.server.receive(at);
             self.server.send_ack(at);
             self.server.send_delta(at, 9);
-            let connection = self.server.connections[at].as_mut().unwrap();
+            let connection = self.server.connections[at].as_mut().expect("connected");
             connection.down.drain(..).collect::<Vec<_>>().iter().for_each(|text| device.frame(text));
         }
         assert!(device.replica.is_settled(), "{:?}", device.replica);
