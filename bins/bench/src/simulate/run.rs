@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
-use driftline_engine::{Catalogue, Head, Hub, Identity, Row, Store as _, Task, conflicts_kind};
+use driftline_engine::{
+    Catalogue, Entry, Head, Hub, Identity, Row, Store as _, SubmissionResult, Task, conflicts_kind,
+};
 use driftline_model::{DeviceId, Intents, Limits, RecordId, TenantId, UserId};
 
 use super::backend::Backend;
@@ -332,26 +334,12 @@ impl<'a, B: Backend> Run<'a, B> {
                 self.counts.conflicts += u64::from(result.strategy.is_some() && !result.duplicate);
                 self.counts.merged += u64::from(result.code.as_str() == "merged" && !result.duplicate);
                 let now_ms = self.network.now_ms - BEGIN_MS;
-                let device = commit.submission.device;
+                let (identities, devices) = (&self.identities, &self.devices);
                 self.story.tell(now_ms, || {
-                    let what = match &entry.task {
-                        Task::Apply(apply) => format!(
-                            "{:?} {} base {} {}{}",
-                            apply.op,
-                            apply.id,
-                            apply.base,
-                            apply.fields.as_str(),
-                            asked(apply.intents.as_deref())
-                        ),
-                        Task::Resolve(resolve) => format!("Resolve {}", resolve.conflict_id),
-                        Task::Refuse(..) => "something unreadable".to_owned(),
-                    };
-                    let n = entry.n.unwrap_or_default();
-                    let again = if result.duplicate { " again" } else { "" };
-                    format!(
-                        "server: device {device} n {n} {what} -> {}{again} {:?}",
-                        result.code, result.version
-                    )
+                    let of = |identity: &Identity| identity.device.as_ref().map(|(no, _)| *no);
+                    let at = identities.iter().position(|it| of(it) == Some(commit.submission.device));
+                    let author = at.map_or("rita's desk".to_owned(), |at| name(&devices[at]));
+                    format!("server: {author}, {}", answered(entry, result))
                 });
             }
             for n in self.laws.committed(&commit)? {
@@ -417,6 +405,21 @@ impl<'a, B: Backend> Run<'a, B> {
     pub(super) fn told_of_server(&mut self, line: impl FnOnce() -> String) {
         self.story.tell(self.network.now_ms - BEGIN_MS, || format!("server: {}", line()));
     }
+}
+
+/// Puts an item with its answer into words.
+fn answered(entry: &Entry, result: &SubmissionResult) -> String {
+    let what = match &entry.task {
+        Task::Apply(apply) => {
+            let more = asked(apply.intents.as_deref());
+            format!("{:?} {} base {} {}{more}", apply.op, apply.id, apply.base, apply.fields.as_str())
+        }
+        Task::Resolve(resolve) => format!("Resolve {}", resolve.conflict_id),
+        Task::Refuse(..) => "something unreadable".to_owned(),
+    };
+    let again = if result.duplicate { " again" } else { "" };
+    let version = result.version.map_or(String::new(), |version| format!(" at {version}"));
+    format!("n {}: {what} -> {}{again}{version}", entry.n.unwrap_or_default(), result.code)
 }
 
 /// Puts what a change asks beside whole values into words.

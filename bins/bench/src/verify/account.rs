@@ -30,6 +30,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// Whether the item's own value waits for a reviewer.
+    pub(super) fn held(&self) -> bool {
+        self.winner == "held"
+    }
+
     /// Whether the item's own value did not get in.
     pub(super) fn refused(&self) -> bool {
         matches!(self.winner.as_str(), "server" | "held")
@@ -51,8 +56,9 @@ impl Account {
             self.fields.insert(name.clone(), entry);
         }
         let existence = &detail["existence"];
-        let lost = matches!(existence["winner"].as_str(), Some("server" | "held"));
-        self.hidden |= lost && existence["deleted"] == Value::Bool(true);
+        let winner = existence["winner"].as_str();
+        self.hidden |= winner == Some("server") && existence["deleted"] == Value::Bool(true);
+        let lost = matches!(winner, Some("server" | "held"));
         self.stays |= lost && existence["deleted"] == Value::Bool(false);
     }
 

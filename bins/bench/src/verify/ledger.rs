@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::account::Account;
+use super::account::{Account, Entry};
 use super::history::{History, Item, Op, Record};
 
 /// What the verifier found.
@@ -323,7 +323,7 @@ impl<'a> Ledger<'a> {
     /// its own from showing.
     fn releases(&self, at: usize, field: &str) -> bool {
         let entry = self.accounts[at].entry(field);
-        entry.is_some_and(|entry| entry.rule == "escalation" && entry.winner != "held")
+        entry.is_some_and(|entry| entry.rule == "escalation" && !entry.held())
     }
 
     /// Whether a delete deleted.
@@ -338,6 +338,11 @@ impl<'a> Ledger<'a> {
         self.items[at].code == "conflict_pending"
     }
 
+    /// Whether a value waits for a reviewer, alone or with the whole item.
+    fn waits(&self, at: usize, field: &str) -> bool {
+        self.is_pending(at) || self.accounts[at].entry(field).is_some_and(Entry::held)
+    }
+
     fn gathers(&self, field: &str) -> bool {
         self.gathering.iter().any(|gathering| gathering == field)
     }
@@ -349,10 +354,10 @@ impl<'a> Ledger<'a> {
         // A later change of the device joined the row and took the value's place, and is itself looked for.
         let joined = (0..self.items.len()).any(|at| {
             let item = self.items[at];
-            let later = self.is_pending(at) && item.device == device && item.n > n;
+            let later = self.waits(at, claim.field) && item.device == device && item.n > n;
             later && (item.fields.contains_key(claim.field) || item.op == Op::Delete)
         });
-        if joined && self.is_pending(claim.at) {
+        if joined && self.waits(claim.at, claim.field) {
             return true;
         }
         let rows = self.held.iter().filter(|(of, _)| *of == device);
@@ -369,7 +374,8 @@ impl<'a> Ledger<'a> {
         let told = own.entry(claim.field).is_some_and(|entry| {
             // An entry of what got in is no excuse when it is gone.
             let made = entry.winner == "merged" && matches!(claim.what, What::Value(_));
-            let lost = entry.refused() || made;
+            // What waits has to be where reviewers look.
+            let lost = entry.refused() && !entry.held() || made;
             lost && carries(&entry.client, &claim.what)
         });
         told || self.accounts.iter().enumerate().any(|(at, account)| {
