@@ -10,7 +10,7 @@ use driftline_testkit::http::Request;
 use driftline_testkit::socket::Socket;
 use driftline_transport::Grant;
 use serde_json::{Value, json};
-use support::{Harness, SYNC_ID, Setup, batch, create, grant, patch, pull, start};
+use support::{Harness, SYNC_ID, Setup, batch, create, decided_by, grant, patch, pull, start};
 
 /// A server whose kind `visit` belongs to regions.
 async fn regional() -> Harness {
@@ -163,6 +163,38 @@ async fn a_reviewer_of_another_region_knows_of_nothing() {
         assert_eq!(answer.json()["items"].as_array().map(Vec::len), Some(1), "{list}: {}", answer.text());
     }
     assert_eq!(harness.ask_as(&here, resolve).await.status, 200);
+}
+
+#[tokio::test]
+async fn conflicts_tell_nobody_of_a_kind_that_he_may_not_read() {
+    let manual = decided_by(&json!({"strategy": "manual"}));
+    let file = KindRule { read: vec!["staff".into(), "reviewer".into()], ..manual };
+    let harness = start(Setup { kinds: vec![("file", file)], ..Setup::default() }).await;
+    let staff = grant("t1", "ada", "staff");
+    let push = async |device: &str, item: Value| {
+        let request = Request::post(&format!("/api/v1/sync?device_id={device}"), &json!({"batch": [item]}));
+        let mut answer = harness.ask_as(&staff, request).await.json();
+        answer["ack"]["results"][0].take()
+    };
+    let made = push("one", create(1, "file", "f-1", &json!({"text": "open"}))).await;
+    push("one", patch(2, "file", "f-1", &made["version"], &json!({"text": "sesame"}))).await;
+    let waits = push("two", patch(1, "file", "f-1", &made["version"], &json!({"text": "sesame!"}))).await;
+    assert_eq!(waits["code"], "conflict_pending", "{waits}");
+
+    let paths = ["changes", "changes?data_types=$conflicts", "records/$conflicts", "conflicts"];
+    let id = waits["conflict_id"].as_str().expect("a conflict");
+    let paths = paths.map(str::to_owned).into_iter().chain([format!("records/$conflicts/{id}")]);
+    for path in paths {
+        let request = Request::get(&format!("/api/v1/{path}"));
+        let shown = harness.ask_as(&grant("t1", "rita", "reviewer"), request.clone()).await;
+        assert!(shown.text().contains("sesame!"), "{path}: {}", shown.text());
+        let hidden = harness.ask_as(&grant("t1", "bob", "user"), request).await;
+        assert!(!hidden.text().contains("sesame"), "{path}: {}", hidden.text());
+    }
+    let mut socket = harness.enter(&grant("t1", "bob", "user"), "phone").await;
+    socket.start(SYNC_ID, &["$conflicts", "file"]).await;
+    let page = socket.ask(&pull(), "server_data").await;
+    assert_eq!(page["changes"], json!([]), "{page}");
 }
 
 #[tokio::test]
