@@ -12,6 +12,7 @@ use crate::edit::{Edit, EditError};
 use crate::endpoint::Endpoint;
 use crate::event::Event;
 use crate::replica::Replica;
+use crate::session::Link;
 use crate::socket::{Incoming, Outgoing, Socket};
 use crate::system::{SystemClock, SystemRandom, TcpConnector};
 use crate::world::{Clock, Connector, Random, World};
@@ -126,7 +127,8 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
         let deadline = self.deadline(within);
         let mut asked = false;
         self.run(deadline, |replica| {
-            if !asked && replica.queue_len() == 0 {
+            // The start of a session takes no wish over from before it.
+            if !asked && replica.queue_len() == 0 && replica.session.link == Link::Open {
                 replica.request_pull();
                 asked = true;
             }

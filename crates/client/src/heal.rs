@@ -4,10 +4,11 @@
 //! then. The version of a row is a place in the sequence, and the lost sequence and the new one agree up to the place
 //! of the restore. So:
 //!
-//! - A row that the snapshot tells at a lower version than the held one was changed in the part that is lost. The fields
-//!   that differ go back as a `patch`; a held deletion as a `delete`.
+//! - A row that the snapshot tells at a lower version than the held one was changed in the part that is lost, and so was
+//!   a row whose held version lies above the place where the epoch began, whatever was made of it since. The fields that
+//!   differ go back as a `patch`; a held deletion as a `delete`.
 //! - A row that the snapshot does not tell is made again by a `create`. Whether it is lost is certain only if its
-//!   version lies above the head of the snapshot: else the server may have deleted it.
+//!   version lies above the place where the epoch began: else the server may have deleted it.
 //!
 //! Every such change has base 0: it has seen nothing of the new epoch, and the policy decides against whatever was
 //! written there. Its clock is the tenant's highest one when the device was told the body, which is above every write
@@ -60,8 +61,8 @@ struct Gift {
 }
 
 impl Replica {
-    /// Queues what the snapshot, whole up to `seq`, did not have and the device holds.
-    pub(crate) fn heal(&mut self, seq: Seq) {
+    /// Queues what the snapshot of an epoch that began at `begun` did not have and the device holds.
+    pub(crate) fn heal(&mut self, begun: Seq) {
         let mut rows = 0;
         for key in self.records.keys_with_past() {
             let Some((held, fields)) = self.records.take_held(&key) else { continue };
@@ -69,7 +70,7 @@ impl Replica {
             if key.0.as_str().starts_with('$') || self.queue.len() >= Self::QUEUE_MAX {
                 continue;
             }
-            if let Some(gift) = self.gift(&key, &lost, seq) {
+            if let Some(gift) = self.gift(&key, &lost, begun) {
                 self.enqueue_gift(&key, gift, lost.version);
                 rows += 1;
             }
@@ -80,7 +81,7 @@ impl Replica {
         }
     }
 
-    fn gift(&self, key: &Key, lost: &Lost, seq: Seq) -> Option<Gift> {
+    fn gift(&self, key: &Key, lost: &Lost, begun: Seq) -> Option<Gift> {
         let record = self.records.get(key.0.as_str(), key.1.as_str())?;
         let edited = Edited::of(record.pending.iter().filter_map(|&n| self.queue.item(n)))?;
         let rules = self.records.policies.of(&key.0);
@@ -89,10 +90,10 @@ impl Replica {
             .map(|body| Restored { version: body.version, fields: (!body.deleted).then_some(&body.fields) });
         let row = Row { key, lost, edited: &edited, rules, journal: &self.journal };
         match (restored, &lost.fields) {
-            (Some(restored), _) if restored.version >= lost.version => None,
+            (Some(restored), _) if restored.version >= lost.version && lost.version <= begun => None,
             (None, None) => None,
             (None | Some(Restored { fields: None, .. }), Some(fields)) => {
-                let certain = told.is_some() || lost.version > seq;
+                let certain = told.is_some() || lost.version > begun;
                 let hlc = if certain { lost.hlc } else { Hlc::from_bits(lost.version.number()) };
                 Some(Gift { hlc, ..row.create(fields) })
             }

@@ -47,6 +47,12 @@ impl<'a> Change<'a> {
 
     fn on(self, fields: &Object, body: Option<&Object>, rules: &Rules) -> Object {
         let mut written = Written { fields, over: Vec::new() };
+        // What one change takes out and adds stays in.
+        for (name, gone) in self.intents.iter().flat_map(|intents| intents.remove.iter()) {
+            if let Some(left) = written.get(name).and_then(|array| without(array, gone)) {
+                written.put(name, left);
+            }
+        }
         for (name, value) in self.fields.iter() {
             let value = self.whole(name, value, (written.get(name), body), rules);
             written.put(name, value);
@@ -55,11 +61,6 @@ impl<'a> Change<'a> {
             for (name, by) in &intents.increments {
                 if let Some(sum) = count(written.get(name), *by) {
                     written.put(name, sum);
-                }
-            }
-            for (name, gone) in intents.remove.iter() {
-                if let Some(left) = written.get(name).and_then(|array| without(array, gone)) {
-                    written.put(name, left);
                 }
             }
             for (name, new) in intents.add.iter() {
@@ -293,6 +294,11 @@ mod tests {
         // Nobody told of the policies: what comes later stands later.
         let wanted = r#"{"l":[{"id":1},{"id":1,"t":"again"},{"id":2}],"s":["d","b","a"]}"#;
         assert_eq!(shown(&Policies::default(), Some(fields), "{}", &intents).as_deref(), Some(wanted));
+
+        // What one change takes out and adds stays in.
+        let both = Intents { remove: parsed(r#"{"s":["d","e"]}"#), ..Intents::default() };
+        let wanted = r#"{"l":[{"id":1}],"s":["c","e"]}"#;
+        assert_eq!(shown(&policies(), Some(fields), r#"{"s":["e"]}"#, &both).as_deref(), Some(wanted));
 
         // Whole values unite as well.
         let whole = r#"{"l":[{"id":3}],"s":["z","a"]}"#;

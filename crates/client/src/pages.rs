@@ -43,14 +43,16 @@ impl Replica {
     }
 
     pub(crate) fn apply_page(&mut self, rows: Rows) {
-        let Rows { cursor, seq, has_more, checksums, .. } = self.apply_rows(rows);
+        let Rows { cursor, seq, has_more, checksums, epoch_seq, .. } = self.apply_rows(rows);
+        self.pull.begun = epoch_seq.or(self.pull.begun);
         if has_more {
             self.pull.cursor = Some(cursor);
             self.pull.between_pages = true;
             self.pull.wanted = true;
             return;
         }
-        self.heal(seq);
+        let begun = self.pull.begun.take().unwrap_or(seq);
+        self.heal(begun);
         for key in self.pull.unseen.take().unwrap_or_default() {
             if self.records.version(&key) > seq {
                 continue;

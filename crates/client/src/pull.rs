@@ -21,6 +21,8 @@ pub(crate) struct Pull {
     /// No page is asked for before this time.
     pub(crate) hold_until_ms: Option<u64>,
     pub(crate) order: Order,
+    /// Where the epoch of the snapshot that passes began, as far as the server says.
+    pub(crate) begun: Option<Seq>,
     /// While a snapshot passes: the records that it has not told of yet.
     pub(crate) unseen: Option<BTreeSet<Key>>,
     /// The records that pages since `seq` told to have left the reader's scopes, and where.

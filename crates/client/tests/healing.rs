@@ -17,9 +17,7 @@ struct Site {
 
 impl Site {
     fn new(devices: usize) -> Self {
-        let site =
-            Self { server: Server::new(devices, 0), devices: (0..devices).map(|_| Device::new()).collect() };
-        site
+        Self { server: Server::new(devices, 0), devices: (0..devices).map(|_| Device::new()).collect() }
     }
 
     fn sync(&mut self, at: usize) {
@@ -38,7 +36,7 @@ impl Site {
             self.server.receive(at);
             self.server.send_ack(at);
             self.server.send_delta(at, 9);
-            let connection = self.server.connections[at].as_mut().unwrap();
+            let connection = self.server.connections[at].as_mut().expect("connected");
             connection.down.drain(..).collect::<Vec<_>>().iter().for_each(|text| device.frame(text));
         }
         assert!(device.replica.is_settled(), "{:?}", device.replica);
@@ -98,6 +96,19 @@ fn given_back(device: &mut Device, snapshot: &str, seq: u64) -> String {
 }
 
 fn given_back_under(policies: &str, device: &mut Device, snapshot: &str, seq: u64) -> String {
+    begin_anew(policies, device, seq);
+    device.page(snapshot, seq, "c2");
+    device.sent().concat()
+}
+
+/// As above, of a page as it is.
+fn given_back_of(device: &mut Device, snapshot: &str, seq: u64) -> String {
+    begin_anew("{}", device, seq);
+    device.frame(snapshot);
+    device.sent().concat()
+}
+
+fn begin_anew(policies: &str, device: &mut Device, seq: u64) {
     device.replica.handle_disconnected();
     device.greet("00000002");
     device.one();
@@ -107,8 +118,6 @@ fn given_back_under(policies: &str, device: &mut Device, snapshot: &str, seq: u6
     device.one();
     device.started_under("00000002", seq, 100, policies);
     device.one();
-    device.page(snapshot, seq, "c2");
-    device.sent().concat()
 }
 
 fn with_clock(rows: &str, clock: Hlc) -> Device {
@@ -147,6 +156,22 @@ fn the_clock_is_the_bodys_where_the_loss_is_certain_and_below_all_others_where_i
                 );
             }
         }
+    }
+}
+
+#[test]
+fn a_row_that_others_edited_after_the_restore_gets_back_what_is_missing() {
+    let clock = Hlc::new(0x1234, 5);
+    let edited = put("x", 12, r#"{"a":0,"b":7}"#);
+    // (where the epoch began, as the snapshot says, and whether the held row of version 9 is lost)
+    for (begun, lost) in [(Some(7), true), (Some(9), false), (None, false)] {
+        let mut device = with_clock(&put("x", 9, r#"{"a":1,"b":7}"#), clock);
+        let told = begun.map_or(String::new(), |begun| format!(r#""epoch_seq":{begun},"#));
+        let snapshot = page(&edited, 20, "c2", false).replace(r#""cursor""#, &format!(r#"{told}"cursor""#));
+        let sent = given_back_of(&mut device, &snapshot, 20);
+        let wanted = format!(r#""hlc":"{clock}","fields":{{"a":1}}"#);
+        assert_eq!(sent.contains(&wanted), lost, "{begun:?}: {sent}");
+        assert_eq!(sent.is_empty(), !lost, "{begun:?}: {sent}");
     }
 }
 

@@ -63,11 +63,14 @@ fn id_of(message: &str) -> String {
     message[from..].split('"').next().expect("an id").to_owned()
 }
 
+/// A part of a range: after, until, and the rows with their versions.
+type Part<'a> = (Option<&'a str>, Option<&'a str>, &'a [(&'a str, u64)]);
+
 /// The answer to a question for sums: one part per range of ids.
-fn parts(device: &mut Device, asked: &str, parts: &[(Option<&str>, Option<&str>, &[(&str, u64)])]) {
+fn parts(device: &mut Device, asked: &str, parts: &[Part<'_>]) {
     assert!(asked.contains("request_checksums"), "{asked}");
     let bound = |name: &str, id: Option<&str>| id.map_or(String::new(), |id| format!(r#""{name}":"{id}","#));
-    let part = |(after, until, rows): &(Option<&str>, Option<&str>, &[(&str, u64)])| {
+    let part = |(after, until, rows): &Part<'_>| {
         let (count, sum) = sum(rows);
         let (after, until) = (bound("after", *after), bound("until", *until));
         format!(r#"{{{after}{until}"count":{count},"sum":"{sum:016x}"}}"#)

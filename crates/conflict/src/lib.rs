@@ -46,3 +46,8 @@ pub use decision::{
 pub use driftline_model::{DeviceNo, Hlc, Intents, NotCanonical, Object, Seq};
 pub use policy::{Custom, DeletedRecord, FieldRule, Granularity, OnDelete, Order, Policy, Strategy};
 pub use record::{Assertion, FieldState, Life, Mark, Parts, Record};
+
+/// Compiles the examples of the readme.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -206,6 +206,14 @@ impl Record {
         found.map_or(self.default_mark, |at| self.marks[at].1)
     }
 
+    /// Replaces what a field that merges remembers.
+    pub(crate) fn remember(&mut self, field: &str, state: FieldState) {
+        match self.states.binary_search_by(|(name, _)| key_cmp(name, field)) {
+            Ok(at) => self.states[at].1 = state,
+            Err(at) => self.states.insert(at, (Box::from(field), state)),
+        }
+    }
+
     /// Gives the record with fields written; a write without a value only moves the mark. Writes and states are in
     /// canonical order.
     pub(crate) fn written(&self, writes: &[Write<'_>], states: &[(&str, Option<FieldState>)]) -> Self {

@@ -150,6 +150,16 @@ impl Catalogue {
         self.kinds.get(kind).or(self.undeclared.as_ref())
     }
 
+    /// Tells whether one of the roles may read a kind. Conflicts of all kinds are synced as one: only who may read every
+    /// kind may read them.
+    #[must_use]
+    pub fn may_read(&self, kind: &KindName, roles: &[Box<str>]) -> bool {
+        if *kind == self.conflicts.0 {
+            return self.is_open_to(roles);
+        }
+        self.kind(kind).is_some_and(|rule| rule.may_read(roles))
+    }
+
     /// Returns the claims that name a user's groups.
     pub fn group_claims(&self) -> impl Iterator<Item = &str> {
         self.kinds.values().filter_map(|rule| match &rule.scope {
@@ -188,15 +198,12 @@ impl Catalogue {
         if wanted.is_empty() && self.is_open_to(roles) {
             return Some(Vec::new());
         }
-        let may = |kind: &&KindName| self.kind(kind).is_some_and(|rule| rule.may_read(roles));
+        let may = |kind: &&KindName| self.may_read(kind, roles);
         let kinds: Vec<KindName> = if wanted.is_empty() {
-            self.kinds.keys().chain([&self.conflicts.0]).filter(may).cloned().collect()
+            self.kinds.keys().filter(may).cloned().collect()
         } else {
             wanted.iter().filter(may).cloned().collect()
         };
-        if kinds.iter().all(|kind| *kind == self.conflicts.0) && wanted.is_empty() {
-            return None;
-        }
         if kinds.is_empty() { None } else { Some(kinds) }
     }
 }

@@ -107,6 +107,9 @@ pub struct Head {
     pub scopes_version: u64,
     /// Tombstones up to here may be purged.
     pub gc_floor: Seq,
+    /// The number of the last change before the epoch began. What a device holds of a later version, and of an earlier
+    /// epoch, is lost here.
+    pub epoch_seq: Seq,
 }
 
 /// A stored record with its place.

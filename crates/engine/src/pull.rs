@@ -70,6 +70,7 @@ pub(crate) struct Told {
     /// What the reader should hold now; empty unless it is caught up.
     pub(crate) checksums: Vec<Checksum>,
     pub(crate) progress: Option<Progress>,
+    pub(crate) epoch_seq: Option<Seq>,
 }
 
 impl Step {
@@ -157,13 +158,14 @@ impl Step {
     /// Turns rows into changes, decided against where the reader was last caught up.
     pub(crate) fn tell(self, page: Page) -> Told {
         let head = page.head;
-        let mut progress = None;
+        let (mut progress, mut epoch_seq) = (None, None);
         let (changes, phase, sums) = match self.phase {
             StepPhase::Log(resume) => tell_log(resume, page),
             StepPhase::Evict { lost, missing, then, after } => tell_lost(after, lost, missing, then, page),
             StepPhase::Snapshot { after, missing, sent, then } => {
                 let then = then.unwrap_or(Resume { from: head.seq, at: head.seq });
                 let sent = sent + page.rows.len() as u64;
+                epoch_seq = missing.all.then_some(head.epoch_seq);
                 progress = Some(Progress { sent, total: total(&missing, &page.sums).max(sent) });
                 let last = page.rows.last().map(|row| (row.kind.clone(), row.id.clone())).or(after);
                 let changes = page.rows.iter().map(put).collect();
@@ -180,7 +182,7 @@ impl Step {
         };
         let checksums = if has_more { Vec::new() } else { sums.into_iter().map(checksum).collect() };
         let cursor = Cursor { epoch: head.epoch, kinds: self.kinds, scopes: self.scopes, phase };
-        Told { changes, cursor, has_more, checksums, progress }
+        Told { changes, cursor, has_more, checksums, progress, epoch_seq }
     }
 }
 

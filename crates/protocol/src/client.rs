@@ -330,6 +330,8 @@ pub struct Rows {
     pub progress: Option<Progress>,
     /// The range that was asked, when the page is one of a repair.
     pub range: Option<Range>,
+    /// In a snapshot: the number of the last change before the epoch began.
+    pub epoch_seq: Option<Seq>,
 }
 
 impl ServerMessage {
@@ -390,6 +392,7 @@ impl Rows {
             checksums: Checksum::read_all(member("checksums"))?,
             progress: member("progress").map_or(Some(None), |node| Progress::read(node).map(Some))?,
             range: member("range").map_or(Some(None), |node| Range::read(node).map(Some))?,
+            epoch_seq: seq(node, "epoch_seq"),
         })
     }
 }

@@ -106,6 +106,9 @@ pub struct ServerData {
     pub progress: Option<Progress>,
     /// The range that was asked, when the page is one of a repair.
     pub range: Option<Range>,
+    /// In a snapshot: the number of the last change before the epoch began. A device that holds a later version of an
+    /// earlier epoch holds what the server has lost.
+    pub epoch_seq: Option<Seq>,
 }
 
 impl ServerData {
@@ -145,6 +148,10 @@ impl ServerData {
         if let Some(progress) = self.progress {
             out.push_str(",\"progress\":");
             progress.write(out);
+        }
+        if let Some(epoch_seq) = self.epoch_seq {
+            out.push_str(",\"epoch_seq\":");
+            write_number(out, epoch_seq.number());
         }
         if let Some(range) = &self.range {
             out.push_str(",\"range\":");

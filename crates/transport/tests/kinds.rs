@@ -112,10 +112,19 @@ async fn a_record_that_moves_leaves_one_phone_and_comes_to_the_other() {
     assert_eq!((phones[0].1.len(), phones[1].1.len()), (1, 0));
     let moves = [patch(2, "visit", "v-1", base, &json!({"region": "south"}))];
     desk.ask(&batch(2, &moves), "ack").await;
+    let mut cursors = Vec::new();
     for ((phone, _), wanted) in phones.iter_mut().zip(["v-1 evict", "v-1 put"]) {
         let delta = phone.expect("server_delta").await;
         assert_eq!(rows(std::slice::from_ref(&delta)), [wanted], "{delta}");
+        cursors.push(delta["cursor"].clone());
     }
+
+    // Who goes after it gets it back, although nothing has happened to it since.
+    let moved = of_regions("nora", "user", &json!("south"));
+    let mut phone = harness.enter(&moved, "phone").await;
+    assert_eq!(rows(&sync_from(&mut phone, Some(&cursors[0])).await), ["v-1 put"]);
+    let mut phone = harness.enter(&grant("t1", "sam", "user"), "phone").await;
+    assert_eq!(rows(&sync_from(&mut phone, Some(&cursors[1])).await), ["v-1 evict"]);
 }
 
 #[tokio::test]

@@ -407,7 +407,7 @@ async fn connections_have_a_cap() {
 async fn limits_off_lets_everybody_in() {
     let limits = Limits { connections: 1, ..Limits::default() };
     let settings = Settings { unlimited: true, ..Settings::default() };
-    let harness = start(Setup { limits, settings }).await;
+    let harness = start(Setup { limits, settings, ..Setup::default() }).await;
     let mut sockets = Vec::new();
     for n in 0..5 {
         sockets.push(harness.device(&format!("d{n}")).await);

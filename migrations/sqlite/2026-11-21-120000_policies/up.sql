@@ -3,6 +3,9 @@
 ALTER TABLE records ADD COLUMN states BLOB;
 ALTER TABLE records ADD COLUMN entered BIGINT NOT NULL DEFAULT 0;
 
+-- The number of the last change before the epoch began.
+ALTER TABLE stream_head ADD COLUMN epoch_seq BIGINT NOT NULL DEFAULT 0;
+
 -- The rarer half of a remembered answer, JSON: the winners and the conflict that waits.
 ALTER TABLE op_results ADD COLUMN more TEXT;
 

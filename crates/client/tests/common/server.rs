@@ -62,6 +62,8 @@ pub struct State {
     /// Where a record left a device's scopes, and where it came back into them.
     left: BTreeMap<(usize, String), u64>,
     entered: BTreeMap<(usize, String), u64>,
+    /// The highest clock of all writes.
+    hlc: Hlc,
     /// Tombstones up to here are gone.
     floor: u64,
 }
@@ -131,6 +133,7 @@ impl Server {
                 let items = push.items.into_iter().map(Result::unwrap).enumerate();
                 let results: Vec<_> = items.map(|(at, item)| self.decide(device, at, &item)).collect();
                 let text = ack(push.batch_seq.unwrap(), self.state.seq, &results.join(","));
+                let text = self.with_clock(&text);
                 self.connections[device].as_mut().unwrap().acks.push_back(text);
             }
             Inbound::RequestChecksums(asked) => self.sums(device, &asked.range, &reply_to),
@@ -182,6 +185,7 @@ impl Server {
             false => page_with_sums(&text.join(","), seq, &cursor, &self.checksum(device)),
         };
         let reply = format!(r#"{{"reply_to":"{reply_to}","#);
+        let text = self.with_clock(&text);
         let connection = self.connections[device].as_mut().unwrap();
         connection.accounted = seq;
         connection.changes.retain(|(at, _)| *at > seq);
@@ -319,11 +323,18 @@ impl Server {
         if rows.is_empty() {
             return;
         }
-        connection.down.push_back(format!(
+        let text = format!(
             r#"{{"type":"server_delta","prev_seq":{prev_seq},"seq":{seq},"cursor":"{epoch}/{seq}/{seq}/{seq}",
                 "hlc":"000000000000-0000","changes":[{}]}}"#,
             rows.join(",")
-        ));
+        );
+        let text = self.with_clock(&text);
+        self.tell(device, text);
+    }
+
+    /// Puts the highest clock in the place of the one that messages have by themselves.
+    fn with_clock(&self, text: &str) -> String {
+        text.replace(&Hlc::ZERO.to_string(), &self.state.hlc.to_string())
     }
 
     /// Drops the tombstones, and with them the cursors that are older.
@@ -370,6 +381,7 @@ impl Server {
         let (n, seq) = (item.n.unwrap(), self.state.seq + 1);
         let base = if item.op == ItemOp::Create { 0 } else { item.base_version.number() };
         let gone = r#""code":"gone""#.to_owned();
+        self.state.hlc = self.state.hlc.max(item.hlc.unwrap());
         if self.is_hidden(device, item.id.as_str()) {
             return if item.op == ItemOp::Create { r#""code":"forbidden""#.to_owned() } else { gone };
         }

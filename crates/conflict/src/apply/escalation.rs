@@ -11,7 +11,7 @@ use driftline_model::Seq;
 
 use crate::change::Op;
 use crate::decision::{ReviewReason, Rule, Winner};
-use crate::policy::{FieldRule, Order, Strategy};
+use crate::policy::{FieldRule, Order, Policy, Strategy};
 use crate::record::{Assertion, FieldState, Mark, Parts, Record, Write};
 
 use super::Merge;
@@ -26,6 +26,24 @@ fn assertions(record: &Record, stored: Stored<'_>) -> Vec<Assertion> {
         Some(Parts::Ordered(assertions)) if !assertions.is_empty() => assertions.clone(),
         _ => vec![Assertion { value: stored.value.into(), mark: stored.mark, covered: false }],
     }
+}
+
+/// Gives a deleted record whose urgent values count as seen by its delete, also where another policy deleted it.
+pub(super) fn covered<'r>(record: &'r Record, policy: &Policy) -> Cow<'r, Record> {
+    let mut covered = Cow::Borrowed(record);
+    for (name, rule) in policy.strategy.fields() {
+        let FieldRule::Ordered(order) = rule else { continue };
+        let Some((value, mark)) = record.fields.get(name).zip(record.mark(name)) else { continue };
+        let mut all = assertions(record, Stored { name, value, mark });
+        let mut unseen = all.iter_mut().filter(|one| order.is_urgent(&one.value) && !one.covered).peekable();
+        if unseen.peek().is_none() {
+            continue;
+        }
+        unseen.for_each(|one| one.covered = true);
+        let others = record.state(name).map_or(Seq::ZERO, |state| state.others);
+        covered.to_mut().remember(name, FieldState { others, parts: Parts::Ordered(all) });
+    }
+    covered
 }
 
 impl<'a> Merge<'a> {

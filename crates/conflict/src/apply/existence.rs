@@ -8,6 +8,7 @@ use crate::decision::{ReviewReason, Rule, Winner};
 use crate::policy::{DeletedRecord, Granularity, Policy, Strategy};
 use crate::record::{Life, Mark, Record};
 
+use super::escalation::covered;
 use super::{LifeRule, Merge};
 
 /// Gives a record whose existence was decided under another kind of policy the clocks that say the same.
@@ -22,7 +23,10 @@ pub(super) fn suited<'r>(record: &'r Record, policy: &Policy, context: &Context<
         (Life::Urgent | Life::Writes(_) | Life::Deletes(_), _) => false,
     };
     if suits {
-        return Cow::Borrowed(record);
+        return match LifeRule::of(policy) {
+            LifeRule::Urgent if record.is_deleted(context.devices) => covered(record, policy),
+            _ => Cow::Borrowed(record),
+        };
     }
     let deleted = record.is_deleted(context.devices);
     let mut record = record.clone();

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use driftline_conflict::{Audit, Change, FieldDecision, Op, Outcome, Rule, Winner};
+use driftline_conflict::{Change, FieldDecision, Op, Outcome, Rule, Winner};
 use driftline_model::{Seq, elements};
 
 use super::accepted;
 use super::claims::{Claim, Promise, Visible};
 use super::policies::Content;
 use super::seen::{entry, holds, integer};
+use super::story::story;
 use super::wild::{Run, Step};
 
 /// A change that took effect, as far as its own audit goes.
@@ -183,8 +184,22 @@ impl Ledger {
                     && !entering.after.stored(field).is_some_and(|value| holds(value, element));
             let settled = overtaken || told || entering.is_hidden_and_told(field, element);
             let group = self.next_group();
-            self.claim(entering, field, Promise::Element(element.to_owned()), group, settled);
+            let promise = Promise::Element(element.to_owned());
+            let settled = self.added_again(&entering.step.input.change, field, &promise) || settled;
+            self.claim(entering, field, promise, group, settled);
         }
+    }
+
+    /// Whoever adds an element again stands for those whose adding it had seen; tells whether the same device has added
+    /// it later already.
+    fn added_again(&mut self, change: &Change, field: &str, promise: &Promise) -> bool {
+        let mut later = false;
+        for claim in self.claims.iter_mut().filter(|claim| claim.field == field && claim.promise == *promise)
+        {
+            claim.settled |= claim.was_seen_by(change);
+            later |= claim.device == change.device.number() && claim.n > change.n;
+        }
+        later
     }
 
     fn taken_out(&mut self, entering: &Entering<'_>, field: &str, array: &str) {
@@ -214,6 +229,9 @@ impl Ledger {
         let settled = overtaken || entering.is_hidden_and_told(field, after.unwrap_or_default());
         let group = self.next_group();
         self.claim(entering, field, Promise::Share(step), group, settled);
+        // Whoever writes the sum as a whole value has written the same value.
+        let group = self.next_group();
+        self.claim(entering, field, Promise::Whole(after.unwrap_or_default().to_owned()), group, true);
         Ok(())
     }
 
@@ -351,37 +369,4 @@ fn is_in_review(step: &Step, field: &str) -> bool {
 
 fn groups_seen_by(claims: &[Claim], change: &Change) -> Vec<usize> {
     claims.iter().filter(|claim| claim.was_seen_by(change)).map(|claim| claim.group).collect()
-}
-
-/// Tells what happened to one record, for the report of a failure.
-pub(crate) fn story(run: &Run, key: usize) -> String {
-    let mut told = String::new();
-    for step in run.steps.iter().filter(|step| step.input.key == key) {
-        let change = &step.input.change;
-        let fields = step.after.as_ref().map_or("-", |record| record.fields.as_str());
-        let deleted = step.after.as_ref().is_some_and(|record| record.is_deleted(&run.devices));
-        let clock = change.hlc.map_or("none".to_owned(), |hlc| hlc.to_string());
-        let account = |audit: &Audit| {
-            let fields = audit.fields.iter();
-            let fields: Vec<_> = fields
-                .map(|entry| (&entry.name, &entry.client, &entry.server, entry.winner, entry.rule))
-                .collect();
-            format!("{fields:?} {:?}", audit.existence)
-        };
-        told.push_str(&format!(
-            "  offered {} device {} n {} {:?} base {} {} {:?} clock {clock} -> {:?} {fields}{} audit {:?} {:?}\n",
-            step.next,
-            change.device,
-            change.n,
-            change.op,
-            change.base,
-            change.fields.as_str(),
-            change.intents,
-            step.decision.outcome,
-            if deleted { " (deleted)" } else { "" },
-            step.decision.audit.as_ref().map(account),
-            step.decision.review,
-        ));
-    }
-    told
 }

@@ -5,9 +5,9 @@ use driftline_conflict::{
 };
 use driftline_model::{Hlc, Seq};
 
-use super::account::story;
 use super::policies::Content;
 use super::seen::{entry, every_mark, touched};
+use super::story::story;
 use super::wild::{Run, Step};
 
 /// Whose value has to stand.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use driftline_conflict::{Change, FieldRule, Op, Order, Outcome, Record, Rule, Strategy, Winner};
 use driftline_model::Seq;
 
-use super::account::story;
 use super::seen::entry;
+use super::story::story;
 use super::wild::{Run, Step};
 
 /// A value that nobody has replaced who had seen it.

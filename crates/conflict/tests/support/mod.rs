@@ -13,6 +13,7 @@ pub(crate) mod policies;
 pub(crate) mod rng;
 pub(crate) mod sane;
 pub(crate) mod seen;
+pub(crate) mod story;
 pub(crate) mod wild;
 
 use driftline_conflict::{Change, Context, Decision, Outcome, Policy, Record};

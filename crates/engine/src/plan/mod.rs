@@ -385,7 +385,14 @@ impl Plan<'_> {
 impl Head {
     pub(crate) fn unknown() -> Self {
         let epoch = driftline_model::Epoch::new(0);
-        Self { epoch, seq: Seq::ZERO, hlc: Hlc::ZERO, scopes_version: 0, gc_floor: Seq::ZERO }
+        Self {
+            epoch,
+            seq: Seq::ZERO,
+            hlc: Hlc::ZERO,
+            scopes_version: 0,
+            gc_floor: Seq::ZERO,
+            epoch_seq: Seq::ZERO,
+        }
     }
 }
 

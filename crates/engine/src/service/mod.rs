@@ -441,6 +441,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             checksums: told.checksums,
             progress: told.progress,
             range: None,
+            epoch_seq: told.epoch_seq,
         };
         Ok(Pulled { data, rows: told.changes.len() as u64 })
     }
@@ -534,6 +535,7 @@ fn without_rows(cursor: String, head: &Head, has_more: bool) -> ServerData {
         checksums: Vec::new(),
         progress: None,
         range: None,
+        epoch_seq: None,
     }
 }
 

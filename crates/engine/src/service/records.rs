@@ -67,8 +67,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
     }
 
     fn readable(&self, identity: &Identity, kind: &KindName) -> Result<(), Fault> {
-        let rule = self.catalogue.kind(kind).ok_or_else(not_found)?;
-        if rule.may_read(&identity.roles) {
+        self.catalogue.kind(kind).ok_or_else(not_found)?;
+        if self.catalogue.may_read(kind, &identity.roles) {
             return Ok(());
         }
         Err(Fault::new(ErrorCode::Forbidden, "the token's roles may not read this kind"))
@@ -112,6 +112,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             checksums: Vec::new(),
             progress: None,
             range: Some(Range { until, ..range }),
+            epoch_seq: None,
         };
         Ok(Pulled { data, rows: changes.len() as u64 })
     }
@@ -152,7 +153,6 @@ impl<S: Store, O: Observer> Engine<S, O> {
     }
 
     fn sees(&self, identity: &Identity, range: &Range) -> bool {
-        let rule = self.catalogue.kind(&range.kind);
-        rule.is_some_and(|rule| rule.may_read(&identity.roles)) && identity.scopes.contains(&range.scope)
+        self.catalogue.may_read(&range.kind, &identity.roles) && identity.scopes.contains(&range.scope)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use driftline_conflict::Policy;
 use driftline_model::{ConflictId, DeviceKey};
 use driftline_protocol::{
-    ConflictResolved, ErrorCode, Fault, FieldError, ItemCode, RecordView, ResolveConflict,
+    ConflictResolved, ErrorCode, Fault, FieldError, ItemCode, RecordView, ResolveConflict, Whole,
 };
 
 use super::{Engine, not_found, unavailable};
@@ -107,6 +107,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let policy = Policies::policy(&own, &self.catalogue, &row.kind);
         let policy = policy.unwrap_or_else(|| Arc::new(Policy::field_merge()));
         let rule = self.catalogue.kind(&row.kind).ok_or_else(not_found)?;
+        // What a reviewer writes has to be what the kind takes, as from anybody else.
+        let errors = rule.schema.as_ref().map(|schema| schema.check(&request.fields, Whole::Patch));
+        if let Some(errors) = errors.filter(|errors| !errors.is_empty()) {
+            let fault = Fault::new(ErrorCode::ValidationError, "the kind does not take these values");
+            return Err(Fault { errors, ..fault });
+        }
         let placement = match rule.scope.placement(&identity.user) {
             Placement::Fixed(_) => Placement::Fixed(row.scope.clone()),
             group @ Placement::Group(_) => group,

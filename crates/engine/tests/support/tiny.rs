@@ -24,8 +24,14 @@ pub(crate) struct Tiny<'a> {
 impl<'a> Tiny<'a> {
     pub(crate) fn new(plan: &'a Plan<'a>) -> Self {
         let mut state = GroupState::default();
-        let head =
-            Head { epoch: EPOCH, seq: Seq::ZERO, hlc: Hlc::ZERO, scopes_version: 0, gc_floor: Seq::ZERO };
+        let head = Head {
+            epoch: EPOCH,
+            seq: Seq::ZERO,
+            hlc: Hlc::ZERO,
+            scopes_version: 0,
+            gc_floor: Seq::ZERO,
+            epoch_seq: Seq::ZERO,
+        };
         state.heads.insert(TENANT, head);
         Self { plan, devices: DeviceTable::new(DEVICES.map(|(name, _)| name)), state }
     }

@@ -269,6 +269,7 @@ impl Store for MemoryStore {
             hlc: Hlc::ZERO,
             scopes_version: 0,
             gc_floor: Seq::ZERO,
+            epoch_seq: Seq::ZERO,
         };
         state.tenants.insert(tenant.clone(), number);
         state.heads.insert(number, head);
@@ -375,6 +376,7 @@ impl Store for MemoryStore {
             && head.epoch == left
         {
             head.epoch = fresh;
+            head.epoch_seq = head.seq;
         }
         state.head(tenant)
     }

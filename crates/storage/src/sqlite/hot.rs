@@ -322,15 +322,15 @@ statement! {
 }
 
 /// The columns of a head.
-pub(super) type HeadSql = (Text, BigInt, BigInt, BigInt, BigInt);
+pub(super) type HeadSql = (Text, BigInt, BigInt, BigInt, BigInt, BigInt);
 
 /// A head as a query gives it.
-pub(super) type HeadRow = (String, i64, i64, i64, i64);
+pub(super) type HeadRow = (String, i64, i64, i64, i64, i64);
 
 statement! {
     /// A tenant's head.
     LoadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
 }
 
 impl Query for LoadHead {

@@ -265,7 +265,7 @@ pub(super) fn begin_epoch(writer: &mut Writer, tenant: TenantNo, left: Epoch) ->
     if fresh == left {
         fresh = Epoch::new(left.number().wrapping_add(1));
     }
-    sql_query("UPDATE stream_head SET epoch = ? WHERE tenant_no = ? AND epoch = ?")
+    sql_query("UPDATE stream_head SET epoch = ?, epoch_seq = seq WHERE tenant_no = ? AND epoch = ?")
         .bind::<Text, _>(fresh.to_string())
         .bind::<Integer, _>(tenant_sql(tenant))
         .bind::<Text, _>(left.to_string())

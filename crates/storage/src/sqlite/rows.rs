@@ -18,13 +18,14 @@ pub(super) fn sql(number: u64) -> i64 {
 }
 
 pub(super) fn head_of(row: HeadRow) -> Result<Head, StoreError> {
-    let (epoch, seq, hlc, scopes_version, gc_floor) = row;
+    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq) = row;
     Ok(Head {
         epoch: epoch.parse::<Epoch>().map_err(|_| corrupt("epoch"))?,
         seq: seq_of(seq)?,
         hlc: Hlc::from_bits(u64::try_from(hlc).map_err(|_| corrupt("hlc"))?),
         scopes_version: u64::try_from(scopes_version).map_err(|_| corrupt("scopes_version"))?,
         gc_floor: seq_of(gc_floor)?,
+        epoch_seq: seq_of(epoch_seq)?,
     })
 }
 
