@@ -45,6 +45,9 @@ pub struct ConflictRow {
     pub base: Object,
     /// Values that the author wants.
     pub client: Object,
+    /// The device's number of the change that each of these values came with. Changes may arrive in another order than
+    /// that of their numbers.
+    pub client_ns: Object,
     /// The stored values of those fields at `version`.
     pub server: Object,
     /// The record's version that a decision is compared with.

@@ -220,6 +220,20 @@ impl Ward {
 }
 
 #[test]
+fn of_changes_that_overtake_each_other_the_greater_number_counts_field_by_field() {
+    let ward = Ward::manual();
+    ward.one(&ward.ada, create("n1", r#"{"a":0,"b":0,"c":0}"#));
+    ward.one(&ward.ada, patch("n1", 1, r#"{"a":1,"b":1,"c":1}"#));
+    let codes =
+        [(9, r#"{"c":9}"#), (4, r#"{"a":4,"b":4}"#), (6, r#"{"a":6,"c":6}"#), (5, r#"{"a":5,"b":5}"#)]
+            .map(|(n, fields)| ward.one(&ward.bob, patch("n1", 1, fields).n(n)).code);
+    assert_eq!(codes, [ItemCode::ConflictPending; 4]);
+    let [row] = &ward.open()[..] else { panic!("one conflict") };
+    assert_eq!((row.client.as_str(), row.n), (r#"{"a":6,"b":5,"c":9}"#, 9));
+    assert_eq!(row.client_ns.as_str(), r#"{"a":6,"b":5,"c":9}"#);
+}
+
+#[test]
 fn each_resolution_does_what_it_says() {
     let table = [
         (Resolution::Client, "{}", r#"{"a":2,"b":2}"#),

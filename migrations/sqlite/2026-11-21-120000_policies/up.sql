@@ -9,7 +9,7 @@ ALTER TABLE stream_head ADD COLUMN epoch_seq BIGINT NOT NULL DEFAULT 0;
 -- The rarer half of a remembered answer, JSON: the winners and the conflict that waits.
 ALTER TABLE op_results ADD COLUMN more TEXT;
 
--- The table before had no rows: nothing wrote it. base, client and server are canonical objects, fields is a JSON
+-- The table before had no rows: nothing wrote it. base, client, client_ns and server are canonical objects, fields is a JSON
 -- array of names.
 DROP TABLE conflicts;
 CREATE TABLE conflicts (
@@ -29,6 +29,7 @@ CREATE TABLE conflicts (
     version        BIGINT NOT NULL,
     base           TEXT NOT NULL,
     client         TEXT NOT NULL,
+    client_ns      TEXT NOT NULL,
     server         TEXT NOT NULL,
     policy_version BIGINT NOT NULL,
     opened_at      BIGINT NOT NULL,

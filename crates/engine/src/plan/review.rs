@@ -125,6 +125,7 @@ impl Plan<'_> {
             base_version: apply.base,
             base: seen_values(apply, &met.record, &review.fields),
             client: Object::empty(),
+            client_ns: Object::empty(),
             server: Object::empty(),
             version: met.record.version,
             policy_version: apply.policy.version,
@@ -393,21 +394,27 @@ fn matters(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Applied | Outcome::Merged | Outcome::Noop | Outcome::Superseded)
 }
 
-/// Takes a change, or some of its fields, into a conflict. Of two changes the one with the greater number counts.
+/// Takes a change, or some of its fields, into a conflict. Of two values of a field the one of the change with the
+/// greater number counts.
 fn join(row: &mut ConflictRow, asked: Asked<'_>, apply: &Apply, fields: &[Box<str>]) {
     let wanted = |name: &str| fields.is_empty() || fields.iter().any(|field| **field == *name);
-    let later = asked.n >= row.n;
-    let (older, newer) = if later { (&row.client, &apply.fields) } else { (&apply.fields, &row.client) };
-    let mut names: Vec<&str> = older.iter().chain(newer.iter()).map(|(name, _)| name).collect();
-    names.retain(|name| wanted(name) || row.client.get(name).is_some());
+    let number = |name: &str| row.client_ns.get(name).and_then(|n| n.parse::<u64>().ok());
+    let mut names: Vec<&str> = row.client.iter().map(|(name, _)| name).collect();
+    names.extend(apply.fields.iter().map(|(name, _)| name).filter(|name| wanted(name)));
     names.sort_by(|a, b| key_cmp(a, b));
     names.dedup();
-    let mut client = ObjectBuilder::default();
+    let (mut client, mut client_ns) = (ObjectBuilder::default(), ObjectBuilder::default());
     for name in names {
-        let newest = newer.get(name).or_else(|| older.get(name));
-        client.push(name, newest.unwrap_or("null"));
+        let held = row.client.get(name).map(|value| (number(name).unwrap_or(0), value));
+        let brought = apply.fields.get(name).filter(|_| wanted(name)).map(|value| (asked.n, value));
+        let newest = held.into_iter().chain(brought).max_by_key(|(n, _)| *n);
+        if let Some((n, value)) = newest {
+            client.push(name, value);
+            client_ns.push(name, &n.to_string());
+        }
     }
-    row.client = client.finish();
+    (row.client, row.client_ns) = (client.finish(), client_ns.finish());
+    let later = asked.n >= row.n;
     row.fields.extend(fields.iter().filter(|field| !row.fields.contains(field)).cloned().collect::<Vec<_>>());
     row.fields.sort_by(|a, b| key_cmp(a, b));
     if later {

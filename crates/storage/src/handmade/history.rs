@@ -211,6 +211,7 @@ impl History {
             base_version: Seq::new(self.rng.below(9)),
             base: Object::empty(),
             client: Object::from_canonical(r#"{"a":1,"é\n":[2]}"#.to_owned()).expect("canonical"),
+            client_ns: Object::from_canonical(r#"{"a":7,"é\n":9}"#.to_owned()).expect("canonical"),
             server: Object::empty(),
             version: Seq::ZERO,
             policy_version: self.rng.below(5),

@@ -37,6 +37,7 @@ pub(super) struct ConflictWrite {
     version: i64,
     base: String,
     client: String,
+    client_ns: String,
     server: String,
     policy_version: i64,
     opened_at: i64,
@@ -48,12 +49,12 @@ pub(super) struct ConflictWrite {
 
 impl Rows for ConflictWrite {
     const HEAD: &'static str = "INSERT INTO conflicts (tenant_no, conflict_id, kind_no, id, scope_no, device_no, op_id, n, op, \
-         reason, status, fields, base_version, version, base, client, server, policy_version, opened_at, resolved_at, \
+         reason, status, fields, base_version, version, base, client, client_ns, server, policy_version, opened_at, resolved_at, \
          resolved_by, resolution, seq) VALUES ";
     const TAIL: &'static str = " ON CONFLICT (tenant_no, conflict_id) DO UPDATE SET scope_no = excluded.scope_no, \
          op_id = excluded.op_id, n = excluded.n, op = excluded.op, reason = excluded.reason, status = excluded.status, \
          fields = excluded.fields, base_version = excluded.base_version, version = excluded.version, \
-         base = excluded.base, client = excluded.client, server = excluded.server, \
+         base = excluded.base, client = excluded.client, client_ns = excluded.client_ns, server = excluded.server, \
          policy_version = excluded.policy_version, opened_at = excluded.opened_at, \
          resolved_at = excluded.resolved_at, resolved_by = excluded.resolved_by, resolution = excluded.resolution, \
          seq = excluded.seq";
@@ -62,7 +63,7 @@ impl Rows for ConflictWrite {
         binds!(self, out, Integer => tenant_no, Text => conflict_id, Integer => kind_no, Text => id,
             Integer => scope_no, Integer => device_no, Nullable<Binary> => op_id, BigInt => n, Text => op,
             Text => reason, Text => status, Text => fields, BigInt => base_version, BigInt => version, Text => base,
-            Text => client, Text => server, BigInt => policy_version, BigInt => opened_at,
+            Text => client, Text => client_ns, Text => server, BigInt => policy_version, BigInt => opened_at,
             Nullable<BigInt> => resolved_at, Nullable<Text> => resolved_by, Nullable<Text> => resolution,
             BigInt => seq)
     }
@@ -94,6 +95,7 @@ pub(super) fn write_of(
         version: sql(row.version.number()),
         base: row.base.as_str().to_owned(),
         client: row.client.as_str().to_owned(),
+        client_ns: row.client_ns.as_str().to_owned(),
         server: row.server.as_str().to_owned(),
         policy_version: sql(row.policy_version),
         opened_at: sql(row.opened_ms),
@@ -152,6 +154,8 @@ pub(super) struct ConflictSql {
     #[diesel(sql_type = Text)]
     client: String,
     #[diesel(sql_type = Text)]
+    client_ns: String,
+    #[diesel(sql_type = Text)]
     server: String,
     #[diesel(sql_type = BigInt)]
     policy_version: i64,
@@ -188,6 +192,7 @@ impl ConflictSql {
             base_version: seq_of(self.base_version)?,
             base: object(self.base)?,
             client: object(self.client)?,
+            client_ns: object(self.client_ns)?,
             server: object(self.server)?,
             version: seq_of(self.version)?,
             policy_version: unsigned(self.policy_version)?,
@@ -217,7 +222,7 @@ statement! {
     /// The open conflicts of records that stand in a JSON array as arrays of tenant, kind and id.
     OpenConflicts { records: String => Text } =
     "SELECT c.tenant_no, c.conflict_id, c.kind_no, c.id, c.scope_no, c.device_no, d.sub, d.device_id, c.op_id, c.n, c.op, \
-     c.reason, c.fields, c.base_version, c.version, c.base, c.client, c.server, c.policy_version, c.opened_at, \
+     c.reason, c.fields, c.base_version, c.version, c.base, c.client, c.client_ns, c.server, c.policy_version, c.opened_at, \
      c.resolved_at, c.resolved_by, c.resolution, c.seq FROM json_each(" ? records: Text
     ") AS j CROSS JOIN conflicts AS c INDEXED BY conflicts_record ON c.tenant_no = json_extract(j.value, '$[0]') \
      AND c.kind_no = json_extract(j.value, '$[1]') AND c.id = json_extract(j.value, '$[2]') AND c.status = 'open' \
@@ -244,6 +249,7 @@ impl Query for OpenConflicts {
         Text,
         Text,
         Text,
+        Text,
         BigInt,
         BigInt,
         Nullable<BigInt>,
@@ -256,7 +262,7 @@ impl Query for OpenConflicts {
 const SELECT: &str = "SELECT c.tenant_no AS tenant_no, c.conflict_id AS conflict_id, c.kind_no AS kind_no, c.id AS id, \
      c.scope_no AS scope_no, c.device_no AS device_no, d.sub AS sub, d.device_id AS device_id, c.op_id AS op_id, \
      c.n AS n, c.op AS op, c.reason AS reason, c.fields AS fields, c.base_version AS base_version, \
-     c.version AS version, c.base AS base, c.client AS client, c.server AS server, \
+     c.version AS version, c.base AS base, c.client AS client, c.client_ns AS client_ns, c.server AS server, \
      c.policy_version AS policy_version, c.opened_at AS opened_at, c.resolved_at AS resolved_at, \
      c.resolved_by AS resolved_by, c.resolution AS resolution, c.seq AS seq \
      FROM conflicts AS c JOIN devices AS d ON d.device_no = c.device_no";
