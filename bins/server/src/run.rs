@@ -103,7 +103,7 @@ async fn run_until_stopped(
     let (store, app) = assemble(config, folder, mode, &secret, unlimited, metrics)?;
     println!("listening on http://{address}");
     if mode == Mode::Dev {
-        introduce(address, folder, &secret);
+        introduce(address, folder, config, &secret);
     }
     std::io::stdout().flush().context("cannot write to stdout")?;
     tracing::info!(%address, folder = %folder.display(), "listening");
@@ -179,7 +179,7 @@ async fn bind(wanted: Option<SocketAddr>, mode: Mode) -> anyhow::Result<TcpListe
 }
 
 /// Tells a newcomer what to do next.
-fn introduce(address: SocketAddr, folder: &Path, secret: &SharedSecret) {
+fn introduce(address: SocketAddr, folder: &Path, config: &Config, secret: &SharedSecret) {
     let expires_s = SystemClock.now_ms() / 1000 + 30 * 86_400;
     let token = secret.mint(&Grant {
         tenant: "default".into(),
@@ -189,15 +189,23 @@ fn introduce(address: SocketAddr, folder: &Path, secret: &SharedSecret) {
         expires_s,
         claims: serde_json::Map::new(),
     });
+    let any = config.accepts_undeclared(true);
+    let kinds = if any { "any kind".to_owned() } else { config.kind_names().join(", ") };
     println!(
-        "data in {folder}; this machine only; any kind of record is accepted\n\
-         token (30 days, tenant default, user dev):\n  {token}\n\
-         try, in another terminal:\n  \
+        "data in {folder}; this machine only; records: {kinds}\n\
+         token (30 days, tenant default, user dev):\n  {token}",
+        folder = folder.display(),
+    );
+    // The example's kind may not be among those that are declared.
+    if !any {
+        return;
+    }
+    println!(
+        "try, in another terminal:\n  \
          TOKEN={token}\n  \
          curl -s http://{address}/api/v1/sync?device_id=phone-1 -H \"Authorization: Bearer $TOKEN\" \\\n    \
          -d '{{\"batch\":[{{\"op_id\":\"hello-1\",\"n\":1,\"kind\":\"note\",\"id\":\"n-1\",\"op\":\"create\",\"fields\":{{\"text\":\"hello\"}}}}]}}'\n  \
          curl -s http://{address}/api/v1/records/note -H \"Authorization: Bearer $TOKEN\"",
-        folder = folder.display(),
     );
 }
 
