@@ -14,7 +14,7 @@ use driftline_transport::{
     App, Grant, MetricsObserver, Settings, SharedSecret, SystemClock, SystemRandom, install_metrics, serve,
 };
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::commands::database;
 use crate::config::Config;
@@ -101,6 +101,8 @@ async fn run_until_stopped(
     let address = listener.local_addr().context("the listener has no address")?;
     let unlimited = arguments.limits == Some(LimitsSwitch::Off);
     let (store, app) = assemble(config, folder, mode, &secret, unlimited, metrics)?;
+    // Whoever reads the next line may end the server at once.
+    let mut stop = StopSignals::listen().context("signals cannot be heard")?;
     println!("listening on http://{address}");
     if mode == Mode::Dev {
         introduce(address, folder, config, &secret);
@@ -110,10 +112,8 @@ async fn run_until_stopped(
     let upkeep = tokio::spawn(keep_up(store));
     let stopping = Arc::clone(&app);
     let stopper = tokio::spawn(async move {
-        match stop_signal().await {
-            Ok(name) => tracing::info!(signal = name, "shutting down"),
-            Err(error) => tracing::error!(%error, "signals cannot be heard, shutting down"),
-        }
+        let name = stop.next().await;
+        tracing::info!(signal = name, "shutting down");
         stopping.drain();
     });
     let served = serve(listener, app).await;
@@ -222,11 +222,23 @@ async fn keep_up(store: SqliteStore) {
     }
 }
 
-async fn stop_signal() -> std::io::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
+/// What ends the server.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// Starts to hear the signals, which end the process no more by themselves.
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the first one; gives its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
     }
 }
