@@ -1,4 +1,5 @@
 //! The offline verifier finds every planted loss, and nothing where nothing is lost.
+#![allow(clippy::needless_pass_by_value, reason = "documents are written where they are used")]
 
 use driftline_bench::verify::{History, Loss, verify};
 use serde_json::{Value, json};

@@ -68,9 +68,9 @@ impl Office {
     fn restore(&mut self, backup: &MemoryStore) {
         let hub = Arc::new(Hub::new(1_024));
         let store = backup.fork(hub.clone());
-        let identity = self.identity("restorer", &[]);
-        let left = block_on(store.head(identity.tenant)).unwrap().epoch;
-        block_on(store.begin_epoch(identity.tenant, left)).unwrap();
+        let tenant = block_on(store.tenant(&TenantId::new("acme").unwrap())).unwrap();
+        let left = block_on(store.head(tenant)).unwrap().epoch;
+        block_on(store.begin_epoch(tenant, left)).unwrap();
         *self = Self::over(store, hub, self.clock.clone());
     }
 
@@ -318,17 +318,24 @@ fn random_edit(rng: &mut Rng, phone: &Phone, step: u64) -> Edit {
 }
 
 #[test]
-fn phones_that_ask_for_everything_agree_with_the_server() {
-    for seed in 0..200 {
-        let office = Office::new();
+fn phones_agree_with_the_server_and_with_a_restored_one() {
+    for seed in 0..300 {
+        let restores = seed % 3 == 0;
+        let mut office = Office::new();
+        let mut backup = office.backup();
         let mut rng = Rng::new(seed);
         let mut phones: Vec<Phone> = ["a", "b", "c"].map(Phone::new).into();
-        for step in 1..60 {
+        for step in 1..60_u64 {
             let at = usize::try_from(rng.below(3)).unwrap();
             match rng.below(8) {
                 0 => phones[at].sync(&office),
                 1 => phones[at].cut(),
                 2..4 => phones[at].pump(&office),
+                4 if restores && step.is_multiple_of(3) => backup = office.backup(),
+                4 if restores && step.is_multiple_of(7) => {
+                    office.restore(&backup);
+                    phones.iter_mut().for_each(Phone::cut);
+                }
                 _ => {
                     let edit = random_edit(&mut rng, &phones[at], step);
                     phones[at].edit(edit, &office);

@@ -114,7 +114,7 @@ impl<B: Backend> Run<'_, B> {
         self.transmit(number)
     }
 
-    pub(super) fn to_server(&mut self, pipe: u64, text: String) -> Result<(), Stop> {
+    pub(super) fn server_hears(&mut self, pipe: u64, text: String) -> Result<(), Stop> {
         if self.network.arrives(pipe, |pipe| pipe.up).is_none() {
             return Ok(());
         }
@@ -124,7 +124,7 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    pub(super) fn to_device(&mut self, pipe: u64, text: &str) -> Result<(), Stop> {
+    pub(super) fn device_hears(&mut self, pipe: u64, text: &str) -> Result<(), Stop> {
         let Some(number) = self.network.arrives(pipe, |pipe| pipe.down) else { return Ok(()) };
         let now_ms = self.network.now_ms;
         let device = &mut self.devices[number];

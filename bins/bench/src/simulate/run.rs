@@ -242,8 +242,8 @@ impl<'a, B: Backend> Run<'a, B> {
             Event::Connect { device, attempt } => self.connect(device, attempt)?,
             Event::Wake { device, at_ms } => self.wake(device, at_ms)?,
             Event::Background { device, visit } => self.background(device, visit)?,
-            Event::ToServer { pipe, text } => self.to_server(pipe, text)?,
-            Event::ToDevice { pipe, text } => self.to_device(pipe, &text)?,
+            Event::ToServer { pipe, text } => self.server_hears(pipe, text)?,
+            Event::ToDevice { pipe, text } => self.device_hears(pipe, &text)?,
             Event::Closed { pipe } => self.closed(pipe)?,
             Event::Gone { pipe } => self.server().disconnect(pipe),
             Event::Work { pipe } => {
@@ -466,7 +466,7 @@ fn desk() -> Result<Account> {
 /// Limits that small systems reach.
 fn limits(rng: &mut Rng) -> Limits {
     let page_rows = *rng.pick(&[1, 2, 3, 500]);
-    let batch_items = *rng.pick(&[100, 100, 100]);
+    let batch_items = Limits::default().batch_items;
     let unacknowledged_batches = *rng.pick(&[1, 4, 4]);
     Limits { page_rows, batch_items, unacknowledged_batches, ..Limits::default() }
 }

@@ -132,7 +132,7 @@ impl<'a> Ledger<'a> {
         for at in 0..self.items.len() {
             let item = self.items[at];
             for (field, value) in &item.fields {
-                if self.gathers(field) {
+                if self.gathers(field) || value.is_array() && self.gathered(field) {
                     let elements = value.as_array().into_iter().flatten();
                     let claims = elements.map(|element| claim(at, field, What::Element(element)));
                     self.claims.extend(claims);
@@ -341,6 +341,11 @@ impl<'a> Ledger<'a> {
     /// Whether a value waits for a reviewer, alone or with the whole item.
     fn waits(&self, at: usize, field: &str) -> bool {
         self.is_pending(at) || self.accounts[at].entry(field).is_some_and(Entry::held)
+    }
+
+    /// Whether elements of a field come and go alone, so that a whole value is what it holds.
+    fn gathered(&self, field: &str) -> bool {
+        self.items.iter().any(|item| item.add.contains_key(field) || item.remove.contains_key(field))
     }
 
     fn gathers(&self, field: &str) -> bool {
