@@ -3,7 +3,9 @@
 
 mod support;
 
-use driftline_client::{ConflictDoc, ConflictId, Event, ItemCode, Resolution, Seq, WinnerName, fields};
+use driftline_client::{
+    ConflictDoc, ConflictId, Event, ItemCode, Resolution, Seq, WinnerName, World, fields,
+};
 use driftline_testkit::http::Request;
 use serde_json::{Value, json};
 use support::{Deployment, Person, Phone, WITHIN, all, create, delete, patch, shown};
@@ -127,6 +129,56 @@ async fn an_escalation_outlives_an_agent_who_did_not_hear_of_it() {
         audit.iter().map(|row| (&row["user_id"], &row["detail"]["op"])).collect();
     assert_eq!(told[0], (&json!("rita"), &json!("resolve")), "the newest comes first");
     assert!(told.contains(&(&json!("ben"), &json!("patch"))), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_escalation_survives_a_week_offline() {
+    let cast = cast();
+    let today_ms = World::system().now_ms();
+    let days_ago = |days: u64| format!("{:012x}-0000", today_ms - days * 86_400_000);
+    // Ana's phone speaks plain HTTP and keeps what it cannot send, with the clock of then.
+    let send = async |item: Value| {
+        let request = Request::post("/api/v1/sync?device_id=phone-ana", &json!({"batch": [item]}));
+        let answer = cast.town.ask(&cast.ana, request).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["ack"]["results"][0].clone()
+    };
+    let made = json!({"op_id": "a-1", "n": 1, "kind": "ticket", "id": "t-1", "op": "create", "hlc": days_ago(8),
+        "fields": {"title": "Water in the cellar", "region": "north", "status": "open"}});
+    let base = &send(made).await["version"];
+
+    // A week ago, in a cellar without network.
+    let kept = json!({"op_id": "a-2", "n": 2, "kind": "ticket", "id": "t-1", "op": "patch", "hlc": days_ago(7),
+        "base_version": base, "previous": {"status": "open"},
+        "fields": {"status": "escalated", "title": "Water!"}, "add": {"tags": ["danger"]}});
+
+    // Above, the week goes by: Ben works on the ticket, and the lead calms down what she knows of.
+    let mut ben = cast.town.phone(&cast.ben, "phone-ben");
+    let mut lead = cast.town.phone(&cast.lea, "phone-lea");
+    ben.sync().await;
+    ben.edit(patch(
+        "ticket",
+        "t-1",
+        &json!({"status": "in_progress", "title": "Water in the cellar, pumping"}),
+    ));
+    ben.sync().await;
+    lead.sync().await;
+    lead.edit(patch("ticket", "t-1", &json!({"status": "resolved"})).deescalate());
+    lead.sync().await;
+    assert_eq!(lead.shows("ticket", "t-1")["status"], "resolved");
+
+    // Ana comes up. Her old word on the status is the last one; the newer title stays.
+    let result = send(kept).await;
+    assert_eq!(result["code"], "merged", "{result}");
+    for phone in [&mut ben, &mut lead] {
+        phone.sync().await;
+        let shown = phone.shows("ticket", "t-1");
+        assert_eq!((&shown["status"], &shown["tags"]), (&json!("escalated"), &json!(["danger"])));
+        assert_eq!(shown["title"], "Water in the cellar, pumping");
+    }
+    let explained = cast.town.read(&cast.ben, "records/ticket/t-1/explain").await;
+    assert_eq!(explained["fields"]["status"]["device_id"], "phone-ana", "{explained}");
+    assert_eq!(explained["fields"]["title"]["lost"][0]["value"], "Water!", "{explained}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

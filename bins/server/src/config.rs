@@ -170,15 +170,28 @@ impl Config {
             kinds.insert(name, kind.rule(&self.folder).with_context(|| format!("kind {:?}", kind.name))?);
         }
         let catalogue = Catalogue::new(kinds);
-        // A reader who may not read every kind pulls by a list of kinds, on which undeclared ones cannot stand.
-        let restricted = self.kind.iter().any(|kind| !kind.read.is_empty());
-        if restricted && self.server.allow_undeclared == Some(true) {
+        if self.is_restricted() && self.server.allow_undeclared == Some(true) {
             bail!(
                 "server.allow_undeclared does not go with kinds that only some roles may read: declare every kind"
             );
         }
-        let undeclared = self.server.allow_undeclared.unwrap_or(allow_undeclared && !restricted);
+        let undeclared = self.accepts_undeclared(allow_undeclared);
         Ok(if undeclared { catalogue.allow_undeclared() } else { catalogue })
+    }
+
+    /// Tells whether kinds that are not declared are accepted, if that is so unless told otherwise.
+    pub(crate) fn accepts_undeclared(&self, default: bool) -> bool {
+        self.server.allow_undeclared.unwrap_or(default && !self.is_restricted())
+    }
+
+    /// A reader who may not read every kind pulls by a list of kinds, on which undeclared ones cannot stand.
+    fn is_restricted(&self) -> bool {
+        self.kind.iter().any(|kind| !kind.read.is_empty())
+    }
+
+    /// Names the declared kinds.
+    pub(crate) fn kind_names(&self) -> Vec<&str> {
+        self.kind.iter().map(|kind| kind.name.as_str()).collect()
     }
 }
 

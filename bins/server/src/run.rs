@@ -14,7 +14,7 @@ use driftline_transport::{
     App, Grant, MetricsObserver, Settings, SharedSecret, SystemClock, SystemRandom, install_metrics, serve,
 };
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::commands::database;
 use crate::config::Config;
@@ -101,19 +101,19 @@ async fn run_until_stopped(
     let address = listener.local_addr().context("the listener has no address")?;
     let unlimited = arguments.limits == Some(LimitsSwitch::Off);
     let (store, app) = assemble(config, folder, mode, &secret, unlimited, metrics)?;
+    // Whoever reads the next line may end the server at once.
+    let mut stop = StopSignals::listen().context("signals cannot be heard")?;
     println!("listening on http://{address}");
     if mode == Mode::Dev {
-        introduce(address, folder, &secret);
+        introduce(address, folder, config, &secret);
     }
     std::io::stdout().flush().context("cannot write to stdout")?;
     tracing::info!(%address, folder = %folder.display(), "listening");
     let upkeep = tokio::spawn(keep_up(store));
     let stopping = Arc::clone(&app);
     let stopper = tokio::spawn(async move {
-        match stop_signal().await {
-            Ok(name) => tracing::info!(signal = name, "shutting down"),
-            Err(error) => tracing::error!(%error, "signals cannot be heard, shutting down"),
-        }
+        let name = stop.next().await;
+        tracing::info!(signal = name, "shutting down");
         stopping.drain();
     });
     let served = serve(listener, app).await;
@@ -179,7 +179,7 @@ async fn bind(wanted: Option<SocketAddr>, mode: Mode) -> anyhow::Result<TcpListe
 }
 
 /// Tells a newcomer what to do next.
-fn introduce(address: SocketAddr, folder: &Path, secret: &SharedSecret) {
+fn introduce(address: SocketAddr, folder: &Path, config: &Config, secret: &SharedSecret) {
     let expires_s = SystemClock.now_ms() / 1000 + 30 * 86_400;
     let token = secret.mint(&Grant {
         tenant: "default".into(),
@@ -189,15 +189,23 @@ fn introduce(address: SocketAddr, folder: &Path, secret: &SharedSecret) {
         expires_s,
         claims: serde_json::Map::new(),
     });
+    let any = config.accepts_undeclared(true);
+    let kinds = if any { "any kind".to_owned() } else { config.kind_names().join(", ") };
     println!(
-        "data in {folder}; this machine only; any kind of record is accepted\n\
-         token (30 days, tenant default, user dev):\n  {token}\n\
-         try, in another terminal:\n  \
+        "data in {folder}; this machine only; records: {kinds}\n\
+         token (30 days, tenant default, user dev):\n  {token}",
+        folder = folder.display(),
+    );
+    // The example's kind may not be among those that are declared.
+    if !any {
+        return;
+    }
+    println!(
+        "try, in another terminal:\n  \
          TOKEN={token}\n  \
          curl -s http://{address}/api/v1/sync?device_id=phone-1 -H \"Authorization: Bearer $TOKEN\" \\\n    \
          -d '{{\"batch\":[{{\"op_id\":\"hello-1\",\"n\":1,\"kind\":\"note\",\"id\":\"n-1\",\"op\":\"create\",\"fields\":{{\"text\":\"hello\"}}}}]}}'\n  \
          curl -s http://{address}/api/v1/records/note -H \"Authorization: Bearer $TOKEN\"",
-        folder = folder.display(),
     );
 }
 
@@ -214,11 +222,23 @@ async fn keep_up(store: SqliteStore) {
     }
 }
 
-async fn stop_signal() -> std::io::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
+/// What ends the server.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// Starts to hear the signals, which end the process no more by themselves.
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the first one; gives its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
     }
 }

@@ -276,6 +276,22 @@ fn dev_says_where_it_listens_and_ends_when_told() {
 }
 
 #[test]
+fn dev_names_the_kinds_that_it_accepts() {
+    let folder = TempFolder::new();
+    let kinds = "[server]\nallow_undeclared = false\n[[kind]]\nname = \"case\"\n[[kind]]\nname = \"note\"\n";
+    std::fs::write(folder.path().join("c.toml"), kinds).expect("writable");
+    for (config, accepted) in [(&[][..], "any kind"), (&["--config", "c.toml"][..], "case, note")] {
+        let arguments = [&["dev", "--listen", "127.0.0.1:0", "--data-dir", "data"], config].concat();
+        let mut server = Process::start(command(&arguments, folder.path()).stderr(Stdio::null()));
+        server.line().expect("the address");
+        let line = server.line().expect("a line");
+        assert!(line.ends_with(&format!("records: {accepted}")), "{line}");
+        server.signal("TERM");
+        assert_eq!(server.wait().code(), Some(0));
+    }
+}
+
+#[test]
 fn what_was_answered_outlives_the_process() {
     let mut server = Server::with(Path::new(PROGRAM), &[]);
     let token = server.token(&TokenFor { tenant: "t1", sub: "u1", device_id: "d1", ..TokenFor::default() });
