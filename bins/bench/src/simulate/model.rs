@@ -2,7 +2,8 @@
 //!
 //! With honest clocks the record is the join of all accepted writes: per field the one with the largest (clock,
 //! device, number), and the record lives if its last write is later than its last delete. No order of arrival, no
-//! versions, no bases. A record with a write whose clock was held back is left out, for there the join is not promised.
+//! versions, no bases. A record with a write whose clock was held back is left out, and so is one where a device's clock
+//! does not rise with its numbers, as when it gives back what a restored server lost: there the join is not promised.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,16 @@ struct Joined {
     lives: Option<Stamp>,
     dies: Option<Stamp>,
     doubtful: bool,
+    /// The clock of each write by its device and number.
+    clocks: BTreeMap<(DeviceNo, u64), Hlc>,
+}
+
+impl Joined {
+    /// Whether a device's clock rises with its numbers, as an honest one does.
+    fn is_honest(&self) -> bool {
+        let all: Vec<_> = self.clocks.iter().collect();
+        all.windows(2).all(|pair| pair[0].0.0 != pair[1].0.0 || pair[0].1 < pair[1].1)
+    }
 }
 
 /// Compares what the server holds with the join of what it accepted.
@@ -41,7 +52,7 @@ pub(super) fn compare(
     let records = join(commits, identities, skew_ms_max);
     let mut compared = 0;
     for (key, joined) in &records {
-        if joined.doubtful || removed.contains(key) {
+        if joined.doubtful || !joined.is_honest() || removed.contains(key) {
             continue;
         }
         let Some(row) = rows.get(key) else {
@@ -88,6 +99,7 @@ fn join(commits: &[Commit], identities: &[Identity], skew_ms_max: u64) -> BTreeM
                 continue;
             };
             record.doubtful |= clock > Hlc::new(commit.at_ms + skew_ms_max, 0);
+            record.clocks.insert((commit.submission.device, entry.n.unwrap_or_default()), clock);
             let device = names.get(&commit.submission.device).copied().unwrap_or_default();
             let stamp = (clock, device.to_owned(), entry.n.unwrap_or_default());
             if apply.op == Op::Delete {
