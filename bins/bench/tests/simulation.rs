@@ -112,7 +112,7 @@ fn in_sqlite(setup: &Setup) -> Outcome {
 
 #[test]
 fn systems_over_memory_keep_the_laws_and_agree() {
-    let seeds = seeds(140);
+    let seeds = seeds(2_000);
     let mut total = Counts::default();
     let mut overlapping = 0;
     for &seed in &seeds {

@@ -291,6 +291,7 @@ fn outbound(kind: &str, body: &Value) -> Outbound {
                 total: number(&body["progress"], "total"),
             }),
             range: body["range"].is_object().then(|| range(&body["range"])),
+            epoch_seq: body["epoch_seq"].as_u64().map(Seq::new),
         }),
         "server_delta" => Outbound::ServerDelta(ServerDelta {
             prev_seq: Seq::new(number(body, "prev_seq")),
