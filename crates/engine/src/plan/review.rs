@@ -393,11 +393,13 @@ fn matters(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Applied | Outcome::Merged | Outcome::Noop | Outcome::Superseded)
 }
 
-/// Takes a change, or some of its fields, into a conflict. Of two changes the one with the greater number counts.
+/// Takes a change, or some of its fields, into a conflict.
 fn join(row: &mut ConflictRow, asked: Asked<'_>, apply: &Apply, fields: &[Box<str>]) {
     let wanted = |name: &str| fields.is_empty() || fields.iter().any(|field| **field == *name);
     let later = asked.n >= row.n;
-    let (older, newer) = if later { (&row.client, &apply.fields) } else { (&apply.fields, &row.client) };
+    // The row knows one number only, which may be that of a change of other fields: a device sends its writes of one
+    // field in the order of their numbers, so that the value that comes last is the newest.
+    let (older, newer) = (&row.client, &apply.fields);
     let mut names: Vec<&str> = older.iter().chain(newer.iter()).map(|(name, _)| name).collect();
     names.retain(|name| wanted(name) || row.client.get(name).is_some());
     names.sort_by(|a, b| key_cmp(a, b));
