@@ -207,7 +207,13 @@ impl Replica {
         self.events.push(Event::ServerError(error));
     }
 
-    fn refuse_batch(&mut self, batch: &Batch, code: Option<ErrorCode>, error: &ErrorMessage, until_ms: u64) {
+    pub(crate) fn refuse_batch(
+        &mut self,
+        batch: &Batch,
+        code: Option<ErrorCode>,
+        error: &ErrorMessage,
+        until_ms: u64,
+    ) {
         let too_large = matches!(code, Some(ErrorCode::BatchTooLarge | ErrorCode::MessageTooLarge));
         match batch.ns.as_slice() {
             &[n] if too_large => {

@@ -92,6 +92,8 @@ impl Replica {
         match (restored, &lost.fields) {
             (Some(restored), _) if restored.version >= lost.version && lost.version <= begun => None,
             (None, None) => None,
+            // Somebody deleted it after the restore.
+            (Some(Restored { fields: None, version }), Some(_)) if version > begun => None,
             (None | Some(Restored { fields: None, .. }), Some(fields)) => {
                 let certain = told.is_some() || lost.version > begun;
                 let hlc = if certain { lost.hlc } else { Hlc::from_bits(lost.version.number()) };
@@ -100,7 +102,8 @@ impl Replica {
             (Some(Restored { fields: Some(restored), version }), Some(fields)) => {
                 row.patch(restored, fields, version)
             }
-            (Some(Restored { fields: Some(_), .. }), None) => Some(row.delete()),
+            // Edits that wait were made by somebody who knew of the deletion, and wants the row back.
+            (Some(Restored { fields: Some(_), .. }), None) => edited.0.is_empty().then(|| row.delete()),
             (Some(Restored { fields: None, .. }), None) => None,
         }
     }

@@ -1,6 +1,6 @@
 //! The HTTP twin: one request that pushes and pulls, instead of a connection.
 
-use driftline_protocol::{ErrorCode, Fault, Problem, SyncAnswer, SyncPost};
+use driftline_protocol::{ErrorCode, ErrorMessage, Fault, Problem, SyncAnswer, SyncPost};
 
 use crate::replica::Replica;
 use crate::session::Link;
@@ -53,15 +53,29 @@ impl Replica {
         match applied {
             Ok(rows) => {
                 self.apply_page(rows);
+                let limits = self.session.limits;
                 self.session.close();
+                self.session.limits = limits;
                 self.queue.forget_flight();
                 Ok(())
             }
             Err(fault) => {
-                self.handle_disconnected();
+                self.take_refusal(&fault, now_ms);
                 Err(fault)
             }
         }
+    }
+
+    /// Takes a refused request back. What was too large is smaller the next time, until a single edit is.
+    fn take_refusal(&mut self, fault: &Fault, now_ms: u64) {
+        if matches!(fault.code, ErrorCode::BatchTooLarge | ErrorCode::MessageTooLarge)
+            && let Some(batch) = self.queue.answered(None)
+        {
+            self.refuse_batch(&batch, Some(fault.code), &ErrorMessage::new(fault, ""), now_ms);
+        }
+        let limits = self.session.limits;
+        self.handle_disconnected();
+        self.session.limits = limits;
     }
 
     /// A 410 tells how to go on, and the next request does so. Nothing was applied.

@@ -5,6 +5,7 @@ use driftline_protocol::{ClientMessage, ConnectionEstablished, Fault, Item, Resy
 
 use crate::event::Event;
 use crate::policies::Policies;
+use crate::pull::Order;
 use crate::queue::BatchLimits;
 use crate::replica::{Replica, malformed};
 
@@ -191,8 +192,10 @@ impl Replica {
         self.epoch = Some(epoch);
         let pull = &mut self.pull;
         pull.head = Seq::new(info.seq);
+        let incomplete = pull.cursor.is_none() || pull.between_pages || pull.unseen.is_some();
         // Also where nothing was written since: the user may read more than before, or less.
-        pull.wanted = true;
+        let behind = pull.seq != pull.head || info.pull_needed;
+        pull.wanted = incomplete || pull.order != Order::Any || behind;
         self.events.push(Event::SessionStarted { seq: self.pull.head });
         Ok(())
     }

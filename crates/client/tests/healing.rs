@@ -257,7 +257,7 @@ fn a_snapshot_that_is_cut_is_compared_when_it_is_whole() {
     // Sent again, it has the same name and number.
     device.replica.handle_disconnected();
     device.connect("00000002", 5);
-    let again = device.sent().concat();
+    let again = device.one();
     let batch =
         |text: &str| text[text.find("\"batch\"").unwrap()..text.find("\"batch_seq\"").unwrap()].to_owned();
     assert_eq!(batch(&again), batch(&sent));

@@ -40,3 +40,24 @@ fn over_http_one_request_pushes_and_pulls() {
     assert!(refused.is_err());
     assert_eq!(device.replica.queue_len(), 1);
 }
+
+#[test]
+fn what_is_too_large_for_the_server_is_sent_in_smaller_parts() {
+    let mut device = Device::new();
+    for at in 0..4 {
+        device.edit(create(&format!("x{at}"), r#"{"a":1}"#));
+    }
+    let problem = r#"{"type":"","title":"","status":413,"detail":"a batch may hold 1 item","code":"BATCH_TOO_LARGE",
+        "correlation_id":"","retryable":false}"#;
+    let mut sizes = Vec::new();
+    for _ in 0..3 {
+        let request = device.replica.http_request().expect("edits wait");
+        sizes.push(request.matches(r#""op_id""#).count());
+        assert!(device.replica.handle_http(413, problem.as_bytes(), 0).is_err());
+    }
+    assert_eq!(sizes, [4, 2, 1]);
+    // One edit alone that the server does not take is kept as a dead letter, and the others go on.
+    assert_eq!((device.replica.dead_letters().len(), device.replica.queue_len()), (1, 3));
+    let request = device.replica.http_request().expect("edits wait");
+    assert_eq!(request.matches(r#""op_id""#).count(), 1);
+}

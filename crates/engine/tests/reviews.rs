@@ -39,9 +39,10 @@ impl Ward {
         let rule = KindRule { policy: Arc::clone(&policy), ..KindRule::default() };
         let kinds = Catalogue::new([(note(), rule)].into());
         let engine = Engine::new(store, hub, kinds, Limits::default(), NullObserver);
-        let (tenant, user) = (TenantId::new("acme").unwrap(), UserId::text("rita").unwrap());
-        let tablet = Some(DeviceId::new("tablet").unwrap());
-        let reviewer = block_on(engine.identify(tenant, user, tablet, vec!["reviewer".into()], &[])).unwrap();
+        let (tenant, user) = (TenantId::new("acme").expect("a name"), UserId::text("rita").expect("a name"));
+        let tablet = Some(DeviceId::new("tablet").expect("a name"));
+        let reviewer = block_on(engine.identify(tenant, user, tablet, vec!["reviewer".into()], &[]))
+            .expect("the store answers");
         let commits = engine.subscribe(&reviewer);
         let ada = Author::join(engine.store(), "acme", "ada", "phone");
         let bob = Author::join(engine.store(), "acme", "bob", "phone");
@@ -53,7 +54,7 @@ impl Ward {
     }
 
     fn escalation() -> Self {
-        Self::new(&policy_of_doc(&PolicyDoc::parse(TICKETS).unwrap(), 1).unwrap())
+        Self::new(&policy_of_doc(&PolicyDoc::parse(TICKETS).expect("a document"), 1).expect("a policy"))
     }
 
     fn push(&self, author: &Author, drafts: impl IntoIterator<Item = Draft>) -> Receipt {
@@ -66,7 +67,8 @@ impl Ward {
     }
 
     fn record(&self, kind: &KindName, id: &str) -> Option<Row> {
-        block_on(self.engine.store().record(self.ada.tenant, kind, &RecordId::new(id).unwrap())).unwrap()
+        block_on(self.engine.store().record(self.ada.tenant, kind, &RecordId::new(id).expect("an id")))
+            .expect("the store answers")
     }
 
     fn fields(&self, id: &str) -> String {
@@ -74,7 +76,9 @@ impl Ward {
     }
 
     fn conflict(&self, conflict_id: &ConflictId) -> ConflictRow {
-        block_on(self.engine.store().conflict(self.ada.tenant, conflict_id)).unwrap().expect("a conflict")
+        block_on(self.engine.store().conflict(self.ada.tenant, conflict_id))
+            .expect("a store")
+            .expect("a conflict")
     }
 
     fn open(&self) -> Vec<ConflictRow> {
@@ -126,7 +130,7 @@ impl Ward {
             bytes: usize::MAX,
             sums: true,
         };
-        let Page { rows, sums, .. } = block_on(self.engine.store().page(query)).unwrap();
+        let Page { rows, sums, .. } = block_on(self.engine.store().page(query)).expect("the store answers");
         let total = |kind: &KindName| {
             let of_kind = rows.iter().filter(|row| row.kind == *kind);
             let sum = |row: &Row| row_sum(kind, &row.id, row.record.version);
@@ -140,7 +144,7 @@ impl Ward {
 }
 
 fn note() -> KindName {
-    KindName::new("note").unwrap()
+    KindName::new("note").expect("a name")
 }
 
 fn previous(fields: &str) -> Intents {
@@ -283,11 +287,11 @@ fn a_decision_on_an_older_record_is_refused_and_comes_with_the_record() {
 fn only_reviewers_decide() {
     let ward = Ward::manual();
     let conflict_id = ward.disputed();
-    let tenant = TenantId::new("acme").unwrap();
+    let tenant = TenantId::new("acme").expect("a name");
     let identify = |tenant: &TenantId, user: &str, roles: &[&str]| {
         let roles = roles.iter().map(|role| Box::from(*role)).collect();
-        let user = UserId::text(user).unwrap();
-        block_on(ward.engine.identify(tenant.clone(), user, None, roles, &[])).unwrap()
+        let user = UserId::text(user).expect("a name");
+        block_on(ward.engine.identify(tenant.clone(), user, None, roles, &[])).expect("the store answers")
     };
     let request = ResolveConflict {
         conflict_id,
@@ -295,7 +299,7 @@ fn only_reviewers_decide() {
         fields: Object::empty(),
         version: None,
     };
-    let elsewhere = TenantId::new("other").unwrap();
+    let elsewhere = TenantId::new("other").expect("a name");
     let table = [
         (identify(&tenant, "bob", &[]), ErrorCode::Forbidden),
         (identify(&tenant, "eve", &["staff"]), ErrorCode::ConflictNotFound),
@@ -324,13 +328,13 @@ fn a_group_that_fails_takes_its_conflict_back() {
     let ward = Ward::manual();
     ward.one(&ward.ada, create("n1", r#"{"a":0}"#));
     ward.one(&ward.ada, patch("n1", 1, r#"{"a":1}"#));
-    let head = block_on(ward.engine.store().head(ward.ada.tenant)).unwrap();
+    let head = block_on(ward.engine.store().head(ward.ada.tenant)).expect("the store answers");
     let receipt =
         ward.push(&ward.bob, [patch("n1", 1, r#"{"a":2}"#).group("g"), patch("n2", 0, "{}").group("g")]);
     let codes: Vec<_> = receipt.results.iter().map(|result| result.code).collect();
     assert_eq!(codes, [ItemCode::DependencyFailed, ItemCode::Gone]);
     assert!(ward.open().is_empty());
-    assert_eq!(block_on(ward.engine.store().head(ward.ada.tenant)).unwrap().seq, head.seq);
+    assert_eq!(block_on(ward.engine.store().head(ward.ada.tenant)).expect("the store answers").seq, head.seq);
     ward.check_sums();
 }
 
@@ -363,7 +367,8 @@ fn a_stale_deescalation_waits_and_the_rest_of_the_edit_does_not() {
 #[test]
 fn a_conflict_follows_its_record_into_another_group() {
     let ward = Ward::manual();
-    let groups = ["n", "s"].map(|group| driftline_model::ScopeName::group("g", group).unwrap());
+    let groups =
+        ["n", "s"].map(|group| driftline_model::ScopeName::group("g", group).expect("the store answers"));
     let push = |author: &Author, draft: Draft| {
         let mut batch = author.batch([draft.policy(&ward.policy).grouped("g")]);
         batch.scopes.extend(groups.clone());
@@ -385,7 +390,7 @@ fn a_conflict_follows_its_record_into_another_group() {
         bytes: usize::MAX,
         sums: true,
     };
-    let page = block_on(ward.engine.store().page(query)).unwrap();
+    let page = block_on(ward.engine.store().page(query)).expect("the store answers");
     let mut left: Vec<_> = page.left.iter().map(|left| left.kind.as_str()).collect();
     left.sort_unstable();
     assert_eq!((page.rows.len(), left), (0, vec!["$conflicts", "note"]));

@@ -207,6 +207,10 @@ pub struct SessionInfo {
     /// The device's cursor, if it gave a good one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Whether the device has to pull although nothing was written: what its cursor tells of is not what it may read
+    /// now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pull_needed: bool,
     /// Batches of this session that were answered before.
     pub acked_batches: Vec<u64>,
     /// Items that one batch may hold.

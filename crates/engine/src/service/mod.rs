@@ -250,7 +250,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let kinds = self.catalogue.readable(&request.data_types, &identity.roles);
         let given =
             request.cursor.as_ref().and_then(|text| self.cursor_key.open(&identity.tenant_id, text).ok());
-        let covered = given.is_none_or(|cursor| covers(&cursor.kinds, kinds.as_deref().unwrap_or_default()));
+        let covered = given.is_none_or(|cursor| {
+            let same_scopes = cursor.scopes == sorted(&identity.scopes);
+            same_scopes && covers(&cursor.kinds, kinds.as_deref().unwrap_or_default())
+        });
         Ok(Started {
             covered,
             info: SessionInfo {
@@ -258,6 +261,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 epoch: head.epoch.to_string(),
                 seq: head.seq.number(),
                 cursor: cursor.filter(|_| resync.is_none()),
+                pull_needed: !covered && resync.is_none(),
                 acked_batches: if expired {
                     Vec::new()
                 } else {
