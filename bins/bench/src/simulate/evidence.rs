@@ -140,7 +140,8 @@ fn decision(entry: &Entry, result: &SubmissionResult) -> Result<Option<Item>> {
         n: version,
         op: if deletes { Op::Delete } else { Op::Patch },
         base: version.saturating_sub(1),
-        fields: serde_json::from_str(fields.as_str())?,
+        // A delete writes nothing of what waited before it.
+        fields: if deletes { BTreeMap::new() } else { serde_json::from_str(fields.as_str())? },
         increments: BTreeMap::new(),
         add: BTreeMap::new(),
         remove: BTreeMap::new(),
