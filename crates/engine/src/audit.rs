@@ -57,11 +57,26 @@ pub(crate) fn resolution_detail(row: &ConflictRow, resolve: &Resolve, record: Op
     write_number(&mut out, record.map_or(0, |record| record.version.number()));
     out.push_str(",\"input\":");
     out.push_str(resolve.fields.as_str());
-    out.push_str(",\"fields\":{");
-    let winner = match resolve.resolution {
+    // Whose values waited, which is not who decides.
+    out.push_str(",\"author\":{\"device_no\":");
+    device(&mut out, row.device);
+    out.push_str(",\"device_id\":");
+    write_json_string(&mut out, row.device_key.device());
+    out.push_str(",\"op_id\":");
+    match &row.op_id {
+        Some(op_id) => write_json_string(&mut out, op_id.as_str()),
+        None => out.push_str("null"),
+    }
+    out.push_str("},\"fields\":{");
+    let winner = |name: &str, client: &str| match resolve.resolution {
         Resolution::Client => Winner::Client,
         Resolution::Server => Winner::Server,
-        Resolution::Merged => Winner::Merged,
+        // Of the reviewer's own values, one may be that of a side.
+        Resolution::Merged => match resolve.fields.get(name) {
+            None => Winner::Server,
+            Some(value) if value == client => Winner::Client,
+            Some(_) => Winner::Merged,
+        },
     };
     for (at, (name, client)) in row.client.iter().enumerate() {
         if at > 0 {
@@ -75,7 +90,7 @@ pub(crate) fn resolution_detail(row: &ConflictRow, resolve: &Resolve, record: Op
             client: Some(client.into()),
             server: stored.map_or("null", |(value, _)| value).into(),
             server_mark: mark.unwrap_or(none),
-            winner,
+            winner: winner(name, client),
             rule: Rule::Manual,
         };
         write_field(&mut out, &decision);

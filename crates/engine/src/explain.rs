@@ -107,6 +107,9 @@ fn tell_losses(history: &History, field: &mut FieldExplanation) {
             continue;
         }
         let client_lost = side("server");
+        // A reviewer's decision names whose value waited.
+        let author = root.get("author");
+        let of_author = |name: &str| Some(author?.get(name)?.as_str()?.into_owned());
         let lost = if client_lost {
             LostValue {
                 value: json(decided.get("client")),
@@ -114,8 +117,8 @@ fn tell_losses(history: &History, field: &mut FieldExplanation) {
                     .get("hlc_effective")
                     .and_then(|node| node.as_str())
                     .map(std::borrow::Cow::into_owned),
-                device_id: audit.device.device().to_owned(),
-                op_id: audit.op_id.as_ref().map(ToString::to_string),
+                device_id: of_author("device_id").unwrap_or_else(|| audit.device.device().to_owned()),
+                op_id: of_author("op_id").or_else(|| audit.op_id.as_ref().map(ToString::to_string)),
                 audit_id: audit.audit_id,
             }
         } else {

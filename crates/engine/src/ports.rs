@@ -155,8 +155,9 @@ pub enum Place {
         /// Only rows of these kinds or of these scopes.
         only: Only,
     },
-    /// Rows that a reader has to forget who loses these scopes: the live rows in them and those that left them, by
-    /// kind and id, from the one after this. All come as [`Left`].
+    /// Rows that a reader has to forget who loses these scopes: the rows in them and those that left them, by kind and
+    /// id, from the one after this. Deleted rows are among them: the reader may not have heard of the deletion. All
+    /// come as [`Left`].
     Lost {
         /// The last row of the page before.
         after: Option<(KindName, RecordId)>,

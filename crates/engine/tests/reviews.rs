@@ -398,6 +398,125 @@ fn a_conflict_follows_its_record_into_another_group() {
 }
 
 #[test]
+fn a_reviewer_of_the_old_group_loses_the_conflict_with_the_record() {
+    let ward = Ward::manual();
+    let groups = ["n", "s"].map(|group| driftline_model::ScopeName::group("g", group).expect("a scope"));
+    let push = |author: &Author, draft: Draft| {
+        let mut batch = author.batch([draft.policy(&ward.policy).grouped("g")]);
+        batch.scopes.extend(groups.clone());
+        block_on(ward.engine.store().commit(batch)).expect("a commit").results.remove(0)
+    };
+    push(&ward.ada, create("n1", r#"{"a":0,"g":"n"}"#));
+    push(&ward.ada, patch("n1", 1, r#"{"a":1}"#));
+    let conflict_id = push(&ward.bob, patch("n1", 1, r#"{"a":2}"#)).conflict_id.expect("a conflict");
+    push(&ward.ada, patch("n1", 2, r#"{"g":"s"}"#));
+    // It moved with its record, without anybody's touching it.
+    assert_eq!(ward.conflict(&conflict_id).scope, groups[1]);
+    let request = ResolveConflict {
+        conflict_id,
+        resolution: Resolution::Client,
+        fields: Object::empty(),
+        version: None,
+    };
+    for (group, allowed) in [(&groups[0], false), (&groups[1], true)] {
+        let mut reviewer = ward.reviewer.clone();
+        reviewer.scopes.push(group.clone());
+        let read = block_on(ward.engine.conflict(&reviewer, &request.conflict_id));
+        assert_eq!(read.map(|_| ()).map_err(|fault| fault.code).is_ok(), allowed);
+        let decided = block_on(ward.engine.resolve(&reviewer, request.clone(), World::BEGIN_MS, "c"));
+        match decided {
+            Ok(_) => assert!(allowed),
+            Err(fault) if allowed => assert_eq!(fault.code, ErrorCode::ConflictStale),
+            Err(fault) => assert_eq!((fault.code, fault.record), (ErrorCode::ConflictNotFound, None)),
+        }
+    }
+}
+
+#[test]
+fn a_move_into_a_group_that_the_author_does_not_read_is_refused_before_anything_waits() {
+    let ward = Ward::manual();
+    let groups = ["n", "s"].map(|group| driftline_model::ScopeName::group("g", group).expect("a scope"));
+    let push = |author: &Author, draft: Draft, scopes: &[driftline_model::ScopeName]| {
+        let mut batch = author.batch([draft.policy(&ward.policy).grouped("g")]);
+        batch.scopes.extend_from_slice(scopes);
+        block_on(ward.engine.store().commit(batch)).expect("a commit").results.remove(0).code
+    };
+    push(&ward.ada, create("n1", r#"{"a":0,"g":"n"}"#), &groups);
+    push(&ward.ada, patch("n1", 1, r#"{"a":1}"#), &groups);
+    let away = r#"{"a":2,"g":"s"}"#;
+    assert_eq!(push(&ward.bob, patch("n1", 1, away), &groups[..1]), ItemCode::Forbidden);
+    assert!(ward.open().is_empty());
+}
+
+#[test]
+fn what_joins_a_conflict_passes_the_checks_of_any_change() {
+    let ward = Ward::manual();
+    let conflict_id = ward.disputed();
+    let counted = Intents { increments: vec![("c".into(), 1)], ..Intents::default() };
+    let counted = ward.one(&ward.bob, patch("n1", 1, "{}").intents(counted));
+    assert_eq!((counted.code, &*counted.errors[0].pointer), (ItemCode::Invalid, "/increments/c"));
+    assert_eq!(ward.one(&ward.bob, patch("n1", 99, "{}")).code, ItemCode::ClientAhead);
+    ward.one(&ward.ada, delete("n1", 2));
+    let version = ward.version();
+    assert_eq!(ward.one(&ward.bob, patch("n1", version, r#"{"a":3}"#)).code, ItemCode::Gone);
+    assert_eq!(ward.conflict(&conflict_id).client.as_str(), r#"{"a":2,"b":2}"#);
+}
+
+#[test]
+fn joined_changes_stay_within_the_size_of_a_record() {
+    let ward = Ward::manual();
+    ward.disputed();
+    let half = Limits::default().record_bytes / 2;
+    let codes = ["x", "y", "z"].map(|name| {
+        let fields = format!(r#"{{"{name}":"{}"}}"#, "v".repeat(half - 100));
+        ward.one(&ward.bob, patch("n1", 1, &fields)).code
+    });
+    assert_eq!(codes, [ItemCode::ConflictPending, ItemCode::ConflictPending, ItemCode::TooLarge]);
+}
+
+#[test]
+fn a_later_value_that_its_author_has_its_way_with_takes_the_older_one_out() {
+    let doc = r#"{"strategy":"field_merge","fields":{"a":{"rule":"manual"},"b":{"rule":"manual"}}}"#;
+    let ward = Ward::new(&policy_of_doc(&PolicyDoc::parse(doc).expect("a document"), 1).expect("a policy"));
+    ward.one(&ward.ada, create("n1", r#"{"a":0,"b":0}"#));
+    ward.one(&ward.ada, patch("n1", 1, r#"{"a":1,"b":1}"#));
+    let held = ward.one(&ward.bob, patch("n1", 1, r#"{"a":3,"b":3}"#)).conflict_id.expect("a conflict");
+    assert_eq!(ward.one(&ward.bob, patch("n1", 2, r#"{"a":5}"#)).code, ItemCode::Applied);
+    assert_eq!(ward.conflict(&held).client.as_str(), r#"{"b":3}"#, "b waits still");
+    assert_eq!(ward.one(&ward.bob, patch("n1", 3, r#"{"b":5}"#)).code, ItemCode::Applied);
+    assert!(ward.open().is_empty(), "nothing waits any more");
+    assert_eq!(ward.fields("n1"), r#"{"a":5,"b":5}"#);
+}
+
+#[test]
+fn a_record_that_a_reviewer_keeps_stays_whatever_the_clock_of_the_held_delete() {
+    let ward = Ward::escalation();
+    let late = driftline_model::Hlc::new(World::BEGIN_MS + 30_000, 0);
+    ward.one(&ward.ada, create("n1", r#"{"status":"open"}"#));
+    let raise = patch("n1", 1, r#"{"status":"escalated"}"#).intents(previous(r#"{"status":"open"}"#));
+    ward.one(&ward.ada, raise);
+    let conflict_id = ward.one(&ward.bob, delete("n1", 1).hlc(late)).conflict_id.expect("a conflict");
+    ward.decide(&conflict_id, Resolution::Server, ("{}", None)).expect("decided");
+    let lower = Intents { deescalate: true, ..previous(r#"{"status":"escalated"}"#) };
+    let rights = driftline_conflict::Rights { deescalate: true, service: false };
+    let lowered = patch("n1", 2, r#"{"status":"closed"}"#).intents(lower).rights(rights);
+    ward.one(&ward.ada, lowered);
+    let row = ward.record(&note(), "n1").expect("a record");
+    assert_eq!((row.deleted, row.record.fields.as_str()), (false, r#"{"status":"closed"}"#));
+    ward.check_sums();
+}
+
+#[test]
+fn a_reviewer_may_set_an_ordered_field_that_the_record_lacks() {
+    let ward = Ward::escalation();
+    ward.one(&ward.ada, create("n1", r#"{"status":"escalated"}"#));
+    let held = patch("n1", 1, r#"{"status":"open"}"#).intents(previous(r#"{"status":"escalated"}"#));
+    let held = ward.one(&ward.bob, held).conflict_id.expect("a conflict");
+    ward.decide(&held, Resolution::Merged, (r#"{"status":"closed","text":"x"}"#, None)).expect("decided");
+    assert_eq!(ward.fields("n1"), r#"{"status":"closed","text":"x"}"#);
+}
+
+#[test]
 fn a_stale_delete_of_an_urgent_record_waits() {
     let ward = Ward::escalation();
     ward.one(&ward.ada, create("n1", r#"{"status":"open"}"#));

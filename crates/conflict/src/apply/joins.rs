@@ -1,6 +1,7 @@
 //! Counters, sets and lists: fields whose changes add up.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use driftline_model::{Seq, elements, key_cmp};
 
@@ -72,7 +73,10 @@ impl<'a> Merge<'a> {
         Asked {
             name,
             whole: change.fields.get(name),
-            increment: increments.iter().find(|(other, _)| **other == *name).map(|(_, by)| *by),
+            increment: increments
+                .binary_search_by(|(other, _)| key_cmp(other, name))
+                .ok()
+                .map(|at| increments[at].1),
             add: intents.and_then(|intents| intents.add.get(name)),
             remove: intents.and_then(|intents| intents.remove.get(name)),
         }
@@ -121,44 +125,37 @@ impl<'a> Merge<'a> {
                 vec![vec![mark]; old.len()]
             }
         };
-        let mut set: Vec<(&str, Vec<Mark>)> = old.into_iter().zip(marks).collect();
         // Elements of a value that came to be under another policy may be in any order.
-        set.sort_by(|a, b| a.0.cmp(b.0));
-        set.dedup_by(|later, earlier| {
-            let same = later.0 == earlier.0;
-            if same {
-                earlier.1.append(&mut later.1);
-            }
-            same
-        });
+        let mut set: BTreeMap<&str, Vec<Mark>> = BTreeMap::new();
+        for (element, marks) in old.into_iter().zip(marks) {
+            set.entry(element).or_default().extend(marks);
+        }
         let before = set.clone();
-        let added: Vec<&str> = [asked.whole, asked.add].into_iter().flatten().flat_map(parts_of).collect();
+        let added: BTreeSet<&str> =
+            [asked.whole, asked.add].into_iter().flatten().flat_map(parts_of).collect();
         if added.is_empty() && self.record.fields.get(asked.name).is_none() && asked.whole.is_none() {
             return;
         }
         let mut lost = false;
         for element in asked.remove.into_iter().flat_map(parts_of) {
-            if added.contains(&element) {
+            if added.contains(element) {
                 continue;
             }
-            if let Ok(at) = set.binary_search_by(|(known, _)| (*known).cmp(element)) {
-                set[at].1.retain(|mark| !self.seen(mark));
-                if set[at].1.is_empty() {
-                    set.remove(at);
+            if let Some(marks) = set.get_mut(element) {
+                marks.retain(|mark| !self.seen(mark));
+                if marks.is_empty() {
+                    set.remove(element);
                 } else {
                     lost = true;
                 }
             }
         }
         for element in added {
-            match set.binary_search_by(|(known, _)| (*known).cmp(element)) {
-                Ok(at) => self.assert_element(&mut set[at].1),
-                Err(at) => set.insert(at, (element, vec![self.mark])),
-            }
+            self.assert_element(set.entry(element).or_default());
         }
         let changed = set != before || self.record.fields.get(asked.name).is_none();
-        let value = array(set.iter().map(|(element, _)| *element));
-        let parts = Parts::Set(set.into_iter().map(|(_, marks)| marks).collect());
+        let value = array(set.keys().copied());
+        let parts = Parts::Set(set.into_values().collect());
         self.merge_field(asked, Merged { value, parts, changed, lost }, Rule::Set);
     }
 
@@ -184,13 +181,14 @@ impl<'a> Merge<'a> {
             Some(Parts::List(marks)) if marks.len() == old.len() => marks.clone(),
             _ => vec![self.record.mark(asked.name).unwrap_or(self.mark); old.len()],
         };
-        let mut list: Vec<(&str, Mark)> = old.into_iter().zip(marks).collect();
-        let before = list.clone();
-        let mark = self.mark_of_elements(asked.name, &list);
+        let before: Vec<(&str, Mark)> = old.into_iter().zip(marks).collect();
+        let mark = self.mark_of_elements(asked.name, &before);
+        let mut list = List::of(&before);
         let mut lost = false;
         for element in [asked.whole, asked.add].into_iter().flatten().flat_map(parts_of) {
-            lost |= self.append(&mut list, element, mark);
+            lost |= list.append(element, mark, |a, b| self.newer(a, b));
         }
+        let mut list = list.finish();
         // A stable order: elements of one change stay as they were sent.
         list.sort_by(|a, b| a.1.order(&b.1, self.context.devices));
         let changed = list != before || self.record.fields.get(asked.name).is_none();
@@ -212,22 +210,6 @@ impl<'a> Merge<'a> {
             Some(latest) if !concurrent => self.after(latest),
             _ => self.mark,
         }
-    }
-
-    /// Appends an element, unless an earlier one has its id; tells whether one of the two gave way.
-    fn append(&self, list: &mut Vec<(&'a str, Mark)>, element: &'a str, mark: Mark) -> bool {
-        let id = element_id(element);
-        let Some(at) = list.iter().position(|(known, _)| element_id(known) == id) else {
-            list.push((element, mark));
-            return false;
-        };
-        let same = list[at].0 == element;
-        if self.newer(&list[at].1, &mark) {
-            // It comes after what the same change has appended before it.
-            list.remove(at);
-            list.push((element, mark));
-        }
-        !same
     }
 
     // All of them.
@@ -269,6 +251,44 @@ impl<'a> Merge<'a> {
         if needed || self.record.state(name).is_some() {
             self.states.push((name, needed.then_some(state)));
         }
+    }
+}
+
+/// A list that grows.
+struct List<'e> {
+    /// Elements that gave way leave their places empty.
+    elements: Vec<Option<(&'e str, Mark)>>,
+    /// The place of every id.
+    ids: HashMap<String, usize>,
+}
+
+impl<'e> List<'e> {
+    fn of(before: &[(&'e str, Mark)]) -> Self {
+        let places = before.iter().enumerate();
+        let ids = places.filter_map(|(at, (element, _))| Some((element_id(element)?, at))).collect();
+        Self { elements: before.iter().copied().map(Some).collect(), ids }
+    }
+
+    /// Appends an element, unless an earlier one has its id; tells whether one of the two gave way.
+    fn append(&mut self, element: &'e str, mark: Mark, newer: impl Fn(&Mark, &Mark) -> bool) -> bool {
+        let id = element_id(element).unwrap_or_default();
+        let known = self.ids.get(&id).and_then(|at| Some((*at, self.elements[*at]?)));
+        if let Some((at, (same, stands))) = known {
+            if newer(&stands, &mark) {
+                // It comes after what the same change has appended before it.
+                self.elements[at] = None;
+                self.ids.insert(id, self.elements.len());
+                self.elements.push(Some((element, mark)));
+            }
+            return same != element;
+        }
+        self.ids.insert(id, self.elements.len());
+        self.elements.push(Some((element, mark)));
+        false
+    }
+
+    fn finish(self) -> Vec<(&'e str, Mark)> {
+        self.elements.into_iter().flatten().collect()
     }
 }
 

@@ -108,10 +108,8 @@ impl Plan<'_> {
         if before.is_some_and(|row| !submission.scopes.contains(&row.scope)) {
             return foreign(apply_);
         }
-        if before.is_some()
-            && let Some(conflict_id) = self.whole_review(&key, submission.device)
-        {
-            return self.join_review(asked, apply_, &key, &conflict_id, savepoint);
+        if !self.may_move(submission, apply_, before) {
+            return SubmissionResult::of(ItemCode::Forbidden);
         }
         let change = RecordChange {
             op: apply_.op,
@@ -124,6 +122,12 @@ impl Plan<'_> {
         };
         let context = Context { rights: apply_.rights, ..self.context(submission.tenant) };
         let decision = apply(before.map(|row| &row.record), &change, &apply_.policy, &context);
+        if before.is_some()
+            && takes_part(decision.outcome)
+            && let Some(conflict_id) = self.whole_review(&key, apply_, submission.device)
+        {
+            return self.join_review(asked, apply_, &key, &conflict_id, savepoint);
+        }
         let scope = match self.admit(submission, &apply_.placement, before, &decision) {
             Ok(scope) => scope,
             Err(refused) => return *refused,
@@ -136,6 +140,7 @@ impl Plan<'_> {
         if let Some(audit) = &decision.audit {
             self.audit(asked, apply_, (seq, result.code), audit_detail(apply_, n, audit));
         }
+        let changed = decision.record.is_some();
         if let Some(record) = decision.record {
             let kept = Kept {
                 key: key.clone(),
@@ -146,6 +151,11 @@ impl Plan<'_> {
                 device: Some(submission.device),
             };
             self.keep(kept, savepoint.as_deref_mut());
+            self.follow(&key, savepoint.as_deref_mut());
+        }
+        if changed {
+            let held = decision.review.as_ref().map_or(&[][..], |review| &review.fields);
+            self.overtake(asked, apply_, (&key, held), savepoint.as_deref_mut());
         }
         if let (Some(review), Some(met)) = (&decision.review, met) {
             result.conflict_id = Some(self.open_review(asked, apply_, &met, review, savepoint));
@@ -157,6 +167,13 @@ impl Plan<'_> {
             result.record = row.map(|row| view(&row.record, row.deleted));
         }
         result
+    }
+
+    /// Whether the author may write the group that the change names for the record.
+    fn may_move(&self, submission: &Submission, apply: &Apply, before: Option<&Row>) -> bool {
+        let Placement::Group(_) = &apply.placement else { return true };
+        let named = apply.placement.of(&apply.fields);
+        before.is_none() || named.is_none_or(|scope| submission.scopes.contains(&scope))
     }
 
     pub(super) fn context(&self, tenant: TenantNo) -> Context<'_> {
@@ -197,7 +214,7 @@ impl Plan<'_> {
                 let error = FieldError {
                     code: "invalid".into(),
                     pointer: format!("/fields/{}", plain_name(field)),
-                    message: "the field has to name the record's group: a text or an integer".into(),
+                    message: "the field has to name the record's group: a short text or an integer".into(),
                 };
                 let refused = SubmissionResult::of(ItemCode::Invalid);
                 Err(Box::new(SubmissionResult { errors: vec![error], ..refused }))
@@ -280,6 +297,11 @@ impl Plan<'_> {
 /// Whether a change may bring a deleted record back, and with it fields that its author no longer has.
 fn may_revive(apply: &Apply) -> bool {
     matches!(apply.op, Op::Create | Op::Restore)
+}
+
+/// Whether a change of this outcome may wait for a reviewer together with earlier ones.
+fn takes_part(outcome: Outcome) -> bool {
+    !matches!(outcome, Outcome::Gone | Outcome::ClientAhead | Outcome::Invalid | Outcome::Forbidden)
 }
 
 /// A record in a scope that the author may not write. Only a create learns that the id is taken.

@@ -222,6 +222,8 @@ struct Savepoint {
     results: usize,
     audits: usize,
     changes: usize,
+    /// How many conflicts the items before had touched.
+    reviewed: usize,
     known: Vec<(Option<OpId>, u64)>,
 }
 
@@ -291,6 +293,7 @@ impl Plan<'_> {
             results: self.out.writes.results.len(),
             audits: self.out.writes.audits.len(),
             changes: self.changes_len(submission.tenant),
+            reviewed: self.reviewed.len(),
             known: Vec::new(),
         };
         let members: Vec<usize> = (0..submission.entries.len())
@@ -341,6 +344,7 @@ impl Plan<'_> {
         self.set_last_n(submission.device, savepoint.last_n);
         self.out.writes.results.truncate(savepoint.results);
         self.out.writes.audits.truncate(savepoint.audits);
+        self.reviewed.truncate(savepoint.reviewed);
         if let Some(changes) = self.changes(submission.tenant) {
             changes.truncate(savepoint.changes);
         }

@@ -2,7 +2,7 @@
 
 use driftline_conflict::{
     Audit, Change as RecordChange, Context, Decision, Existence, FieldDecision, Mark, Op, Outcome, Record,
-    Review, ReviewReason, Rights, Rule, Stamp, Winner, apply,
+    Review, ReviewReason, Rights, Rule, Stamp, Strategy, Winner, apply,
 };
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Intents, Object, ObjectBuilder, RecordId, Seq, TenantNo, key_cmp,
@@ -19,8 +19,12 @@ use crate::ports::Row;
 use crate::review::{ConflictRow, ConflictStatus, conflict_fields, conflicts_kind};
 
 impl Plan<'_> {
-    /// Finds the open conflict of a device that holds whole changes of the record: further changes join it.
-    pub(super) fn whole_review(&self, key: &RowKey, device: DeviceNo) -> Option<ConflictId> {
+    /// Finds the open conflict of a device that holds whole changes of the record: further changes join it, as long as
+    /// the policy sets whole changes aside.
+    pub(super) fn whole_review(&self, key: &RowKey, apply: &Apply, device: DeviceNo) -> Option<ConflictId> {
+        if apply.policy.strategy != Strategy::Manual {
+            return None;
+        }
         let rows = self.state.conflicts.get(key)?;
         let whole = |row: &&ConflictRow| row.reason == ReviewReason::Manual && row.fields.is_empty();
         let row = rows.iter().filter(whole).find(|row| row.device == device && row.status.is_open())?;
@@ -39,9 +43,14 @@ impl Plan<'_> {
         let Some(row) = self.state.rows.get(key).and_then(Option::as_ref).cloned() else {
             return SubmissionResult::of(ItemCode::Gone);
         };
-        if apply.base > row.record.version {
-            return SubmissionResult::of(ItemCode::ClientAhead);
-        }
+        let joined = self.state.conflicts.get(key).and_then(|rows| {
+            let mut row = rows.iter().find(|row| row.conflict_id == *conflict_id)?.clone();
+            join(&mut row, asked, apply, &[]);
+            Some(row)
+        });
+        let Some(mut joined) = joined.filter(|row| row.client.as_str().len() <= self.env.record_bytes) else {
+            return SubmissionResult::of(ItemCode::TooLarge);
+        };
         let context = self.context(key.tenant);
         let effective = apply.hlc.map_or(context.received, |raw| raw.min(context.latest));
         let held = apply.fields.iter().map(|(name, value)| FieldDecision {
@@ -72,17 +81,10 @@ impl Plan<'_> {
         if let Some(savepoint) = savepoint.as_deref_mut() {
             self.remember_conflicts(key, savepoint);
         }
-        let joined = self.state.conflicts.get_mut(key).and_then(|rows| {
-            let row = rows.iter_mut().find(|row| row.conflict_id == *conflict_id)?;
-            join(row, asked, apply, &[]);
-            Some(row.clone())
-        });
-        if let Some(mut joined) = joined {
-            joined.server = picked(&row.record.fields, &joined.client);
-            joined.version = row.record.version;
-            joined.scope = row.scope.clone();
-            self.write_conflict(key, joined, savepoint);
-        }
+        joined.server = picked(&row.record.fields, &joined.client);
+        joined.version = row.record.version;
+        joined.scope = row.scope.clone();
+        self.write_conflict(key, joined, savepoint);
         result.conflict_id = Some(conflict_id.clone());
         result.version = Some(row.record.version);
         result.record = Some(view(&row.record, row.deleted));
@@ -143,6 +145,64 @@ impl Plan<'_> {
         conflict_id
     }
 
+    /// Has the open conflicts of a record follow it into another scope.
+    pub(super) fn follow(&mut self, key: &RowKey, mut savepoint: Option<&mut Savepoint>) {
+        let Some(scope) = self.state.rows.get(key).and_then(Option::as_ref).map(|row| row.scope.clone())
+        else {
+            return;
+        };
+        let rows = self.state.conflicts.get(key).into_iter().flatten();
+        let behind: Vec<ConflictRow> =
+            rows.filter(|row| row.status.is_open() && row.scope != scope).cloned().collect();
+        if let Some(savepoint) = savepoint.as_deref_mut().filter(|_| !behind.is_empty()) {
+            self.remember_conflicts(key, savepoint);
+        }
+        for row in behind {
+            self.write_conflict(key, ConflictRow { scope: scope.clone(), ..row }, savepoint.as_deref_mut());
+        }
+    }
+
+    /// Takes values out of the device's open conflict over which it has written itself since, having its way: the
+    /// greater number counts. A conflict of which nothing is left is closed.
+    pub(super) fn overtake(
+        &mut self,
+        asked: Asked<'_>,
+        apply: &Apply,
+        (key, held): (&RowKey, &[Box<str>]),
+        mut savepoint: Option<&mut Savepoint>,
+    ) {
+        let rows = self.state.conflicts.get(key).into_iter().flatten();
+        let own = |row: &&ConflictRow| {
+            row.status.is_open() && row.device == asked.submission.device && !row.fields.is_empty()
+        };
+        let Some(mut row) = rows.filter(own).find(|row| row.op != Op::Delete).cloned() else { return };
+        let older = |row: &ConflictRow, name: &str| {
+            row.client_ns.get(name).and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n < asked.n)
+        };
+        let gone = |name: &str| {
+            apply.fields.get(name).is_some() && !held.iter().any(|held| **held == *name) && older(&row, name)
+        };
+        let gone: Vec<Box<str>> = row.fields.iter().filter(|name| gone(name)).cloned().collect();
+        if gone.is_empty() {
+            return;
+        }
+        if let Some(savepoint) = savepoint.as_deref_mut() {
+            self.remember_conflicts(key, savepoint);
+        }
+        let stays = |name: &str| !gone.iter().any(|gone| **gone == *name);
+        row.fields.retain(|name| stays(name));
+        for object in [&mut row.client, &mut row.client_ns, &mut row.server, &mut row.base] {
+            let mut kept = ObjectBuilder::default();
+            object.iter().filter(|(name, _)| stays(name)).for_each(|(name, value)| kept.push(name, value));
+            *object = kept.finish();
+        }
+        if row.fields.is_empty() {
+            let (by, at_ms) = (asked.submission.user.clone(), self.env.now_ms);
+            row.status = ConflictStatus::Resolved { resolution: Resolution::Server, by, at_ms };
+        }
+        self.write_conflict(key, row, savepoint);
+    }
+
     /// Carries out what a reviewer decided, if the record is still the one that the reviewer saw.
     pub(super) fn resolve(
         &mut self,
@@ -159,7 +219,12 @@ impl Plan<'_> {
         let rows = self.state.conflicts.get(&key);
         let row =
             rows.and_then(|rows| rows.iter().find(|row| row.conflict_id == resolve.conflict_id)).cloned();
-        let Some(mut row) = row.filter(|row| asked.submission.scopes.contains(&row.scope)) else {
+        // The record may have moved since the row was written: its own scope counts.
+        let scope_of = |row: &ConflictRow| {
+            let record = self.state.rows.get(&key).and_then(Option::as_ref);
+            record.map_or_else(|| row.scope.clone(), |record| record.scope.clone())
+        };
+        let Some(mut row) = row.filter(|row| asked.submission.scopes.contains(&scope_of(row))) else {
             return unresolved(Resolved::NotFound);
         };
         if !row.status.is_open() {
@@ -199,7 +264,9 @@ impl Plan<'_> {
                 record,
                 device: Some(asked.submission.device),
             };
+            row.scope = kept.scope.clone();
             self.keep(kept, savepoint.as_deref_mut());
+            self.follow(&key, savepoint.as_deref_mut());
         }
         let at_ms = self.env.now_ms;
         let by = asked.submission.user.clone();
@@ -245,18 +312,21 @@ impl Plan<'_> {
         row: &ConflictRow,
         before: &Row,
     ) -> Option<Decision> {
-        let fields = match resolve.resolution {
-            Resolution::Server => return None,
-            Resolution::Client => row.client.clone(),
-            Resolution::Merged => resolve.fields.clone(),
+        let (op, fields) = match (resolve.resolution, row.op) {
+            // A delete that was held up is remembered: who keeps the record says that it lives.
+            (Resolution::Server, Op::Delete) if before.record.del.is_some() => (Op::Restore, Object::empty()),
+            (Resolution::Server, _) => return None,
+            (Resolution::Client, Op::Delete) => (Op::Delete, Object::empty()),
+            (Resolution::Client, _) => (Op::Patch, row.client.clone()),
+            (Resolution::Merged, _) => (Op::Patch, resolve.fields.clone()),
         };
-        let op = match (resolve.resolution, row.op) {
-            (Resolution::Client, Op::Delete) => Op::Delete,
-            _ if before.deleted => Op::Restore,
-            _ => Op::Patch,
-        };
-        let intents =
-            Intents { previous: before.record.fields.clone(), deescalate: true, ..Intents::default() };
+        let op = if before.deleted && op == Op::Patch { Op::Restore } else { op };
+        let mut previous = ObjectBuilder::default();
+        for (name, _) in fields.iter() {
+            previous.push(name, before.record.fields.get(name).unwrap_or("null"));
+        }
+        let previous = previous.finish();
+        let intents = Intents { previous, deescalate: true, ..Intents::default() };
         let change = RecordChange {
             op,
             base: before.record.version,

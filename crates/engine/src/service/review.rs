@@ -53,12 +53,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
         conflict_id: &ConflictId,
     ) -> Result<ConflictRow, Fault> {
         let row = self.store.conflict(identity.tenant, conflict_id).await;
-        let row = row.map_err(|error| unavailable(&error))?;
-        let sees = |row: &ConflictRow| {
-            let own = *row.device_key.user() == *identity.user.to_string();
-            identity.scopes.contains(&row.scope) && (own || identity.reviews.contains(&row.kind))
-        };
-        row.filter(sees).ok_or_else(no_conflict)
+        let row = row.map_err(|error| unavailable(&error))?.ok_or_else(no_conflict)?;
+        // The record may have moved since the row was written: its own scope counts.
+        let record = self.store.record(identity.tenant, &row.kind, &row.id).await;
+        let record = record.map_err(|error| unavailable(&error))?;
+        let scope = record.map_or_else(|| row.scope.clone(), |record| record.scope);
+        let own = *row.device_key.user() == *identity.user.to_string();
+        let sees = identity.scopes.contains(&scope) && (own || identity.reviews.contains(&row.kind));
+        if sees { Ok(row) } else { Err(no_conflict()) }
     }
 
     /// Decides a conflict, if its record is still the one that the reviewer saw.

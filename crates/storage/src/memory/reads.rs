@@ -80,10 +80,7 @@ impl State {
 
     fn lost(&self, query: &PageQuery, after: Option<&(KindName, RecordId)>, lost: &[ScopeName]) -> Vec<Item> {
         let here = self.rows_of(query.tenant).filter(|row| {
-            lost.contains(&row.scope)
-                && !query.scopes.contains(&row.scope)
-                && wants(query, &row.kind)
-                && !row.deleted
+            lost.contains(&row.scope) && !query.scopes.contains(&row.scope) && wants(query, &row.kind)
         });
         let here = here.map(|row| {
             let (kind, id) = (row.kind.clone(), row.id.clone());

@@ -105,7 +105,7 @@ impl Query for PageByRange {
 }
 
 statement! {
-    /// What a reader forgets who loses scopes: live records in them, and records that left them, but for those in the
+    /// What a reader forgets who loses scopes: records in them, deleted ones too, and records that left them, but for those in the
     /// reader's scopes. Of one record the newest comes first.
     LostByKey {
         tenant_no: i32 => Integer, kind_no: i32 => Integer, id: String => Text, lost: String => Text,
@@ -119,8 +119,7 @@ statement! {
     ")) AND r.scope_no NOT IN (SELECT value FROM json_each(" ? scopes: Text
     ")) AND (" ? kinds: Nullable<Text>
     " IS NULL OR r.kind_no IN (SELECT value FROM json_each(" ? kinds: Nullable<Text>
-    "))) AND (r.del IS NULL OR substr(r.del, 1, 1) <> x'01') \
-     UNION ALL \
+    "))) UNION ALL \
      SELECT e.kind_no, e.id, e.scope_no, e.seq, 0 AS here FROM scope_exits AS e WHERE e.tenant_no = " ? tenant_no: Integer
     " AND (e.kind_no, e.id) > (" ? kind_no: Integer
     ", " ? id: Text
