@@ -150,6 +150,7 @@ fn readers_keep_up(fault: &Fault, seed: u64) -> Result<(), String> {
         .flat_map(|identity| [(); 2].map(|()| identity.clone()))
         .map(|identity| Reader::new(identity, wanted(&mut rng)))
         .collect();
+    readers.iter_mut().for_each(|reader| regroup(reader, &mut rng));
     for _ in 0..rng.between(10, 50) {
         match rng.below(100) {
             0..50 => server.push(&mut rng),
@@ -158,12 +159,12 @@ fn readers_keep_up(fault: &Fault, seed: u64) -> Result<(), String> {
                 let other = wanted(&mut rng);
                 readers[reader].wanted = other;
             }
-            53..58 => {
+            53..68 => {
                 let reader = rng.place(readers.len());
                 regroup(&mut readers[reader], &mut rng);
             }
-            58 => server.purge(),
-            59 => server.begin_epoch(),
+            68 => server.purge(),
+            69 => server.begin_epoch(),
             _ => {
                 let reader = rng.place(readers.len());
                 pull(&server, &mut readers[reader], &mut rng)?;
@@ -204,6 +205,7 @@ fn every_fault_of_the_reading_side_is_noticed() {
         Fault::ForgetsExits,
         Fault::ForgetsEntries,
         Fault::KeepsTheLost,
+        Fault::KeepsTheLostDead,
         Fault::CoversGrants,
         Fault::SumsLate,
     ] {

@@ -113,7 +113,8 @@ fn ordered_fields_say_what_was_seen() {
         ),
         (
             &["bob 1 patch 1 s=\"urgent\" was:s=\"blue\" @20"],
-            "invalid s=\"open\" | previous/s: is not among the field's values",
+            // What is not declared (any more) counts as below all.
+            "applied s=\"urgent\"",
         ),
     ]);
     // A record that had none yet.

@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     ForgetsEntries,
     /// Rows of a scope that the reader lost stay with the reader.
     KeepsTheLost,
+    /// Of the rows of a scope that the reader lost, the deleted ones are not told.
+    KeepsTheLostDead,
     /// A cursor says that it covers scopes that were granted after it.
     CoversGrants,
     /// The sums miss the last row that moved.
@@ -83,6 +85,14 @@ impl Hook<MemoryStore> for Fault {
             Fault::NeverMore => page.more = false,
             Fault::ForgetsTheFloor => page.head.gc_floor = Seq::ZERO,
             Fault::ForgetsExits if matches!(query.place, Place::After(_)) => page.left.clear(),
+            Fault::KeepsTheLostDead if matches!(query.place, Place::Lost { .. }) => {
+                let mut living = Vec::new();
+                for left in page.left {
+                    let row = inner.record(query.tenant, &left.kind, &left.id).await?;
+                    living.extend(row.is_some_and(|row| !row.deleted).then_some(left));
+                }
+                page.left = living;
+            }
             Fault::KeepsTheLost if matches!(query.place, Place::Lost { .. }) => page.left.clear(),
             Fault::ForgetsEntries => page.rows.iter_mut().for_each(|row| row.entered = Seq::ZERO),
             Fault::SumsLate => {

@@ -91,10 +91,7 @@ fn told(history: &History, query: &PageQuery) -> (BTreeSet<Key>, BTreeSet<Key>) 
         }
         Place::Lost { lost, .. } => {
             let here = rows.filter(|row| {
-                lost.contains(&row.scope)
-                    && !query.scopes.contains(&row.scope)
-                    && wants(&row.kind)
-                    && !row.deleted
+                lost.contains(&row.scope) && !query.scopes.contains(&row.scope) && wants(&row.kind)
             });
             (BTreeSet::new(), here.map(key).chain(gone(lost, Seq::ZERO)).collect())
         }
