@@ -457,7 +457,7 @@ fn a_decision_that_the_audit_alone_tells_is_one() {
 fn a_reviewers_own_values_are_written_and_the_others_stand_in_the_row() {
     let mut document = decided("merged", 5);
     document["audits"] = json!([decision("merged")]);
-    assert_eq!(lost(document.clone()), ["a=3 by bob 1"], "nothing was written");
+    assert_eq!(lost(document.clone()), ["a=2 by ada 2", "a=3 by bob 1"], "nothing was written");
     let written = item("rita", 3, "patch", 2, 3, json!({"fields": {"a": 5}, "decides": "c-1"}));
     push(&mut document, "items", written);
     assert_eq!(lost(document.clone()), nothing());
@@ -567,4 +567,20 @@ fn a_decided_delete_is_carried_out_or_told() {
     row["detail"]["wanted"] = json!("delete");
     push(&mut told, "audits", row);
     assert_eq!(lost(told), nothing());
+}
+
+#[test]
+fn a_delete_of_what_is_deleted_is_seen_by_whoever_saw_one_of_its_authors() {
+    let document = |between: Option<Value>| {
+        let mut document = undone(json!({}), json!([]));
+        let more = [
+            between.unwrap_or(item("cleo", 1, "delete", 1, 3, json!({}))),
+            item("cleo", 2, "restore", 1, 4, json!({})),
+        ];
+        document["items"].as_array_mut().expect("items").extend(more);
+        document
+    };
+    assert_eq!(lost(document(None)), nothing());
+    let patch = item("cleo", 1, "patch", 1, 3, json!({"fields": {"a": 1}}));
+    assert_eq!(lost(document(Some(patch))), ["=delete by bob 1"]);
 }

@@ -10,11 +10,11 @@ impl Ledger<'_> {
         let own = &self.accounts[claim.at];
         if self.end.is_none() {
             Fate::Visible
-        } else if later.clone().any(|at| self.begins_again(at, claim.at)) {
+        } else if self.was_set_aside(claim) {
+            self.reviewed(claim).unwrap_or(Fate::Lost)
+        } else if later.clone().any(|at| self.begins_again(at, claim)) {
             Fate::Overwritten
-        } else if let Some(fate) = self.reviewed(claim) {
-            fate
-        } else if own.stays && !own.waits || later.any(|at| self.accounts[at].revives) {
+        } else if own.stays || later.any(|at| self.accounts[at].revives) {
             Fate::Audited
         } else {
             Fate::Lost
@@ -22,9 +22,18 @@ impl Ledger<'_> {
     }
 
     /// Whether an item made the record anew, or brought it back by somebody who had seen the delete.
-    fn begins_again(&self, at: usize, delete: usize) -> bool {
+    fn begins_again(&self, at: usize, delete: &Claim<'_>) -> bool {
+        self.items[at].born || self.restores(at) && self.saw_value(at, delete)
+    }
+
+    /// Whether the record may live after an item, whatever was before.
+    pub(super) fn lives_after(&self, at: usize) -> bool {
+        self.items[at].born || self.restores(at) || self.accounts[at].revives
+    }
+
+    fn restores(&self, at: usize) -> bool {
         let item = self.items[at];
-        let restores = matches!(item.op, Op::Create | Op::Restore) || !item.decides.is_empty();
-        item.born || restores && item.op != Op::Delete && !self.is_pending(at) && self.saw(at, delete)
+        let asks = matches!(item.op, Op::Create | Op::Restore) || !item.decides.is_empty();
+        asks && item.op != Op::Delete && !self.is_pending(at) && !self.accounts[at].hidden
     }
 }

@@ -69,7 +69,8 @@ pub(super) struct Claim<'a> {
     pub(super) at: usize,
     pub(super) field: &'a str,
     pub(super) what: What<'a>,
-    /// A value written over an equal one is the same value, seen by whoever saw either.
+    /// A value written over an equal one is the same value, seen by whoever saw either; so is a delete of what is
+    /// deleted.
     pub(super) group: usize,
 }
 
@@ -136,11 +137,19 @@ impl<'a> Ledger<'a> {
     fn claim_all(&mut self) {
         // The value of each field as the decisions in the audit make it, with the claims that hold it.
         let mut current: BTreeMap<&str, (&Value, usize)> = BTreeMap::new();
-        let mut groups = 0;
+        let (mut groups, mut dead) = (0, None);
         for at in 0..self.items.len() {
             let item = self.items[at];
+            if self.lives_after(at) {
+                dead = None;
+            }
             if item.op == Op::Delete {
-                self.claims.push(claim(at, "", What::Delete));
+                let group = dead.unwrap_or_else(|| {
+                    groups += 1;
+                    groups
+                });
+                dead = self.deletes(at).then_some(group).or(dead);
+                self.claims.push(Claim { at, field: "", what: What::Delete, group });
             }
             let found = self.accounts[at].names().filter_map(|name| current.get(name));
             self.met.extend(found.map(|(_, group)| (at, *group)));
@@ -188,10 +197,11 @@ impl<'a> Ledger<'a> {
             self.fate_of_delete(claim)
         } else if self.is_visible(claim) {
             Fate::Visible
+        } else if self.was_set_aside(claim) {
+            // What never stood is seen by nobody.
+            self.reviewed(claim).unwrap_or(Fate::Lost)
         } else if self.is_overwritten(claim) {
             Fate::Overwritten
-        } else if let Some(fate) = self.reviewed(claim) {
-            fate
         } else if self.is_audited(claim) {
             Fate::Audited
         } else {
@@ -315,14 +325,14 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    fn saw_value(&self, at: usize, claim: &Claim<'_>) -> bool {
+    pub(super) fn saw_value(&self, at: usize, claim: &Claim<'_>) -> bool {
         match claim.what {
-            What::Value(_) => self
+            What::Value(_) | What::Delete => self
                 .claims
                 .iter()
                 .filter(|other| other.group == claim.group && other.field == claim.field)
                 .any(|other| self.saw(at, other.at)),
-            What::Increment(_) | What::Element(_) | What::Delete => self.saw(at, claim.at),
+            What::Increment(_) | What::Element(_) => self.saw(at, claim.at),
         }
     }
 

@@ -5,11 +5,8 @@ use super::history::{Conflict, Op, Resolution};
 use super::ledger::{Claim, Fate, Ledger, What};
 
 impl Ledger<'_> {
-    /// Tells where something went that was set aside, if that is known.
+    /// Tells where something that was set aside went, if that is known.
     pub(super) fn reviewed(&self, claim: &Claim<'_>) -> Option<Fate> {
-        if !self.was_set_aside(claim) {
-            return None;
-        }
         if self.gave_way(claim) {
             return Some(Fate::Held);
         }
@@ -18,7 +15,8 @@ impl Ledger<'_> {
         rows.filter(|row| holds(row, claim, item.n)).find_map(|row| self.decided(row, claim))
     }
 
-    fn was_set_aside(&self, claim: &Claim<'_>) -> bool {
+    /// Whether something waits or waited for a reviewer.
+    pub(super) fn was_set_aside(&self, claim: &Claim<'_>) -> bool {
         match claim.what {
             What::Delete => self.is_pending(claim.at) || self.accounts[claim.at].waits,
             _ => self.waits(claim.at, claim.field),
