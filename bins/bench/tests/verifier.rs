@@ -320,3 +320,267 @@ fn other_documents_are_refused() {
         assert!(History::parse(text).is_err(), "{text}");
     }
 }
+
+/// Ada and Bob add to the same set without knowing of each other; the row of Bob's says that both are in it.
+fn union_of(tags: Value) -> Value {
+    let entry = json!({"client": {"add": ["y"]}, "server": ["x"], "winner": "merged", "rule": "set"});
+    json!({
+        "items": [
+            item("ada", 1, "create", 0, 1, json!({"fields": {"tags": []}, "born": true})),
+            item("ada", 2, "patch", 1, 2, json!({"add": {"tags": ["x"]}})),
+            item("bob", 1, "patch", 1, 3, json!({"add": {"tags": ["y"]}, "code": "merged"})),
+        ],
+        "audits": [audit("bob", 1, json!({"fields": {"tags": entry}}))],
+        "records": end(json!({"tags": tags})),
+    })
+}
+
+#[test]
+fn a_row_that_says_both_are_in_excuses_neither() {
+    assert_eq!(lost(union_of(json!(["x", "y"]))), nothing());
+    assert_eq!(lost(union_of(json!(["y"]))), ["tags=\"x\" by ada 2"]);
+    assert_eq!(lost(union_of(json!(["x"]))), ["tags=\"y\" by bob 1"]);
+}
+
+#[test]
+fn a_value_that_was_made_of_both_accounts_for_both() {
+    let document = |rule: &str| {
+        let mut document = collision();
+        document["audits"][0]["detail"]["fields"]["state"]["winner"] = json!("merged");
+        document["audits"][0]["detail"]["fields"]["state"]["rule"] = json!(rule);
+        document["records"] = end(json!({"state": "closed, urgent"}));
+        document
+    };
+    assert_eq!(lost(document("both_words")), nothing());
+    assert_eq!(lost(document("set")), ["state=\"closed\" by ada 2", "state=\"urgent\" by bob 1"]);
+}
+
+#[test]
+fn of_two_list_elements_with_one_id_one_gives_way() {
+    let document = |other_id: u64| {
+        let (first, second) = (json!({"id": 1, "t": "a"}), json!({"id": other_id, "t": "b"}));
+        let entry =
+            json!({"client": {"add": [second]}, "server": [first], "winner": "merged", "rule": "append"});
+        json!({
+            "items": [
+                item("ada", 1, "create", 0, 1, json!({"add": {"log": [first]}, "born": true})),
+                item("bob", 1, "patch", 0, 2, json!({"add": {"log": [second]}, "code": "merged"})),
+            ],
+            "audits": [audit("bob", 1, json!({"fields": {"log": entry}}))],
+            "records": end(json!({"log": [second]})),
+        })
+    };
+    assert_eq!(lost(document(1)), nothing());
+    assert_eq!(lost(document(2)), ["log={\"id\":1,\"t\":\"a\"} by ada 1"]);
+}
+
+#[test]
+fn a_row_excuses_no_equal_value_that_came_later() {
+    let mut document = collision();
+    push(&mut document, "items", item("cleo", 1, "patch", 3, 4, json!({"fields": {"state": "closed"}})));
+    assert_eq!(lost(document), ["state=\"closed\" by cleo 1"]);
+}
+
+#[test]
+fn a_row_excuses_no_equal_value_that_was_gone_before() {
+    let mut document = collision();
+    // Somebody who had not seen it wrote over it without a row, and it was written again before Bob came.
+    let between = [
+        item("cleo", 1, "patch", 1, 3, json!({"fields": {"state": "open again"}})),
+        item("cleo", 2, "patch", 1, 4, json!({"fields": {"state": "closed"}})),
+    ];
+    let items = document["items"].as_array_mut().expect("items");
+    items.splice(2..2, between);
+    items[4]["version"] = json!(5);
+    assert_eq!(lost(document), ["state=\"closed\" by ada 2"]);
+}
+
+/// Rita decided what of Bob's was set aside.
+fn decided(resolution: &str, end_of_a: u64) -> Value {
+    let mut document = held(json!([
+        {"id": "c-1", "record": "t-1", "device": "bob", "client": {"a": 3}, "ns": {"a": 1}, "resolution": resolution},
+    ]));
+    document["items"][2]["conflict"] = json!("c-1");
+    document["records"] = end(json!({"a": end_of_a}));
+    document
+}
+
+/// The row of Rita's decision.
+fn decision(resolution: &str) -> Value {
+    audit(
+        "rita",
+        0,
+        json!({
+            "op": "resolve", "conflict_id": "c-1", "resolution": resolution,
+            "fields": {"a": {"client": 3, "server": 2, "winner": resolution, "rule": "manual"}},
+        }),
+    )
+}
+
+#[test]
+fn what_a_reviewer_refused_stands_in_the_row_of_the_decision() {
+    let mut document = decided("server", 2);
+    assert_eq!(lost(document.clone()), ["a=3 by bob 1"]);
+    document["audits"] = json!([decision("server")]);
+    assert_eq!(lost(document.clone()), nothing());
+    document["audits"][0]["detail"]["conflict_id"] = json!("c-2");
+    assert_eq!(lost(document), ["a=3 by bob 1"], "it is the row of another decision");
+}
+
+#[test]
+fn what_a_reviewer_took_is_written() {
+    let mut document = decided("client", 2);
+    document["audits"] = json!([decision("client")]);
+    assert_eq!(lost(document.clone()), ["a=3 by bob 1"], "nothing was written");
+    let written = item("rita", 3, "patch", 2, 3, json!({"fields": {"a": 3}, "decides": "c-1"}));
+    push(&mut document, "items", written);
+    assert_eq!(lost(document.clone()), ["a=3 by rita 3"], "it was not kept");
+    push(&mut document, "items", item("bob", 2, "patch", 3, 4, json!({"fields": {"a": 4}})));
+    document["records"] = end(json!({"a": 4}));
+    assert_eq!(lost(document), nothing());
+}
+
+#[test]
+fn a_decision_that_the_audit_alone_tells_is_one() {
+    let mut document = decided("client", 2);
+    let unnamed = json!({"record": "t-1", "device": "bob", "client": {"a": 3}});
+    document["conflicts"] = json!([unnamed]);
+    document["items"][2]["conflict"] = json!("");
+    let mut row = decision("client");
+    row["detail"].as_object_mut().expect("an account").remove("conflict_id");
+    assert_eq!(lost(document.clone()), nothing(), "it waits");
+    document["audits"] = json!([row]);
+    assert_eq!(lost(document), ["a=3 by bob 1"]);
+}
+
+#[test]
+fn a_reviewers_own_values_are_written_and_the_others_stand_in_the_row() {
+    let mut document = decided("merged", 5);
+    document["audits"] = json!([decision("merged")]);
+    assert_eq!(lost(document.clone()), ["a=2 by ada 2", "a=3 by bob 1"], "nothing was written");
+    let written = item("rita", 3, "patch", 2, 3, json!({"fields": {"a": 5}, "decides": "c-1"}));
+    push(&mut document, "items", written);
+    assert_eq!(lost(document.clone()), nothing());
+    document["audits"] = json!([]);
+    assert_eq!(lost(document), ["a=3 by bob 1"]);
+}
+
+#[test]
+fn a_conflict_excuses_only_what_was_set_aside_in_it() {
+    let mut applied = held(json!([{"record": "t-1", "device": "bob", "client": {"a": 3}}]));
+    applied["items"][2]["code"] = json!("merged");
+    assert_eq!(lost(applied), ["a=3 by bob 1"], "it did not wait");
+    let mut again = decided("client", 2);
+    again["conflicts"][0]["ns"] = json!({"a": 7});
+    assert_eq!(lost(again), ["a=3 by bob 1"], "the value of another item waits");
+    let mut joined = decided("client", 2);
+    let later = item(
+        "bob",
+        2,
+        "patch",
+        1,
+        2,
+        json!({
+            "fields": {"a": 4}, "code": "conflict_pending", "conflict": "c-2",
+        }),
+    );
+    push(&mut joined, "items", later);
+    push(
+        &mut joined,
+        "conflicts",
+        json!({"id": "c-2", "record": "t-1", "device": "bob", "client": {"a": 4}}),
+    );
+    assert_eq!(lost(joined.clone()), ["a=3 by bob 1"], "the later value is in another conflict");
+    joined["items"][3]["conflict"] = json!("c-1");
+    joined["conflicts"] = json!([{"id": "c-1", "record": "t-1", "device": "bob", "client": {"a": 4}}]);
+    assert_eq!(lost(joined), nothing());
+}
+
+/// Bob's delete did not delete.
+fn undone(existence: Value, conflicts: Value) -> Value {
+    json!({
+        "items": [
+            item("ada", 1, "create", 0, 1, json!({"fields": {"a": 1}, "born": true})),
+            item("bob", 1, "delete", 1, 2, json!({"code": "merged"})),
+        ],
+        "audits": [audit("bob", 1, json!({"fields": {}, "existence": existence}))],
+        "conflicts": conflicts,
+        "records": end(json!({"a": 1})),
+    })
+}
+
+#[test]
+fn a_forgotten_delete_is_found() {
+    let row = |deletes: bool| json!([{"record": "t-1", "device": "bob", "client": {}, "deletes": deletes}]);
+    let existence = |winner: &str| json!({"deleted": false, "winner": winner});
+    assert_eq!(lost(undone(existence("held"), row(true))), nothing());
+    assert_eq!(lost(undone(existence("server"), json!([]))), nothing());
+    for forgotten in [
+        undone(existence("held"), json!([])),
+        undone(existence("held"), row(false)),
+        undone(json!({}), row(true)),
+        undone(json!({}), json!([])),
+    ] {
+        assert_eq!(lost(forgotten), ["=delete by bob 1"]);
+    }
+}
+
+#[test]
+fn a_delete_ends_with_whoever_brings_the_record_back() {
+    let document = |op: &str, base: u64, born: bool| {
+        let mut document = undone(json!({}), json!([]));
+        let again = json!({"fields": {"a": 1}, "born": born});
+        push(&mut document, "items", item("cleo", 1, op, base, 3, again));
+        document
+    };
+    for kept in [document("restore", 2, false), document("create", 2, false), document("create", 0, true)] {
+        assert_eq!(lost(kept), nothing());
+    }
+    for unseen in [document("restore", 1, false), document("patch", 2, false)] {
+        assert_eq!(lost(unseen), ["=delete by bob 1"]);
+    }
+    let mut told = document("patch", 1, false);
+    let existence = json!({"deleted": false, "winner": "client"});
+    push(&mut told, "audits", audit("cleo", 1, json!({"fields": {}, "existence": existence})));
+    assert_eq!(lost(told), nothing());
+}
+
+#[test]
+fn a_decided_delete_is_carried_out_or_told() {
+    let document = |resolution: &str| {
+        let row = json!([{
+            "id": "c-1", "record": "t-1", "device": "bob", "client": {}, "deletes": true, "resolution": resolution,
+        }]);
+        let mut document = undone(json!({"deleted": false, "winner": "held"}), row);
+        document["items"][1]["conflict"] = json!("c-1");
+        document
+    };
+    assert_eq!(lost(document("client")), ["=delete by bob 1"]);
+    let mut carried_out = document("client");
+    push(&mut carried_out, "items", item("rita", 3, "delete", 2, 3, json!({"decides": "c-1"})));
+    assert_eq!(lost(carried_out.clone()), ["=delete by rita 3"], "it is looked for in turn");
+    carried_out["records"] = json!([]);
+    assert_eq!(lost(carried_out), nothing());
+    assert_eq!(lost(document("server")), ["=delete by bob 1"]);
+    let mut told = document("server");
+    let mut row = decision("server");
+    row["detail"]["wanted"] = json!("delete");
+    push(&mut told, "audits", row);
+    assert_eq!(lost(told), nothing());
+}
+
+#[test]
+fn a_delete_of_what_is_deleted_is_seen_by_whoever_saw_one_of_its_authors() {
+    let document = |between: Option<Value>| {
+        let mut document = undone(json!({}), json!([]));
+        let more = [
+            between.unwrap_or(item("cleo", 1, "delete", 1, 3, json!({}))),
+            item("cleo", 2, "restore", 1, 4, json!({})),
+        ];
+        document["items"].as_array_mut().expect("items").extend(more);
+        document
+    };
+    assert_eq!(lost(document(None)), nothing());
+    let patch = item("cleo", 1, "patch", 1, 3, json!({"fields": {"a": 1}}));
+    assert_eq!(lost(document(Some(patch))), ["=delete by bob 1"]);
+}

@@ -1,5 +1,6 @@
 //! The `simulate` command.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,7 +37,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Seeds to run, one after the other
-    #[arg(long, default_value_t = 1, value_name = "K")]
+    #[arg(long, default_value_t = 1, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
     /// Devices; the first two belong to one user
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -66,12 +67,13 @@ pub struct Arguments {
 /// # Errors
 /// A policy that cannot be read or is refused, and a store that cannot be opened.
 pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
+    let seeds = arguments.seeds()?;
     let setup = arguments.setup()?;
     setup.check()?;
     println!("seed {}", setup.seed);
     let begun = now::now();
     let mut total = Counts::default();
-    for seed in setup.seed..setup.seed.saturating_add(arguments.runs) {
+    for seed in seeds {
         let outcome = arguments.play(&Setup { seed, ..setup.clone() })?;
         total.add(&outcome.counts);
         if let Some(violation) = &outcome.violation {
@@ -87,6 +89,15 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 impl Arguments {
+    /// The seeds to play, of which there is at least one.
+    fn seeds(&self) -> Result<RangeInclusive<u64>> {
+        let last = self.runs.checked_sub(1).context("--runs 0 would play nothing")?;
+        let last = self.seed.checked_add(last).with_context(|| {
+            format!("--seed {} --runs {} goes beyond the largest seed, {}", self.seed, self.runs, u64::MAX)
+        })?;
+        Ok(self.seed..=last)
+    }
+
     fn setup(&self) -> Result<Setup> {
         let policy = self.policy.as_ref().map(|file| {
             std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
@@ -150,4 +161,42 @@ fn table(counts: &Counts, runs: u64, seconds: f64) -> String {
         ("simulated client-hours per minute", format!("{:.0}", hours * 60.0 / seconds.max(1e-9))),
     ];
     rows.map(|(name, value)| format!("{name:<34}{value:>14}")).join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn line(words: &[&str]) -> Result<Line, clap::Error> {
+        Line::try_parse_from([&["simulate"], words].concat())
+    }
+
+    #[test]
+    fn no_runs_are_refused() {
+        let error = line(&["--runs", "0"]).expect_err("nothing would be played").to_string();
+        assert!(error.contains("'0' for '--runs <K>'"), "{error}");
+    }
+
+    #[test]
+    fn seeds_beyond_the_largest_are_refused() {
+        let seeds = |runs: &str| {
+            let line = line(&["--seed", "18446744073709551615", "--runs", runs]).expect("numbers");
+            line.arguments.seeds()
+        };
+        assert_eq!(seeds("1").expect("the last one"), u64::MAX..=u64::MAX);
+        let error = seeds("2").expect_err("there is no second one").to_string();
+        assert!(error.contains("goes beyond the largest seed"), "{error}");
+        assert!(
+            command(&line(&["--seed", "18446744073709551615", "--runs", "2"]).expect("numbers").arguments)
+                .is_err()
+        );
+    }
 }

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result};
 use driftline_conflict::Op as RecordOp;
 use driftline_engine::{
-    Apply, ConflictPlace, ConflictQuery, Entry, Identity, Resolved, Row, Store, SubmissionResult, Task,
+    Apply, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, Entry, Identity, Resolved, Row, Store,
+    SubmissionResult, Task,
 };
 use driftline_model::DeviceNo;
 use driftline_protocol::{ItemClass, Resolution};
@@ -14,7 +15,7 @@ use serde_json::Value;
 use super::journal::Commit;
 use super::laws::Key;
 use super::world::block_on;
-use crate::verify::{Audit, Conflict, History, Item, Op, Record};
+use crate::verify::{self, Audit, Conflict, History, Item, Op, Record};
 
 /// Audit rows of records that a clean-up may remove, and the records' lives.
 #[derive(Debug, Clone, Default)]
@@ -71,12 +72,7 @@ impl Evidence {
             let conflict_id = last.conflict_id.clone();
             after = Some(ConflictPlace { opened_ms: last.opened_ms, conflict_id });
             for row in &rows {
-                let conflict = Conflict {
-                    record: name(&(row.kind.clone(), row.id.clone())),
-                    device: row.device_key.as_str().to_owned(),
-                    client: serde_json::from_str(row.client.as_str())?,
-                };
-                self.conflicts.insert(row.conflict_id.to_string(), conflict);
+                self.conflicts.insert(row.conflict_id.to_string(), conflict(row)?);
             }
         }
     }
@@ -123,6 +119,26 @@ fn name((kind, id): &Key) -> String {
     format!("{kind}/{id}")
 }
 
+fn conflict(row: &ConflictRow) -> Result<Conflict> {
+    let resolution = match &row.status {
+        ConflictStatus::Open => None,
+        ConflictStatus::Resolved { resolution, .. } => Some(match resolution {
+            Resolution::Client => verify::Resolution::Client,
+            Resolution::Server => verify::Resolution::Server,
+            Resolution::Merged => verify::Resolution::Merged,
+        }),
+    };
+    Ok(Conflict {
+        id: row.conflict_id.to_string(),
+        record: name(&(row.kind.clone(), row.id.clone())),
+        device: row.device_key.as_str().to_owned(),
+        client: serde_json::from_str(row.client.as_str())?,
+        ns: serde_json::from_str(row.client_ns.as_str())?,
+        deletes: row.op == RecordOp::Delete,
+        resolution,
+    })
+}
+
 /// What a reviewer wrote, who had seen everything that was there.
 fn decision(entry: &Entry, result: &SubmissionResult) -> Result<Option<Item>> {
     let (Task::Resolve(resolve), Some(resolved)) = (&entry.task, &result.resolved) else { return Ok(None) };
@@ -148,6 +164,8 @@ fn decision(entry: &Entry, result: &SubmissionResult) -> Result<Option<Item>> {
         code: result.code.to_string(),
         version,
         born: false,
+        conflict: String::new(),
+        decides: row.conflict_id.to_string(),
     }))
 }
 
@@ -172,5 +190,7 @@ fn item(entry: &Entry, apply: &Apply, result: &SubmissionResult) -> Result<Item>
         code: result.code.to_string(),
         version: result.version.map_or(0, |version| version.number()),
         born: false,
+        conflict: result.conflict_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        decides: String::new(),
     })
 }

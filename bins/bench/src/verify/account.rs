@@ -14,6 +14,10 @@ pub(super) struct Account {
     pub(super) hidden: bool,
     /// Whether the item was a delete that did not delete.
     pub(super) stays: bool,
+    /// Whether the item was a delete that waits for a reviewer.
+    pub(super) waits: bool,
+    /// Whether the item brought back a record whose delete its author had not seen.
+    pub(super) revives: bool,
 }
 
 /// What an audit row says of one field.
@@ -39,6 +43,16 @@ impl Entry {
     pub(super) fn refused(&self) -> bool {
         matches!(self.winner.as_str(), "server" | "held")
     }
+
+    /// Whether both sides are in the field afterwards, each on its own.
+    pub(super) fn joins(&self) -> bool {
+        self.winner == "merged" && matches!(self.rule.as_str(), "counter" | "set" | "append")
+    }
+
+    /// Whether the decision replaced what was stored.
+    pub(super) fn replaces(&self) -> bool {
+        self.deletes || !self.refused() && !self.joins()
+    }
 }
 
 impl Account {
@@ -59,11 +73,19 @@ impl Account {
         let winner = existence["winner"].as_str();
         self.hidden |= winner == Some("server") && existence["deleted"] == Value::Bool(true);
         let lost = matches!(winner, Some("server" | "held"));
-        self.stays |= lost && existence["deleted"] == Value::Bool(false);
+        let lives = existence["deleted"] == Value::Bool(false);
+        self.stays |= lost && lives;
+        self.waits |= winner == Some("held");
+        self.revives |= winner == Some("client") && lives;
     }
 
     pub(super) fn entry(&self, field: &str) -> Option<&Entry> {
         self.fields.get(field)
+    }
+
+    /// The fields that the rows name.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
     }
 
     pub(super) fn refused(&self, field: &str) -> bool {

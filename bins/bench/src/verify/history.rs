@@ -83,6 +83,12 @@ pub struct Item {
     /// Whether there was no record before it.
     #[serde(default)]
     pub born: bool,
+    /// The conflict in which it, or a part of it, was set aside.
+    #[serde(default)]
+    pub conflict: String,
+    /// The conflict that it decides, if it is what a reviewer wrote.
+    #[serde(default)]
+    pub decides: String,
 }
 
 /// One audit row.
@@ -103,12 +109,36 @@ pub struct Audit {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conflict {
+    /// Its name, as the items tell it.
+    #[serde(default)]
+    pub id: String,
     /// Names the record.
     pub record: String,
     /// The device whose change it is.
     pub device: String,
     /// The values that wait or waited.
     pub client: BTreeMap<String, Value>,
+    /// The device's numbers of the items that these values came with, as far as they are known.
+    #[serde(default)]
+    pub ns: BTreeMap<String, u64>,
+    /// Whether what waits is a delete.
+    #[serde(default)]
+    pub deletes: bool,
+    /// How it was decided; none: it waits, or the audit tells.
+    #[serde(default)]
+    pub resolution: Option<Resolution>,
+}
+
+/// What a reviewer chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolution {
+    /// What waited was written.
+    Client,
+    /// What stood stays.
+    Server,
+    /// The reviewer's own values were written.
+    Merged,
 }
 
 /// A record as it stands in the end.

@@ -1,17 +1,17 @@
 //! The account of every accepted value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::account::{Account, Entry};
-use super::history::{History, Item, Op, Record};
+use super::history::{Audit, Conflict, History, Item, Op, Record};
 
 /// What the verifier found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Values that were accepted.
+    /// Values that were accepted; a delete counts as one.
     pub values: u64,
     /// Values that can be seen in the end.
     pub visible: u64,
@@ -30,9 +30,9 @@ pub struct Report {
 pub struct Loss {
     /// The record.
     pub record: String,
-    /// The field.
+    /// The field; empty: the record's existence.
     pub field: String,
-    /// The value, JSON.
+    /// The value, JSON; of an increment its number with its sign, of a delete `delete`.
     pub value: String,
     /// Who wrote it.
     pub device: String,
@@ -64,28 +64,31 @@ fn accepted(code: &str) -> bool {
 
 /// One thing that somebody was promised.
 #[derive(Debug)]
-struct Claim<'a> {
+pub(super) struct Claim<'a> {
     /// The place of its item.
-    at: usize,
-    field: &'a str,
-    what: What<'a>,
-    /// A value written over an equal one is the same value, seen by whoever saw either.
-    group: usize,
+    pub(super) at: usize,
+    pub(super) field: &'a str,
+    pub(super) what: What<'a>,
+    /// A value written over an equal one is the same value, seen by whoever saw either; so is a delete of what is
+    /// deleted.
+    pub(super) group: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum What<'a> {
+pub(super) enum What<'a> {
     /// The field has this value.
     Value(&'a Value),
     /// The counter is that much higher.
     Increment(i64),
     /// The set or list holds this element.
     Element(&'a Value),
+    /// The record is no more.
+    Delete,
 }
 
 /// Where a value went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+pub(super) enum Fate {
     Visible,
     Overwritten,
     Audited,
@@ -94,14 +97,18 @@ enum Fate {
 }
 
 /// The items of one record with what is said of them.
-struct Ledger<'a> {
+pub(super) struct Ledger<'a> {
     record: &'a str,
-    items: Vec<&'a Item>,
-    accounts: Vec<Account>,
+    pub(super) items: Vec<&'a Item>,
+    pub(super) accounts: Vec<Account>,
     claims: Vec<Claim<'a>>,
-    /// Values that wait or waited for a reviewer, by device.
-    held: Vec<(&'a str, &'a BTreeMap<String, Value>)>,
-    end: Option<&'a Record>,
+    /// The values that an item with a row found in place, by the item's place and the value's group.
+    pub(super) met: BTreeSet<(usize, usize)>,
+    /// What waits or waited for a reviewer.
+    pub(super) conflicts: Vec<&'a Conflict>,
+    /// The audit rows of reviewers' decisions.
+    pub(super) decisions: Vec<&'a Audit>,
+    pub(super) end: Option<&'a Record>,
     gathering: &'a [String],
 }
 
@@ -110,16 +117,18 @@ impl<'a> Ledger<'a> {
         let places: BTreeMap<_, _> =
             items.iter().enumerate().map(|(at, item)| ((&*item.device, item.n), at)).collect();
         let mut accounts: Vec<Account> = items.iter().map(|_| Account::default()).collect();
-        for audit in history.audits.iter().filter(|audit| audit.record == record) {
+        let rows = history.audits.iter().filter(|audit| audit.record == record);
+        let (decisions, rows): (Vec<_>, Vec<_>) = rows.partition(|audit| audit.detail["op"] == "resolve");
+        for audit in rows {
             if let Some(&at) = places.get(&(&*audit.device, audit.n)) {
                 accounts[at].read(audit);
             }
         }
-        let conflicts = history.conflicts.iter().filter(|conflict| conflict.record == record);
-        let held = conflicts.map(|conflict| (&*conflict.device, &conflict.client)).collect();
+        let conflicts = history.conflicts.iter().filter(|conflict| conflict.record == record).collect();
         let end = history.records.iter().find(|end| end.record == record && !end.deleted);
         let gathering = &history.gathering;
-        let mut ledger = Self { record, items, accounts, claims: Vec::new(), held, end, gathering };
+        let (claims, met) = (Vec::new(), BTreeSet::new());
+        let mut ledger = Self { record, items, accounts, claims, met, conflicts, decisions, end, gathering };
         ledger.claim_all();
         ledger
     }
@@ -128,9 +137,22 @@ impl<'a> Ledger<'a> {
     fn claim_all(&mut self) {
         // The value of each field as the decisions in the audit make it, with the claims that hold it.
         let mut current: BTreeMap<&str, (&Value, usize)> = BTreeMap::new();
-        let mut groups = 0;
+        let (mut groups, mut dead) = (0, None);
         for at in 0..self.items.len() {
             let item = self.items[at];
+            if self.lives_after(at) {
+                dead = None;
+            }
+            if item.op == Op::Delete {
+                let group = dead.unwrap_or_else(|| {
+                    groups += 1;
+                    groups
+                });
+                dead = self.deletes(at).then_some(group).or(dead);
+                self.claims.push(Claim { at, field: "", what: What::Delete, group });
+            }
+            let found = self.accounts[at].names().filter_map(|name| current.get(name));
+            self.met.extend(found.map(|(_, group)| (at, *group)));
             for (field, value) in &item.fields {
                 if self.gathers(field) || value.is_array() && self.gathered(field) {
                     let elements = value.as_array().into_iter().flatten();
@@ -171,12 +193,15 @@ impl<'a> Ledger<'a> {
     }
 
     fn fate(&self, claim: &Claim<'_>) -> Fate {
-        if self.is_visible(claim) {
+        if matches!(claim.what, What::Delete) {
+            self.fate_of_delete(claim)
+        } else if self.is_visible(claim) {
             Fate::Visible
+        } else if self.was_set_aside(claim) {
+            // What never stood is seen by nobody.
+            self.reviewed(claim).unwrap_or(Fate::Lost)
         } else if self.is_overwritten(claim) {
             Fate::Overwritten
-        } else if self.is_held(claim) {
-            Fate::Held
         } else if self.is_audited(claim) {
             Fate::Audited
         } else {
@@ -193,8 +218,10 @@ impl<'a> Ledger<'a> {
                 let or = if hidden == 0 { String::new() } else { format!(" or {}", sure + hidden) };
                 (format!("{by:+}"), format!("the sum {sure}{or}"))
             }
+            What::Delete => ("delete".to_owned(), "the delete".to_owned()),
         };
         let state = match self.end {
+            Some(_) if matches!(claim.what, What::Delete) => "a living record".to_owned(),
             Some(end) => end.fields.get(claim.field).map_or("nothing".to_owned(), Value::to_string),
             None => "a deleted record".to_owned(),
         };
@@ -220,6 +247,7 @@ impl<'a> Ledger<'a> {
             What::Element(element) => shown.as_array().is_some_and(|elements| elements.contains(element)),
             // Increments cannot be told apart: they are all visible, or some of them are not.
             What::Increment(_) => self.is_sum(claim.field, shown) && self.counts(claim.at, claim.field),
+            What::Delete => false,
         }
     }
 
@@ -284,6 +312,7 @@ impl<'a> Ledger<'a> {
                 ends && item.fields.get(claim.field) != Some(value) || self.counts(at, claim.field)
             }
             What::Increment(_) => self.writes(at, claim.field),
+            What::Delete => false,
             What::Element(element) => {
                 let removed = item.remove.get(claim.field).is_some_and(|elements| elements.contains(element));
                 let replaced = self.writes(at, claim.field) && !self.gathers(claim.field);
@@ -296,9 +325,9 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    fn saw_value(&self, at: usize, claim: &Claim<'_>) -> bool {
+    pub(super) fn saw_value(&self, at: usize, claim: &Claim<'_>) -> bool {
         match claim.what {
-            What::Value(_) => self
+            What::Value(_) | What::Delete => self
                 .claims
                 .iter()
                 .filter(|other| other.group == claim.group && other.field == claim.field)
@@ -308,13 +337,13 @@ impl<'a> Ledger<'a> {
     }
 
     /// Whether the author of one item knew of another: by its base, or because it is an earlier one of its own.
-    fn saw(&self, at: usize, other: usize) -> bool {
+    pub(super) fn saw(&self, at: usize, other: usize) -> bool {
         let (item, other) = (self.items[at], self.items[other]);
         other.version <= item.base || item.device == other.device && other.n < item.n
     }
 
     /// Whether an item's whole value got in.
-    fn writes(&self, at: usize, field: &str) -> bool {
+    pub(super) fn writes(&self, at: usize, field: &str) -> bool {
         let carries = self.items[at].fields.contains_key(field);
         carries && !self.accounts[at].refused(field) && !self.is_pending(at)
     }
@@ -327,19 +356,19 @@ impl<'a> Ledger<'a> {
     }
 
     /// Whether a delete deleted.
-    fn deletes(&self, at: usize) -> bool {
+    pub(super) fn deletes(&self, at: usize) -> bool {
         let item = self.items[at];
         let done = matches!(item.code.as_str(), "applied" | "merged" | "noop");
         item.op == Op::Delete && done && !self.accounts[at].stays
     }
 
     /// Whether nothing of an item got in because a reviewer has to decide.
-    fn is_pending(&self, at: usize) -> bool {
+    pub(super) fn is_pending(&self, at: usize) -> bool {
         self.items[at].code == "conflict_pending"
     }
 
     /// Whether a value waits for a reviewer, alone or with the whole item.
-    fn waits(&self, at: usize, field: &str) -> bool {
+    pub(super) fn waits(&self, at: usize, field: &str) -> bool {
         self.is_pending(at) || self.accounts[at].entry(field).is_some_and(Entry::held)
     }
 
@@ -351,71 +380,8 @@ impl<'a> Ledger<'a> {
     fn gathers(&self, field: &str) -> bool {
         self.gathering.iter().any(|gathering| gathering == field)
     }
-
-    // Held.
-
-    fn is_held(&self, claim: &Claim<'_>) -> bool {
-        let (device, n) = (&*self.items[claim.at].device, self.items[claim.at].n);
-        // A later change of the device joined the row and took the value's place, and is itself looked for.
-        let joined = (0..self.items.len()).any(|at| {
-            let item = self.items[at];
-            let later = self.waits(at, claim.field) && item.device == device && item.n > n;
-            later && (item.fields.contains_key(claim.field) || item.op == Op::Delete)
-        });
-        if joined && self.waits(claim.at, claim.field) {
-            return true;
-        }
-        let rows = self.held.iter().filter(|(of, _)| *of == device);
-        rows.filter_map(|(_, client)| client.get(claim.field)).any(|waits| carries(waits, &claim.what))
-    }
-
-    // Audited.
-
-    fn is_audited(&self, claim: &Claim<'_>) -> bool {
-        let own = &self.accounts[claim.at];
-        if own.hidden {
-            return true;
-        }
-        let told = own.entry(claim.field).is_some_and(|entry| {
-            // An entry of what got in is no excuse when it is gone.
-            let made = entry.winner == "merged" && matches!(claim.what, What::Value(_));
-            // What waits has to be where reviewers look.
-            let lost = entry.refused() && !entry.held() || made;
-            lost && carries(&entry.client, &claim.what)
-        });
-        told || self.accounts.iter().enumerate().any(|(at, account)| {
-            let entry = account.entry(claim.field).filter(|entry| entry.deletes || !entry.refused());
-            at != claim.at && entry.is_some_and(|entry| self.names(at, &entry.server, claim))
-        })
-    }
-
-    /// Whether a stored value that lost against an item is or holds what was claimed.
-    fn names(&self, at: usize, server: &Value, claim: &Claim<'_>) -> bool {
-        match claim.what {
-            What::Value(value) => server == value,
-            What::Element(element) => server.as_array().is_some_and(|elements| elements.contains(element)),
-            // The sum that the row names holds every increment before it.
-            What::Increment(_) => {
-                at > claim.at && server.is_number() && (self.deletes(at) || self.writes(at, claim.field))
-            }
-        }
-    }
 }
 
 fn claim<'a>(at: usize, field: &'a str, what: What<'a>) -> Claim<'a> {
     Claim { at, field, what, group: 0 }
-}
-
-/// Whether what an item asked of a field, as an audit row or a conflict tells it, is or holds what was claimed.
-fn carries(told: &Value, what: &What<'_>) -> bool {
-    let holds = |elements: &Value, wanted: &Value| {
-        elements.as_array().is_some_and(|elements| elements.contains(wanted))
-    };
-    match what {
-        What::Value(value) => told == *value,
-        What::Increment(by) => told.as_i64() == Some(*by),
-        What::Element(element) => {
-            holds(told, element) || holds(&told["add"], element) || holds(&told["fields"], element)
-        }
-    }
 }

@@ -24,8 +24,11 @@
 //! ```
 
 mod account;
+mod excuse;
+mod existence;
 mod history;
 mod ledger;
+mod review;
 
-pub use history::{Audit, Conflict, History, Item, Op, Record};
+pub use history::{Audit, Conflict, History, Item, Op, Record, Resolution};
 pub use ledger::{Loss, Report, verify};
