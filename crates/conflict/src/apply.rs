@@ -232,7 +232,9 @@ impl<'a> Merge<'a> {
 
     fn outcome(&self, changed: bool, concurrent: bool) -> Outcome {
         match self.review.as_ref().map(|review| review.reason) {
-            Some(ReviewReason::Manual) if self.writes.is_empty() => return Outcome::ConflictPending,
+            Some(ReviewReason::Manual) if self.writes.is_empty() && !self.visible => {
+                return Outcome::ConflictPending;
+            }
             Some(_) => return Outcome::Merged,
             None => {}
         }

@@ -475,20 +475,6 @@ fn joined_changes_stay_within_the_size_of_a_record() {
 }
 
 #[test]
-fn a_later_value_that_its_author_has_its_way_with_takes_the_older_one_out() {
-    let doc = r#"{"strategy":"field_merge","fields":{"a":{"rule":"manual"},"b":{"rule":"manual"}}}"#;
-    let ward = Ward::new(&policy_of_doc(&PolicyDoc::parse(doc).expect("a document"), 1).expect("a policy"));
-    ward.one(&ward.ada, create("n1", r#"{"a":0,"b":0}"#));
-    ward.one(&ward.ada, patch("n1", 1, r#"{"a":1,"b":1}"#));
-    let held = ward.one(&ward.bob, patch("n1", 1, r#"{"a":3,"b":3}"#)).conflict_id.expect("a conflict");
-    assert_eq!(ward.one(&ward.bob, patch("n1", 2, r#"{"a":5}"#)).code, ItemCode::Applied);
-    assert_eq!(ward.conflict(&held).client.as_str(), r#"{"b":3}"#, "b waits still");
-    assert_eq!(ward.one(&ward.bob, patch("n1", 3, r#"{"b":5}"#)).code, ItemCode::Applied);
-    assert!(ward.open().is_empty(), "nothing waits any more");
-    assert_eq!(ward.fields("n1"), r#"{"a":5,"b":5}"#);
-}
-
-#[test]
 fn a_record_that_a_reviewer_keeps_stays_whatever_the_clock_of_the_held_delete() {
     let ward = Ward::escalation();
     let late = driftline_model::Hlc::new(World::BEGIN_MS + 30_000, 0);

@@ -369,7 +369,8 @@ impl<'a> Ledger<'a> {
 
     /// Whether a value waits for a reviewer, alone or with the whole item.
     pub(super) fn waits(&self, at: usize, field: &str) -> bool {
-        self.is_pending(at) || self.accounts[at].entry(field).is_some_and(Entry::held)
+        // Of an item that waits, a field may have been decided at once by another rule.
+        self.accounts[at].entry(field).map_or(self.is_pending(at), Entry::held)
     }
 
     /// Whether elements of a field come and go alone, so that a whole value is what it holds.

@@ -140,7 +140,6 @@ impl Plan<'_> {
         if let Some(audit) = &decision.audit {
             self.audit(asked, apply_, (seq, result.code), audit_detail(apply_, n, audit));
         }
-        let changed = decision.record.is_some();
         if let Some(record) = decision.record {
             let kept = Kept {
                 key: key.clone(),
@@ -152,10 +151,6 @@ impl Plan<'_> {
             };
             self.keep(kept, savepoint.as_deref_mut());
             self.follow(&key, savepoint.as_deref_mut());
-        }
-        if changed {
-            let held = decision.review.as_ref().map_or(&[][..], |review| &review.fields);
-            self.overtake(asked, apply_, (&key, held), savepoint.as_deref_mut());
         }
         if let (Some(review), Some(met)) = (&decision.review, met) {
             result.conflict_id = Some(self.open_review(asked, apply_, &met, review, savepoint));

@@ -162,47 +162,6 @@ impl Plan<'_> {
         }
     }
 
-    /// Takes values out of the device's open conflict over which it has written itself since, having its way: the
-    /// greater number counts. A conflict of which nothing is left is closed.
-    pub(super) fn overtake(
-        &mut self,
-        asked: Asked<'_>,
-        apply: &Apply,
-        (key, held): (&RowKey, &[Box<str>]),
-        mut savepoint: Option<&mut Savepoint>,
-    ) {
-        let rows = self.state.conflicts.get(key).into_iter().flatten();
-        let own = |row: &&ConflictRow| {
-            row.status.is_open() && row.device == asked.submission.device && !row.fields.is_empty()
-        };
-        let Some(mut row) = rows.filter(own).find(|row| row.op != Op::Delete).cloned() else { return };
-        let older = |row: &ConflictRow, name: &str| {
-            row.client_ns.get(name).and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n < asked.n)
-        };
-        let gone = |name: &str| {
-            apply.fields.get(name).is_some() && !held.iter().any(|held| **held == *name) && older(&row, name)
-        };
-        let gone: Vec<Box<str>> = row.fields.iter().filter(|name| gone(name)).cloned().collect();
-        if gone.is_empty() {
-            return;
-        }
-        if let Some(savepoint) = savepoint.as_deref_mut() {
-            self.remember_conflicts(key, savepoint);
-        }
-        let stays = |name: &str| !gone.iter().any(|gone| **gone == *name);
-        row.fields.retain(|name| stays(name));
-        for object in [&mut row.client, &mut row.client_ns, &mut row.server, &mut row.base] {
-            let mut kept = ObjectBuilder::default();
-            object.iter().filter(|(name, _)| stays(name)).for_each(|(name, value)| kept.push(name, value));
-            *object = kept.finish();
-        }
-        if row.fields.is_empty() {
-            let (by, at_ms) = (asked.submission.user.clone(), self.env.now_ms);
-            row.status = ConflictStatus::Resolved { resolution: Resolution::Server, by, at_ms };
-        }
-        self.write_conflict(key, row, savepoint);
-    }
-
     /// Carries out what a reviewer decided, if the record is still the one that the reviewer saw.
     pub(super) fn resolve(
         &mut self,
