@@ -369,8 +369,9 @@ impl<'a> Ledger<'a> {
 
     /// Whether a value waits for a reviewer, alone or with the whole item.
     pub(super) fn waits(&self, at: usize, field: &str) -> bool {
-        // Of an item that waits, a field may have been decided at once by another rule.
-        self.accounts[at].entry(field).map_or(self.is_pending(at), Entry::held)
+        // Of an item that waits, a field may have been decided at once by another rule, or be what is stored already.
+        let account = &self.accounts[at];
+        account.entry(field).map_or(self.is_pending(at) && account.is_silent(), Entry::held)
     }
 
     /// Whether elements of a field come and go alone, so that a whole value is what it holds.
