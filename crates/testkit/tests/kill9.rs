@@ -95,7 +95,7 @@ async fn acknowledged_changes_survive_and_nothing_applies_twice() {
             clients.push(client);
         }
         // The moment of the kill: somewhere in the pushes of this round, often in the middle of a commit.
-        let moment = Duration::from_micros(rng.below(60_000));
+        let moment = Duration::from_micros(rng.below(20_000));
         let [one, two, three] = &mut clients[..] else { panic!("three devices") };
         let pushing = async { tokio::join!(one.flush(WITHIN), two.flush(WITHIN), three.flush(WITHIN)) };
         cut_short += u64::from(tokio::time::timeout(moment, pushing).await.is_err());
@@ -112,7 +112,7 @@ async fn acknowledged_changes_survive_and_nothing_applies_twice() {
         let made: u64 = writers.iter().map(|writer| writer.edits).sum();
         assert!(seq <= made, "round {round}: {seq} changes of {made} edits: something applied twice");
     }
-    assert!(cut_short >= ROUNDS / 3, "the kills come in time: {cut_short} of {ROUNDS} rounds were cut short");
+    assert!(cut_short >= ROUNDS / 5, "the kills come in time: {cut_short} of {ROUNDS} rounds were cut short");
 
     for writer in &mut writers {
         let mut client = writer.connect(&server).await;
