@@ -34,6 +34,6 @@ impl Ledger<'_> {
     fn restores(&self, at: usize) -> bool {
         let item = self.items[at];
         let asks = matches!(item.op, Op::Create | Op::Restore) || !item.decides.is_empty();
-        asks && item.op != Op::Delete && !self.is_pending(at) && !self.accounts[at].hidden
+        asks && item.op != Op::Delete && !self.accounts[at].hidden && !self.is_pending(at)
     }
 }
