@@ -135,6 +135,9 @@ fn systems_over_memory_keep_the_laws_and_agree() {
             "dependency_failed",
             "duplicate",
             "conflict_pending",
+            "invalid",
+            "epoch_changed",
+            "too_old",
         ];
         let missing: Vec<_> = codes.iter().filter(|code| !total.codes.contains_key(*code)).collect();
         assert!(missing.is_empty(), "never answered: {missing:?}");

@@ -584,3 +584,32 @@ fn a_delete_of_what_is_deleted_is_seen_by_whoever_saw_one_of_its_authors() {
     let patch = item("cleo", 1, "patch", 1, 3, json!({"fields": {"a": 1}}));
     assert_eq!(lost(document(Some(patch))), ["=delete by bob 1"]);
 }
+
+#[test]
+fn what_never_stood_is_seen_by_nobody() {
+    let mut document = held(json!([]));
+    push(&mut document, "items", item("cleo", 1, "patch", 2, 3, json!({"fields": {"a": 4}})));
+    document["records"] = end(json!({"a": 4}));
+    assert_eq!(lost(document), ["a=3 by bob 1"], "Cleo wrote over Ada's value alone");
+}
+
+#[test]
+fn of_a_change_that_waits_a_field_may_be_decided_at_once() {
+    let document = |told: bool| {
+        let held = json!({"client": 3, "server": 2, "winner": "held", "rule": "manual"});
+        let decided = json!({"client": 8, "server": 7, "winner": "server", "rule": "most_recent"});
+        let fields = if told { json!({"a": held, "b": decided}) } else { json!({"a": held}) };
+        json!({
+            "items": [
+                item("ada", 1, "create", 0, 1, json!({"fields": {"a": 1, "b": 1}, "born": true})),
+                item("ada", 2, "patch", 1, 2, json!({"fields": {"a": 2, "b": 7}})),
+                item("bob", 1, "patch", 1, 2, json!({"fields": {"a": 3, "b": 8}, "code": "conflict_pending"})),
+            ],
+            "audits": [audit("bob", 1, json!({"fields": fields}))],
+            "conflicts": [{"record": "t-1", "device": "bob", "client": {"a": 3}}],
+            "records": end(json!({"a": 2, "b": 7})),
+        })
+    };
+    assert_eq!(lost(document(true)), nothing());
+    assert_eq!(lost(document(false)), ["b=8 by bob 1"]);
+}

@@ -56,11 +56,6 @@ impl Entry {
 }
 
 impl Account {
-    /// Whether no row of the item names any field.
-    pub(super) fn is_silent(&self) -> bool {
-        self.fields.is_empty()
-    }
-
     /// Reads one more row of the item.
     pub(super) fn read(&mut self, audit: &Audit) {
         let detail = &audit.detail;

@@ -10,11 +10,11 @@ impl Ledger<'_> {
         let own = &self.accounts[claim.at];
         if self.end.is_none() {
             Fate::Visible
-        } else if self.was_set_aside(claim) {
-            self.reviewed(claim).unwrap_or(Fate::Lost)
+        } else if let Some(fate) = self.reviewed(claim) {
+            fate
         } else if later.clone().any(|at| self.begins_again(at, claim)) {
             Fate::Overwritten
-        } else if own.stays || later.any(|at| self.accounts[at].revives) {
+        } else if own.stays && !own.waits || later.any(|at| self.accounts[at].revives) {
             Fate::Audited
         } else {
             Fate::Lost
@@ -34,6 +34,6 @@ impl Ledger<'_> {
     fn restores(&self, at: usize) -> bool {
         let item = self.items[at];
         let asks = matches!(item.op, Op::Create | Op::Restore) || !item.decides.is_empty();
-        asks && item.op != Op::Delete && !self.is_pending(at) && !self.accounts[at].hidden
+        asks && item.op != Op::Delete && !self.accounts[at].hidden && !self.is_pending(at)
     }
 }

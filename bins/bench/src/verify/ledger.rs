@@ -197,9 +197,8 @@ impl<'a> Ledger<'a> {
             self.fate_of_delete(claim)
         } else if self.is_visible(claim) {
             Fate::Visible
-        } else if self.was_set_aside(claim) {
-            // What never stood is seen by nobody.
-            self.reviewed(claim).unwrap_or(Fate::Lost)
+        } else if let Some(fate) = self.reviewed(claim) {
+            fate
         } else if self.is_overwritten(claim) {
             Fate::Overwritten
         } else if self.is_audited(claim) {
@@ -325,14 +324,16 @@ impl<'a> Ledger<'a> {
         }
     }
 
+    /// Whether the author of an item had seen a value. What never stood is seen by nobody.
     pub(super) fn saw_value(&self, at: usize, claim: &Claim<'_>) -> bool {
+        let saw = |other: &Claim<'_>| !self.was_set_aside(other) && self.saw(at, other.at);
         match claim.what {
             What::Value(_) | What::Delete => self
                 .claims
                 .iter()
                 .filter(|other| other.group == claim.group && other.field == claim.field)
-                .any(|other| self.saw(at, other.at)),
-            What::Increment(_) | What::Element(_) => self.saw(at, claim.at),
+                .any(saw),
+            What::Increment(_) | What::Element(_) => saw(claim),
         }
     }
 
@@ -369,9 +370,8 @@ impl<'a> Ledger<'a> {
 
     /// Whether a value waits for a reviewer, alone or with the whole item.
     pub(super) fn waits(&self, at: usize, field: &str) -> bool {
-        // Of an item that waits, a field may have been decided at once by another rule, or be what is stored already.
-        let account = &self.accounts[at];
-        account.entry(field).map_or(self.is_pending(at) && account.is_silent(), Entry::held)
+        // Of an item that waits, a field may have been decided at once by another rule; its row says so.
+        self.accounts[at].entry(field).map_or(self.is_pending(at), Entry::held)
     }
 
     /// Whether elements of a field come and go alone, so that a whole value is what it holds.

@@ -7,6 +7,9 @@ use super::ledger::{Claim, Fate, Ledger, What};
 impl Ledger<'_> {
     /// Tells where something that was set aside went, if that is known.
     pub(super) fn reviewed(&self, claim: &Claim<'_>) -> Option<Fate> {
+        if !self.was_set_aside(claim) {
+            return None;
+        }
         if self.gave_way(claim) {
             return Some(Fate::Held);
         }
