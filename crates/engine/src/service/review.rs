@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use driftline_conflict::Policy;
-use driftline_model::{ConflictId, DeviceKey};
+use driftline_model::{ConflictId, DeviceKey, KindName};
 use driftline_protocol::{
     ConflictResolved, ErrorCode, Fault, FieldError, ItemCode, RecordView, ResolveConflict, Whole,
 };
@@ -30,16 +30,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         identity: &Identity,
         mut query: ConflictQuery,
     ) -> Result<Vec<ConflictRow>, Fault> {
-        if identity.reviews.is_empty() {
-            return Err(may_not_review());
-        }
+        query.kinds = reviewed_kinds(identity, query.kinds)?;
         query.scopes.clone_from(&identity.scopes);
         query.rows = query.rows.clamp(1, ROWS_MAX + 1);
-        if query.kinds.is_empty() {
-            query.kinds = identity.reviews.kinds().map(<[_]>::to_vec).unwrap_or_default();
-        } else if !query.kinds.iter().all(|kind| identity.reviews.contains(kind)) {
-            return Err(may_not_review());
-        }
         self.store.conflicts(identity.tenant, query).await.map_err(|error| unavailable(&error))
     }
 
@@ -156,18 +149,20 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// # Errors
     /// `FORBIDDEN` without the right to decide any; `STORE_UNAVAILABLE`.
     pub async fn audit(&self, identity: &Identity, mut query: AuditQuery) -> Result<Vec<AuditEntry>, Fault> {
-        if identity.reviews.is_empty() {
-            return Err(may_not_review());
-        }
+        query.kinds = reviewed_kinds(identity, query.kinds)?;
         query.scopes.clone_from(&identity.scopes);
         query.rows = query.rows.clamp(1, ROWS_MAX + 1);
-        if query.kinds.is_empty() {
-            query.kinds = identity.reviews.kinds().map(<[_]>::to_vec).unwrap_or_default();
-        } else if !query.kinds.iter().all(|kind| identity.reviews.contains(kind)) {
-            return Err(may_not_review());
-        }
         self.store.audit(identity.tenant, query).await.map_err(|error| unavailable(&error))
     }
+}
+
+/// Returns the wanted kinds, if the user may decide conflicts of all of them; where none is named, all that it may.
+fn reviewed_kinds(identity: &Identity, wanted: Vec<KindName>) -> Result<Vec<KindName>, Fault> {
+    let reviews = &identity.reviews;
+    if reviews.is_empty() || !wanted.iter().all(|kind| reviews.contains(kind)) {
+        return Err(may_not_review());
+    }
+    if wanted.is_empty() { Ok(reviews.kinds().map(<[_]>::to_vec).unwrap_or_default()) } else { Ok(wanted) }
 }
 
 /// What is told when a conflict was decided.
