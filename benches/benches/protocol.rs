@@ -5,7 +5,7 @@ use divan::{Bencher, black_box};
 use driftline_benches::{batch_frame, body};
 use driftline_model::Limits;
 use driftline_protocol::{
-    Ack, AckStatus, Document, Head, ItemCode, ItemResult, Outbound, canonical_object, decode,
+    Ack, AckStatus, Document, Encoding, Head, ItemCode, ItemResult, Outbound, canonical_object, decode,
 };
 
 #[global_allocator]
@@ -28,7 +28,7 @@ mod batch {
         let limits = Limits::default();
         bencher
             .counter(BytesCount::of_str(&frame))
-            .bench(|| decode(black_box(frame.as_bytes()), &limits).expect("a good frame"));
+            .bench(|| decode(Encoding::Json, black_box(frame.as_bytes()), &limits).expect("a good frame"));
     }
 
     /// The first half of it: grammar and depth, into a list of nodes.

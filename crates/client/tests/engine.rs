@@ -10,7 +10,7 @@ use driftline_engine::{
     Subscription, policy_of_doc,
 };
 use driftline_model::{DeviceId, Limits, TenantId, UserId};
-use driftline_protocol::{PolicyDoc, decode};
+use driftline_protocol::{Encoding, PolicyDoc, decode};
 use driftline_storage::MemoryStore;
 use driftline_testkit::{FixedClock, Rng, SeededRandom, World, block_on};
 
@@ -130,7 +130,8 @@ impl Phone {
         loop {
             let mut quiet = true;
             while let Some(text) = self.replica.poll_transmit() {
-                line.session.handle_message(decode(text.as_bytes(), &Limits::default()), now_ms);
+                line.session
+                    .handle_message(decode(Encoding::Json, text.as_bytes(), &Limits::default()), now_ms);
                 quiet = false;
             }
             while let Some(committed) = line.inbox.try_next() {

@@ -27,5 +27,5 @@ pub use ids::{
     TenantId, TenantNo, UserId,
 };
 pub use intents::Intents;
-pub use limits::Limits;
+pub use limits::{Limits, Rate};
 pub use object::{NotCanonical, Object, ObjectBuilder, elements, key_cmp};

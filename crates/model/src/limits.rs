@@ -1,5 +1,14 @@
 //! Limits that hold on every node.
 
+/// How often something may happen: `per_s` times a second in the long run, and up to `burst` times at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Times a second in the long run, at least 1.
+    pub per_s: u32,
+    /// Times at once after a pause, at least 1.
+    pub burst: u32,
+}
+
 /// What one message, batch, page or connection may at most be. Every field has a default that clients may rely on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -21,12 +30,32 @@ pub struct Limits {
     pub outbound_bytes: usize,
     /// Deltas that may wait for one connection before it has to pull.
     pub pending_deltas: usize,
+    /// Parts in which one message may come.
+    pub fragments: usize,
+    /// Bytes of messages and bodies that one node may hold while they are still coming in.
+    pub inbound_bytes: usize,
     /// Connections of one node.
     pub connections: usize,
+    /// Connections of one user on one node.
+    pub user_connections: usize,
+    /// Messages of one connection.
+    pub message_rate: Rate,
+    /// Messages and requests of one user, on all connections together.
+    pub user_rate: Rate,
+    /// Messages of single types of one user, on all connections together.
+    pub type_rates: Vec<(Box<str>, Rate)>,
+    /// Authentications of one address that may fail.
+    pub failed_auth_rate: Rate,
+    /// Messages in a row that may be refused for their rate before the connection is closed.
+    pub rate_refusals: u32,
     /// Bytes of a request's head.
     pub header_bytes: usize,
-    /// Milliseconds a peer has to send a request's head.
+    /// Milliseconds a peer has to send a request's head, from its connecting on.
     pub header_ms: u64,
+    /// Milliseconds that a connection may wait for its next request.
+    pub idle_ms: u64,
+    /// Milliseconds that a peer may take nothing of an answer.
+    pub write_ms: u64,
     /// Milliseconds between two parts of a request's body.
     pub body_frame_ms: u64,
     /// Seconds between two heartbeats; a peer silent for twice as long is gone.
@@ -53,9 +82,19 @@ impl Default for Limits {
             unacknowledged_batches: 4,
             outbound_bytes: 1 << 20,
             pending_deltas: 256,
+            fragments: 4096,
+            inbound_bytes: 256 << 20,
             connections: 20_000,
+            user_connections: 100,
+            message_rate: Rate { per_s: 50, burst: 100 },
+            user_rate: Rate { per_s: 200, burst: 400 },
+            type_rates: vec![("sync_data".into(), Rate { per_s: 20, burst: 40 })],
+            failed_auth_rate: Rate { per_s: 20, burst: 20 },
+            rate_refusals: 100,
             header_bytes: 16 << 10,
             header_ms: 10_000,
+            idle_ms: 60_000,
+            write_ms: 30_000,
             body_frame_ms: 30_000,
             heartbeat_s: 25,
             skew_ms_max: 60_000,

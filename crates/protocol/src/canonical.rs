@@ -72,7 +72,9 @@ pub fn canonical_value(node: Node<'_>, out: &mut String) -> Result<(), ValueErro
             out.push_str(node.slice(start, end));
             out.push('"');
         }
-        Raw::Str { form: StrForm::Nul, .. } => return Err(ValueError::new(ValueErrorKind::Nul)),
+        Raw::Str { form: StrForm::Nul | StrForm::LiteralNul, .. } => {
+            return Err(ValueError::new(ValueErrorKind::Nul));
+        }
         Raw::Str { .. } => write_json_string(out, &node.as_str().unwrap_or_default()),
         Raw::Array { .. } => {
             out.push('[');
@@ -110,7 +112,7 @@ pub fn canonical_object(node: Node<'_>) -> Result<Object, ValueError> {
         return Err(ValueError::new(ValueErrorKind::NotAnObject));
     }
     let members = sorted_members(node)?;
-    let mut built = ObjectBuilder::with_capacity(node.source().len(), members.len());
+    let mut built = ObjectBuilder::with_capacity(node.weight(), members.len());
     for (key, value) in members {
         built.push_with(&key, |out| canonical_value(value, out)).map_err(|error| error.under(&key))?;
     }
@@ -147,7 +149,9 @@ fn sorted_members(node: Node<'_>) -> Result<Members<'_>, ValueError> {
     for (key, value) in node.members() {
         let name = match key.raw() {
             Raw::Str { start, end, form: StrForm::Plain } => Cow::Borrowed(key.slice(start, end)),
-            Raw::Str { form: StrForm::Nul, .. } => return Err(ValueError::new(ValueErrorKind::Nul)),
+            Raw::Str { form: StrForm::Nul | StrForm::LiteralNul, .. } => {
+                return Err(ValueError::new(ValueErrorKind::Nul));
+            }
             _ => {
                 let mut name = String::new();
                 write_escaped(&mut name, &key.as_str().unwrap_or_default());

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::canonical::canonical_object;
 use crate::envelope::{Envelope, Fault};
+use crate::form::Encoding;
 use crate::outbound::{RecordView, read_object, write_object};
 
 /// Which side a reviewer lets stand.
@@ -78,8 +79,8 @@ impl ResolvePost {
     ///
     /// # Errors
     /// [`Fault`] with the code that answers it.
-    pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
-        let document = Envelope::parse(bytes, limits)?;
+    pub fn decode(encoding: Encoding, bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
+        let document = Envelope::parse(encoding, bytes, limits)?;
         Self::read(&Envelope::open(document.root())?)
     }
 

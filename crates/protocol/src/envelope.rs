@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::code::ErrorCode;
+use crate::form::Encoding;
 use crate::json::{Document, Node};
 use crate::outbound::RecordView;
 
@@ -73,15 +74,21 @@ impl<'d> Envelope<'d> {
     ///
     /// # Errors
     /// `MESSAGE_TOO_LARGE` or `JSON_DECODE_ERROR`.
-    pub fn parse<'a>(frame: &'a [u8], limits: &Limits) -> Result<Document<'a>, Fault> {
+    pub fn parse<'a>(encoding: Encoding, frame: &'a [u8], limits: &Limits) -> Result<Document<'a>, Fault> {
         if frame.len() > limits.message_bytes {
             let message = format!("a message may hold {} bytes", limits.message_bytes);
             return Err(Fault::new(ErrorCode::MessageTooLarge, message));
         }
-        let document = Document::parse(frame, limits.depth)
-            .map_err(|error| Fault::new(ErrorCode::JsonDecodeError, error.to_string()))?;
+        let code = encoding.decode_error();
+        let document = match encoding {
+            Encoding::Json => {
+                Document::parse(frame, limits.depth).map_err(|error| Fault::new(code, error.to_string()))?
+            }
+            Encoding::MessagePack => Document::parse_msgpack(frame, limits.depth)
+                .map_err(|error| Fault::new(code, error.to_string()))?,
+        };
         if !document.root().is_object() {
-            return Err(Fault::new(ErrorCode::JsonDecodeError, "the message is not an object"));
+            return Err(Fault::new(code, "the message is not an object"));
         }
         Ok(document)
     }
@@ -176,7 +183,7 @@ mod tests {
     use super::*;
 
     fn open(text: &str) -> Result<Option<String>, Fault> {
-        let document = Envelope::parse(text.as_bytes(), &Limits::default())?;
+        let document = Envelope::parse(Encoding::Json, text.as_bytes(), &Limits::default())?;
         let envelope = Envelope::open(document.root())?;
         Ok(envelope.field("x").map(|node| node.as_str().unwrap_or_default().into_owned()))
     }

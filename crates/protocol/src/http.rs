@@ -64,7 +64,7 @@ impl SyncAnswer {
         let root = document.root();
         let ack = root.get("ack").filter(|node| !node.is_null());
         Ok(Self {
-            ack: ack.map(|node| body(node.source().as_bytes())).transpose()?,
+            ack: ack.map(|node| body(node.to_json().as_bytes())).transpose()?,
             rows: root.get("data").and_then(Rows::read).ok_or_else(|| malformed("data"))?,
         })
     }
@@ -83,7 +83,7 @@ impl Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ClientMessage, SyncRequest, decode};
+    use crate::{ClientMessage, Encoding, SyncRequest, decode};
 
     fn item() -> Item {
         let text = br#"{"op_id":"o1","n":4,"kind":"note","id":"n-1","op":"patch","base_version":7,"fields":{"a":1},"hlc":"0192f3a1b2c3-0001","group":"g"}"#;
@@ -102,14 +102,16 @@ mod tests {
             data_types: &kinds,
             cursor: Some("c\"1"),
         };
-        let request = SyncRequest::decode(post.encode().as_bytes(), &Limits::default()).expect("a request");
+        let request = SyncRequest::decode(Encoding::Json, post.encode().as_bytes(), &Limits::default())
+            .expect("a request");
         assert_eq!(request.push.items, [Ok(item())]);
         assert_eq!((request.push.batch_seq, request.push.acked_n), (Some(2), Some(3)));
         assert_eq!((request.epoch, request.pull.cursor.as_deref()), (Some(Epoch::new(9)), Some("c\"1")));
         assert_eq!(request.pull.data_types.as_deref(), Some(&kinds[..]));
 
         let pull = SyncPost { items: &[], epoch: None, cursor: None, ..post };
-        let request = SyncRequest::decode(pull.encode().as_bytes(), &Limits::default()).expect("a request");
+        let request = SyncRequest::decode(Encoding::Json, pull.encode().as_bytes(), &Limits::default())
+            .expect("a request");
         assert!(request.push.items.is_empty() && request.push.batch_seq.is_none());
     }
 
@@ -117,9 +119,11 @@ mod tests {
     fn a_message_id_travels_beside_the_items() {
         let sync_id = "00000000-0000-4000-8000-000000000001";
         let message = ClientMessage::SyncData { sync_id, items: &[item()], batch_seq: 1, acked_n: 0 };
-        let read = decode(message.encode_with_id("b1").as_bytes(), &Limits::default()).expect("a message");
+        let read = decode(Encoding::Json, message.encode_with_id("b1").as_bytes(), &Limits::default())
+            .expect("a message");
         assert_eq!(read.id.as_deref(), Some("b1"));
-        let read = decode(message.encode().as_bytes(), &Limits::default()).expect("a message");
+        let read =
+            decode(Encoding::Json, message.encode().as_bytes(), &Limits::default()).expect("a message");
         assert_eq!(read.id, None);
     }
 }

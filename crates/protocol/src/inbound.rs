@@ -6,6 +6,7 @@ use crate::checksums::{Range, RequestChecksums};
 use crate::code::ErrorCode;
 use crate::conflict::ResolveConflict;
 use crate::envelope::{Envelope, Fault, sync_id};
+use crate::form::Encoding;
 use crate::item::{BadItem, Item};
 use crate::json::Node;
 
@@ -127,12 +128,12 @@ pub struct SyncRequest {
     pub pull: RequestServerData,
 }
 
-/// Decodes a text frame.
+/// Decodes a message.
 ///
 /// # Errors
 /// [`Fault`] with the code that answers it; it carries the message's `id` whenever that was readable.
-pub fn decode(frame: &[u8], limits: &Limits) -> Result<Message, Fault> {
-    let document = Envelope::parse(frame, limits)?;
+pub fn decode(encoding: Encoding, frame: &[u8], limits: &Limits) -> Result<Message, Fault> {
+    let document = Envelope::parse(encoding, frame, limits)?;
     let id = Envelope::message_id(document.root())?;
     let opened = Envelope::open(document.root()).and_then(|envelope| body(&envelope, limits));
     opened.map(|(sync_id, body)| Message { id: id.clone(), sync_id, body }).map_err(|mut fault| {
@@ -172,8 +173,8 @@ impl SyncRequest {
     ///
     /// # Errors
     /// As [`decode`].
-    pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
-        let document = Envelope::parse(bytes, limits)?;
+    pub fn decode(encoding: Encoding, bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
+        let document = Envelope::parse(encoding, bytes, limits)?;
         let envelope = Envelope::open(document.root())?;
         let device_id = match envelope.field("device_id") {
             None => None,

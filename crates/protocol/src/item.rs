@@ -80,7 +80,7 @@ pub struct BadItem {
     pub id: Option<RecordId>,
     /// The group, if readable.
     pub group: Option<Box<str>>,
-    /// Identifies the element's bytes.
+    /// Identifies the element, whichever encoding it came in.
     pub hash: u64,
     /// Everything that is wrong.
     pub errors: Vec<FieldError>,
@@ -117,13 +117,15 @@ impl Item {
             parts => {
                 let (kind, id) =
                     parts.map_or((reader.kind, reader.id), |(kind, id, ..)| (Some(kind), Some(id)));
+                let mut text = String::new();
+                node.write_json(&mut text);
                 Err(Box::new(BadItem {
                     op_id: reader.op_id,
                     n: reader.n,
                     kind,
                     id,
                     group: reader.group,
-                    hash: XxHash3_64::oneshot(node.source().as_bytes()),
+                    hash: XxHash3_64::oneshot(text.as_bytes()),
                     errors: reader.errors,
                 }))
             }

@@ -1,4 +1,4 @@
-//! A JSON text as a flat list of nodes, made in one pass.
+//! A message as a flat list of nodes, made of a JSON text in one pass.
 //!
 //! The pass settles what concerns the whole message: UTF-8, grammar (RFC 8259) and depth. Duplicate keys,
 //! U+0000 and number range are judged later, value by value, by the canonicaliser.
@@ -7,11 +7,15 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
-/// A parsed JSON text.
+use crate::form::Encoding;
+use crate::write::{write_integer, write_json_string, write_number};
+
+/// A parsed message.
 #[derive(Debug)]
 pub struct Document<'a> {
-    text: &'a str,
+    text: Cow<'a, str>,
     nodes: Vec<Raw>,
+    encoding: Encoding,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,6 +51,10 @@ pub(crate) enum StrForm {
     Escaped,
     /// Escaped, and U+0000 is among the characters.
     Nul,
+    /// Every character stands for itself, also those that JSON has to escape.
+    Literal,
+    /// As it stands, and U+0000 is among the characters.
+    LiteralNul,
 }
 
 /// Why a text is not an acceptable JSON document.
@@ -91,7 +99,12 @@ impl<'a> Document<'a> {
         if parser.at != bytes.len() {
             return Err(parser.unexpected());
         }
-        Ok(Self { text, nodes: parser.nodes })
+        Ok(Self { text: Cow::Borrowed(text), nodes: parser.nodes, encoding: Encoding::Json })
+    }
+
+    /// Puts together what was read from MessagePack.
+    pub(crate) fn from_parts(text: String, nodes: Vec<Raw>) -> Document<'static> {
+        Document { text: Cow::Owned(text), nodes, encoding: Encoding::MessagePack }
     }
 
     /// Returns the outermost value.
@@ -327,7 +340,7 @@ impl Parser<'_> {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "Document::parse refuses texts of 4 GiB and more")]
-fn small(at: usize) -> u32 {
+pub(crate) fn small(at: usize) -> u32 {
     at as u32
 }
 
@@ -347,12 +360,72 @@ impl<'d> Node<'d> {
         &self.document.text[start as usize..end as usize]
     }
 
-    /// Returns the source text of an array or object; empty for others.
+    /// Returns the value as JSON: the source text where there is one, else one of the same members in the same order.
     #[must_use]
-    pub fn source(&self) -> &'d str {
+    pub fn to_json(&self) -> Cow<'d, str> {
         match self.raw() {
-            Raw::Array { start, end, .. } | Raw::Object { start, end, .. } => self.slice(start, end),
-            _ => "",
+            Raw::Array { start, end, .. } | Raw::Object { start, end, .. }
+                if self.document.encoding == Encoding::Json =>
+            {
+                Cow::Borrowed(self.slice(start, end))
+            }
+            _ => {
+                let mut out = String::new();
+                self.write_json(&mut out);
+                Cow::Owned(out)
+            }
+        }
+    }
+
+    /// Appends the value as JSON, members in their order, whatever they are: it judges nothing.
+    pub(crate) fn write_json(&self, out: &mut String) {
+        match self.raw() {
+            Raw::Null => out.push_str("null"),
+            Raw::Bool(bool) => out.push_str(if bool { "true" } else { "false" }),
+            Raw::Int(int) => write_integer(out, int),
+            // The digits are not kept; any integer that is out of range says the same.
+            Raw::HugeInt => write_number(out, u64::MAX),
+            Raw::Float(float) if float.is_finite() => {
+                out.push_str(ryu_js::Buffer::new().format_finite(float));
+            }
+            Raw::Float(_) => out.push_str("1e999"),
+            Raw::Str { .. } => write_json_string(out, &self.as_str().unwrap_or_default()),
+            Raw::Array { .. } => {
+                out.push('[');
+                for (at, element) in self.elements().enumerate() {
+                    if at > 0 {
+                        out.push(',');
+                    }
+                    element.write_json(out);
+                }
+                out.push(']');
+            }
+            Raw::Object { .. } => {
+                out.push('{');
+                for (at, (key, value)) in self.members().enumerate() {
+                    if at > 0 {
+                        out.push(',');
+                    }
+                    key.write_json(out);
+                    out.push(':');
+                    value.write_json(out);
+                }
+                out.push('}');
+            }
+        }
+    }
+
+    /// Returns about how many bytes an array or object takes.
+    pub(crate) fn weight(&self) -> usize {
+        match self.raw() {
+            Raw::Array { start, end, next } | Raw::Object { start, end, next } => {
+                let marks = match self.document.encoding {
+                    Encoding::Json => 0,
+                    Encoding::MessagePack => 4 * (next as usize - self.at),
+                };
+                (end - start) as usize + marks
+            }
+            _ => 0,
         }
     }
 
@@ -391,8 +464,10 @@ impl<'d> Node<'d> {
     #[must_use]
     pub fn as_str(&self) -> Option<Cow<'d, str>> {
         match self.raw() {
-            Raw::Str { start, end, form: StrForm::Plain } => Some(Cow::Borrowed(self.slice(start, end))),
-            Raw::Str { start, end, .. } => Some(Cow::Owned(unescape(self.slice(start, end)))),
+            Raw::Str { start, end, form: StrForm::Escaped | StrForm::Nul } => {
+                Some(Cow::Owned(unescape(self.slice(start, end))))
+            }
+            Raw::Str { start, end, .. } => Some(Cow::Borrowed(self.slice(start, end))),
             _ => None,
         }
     }
@@ -521,7 +596,7 @@ mod tests {
         assert_eq!(array[2].as_str().unwrap(), "xé😀");
         assert!(root.get("b").unwrap().get("c").unwrap().is_null());
         assert_eq!(root.get("b").unwrap().get("d").unwrap().as_bool(), Some(true));
-        assert_eq!(root.get("b").unwrap().source(), r#"{"c":null,"d":true}"#);
+        assert_eq!(root.get("b").unwrap().to_json(), r#"{"c":null,"d":true}"#);
     }
 
     #[test]

@@ -6,10 +6,10 @@
 //!
 //! ```
 //! use driftline_model::Limits;
-//! use driftline_protocol::{Inbound, decode};
+//! use driftline_protocol::{Encoding, Inbound, decode};
 //!
 //! let frame = br#"{"type":"ping","timestamp":123}"#;
-//! let message = decode(frame, &Limits::default())?;
+//! let message = decode(Encoding::Json, frame, &Limits::default())?;
 //! assert!(matches!(message.body, Inbound::Ping { .. }));
 //! # Ok::<(), driftline_protocol::Fault>(())
 //! ```
@@ -22,11 +22,13 @@ mod conflict;
 mod cursor;
 mod element;
 mod envelope;
+mod form;
 mod http;
 mod inbound;
 mod intents;
 mod item;
 mod json;
+mod msgpack;
 mod outbound;
 mod policy;
 mod rows;
@@ -43,10 +45,12 @@ pub use code::{CloseCode, ErrorCode, ItemClass, ItemCode, Retry};
 pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveConflict, ResolvePost};
 pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
 pub use envelope::{Envelope, Fault, FieldError};
+pub use form::{Deflater, Encoding, Form, InflateError, Inflater};
 pub use http::{SyncAnswer, SyncPost};
 pub use inbound::{Heartbeat, Inbound, Message, RequestServerData, StartSync, SyncData, SyncRequest, decode};
 pub use item::{BadItem, Item, ItemOp};
 pub use json::{Document, JsonError, Node};
+pub use msgpack::{MsgpackError, json_of_msgpack, msgpack_of_json};
 pub use outbound::{
     Ack, AckStatus, ConnectionEstablished, Details, ErrorMessage, Features, Head, HeartbeatAck, ItemResult,
     Outbound, Pong, Problem, RecordView, ResyncReason, ResyncRequired, ServerDraining, SessionInfo,

@@ -6,9 +6,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use driftline_model::{Epoch, KindName, Limits, Object, RecordId, ScopeName, Seq, TenantId, key_cmp};
 use driftline_protocol::{
-    AuditDoc, ConflictDoc, ConflictResolved, Cursor, CursorKey, Document, Missing, Phase, PolicyDoc, Problem,
-    ResolvePost, Resume, ServerMessage, SyncAnswer, SyncRequest, ValueErrorKind, canonical_object,
-    canonical_value, decode, object_of_text,
+    AuditDoc, ConflictDoc, ConflictResolved, Cursor, CursorKey, Document, Encoding, Missing, Phase,
+    PolicyDoc, Problem, ResolvePost, Resume, ServerMessage, SyncAnswer, SyncRequest, ValueErrorKind,
+    canonical_object, canonical_value, decode, object_of_text,
 };
 use hmac::{Hmac, Mac};
 use proptest::collection::{btree_map, vec};
@@ -26,12 +26,12 @@ fn config(cases: u32) -> ProptestConfig {
 /// Shows some bytes to everything that reads bytes from outside.
 fn read_everywhere(bytes: &[u8]) {
     let limits = Limits::default();
-    let _ = decode(bytes, &limits);
-    let _ = SyncRequest::decode(bytes, &limits);
+    let _ = decode(Encoding::Json, bytes, &limits);
+    let _ = SyncRequest::decode(Encoding::Json, bytes, &limits);
     let _ = ServerMessage::decode(bytes);
     let _ = SyncAnswer::decode(bytes);
     let _ = Problem::decode(bytes);
-    let _ = ResolvePost::decode(bytes, &limits);
+    let _ = ResolvePost::decode(Encoding::Json, bytes, &limits);
     let _ = serde_json::from_slice::<ConflictDoc>(bytes);
     let _ = serde_json::from_slice::<ConflictResolved>(bytes);
     let _ = serde_json::from_slice::<AuditDoc>(bytes);
@@ -67,7 +67,7 @@ fn judge_everywhere(bytes: &[u8]) {
     if let Ok(Ok(fields)) = object_of_text(&String::from_utf8_lossy(bytes), DEPTH) {
         let _ = (SCHEMA.check(&fields, Whole::Create), SCHEMA.check_elements(&fields));
     }
-    if let Ok(message) = decode(bytes, &Limits::default())
+    if let Ok(message) = decode(Encoding::Json, bytes, &Limits::default())
         && let Inbound::SyncData(data) = message.body
     {
         for item in data.items.iter().flatten() {
@@ -77,7 +77,7 @@ fn judge_everywhere(bytes: &[u8]) {
 }
 
 fn walk(node: driftline_protocol::Node<'_>) {
-    let _ = (node.as_str(), node.as_i64(), node.as_u64(), node.as_bool(), node.source(), node.is_null());
+    let _ = (node.as_str(), node.as_i64(), node.as_u64(), node.as_bool(), node.to_json(), node.is_null());
     node.elements().for_each(walk);
     for (key, value) in node.members() {
         assert!(node.get(&key.as_str().expect("a key is a string")).is_some());

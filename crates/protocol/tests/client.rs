@@ -2,7 +2,7 @@
 
 use driftline_model::{ConflictId, KindName, Limits, Object, RecordId, ScopeName, Seq};
 use driftline_protocol::{
-    ClientMessage, Document, Inbound, Item, Range, RequestChecksums, RequestServerData, Resolution,
+    ClientMessage, Document, Encoding, Inbound, Item, Range, RequestChecksums, RequestServerData, Resolution,
     ResolveConflict, ResolvePost, SyncData, decode, object_of_text,
 };
 
@@ -10,8 +10,8 @@ const SYNC_ID: &str = "0192f3a1-b2c3-7000-8000-00000000abcd";
 
 fn sent(message: &ClientMessage<'_>) -> Inbound {
     let frame = message.encode_with_id("m1");
-    let read =
-        decode(frame.as_bytes(), &Limits::default()).unwrap_or_else(|fault| panic!("{fault}: {frame}"));
+    let read = decode(Encoding::Json, frame.as_bytes(), &Limits::default())
+        .unwrap_or_else(|fault| panic!("{fault}: {frame}"));
     assert_eq!(read.id.as_deref(), Some("m1"));
     read.body
 }
@@ -91,7 +91,7 @@ fn resolutions_bring_fields_only_when_merged() {
 
 #[test]
 fn a_resolution_over_http_follows_the_same_rules() {
-    let read = |text: &str| ResolvePost::decode(text.as_bytes(), &Limits::default());
+    let read = |text: &str| ResolvePost::decode(Encoding::Json, text.as_bytes(), &Limits::default());
     let merged = read(r#"{"resolution":"merged","fields":{"a":1.0},"version":7}"#).expect("a resolution");
     assert_eq!((merged.resolution, merged.fields.as_str()), (Resolution::Merged, r#"{"a":1}"#));
     assert_eq!(merged.version, Some(Seq::new(7)));

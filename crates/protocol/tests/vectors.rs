@@ -9,9 +9,10 @@ use std::sync::Arc;
 use driftline_model::{Epoch, Hlc, Intents, KindName, Limits, Object, RecordId, ScopeName, Seq, TenantId};
 use driftline_protocol::{
     Ack, BadItem, Change, ChangeKind, Checksum, ChecksumPart, Checksums, Cursor, CursorKey, Document,
-    ErrorCode, Fault, Head, Inbound, Item, ItemClass, ItemCode, JsonError, Message, Missing, Outbound, Phase,
-    Progress, Range, RequestChecksums, RequestServerData, ResolveConflict, Resume, Retry, ServerData,
-    ServerDelta, ServerMessage, SyncData, ValueErrorKind, canonical_value, decode, encode_changes, row_sum,
+    Encoding, ErrorCode, Fault, Head, Inbound, Item, ItemClass, ItemCode, JsonError, Message, Missing,
+    Outbound, Phase, Progress, Range, RequestChecksums, RequestServerData, ResolveConflict, Resume, Retry,
+    ServerData, ServerDelta, ServerMessage, SyncData, ValueErrorKind, canonical_value, decode,
+    encode_changes, row_sum,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -130,7 +131,7 @@ fn word(kind: ValueErrorKind) -> &'static str {
 fn inbound_messages() {
     check("messages.json", &["name", "frame", "message", "error"], |vector| {
         let mut answer = question(vector, &["name", "frame"]);
-        match decode(text(vector, "frame").as_bytes(), &Limits::default()) {
+        match decode(Encoding::Json, text(vector, "frame").as_bytes(), &Limits::default()) {
             Ok(message) => answer.insert("message".into(), summary(&message)),
             Err(fault) => answer.insert("error".into(), refused(&fault)),
         };

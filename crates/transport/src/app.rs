@@ -9,6 +9,7 @@ use driftline_model::{DeviceNo, TenantNo};
 use tokio::sync::{mpsc, watch};
 
 use crate::auth::Authenticate;
+use crate::budget::Budget;
 use crate::observe::{Counts, MetricsHandle, MetricsObserver};
 
 /// How the doors behave.
@@ -30,6 +31,8 @@ pub struct App<S> {
     pub(crate) counts: Counts,
     pub(crate) metrics: Option<MetricsHandle>,
     pub(crate) active: AtomicUsize,
+    /// The memory of what is still coming in.
+    pub(crate) inbound: Arc<Budget>,
     connections: AtomicU64,
     /// Who is connected, by device. The lock is held for one insertion or removal.
     devices: Mutex<HashMap<(TenantNo, DeviceNo), Seat>>,
@@ -64,6 +67,7 @@ impl<S: Store> App<S> {
         metrics: Option<MetricsHandle>,
     ) -> Self {
         Self {
+            inbound: Budget::new(engine.limits().inbound_bytes),
             engine,
             auth,
             clock,

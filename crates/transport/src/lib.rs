@@ -7,6 +7,7 @@
 
 mod app;
 mod auth;
+mod budget;
 mod handlers;
 mod listener;
 mod observe;

@@ -10,7 +10,8 @@ use driftline_engine::{
 };
 use driftline_model::Limits;
 use driftline_protocol::{
-    ErrorCode, Fault, Problem, ResyncReason, ResyncRequired, SyncRequest, decode, encode_sync_answer, to_json,
+    Encoding, ErrorCode, Fault, Problem, ResyncReason, ResyncRequired, SyncRequest, decode,
+    encode_sync_answer, to_json,
 };
 
 use super::device::Account;
@@ -150,7 +151,7 @@ impl<S: Store> Server<S> {
 
     /// Answers a request to the HTTP door.
     pub(super) fn post(&self, account: &Account, body: &str, now_ms: u64) -> Result<(u16, String)> {
-        let request = match SyncRequest::decode(body.as_bytes(), &self.limits) {
+        let request = match SyncRequest::decode(Encoding::Json, body.as_bytes(), &self.limits) {
             Ok(request) => request,
             Err(fault) => return Ok(problem(&fault, None)),
         };
@@ -193,7 +194,7 @@ impl<S: Store> Server<S> {
                 break;
             }
             let Some(text) = connection.inbox.pop_front() else { break };
-            connection.session.handle_message(decode(text.as_bytes(), limits), now_ms);
+            connection.session.handle_message(decode(Encoding::Json, text.as_bytes(), limits), now_ms);
         }
         if closed {
             connections.remove(&number);

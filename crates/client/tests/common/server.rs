@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
 use driftline_model::{Hlc, Limits, RecordId, Seq};
-use driftline_protocol::{Inbound, Item, ItemOp, Range, decode, row_sum};
+use driftline_protocol::{Encoding, Inbound, Item, ItemOp, Range, decode, row_sum};
 
 use crate::common::{SYNC_ID, ack, note, page, page_with_sums, row};
 
@@ -108,7 +108,7 @@ impl Server {
     pub fn receive(&mut self, device: usize) {
         let Some(connection) = &mut self.connections[device] else { return };
         let Some(text) = connection.up.pop_front() else { return };
-        let message = decode(text.as_bytes(), &Limits::default()).unwrap();
+        let message = decode(Encoding::Json, text.as_bytes(), &Limits::default()).unwrap();
         let reply_to = message.id.unwrap_or_default();
         match message.body {
             Inbound::StartSync(start) => {

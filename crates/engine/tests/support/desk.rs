@@ -8,7 +8,7 @@ use driftline_engine::{
     Catalogue, Close, Done, Engine, Hub, Identity, NullObserver, Output, Session, Store, Subscription, Work,
 };
 use driftline_model::{DeviceId, Limits, TenantId, UserId};
-use driftline_protocol::{Document, ServerMessage, decode};
+use driftline_protocol::{Document, Encoding, ServerMessage, decode};
 use driftline_storage::MemoryStore;
 use driftline_testkit::{Author, Draft, FixedClock, SeededRandom, World, block_on};
 
@@ -134,7 +134,7 @@ impl Desk<'_> {
 
     /// Feeds a text frame.
     pub(crate) fn feed(&mut self, frame: &str) {
-        let message = decode(frame.as_bytes(), &self.office.limits);
+        let message = decode(Encoding::Json, frame.as_bytes(), &self.office.limits);
         self.session.handle_message(message, self.now_ms);
         self.poll();
     }

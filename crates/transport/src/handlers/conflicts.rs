@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 use axum::http::{Response, StatusCode};
 use driftline_engine::{ConflictPlace, ConflictQuery, ConflictRow, Store, conflict_doc};
 use driftline_model::{ConflictId, DeviceId, KindName, RecordId};
-use driftline_protocol::{ErrorCode, Fault, ListDoc, ResolveConflict, ResolvePost, to_json};
+use driftline_protocol::{Encoding, ErrorCode, Fault, ListDoc, ResolveConflict, ResolvePost, to_json};
 
 use super::{Asked, cursor_of};
 use crate::app::App;
@@ -71,7 +71,8 @@ pub(super) async fn resolve<S: Store>(
     let conflict_id = conflict_id(asked)?;
     require_json(&parts.headers)?;
     let body = read_body(app, body).await?;
-    let ResolvePost { resolution, fields, version } = ResolvePost::decode(&body, app.engine.limits())?;
+    let ResolvePost { resolution, fields, version } =
+        ResolvePost::decode(Encoding::Json, &body, app.engine.limits())?;
     let request = ResolveConflict { conflict_id, resolution, fields, version };
     let resolved = app.engine.resolve(&asked.identity, request, app.now_ms(), asked.correlation).await?;
     Ok(json(StatusCode::OK, to_json(&resolved)))

@@ -4,7 +4,9 @@ use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{Response, StatusCode};
 use driftline_engine::Store;
-use driftline_protocol::{Envelope, ErrorCode, Fault, FieldError, ListDoc, PolicyDoc, PolicyView, to_json};
+use driftline_protocol::{
+    Encoding, Envelope, ErrorCode, Fault, FieldError, ListDoc, PolicyDoc, PolicyView, to_json,
+};
 
 use super::Asked;
 use crate::app::App;
@@ -35,7 +37,7 @@ pub(super) async fn set<S: Store>(
     require_json(&parts.headers)?;
     let body = read_body(app, body).await?;
     // The envelope's rules for whole messages hold here too: UTF-8, depth, an object.
-    Envelope::parse(&body, app.engine.limits())?;
+    Envelope::parse(Encoding::Json, &body, app.engine.limits())?;
     let text = String::from_utf8_lossy(&body);
     let doc = PolicyDoc::parse(&text).map_err(|reason| {
         let mut fault = Fault::new(ErrorCode::ValidationError, reason.clone());

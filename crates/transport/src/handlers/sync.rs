@@ -8,7 +8,8 @@ use axum::http::{Response, StatusCode};
 use driftline_engine::Store;
 use driftline_model::KindName;
 use driftline_protocol::{
-    ErrorCode, Fault, RequestServerData, ServerData, SyncRequest, encode_changes_answer, encode_sync_answer,
+    Encoding, ErrorCode, Fault, RequestServerData, ServerData, SyncRequest, encode_changes_answer,
+    encode_sync_answer,
 };
 use futures_util::StreamExt as _;
 
@@ -29,7 +30,7 @@ pub(super) async fn sync<S: Store>(
 ) -> Result<Response<Body>, Refusal> {
     require_json(&parts.headers)?;
     let body = read_body(app, body).await?;
-    let request = SyncRequest::decode(&body, app.engine.limits())?;
+    let request = SyncRequest::decode(Encoding::Json, &body, app.engine.limits())?;
     let device = device(&claims, pairs.get("device_id"), request.device_id.as_deref())?;
     let device = device.ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "a sync needs a device_id"))?;
     let identity = identity(app, claims, Some(device)).await?;

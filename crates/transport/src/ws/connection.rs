@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use driftline_engine::{Done, Identity, Output, Session, Store, Subscription};
 use driftline_model::DeviceId;
-use driftline_protocol::{ErrorCode, ErrorMessage, Fault, Head, Message, Outbound, decode};
+use driftline_protocol::{Encoding, ErrorCode, ErrorMessage, Fault, Head, Message, Outbound, decode};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesOrdered};
 use futures_util::{Stream, StreamExt as _};
@@ -322,7 +322,7 @@ impl<S: Store> Link<S> {
             Incoming::Text(frame) => {
                 self.app.counts.messages_in.increment(1);
                 self.app.counts.bytes_in.increment(frame.len() as u64);
-                let message = decode(&frame, self.app.engine.limits());
+                let message = decode(Encoding::Json, &frame, self.app.engine.limits());
                 self.log(&message, frame.len());
                 self.session.handle_message(message, now_ms);
                 None
