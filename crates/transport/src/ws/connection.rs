@@ -82,10 +82,11 @@ where
         Err(fault) => return turn_away(&app, read, write, &fault, &connection_id).await,
     };
     let now_ms = app.now_ms();
-    let limits = app.engine.limits().clone();
+    let limits = Arc::clone(app.engine.limits());
     let bytes_max = limits.message_bytes;
-    let session =
-        Session::new(Arc::clone(&identity), limits, &head, connection_id.clone(), app.random_u128(), now_ms);
+    let meter = app.engine.meter(&identity.tenant_id, &identity.user, now_ms);
+    let (id, id_seed) = (connection_id.clone(), app.random_u128());
+    let session = Session::new(Arc::clone(&identity), limits, meter, &head, id, id_seed, now_ms);
     let seat = identity.device.as_ref().map(|(device, _)| (identity.tenant, *device));
     let replaced = seat.map(|(tenant, device)| app.seat(tenant, device, number));
     tracing::info!(connection = %connection_id, tenant = %identity.tenant_id, "connected");
