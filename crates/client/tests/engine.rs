@@ -113,7 +113,9 @@ impl Phone {
         let head = block_on(office.engine.head(&identity)).unwrap();
         let inbox = office.engine.subscribe(&identity);
         let (shared, now_ms) = (Arc::new(identity.clone()), office.clock.now_ms());
-        let session = Session::new(shared, Limits::default(), &head, "c".into(), 7 << 64, now_ms);
+        let limits = Arc::clone(office.engine.limits());
+        let meter = office.engine.meter(&identity.tenant_id, &identity.user, now_ms);
+        let session = Session::new(shared, limits, meter, &head, "c".into(), 7 << 64, now_ms);
         self.replica.handle_connected(SyncId::new("00000000-0000-4000-8000-00000000000a").unwrap());
         self.line = Some(Line { session, identity, inbox });
     }

@@ -67,13 +67,13 @@ where
         Ok(head) => head,
         Err(fault) => return turn_away(&app, read, write, &fault, &connection_id).await,
     };
-    let limits = app.engine.limits().clone();
-    let bytes_max = limits.message_bytes;
+    let limits = Arc::clone(app.engine.limits());
+    let (bytes_max, now_ms) = (limits.message_bytes, app.now_ms());
     let interval = Duration::from_secs(limits.heartbeat_s);
     let mut outbox = Outbox::new(limits.outbound_bytes + limits.page_bytes);
-    let seed = app.random_u128();
-    let session =
-        Session::new(Arc::clone(&identity), limits, &head, connection_id.clone(), seed, app.now_ms());
+    let meter = app.engine.meter(&identity.tenant_id, &identity.user, now_ms);
+    let (id, id_seed) = (connection_id.clone(), app.random_u128());
+    let session = Session::new(Arc::clone(&identity), limits, meter, &head, id, id_seed, now_ms);
     let seat = identity.device.as_ref().map(|(device, _)| (identity.tenant, *device));
     let replaced = seat.map(|(tenant, device)| app.seat(tenant, device, number)).unwrap_or_default();
     tracing::info!(connection = %connection_id, tenant = %identity.tenant_id, "connected");
