@@ -3,6 +3,7 @@
 mod commands;
 mod config;
 mod key;
+mod limits;
 mod run;
 
 use std::io::IsTerminal as _;
