@@ -28,9 +28,9 @@ fn read_everywhere(bytes: &[u8]) {
     let limits = Limits::default();
     let _ = decode(Encoding::Json, bytes, &limits);
     let _ = SyncRequest::decode(Encoding::Json, bytes, &limits);
-    let _ = ServerMessage::decode(bytes);
-    let _ = SyncAnswer::decode(bytes);
-    let _ = Problem::decode(bytes);
+    let _ = ServerMessage::decode(Encoding::Json, bytes);
+    let _ = SyncAnswer::decode(Encoding::Json, bytes);
+    let _ = Problem::decode(Encoding::Json, bytes);
     let _ = ResolvePost::decode(Encoding::Json, bytes, &limits);
     let _ = serde_json::from_slice::<ConflictDoc>(bytes);
     let _ = serde_json::from_slice::<ConflictResolved>(bytes);

@@ -33,7 +33,7 @@ impl Frame {
     }
 
     pub(crate) fn message(&self) -> ServerMessage {
-        ServerMessage::decode(self.text.as_bytes()).expect("a message of the protocol")
+        ServerMessage::decode(Encoding::Json, self.text.as_bytes()).expect("a message of the protocol")
     }
 
     pub(crate) fn error_code(&self) -> Option<String> {

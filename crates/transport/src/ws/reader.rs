@@ -9,6 +9,8 @@ use bytes::Bytes;
 use fastwebsockets::{OpCode, Role, WebSocketError, WebSocketRead};
 use tokio::io::{AsyncRead, AsyncReadExt as _, Chain, ReadBuf, Sink};
 
+use super::pump::Message;
+
 /// The read half, behind the first bytes of a message.
 type Source<R> = Chain<Cursor<Bytes>, Lent<R>>;
 
@@ -68,8 +70,7 @@ fn frame_bytes(payload: usize) -> u64 {
 /// What came from the client.
 #[derive(Debug)]
 pub(super) enum Incoming {
-    Text(Vec<u8>),
-    Binary,
+    Message(Message),
     Ping(Vec<u8>),
     Pong,
     /// The client closes, with this code if it gave one.
@@ -176,8 +177,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             OpCode::Pong => Some(Incoming::Pong),
             OpCode::Close => Some(close(&payload)),
             OpCode::Text | OpCode::Binary if self.open.is_some() => Some(Incoming::Broken(1002)),
-            OpCode::Text if fin => Some(Incoming::Text(payload)),
-            OpCode::Binary if fin => Some(Incoming::Binary),
+            OpCode::Text if fin => Some(Incoming::Message(Message::Text(payload))),
+            OpCode::Binary if fin => Some(Incoming::Message(Message::Binary(payload))),
             OpCode::Text | OpCode::Binary => {
                 self.open = Some(opcode);
                 self.fragments = 0;
@@ -197,8 +198,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 // The library checks the text of whole messages only, for a character may lie across two parts.
                 Some(match opcode {
                     OpCode::Text if std::str::from_utf8(&message).is_err() => Incoming::Broken(1007),
-                    OpCode::Text => Incoming::Text(message),
-                    _ => Incoming::Binary,
+                    OpCode::Text => Incoming::Message(Message::Text(message)),
+                    _ => Incoming::Message(Message::Binary(message)),
                 })
             }
         }
