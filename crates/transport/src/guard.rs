@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use driftline_model::Limits;
+use futures_util::task::AtomicWaker;
 use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -37,17 +38,21 @@ impl Times {
 
 /// Whose turn it is: even while the peer is to send a request, odd while one is being answered.
 #[derive(Debug, Default)]
-pub(crate) struct Turns(AtomicU32);
+pub(crate) struct Turns {
+    count: AtomicU32,
+    /// The connection, which may have looked for the next request before the turn came back.
+    connection: AtomicWaker,
+}
 
 impl Turns {
     /// Begins to answer; the peer's turn comes back when the answer is dropped.
     pub(crate) fn answer(self: &Arc<Self>) -> Turn {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
         Turn(Arc::clone(self))
     }
 
     fn now(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        self.count.load(Ordering::Relaxed)
     }
 }
 
@@ -57,7 +62,8 @@ pub(crate) struct Turn(Arc<Turns>);
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.0.fetch_add(1, Ordering::Relaxed);
+        self.0.count.fetch_add(1, Ordering::Relaxed);
+        self.0.connection.wake();
     }
 }
 
@@ -182,7 +188,11 @@ impl Guard {
     }
 
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.timed() || self.timer.as_mut().poll(context).is_pending() {
+        if !self.timed() {
+            self.turns.connection.register(context.waker());
+            return Poll::Pending;
+        }
+        if self.timer.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }
         self.end = if self.begun { End::Late } else { End::Silent };
