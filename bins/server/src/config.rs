@@ -13,6 +13,8 @@ use driftline_transport::names_groups;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::limits::LimitsConfig;
+
 /// The whole file; unknown keys are refused.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -47,24 +49,6 @@ pub(crate) struct Server {
 pub(crate) struct Auth {
     /// The secret that signs tokens (HS256), at least 16 bytes.
     pub(crate) secret: Option<String>,
-}
-
-/// `[limits]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LimitsConfig {
-    batch_items: Option<usize>,
-    message_bytes: Option<usize>,
-    record_bytes: Option<usize>,
-    page_rows: Option<usize>,
-    page_bytes: Option<usize>,
-    outbound_bytes: Option<usize>,
-    connections: Option<usize>,
-    header_ms: Option<u64>,
-    body_frame_ms: Option<u64>,
-    heartbeat_s: Option<u64>,
-    skew_ms_max: Option<u64>,
-    session_s: Option<u64>,
 }
 
 /// `[[kind]]`
@@ -137,34 +121,9 @@ impl Config {
     /// Returns the limits: those that the file sets, else the defaults.
     ///
     /// # Errors
-    /// A limit of zero.
+    /// A limit of zero, and a rate of what is no type of message.
     pub fn limits(&self) -> anyhow::Result<Limits> {
-        let mut limits = Limits::default();
-        macro_rules! take {
-            ($($name:ident),+) => {
-                $(if let Some(value) = self.limits.$name {
-                    if value == 0 {
-                        bail!("limits.{} must be at least 1", stringify!($name));
-                    }
-                    limits.$name = value;
-                })+
-            };
-        }
-        take!(
-            batch_items,
-            message_bytes,
-            record_bytes,
-            page_rows,
-            page_bytes,
-            outbound_bytes,
-            connections,
-            header_ms,
-            body_frame_ms,
-            heartbeat_s,
-            skew_ms_max,
-            session_s
-        );
-        Ok(limits)
+        self.limits.limits()
     }
 
     /// Tells whether [`Config::catalogue`] reads files: whether the schema of a kind lies in one.
@@ -388,7 +347,6 @@ mod tests {
     fn what_is_wrong_in_a_file_is_named() {
         let table = [
             ("[server]\nlissten = \"x\"", "lissten"),
-            ("[limits]\nbatch_items = 0", "batch_items"),
             ("[[kind]]\nname = \"a b\"", "a b"),
             ("[[kind]]\nname = \"a\"\nscope = \"planet\"", "planet"),
             ("[[kind]]\nname = \"a\"\nstrategy = \"best\"", "best"),

@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod config;
 mod key;
+mod limits;
 mod run;
 
 pub use cli::main;

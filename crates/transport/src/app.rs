@@ -17,7 +17,7 @@ use crate::observe::{Counts, MetricsHandle, MetricsObserver};
 pub struct Settings {
     /// Origins of pages that may connect, beside pages of the same host.
     pub origins: Vec<String>,
-    /// Whether admission is unlimited, for measuring.
+    /// Whether rates and admission are lifted, for measuring.
     pub unlimited: bool,
 }
 
@@ -66,6 +66,7 @@ impl<S: Store> App<S> {
         settings: Settings,
         metrics: Option<MetricsHandle>,
     ) -> Self {
+        let engine = if settings.unlimited { engine.lift_limits() } else { engine };
         Self {
             inbound: Budget::new(engine.limits().inbound_bytes),
             engine,

@@ -173,6 +173,10 @@ impl<S: Store> Speaker for Link<S> {
         }
     }
 
+    fn ping(&mut self) -> bool {
+        self.session.handle_control(self.app.now_ms())
+    }
+
     fn message(&mut self, message: Message, outbox: &mut Outbox) {
         let Message::Text(frame) = message else {
             return outbox.close(1003, "this connection speaks JSON in text frames");

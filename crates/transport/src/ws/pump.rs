@@ -29,6 +29,9 @@ pub(super) trait Speaker: Send {
     /// Takes what happened.
     fn handle(&mut self, event: Self::Event);
 
+    /// Hears a ping; tells whether it is to be answered.
+    fn ping(&mut self) -> bool;
+
     /// Takes a whole message.
     fn message(&mut self, message: Message, outbox: &mut Outbox);
 
@@ -129,7 +132,11 @@ async fn step<W: AsyncWrite + Unpin, P: Speaker>(
 fn take<P: Speaker>(incoming: Incoming, speaker: &mut P, outbox: &mut Outbox) {
     match incoming {
         Incoming::Message(message) => speaker.message(message, outbox),
-        Incoming::Ping(payload) => send(Opcode::Pong, &payload, speaker, outbox),
+        Incoming::Ping(payload) => {
+            if speaker.ping() {
+                send(Opcode::Pong, &payload, speaker, outbox);
+            }
+        }
         Incoming::Pong => {}
         Incoming::Close(Some(code)) => outbox.close(code, ""),
         Incoming::Close(None) => outbox.close_wordless(),
