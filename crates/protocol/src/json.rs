@@ -386,7 +386,12 @@ impl<'d> Node<'d> {
             // The digits are not kept; any integer that is out of range says the same.
             Raw::HugeInt => write_number(out, u64::MAX),
             Raw::Float(float) if float.is_finite() => {
+                let start = out.len();
                 out.push_str(ryu_js::Buffer::new().format_finite(float));
+                // A float stays one: an integer is taken where `1.0` is refused.
+                if !out[start..].contains(['.', 'e']) {
+                    out.push_str(".0");
+                }
             }
             Raw::Float(_) => out.push_str("1e999"),
             Raw::Str { .. } => write_json_string(out, &self.as_str().unwrap_or_default()),
