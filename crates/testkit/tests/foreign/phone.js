@@ -25,6 +25,7 @@ class Phone {
     this.socket = new WebSocket(`${url}?${query}`, protocols, { headers });
     this.socket.on("message", (frame, binary) => this.take(this.unpack(frame, binary)));
     this.closed = new Promise((resolve) => this.socket.on("close", resolve));
+    this.closed.then((code) => this.take({ type: "closed", code }));
     this.pinged = new Promise((resolve) => this.socket.on("ping", resolve));
     this.socket.on("open", () => {
       assert.strictEqual(this.socket.protocol, form);
