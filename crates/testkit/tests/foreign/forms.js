@@ -34,7 +34,7 @@ async function sync(form) {
     const phone = await connect(form, "carrier", carrier).start();
     await phone.close();
   }
-  const phone = await connect(form, "ada").start();
+  const phone = await connect(form, `ada-${FORMS.indexOf(form)}`).start();
   const record = `${form}-${RUN}`.replaceAll(/[^a-z0-9-]/g, "-");
   const item = (n, fields) =>
     ({ op_id: randomUUID(), n, kind: "ticket", id: `${record}-${n}`, op: "create", fields });
@@ -72,7 +72,7 @@ async function mistakes(phone) {
 
 async function ends(form, phone) {
   // The same device again: the newest connection wins.
-  const second = await connect(form, "ada").start();
+  const second = await connect(form, `ada-${FORMS.indexOf(form)}`).start();
   assert.strictEqual((await phone.receive("error")).code, "REPLACED");
   assert.strictEqual(await phone.closed, 4510);
   await second.close();

@@ -48,7 +48,7 @@ def close_code(phone):
 def sync(form):
     for carrier in ("query", "header", "subprotocol"):
         connect(form, "carrier", carrier).start().close()
-    phone = connect(form, "ada").start()
+    phone = connect(form, f"ada-{FORMS.index(form)}").start()
     record = f"{form}-{RUN}".replace(".", "-").replace("+", "-")
 
     def item(n, fields):
@@ -86,7 +86,7 @@ def mistakes(phone):
 
 def ends(form, phone):
     # The same device again: the newest connection wins.
-    second = connect(form, "ada").start()
+    second = connect(form, f"ada-{FORMS.index(form)}").start()
     assert phone.receive("error")["code"] == "REPLACED"
     assert close_code(phone) == 4510
     second.close()
