@@ -43,6 +43,7 @@ async function sync(form) {
   assert.deepStrictEqual([ack.of, ack.status, ack.synced], ["sync_data", "ok", 2]);
   const stored = (await phone.pull()).find((change) => change.id === `${record}-1`);
   assert.deepStrictEqual(stored.fields, FIELDS);
+  assert.strictEqual(phone.packed, phone.deflate);
   const pong = await phone.ask({ type: "ping", timestamp: 123 }, "pong");
   assert.strictEqual(pong.timestamp, 123);
   return phone;

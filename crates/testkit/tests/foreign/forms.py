@@ -59,7 +59,7 @@ def sync(form):
     ack = phone.ask({"type": "sync_data", "sync_id": phone.sync_id, "payload": payload}, "ack")
     assert (ack["of"], ack["status"], ack["synced"]) == ("sync_data", "ok", 2), ack
     stored = {change["id"]: change["fields"] for change in phone.pull()}
-    assert stored[f"{record}-1"] == FIELDS, stored
+    assert stored[f"{record}-1"] == FIELDS and phone.packed == phone.deflate, stored
     assert phone.ask({"type": "ping", "timestamp": 123}, "pong")["timestamp"] == 123
     return phone
 
