@@ -113,6 +113,13 @@ impl<'a> Document<'a> {
         self.text.len()
     }
 
+    /// Returns how many bytes of memory the document holds beside those that it was parsed from.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        let text = if let Cow::Owned(text) = &self.text { text.capacity() } else { 0 };
+        text + self.nodes.capacity() * size_of::<Raw>()
+    }
+
     /// Returns the outermost value.
     #[must_use]
     pub fn root(&self) -> Node<'_> {
