@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use axum::Router;
 use driftline_engine::Store;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use thiserror::Error;
@@ -16,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::app::{App, drained};
+use crate::rate::Peer;
 use crate::routes::router;
 
 /// Why a listener ended.
@@ -103,7 +106,13 @@ fn admit<S: Store>(stream: TcpStream, app: &Arc<App<S>>, router: &Router, connec
         .header_read_timeout(Duration::from_millis(limits.header_ms))
         .max_buf_size(limits.header_bytes.max(8 << 10))
         .max_headers(64);
-    let service = TowerToHyperService::new(router.clone());
+    let (router, peer) = (TowerToHyperService::new(router.clone()), stream.peer_addr().map(Peer));
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        if let Ok(peer) = &peer {
+            request.extensions_mut().insert(*peer);
+        }
+        router.call(request)
+    });
     let mut draining = app.draining();
     connections.spawn(async move {
         let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();

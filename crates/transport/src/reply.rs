@@ -84,10 +84,16 @@ pub(crate) fn problem(refusal: &Refusal, correlation: &str) -> Response<Body> {
         response.headers_mut().insert("x-correlation-id", correlation);
     }
     if code.is_retryable() {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after(&refusal.fault));
     }
     if code == ErrorCode::Unauthorized {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
+}
+
+/// Whole seconds until the same may be sent again, rounded up.
+fn retry_after(fault: &Fault) -> HeaderValue {
+    let wait_ms = fault.throttle.as_ref().map_or(1000, |throttle| throttle.retry_after_ms);
+    HeaderValue::from(wait_ms.div_ceil(1000).max(1))
 }

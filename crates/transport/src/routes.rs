@@ -13,6 +13,7 @@ use driftline_protocol::{ErrorCode, Fault};
 
 use crate::app::App;
 use crate::handlers;
+use crate::rate::within_rates;
 use crate::reply::{Refusal, problem};
 use crate::request::correlation;
 use crate::ws;
@@ -137,7 +138,13 @@ pub fn router<S: Store>(app: Arc<App<S>>) -> Router {
                             names: Result<Path<Names>, PathRejection>,
                             request: Request| async move {
             match names {
-                Ok(Path(names)) => answer(app, *route, names, request).await,
+                Ok(Path(names)) if route.access == Access::Public => {
+                    answer(app, *route, names, request).await
+                }
+                Ok(Path(names)) => {
+                    let door = Arc::clone(&app);
+                    within_rates(app, request, |request| answer(door, *route, names, request)).await
+                }
                 // A name that is not UTF-8 names nothing.
                 Err(_) => not_found(State(app), request).await,
             }

@@ -17,6 +17,7 @@ use driftline_model::{KindName, RecordId};
 use driftline_protocol::{ErrorCode, Fault};
 
 use crate::app::App;
+use crate::rate;
 use crate::reply::Refusal;
 use crate::request::{Pairs, claims, device, identity};
 use crate::routes::{Access, Names, Route, RouteId};
@@ -91,6 +92,7 @@ pub(crate) async fn handle<S: Store>(
     let (parts, body) = request.into_parts();
     let pairs = Pairs::of(&parts);
     let claims = claims(app, &parts.headers, &pairs)?;
+    rate::admit(app, &parts.extensions, &claims, route.id == RouteId::Sync)?;
     if route.access == Access::Admin && !claims.roles.iter().any(|role| **role == *"admin") {
         return Err(Fault::new(ErrorCode::Forbidden, "the role admin is needed").into());
     }

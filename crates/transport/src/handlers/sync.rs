@@ -16,6 +16,7 @@ use futures_util::StreamExt as _;
 use super::Asked;
 use crate::app::{App, drained};
 use crate::auth::Claims;
+use crate::rate;
 use crate::reply::{Refusal, json};
 use crate::request::{Pairs, device, identity, invalid, read_body, require_json};
 
@@ -31,6 +32,9 @@ pub(super) async fn sync<S: Store>(
     require_json(&parts.headers)?;
     let body = read_body(app, body).await?;
     let request = SyncRequest::decode(Encoding::Json, &body, app.engine.limits())?;
+    if !request.push.items.is_empty() {
+        rate::admit_batch(app, &claims)?;
+    }
     let device = device(&claims, pairs.get("device_id"), request.device_id.as_deref())?;
     let device = device.ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "a sync needs a device_id"))?;
     let identity = identity(app, claims, Some(device)).await?;

@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use driftline_engine::Store;
+use driftline_engine::{Connected, Store};
 use driftline_model::DeviceId;
 use driftline_protocol::{ErrorCode, Fault};
 use sha1::{Digest as _, Sha1};
@@ -16,6 +16,7 @@ use super::connection::{self, Entrance};
 use crate::app::App;
 use crate::auth::{AuthError, Claims};
 use crate::listener::Active;
+use crate::rate;
 use crate::reply::{Refusal, problem};
 use crate::request::{Pairs, device, token, unauthorized};
 
@@ -29,6 +30,10 @@ pub(crate) fn upgrade<S: Store>(app: Arc<App<S>>, mut request: Request, correlat
         Err(refusal) => return refused(&refusal, correlation),
     };
     let entrance = entrance(&app, &request, checked.bearer.as_deref());
+    let place = match admit_user(&app, &request, &entrance) {
+        Ok(place) => place,
+        Err(fault) => return problem(&Refusal::from(fault), correlation),
+    };
     let upgraded = hyper::upgrade::on(&mut request);
     let Some(alive) = app.alive() else {
         let fault = Fault::new(ErrorCode::ServerDraining, "the server shuts down");
@@ -37,7 +42,7 @@ pub(crate) fn upgrade<S: Store>(app: Arc<App<S>>, mut request: Request, correlat
     let active = checked.active;
     tokio::spawn(async move {
         connection::run(app, upgraded, entrance).await;
-        drop(active);
+        drop((active, place));
         drop(alive);
     });
     let mut response = Response::new(Body::empty());
@@ -50,6 +55,27 @@ pub(crate) fn upgrade<S: Store>(app: Arc<App<S>>, mut request: Request, correlat
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
     response
+}
+
+/// Counts the request and the connection on the user who enters, and failures on their address. What is one too many is
+/// refused before the upgrade.
+fn admit_user<S: Store>(
+    app: &App<S>,
+    request: &Request,
+    entrance: &Entrance,
+) -> Result<Option<Connected>, Fault> {
+    match entrance {
+        Ok((claims, _)) => {
+            rate::admit(app, request.extensions(), claims, false)?;
+            rate::connect(app, claims).map(Some)
+        }
+        Err(fault) => {
+            if fault.code == ErrorCode::Unauthorized {
+                rate::failed(app, request.extensions());
+            }
+            Ok(None)
+        }
+    }
 }
 
 /// Answers a handshake that is refused; RFC 6455 §4.2.2 wants the version that would do to be named.
