@@ -396,7 +396,14 @@ impl<'d> Node<'d> {
             Raw::Int(int) => write_integer(out, int),
             // The digits are not kept; any number that is out of range says the same.
             Raw::Huge => write_number(out, u64::MAX),
-            Raw::Float(float) => out.push_str(ryu_js::Buffer::new().format_finite(float)),
+            Raw::Float(float) => {
+                let start = out.len();
+                out.push_str(ryu_js::Buffer::new().format_finite(float));
+                // A float stays one: an integer is taken where `1.0` is refused.
+                if !out[start..].contains(['.', 'e']) {
+                    out.push_str(".0");
+                }
+            }
             Raw::Str { .. } => write_json_string(out, &self.as_str().unwrap_or_default()),
             Raw::Array { .. } => {
                 out.push('[');
