@@ -13,7 +13,8 @@ use driftline_protocol::{Fault, Throttle, ThrottleScope};
 
 use crate::app::App;
 use crate::auth::Claims;
-use crate::reply::{Refusal, problem};
+use crate::negotiate::Wishes;
+use crate::reply::refused;
 use crate::request::correlation;
 
 /// The type whose rate batches over HTTP share with those of the socket.
@@ -48,8 +49,8 @@ pub(crate) async fn within_rates<S: Store, F: Future<Output = Response<Body>>>(
     if wait_ms > 0 {
         let limit = format!("failed authentications: {}", app.failed.rate());
         let throttle = Throttle { retry_after_ms: wait_ms, limit, scope: ThrottleScope::Address };
-        let correlation = correlation(&app, request.headers());
-        return problem(&Refusal::from(Fault::throttled(throttle)), &correlation);
+        let (correlation, wishes) = (correlation(&app, request.headers()), Wishes::of(request.headers()));
+        return refused(Fault::throttled(throttle).into(), &correlation).respond(wishes).await;
     }
     let slot = Slot::default();
     request.extensions_mut().insert(slot.clone());
