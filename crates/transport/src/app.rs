@@ -20,6 +20,8 @@ pub struct Settings {
     pub origins: Vec<String>,
     /// Whether rates and admission are lifted, for measuring.
     pub unlimited: bool,
+    /// Whether `/ws/echo` is there, for development.
+    pub echo: bool,
 }
 
 /// A server: the engine behind its doors.
