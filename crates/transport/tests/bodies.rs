@@ -87,7 +87,7 @@ fn asked(route: &Route) -> (String, Option<Value>) {
 
 async fn filled() -> Harness {
     let harness = start(Setup::default()).await;
-    let text = "long enough to be compressed ".repeat(50);
+    let text = "long enough to be compressed ".repeat(100);
     let items: Vec<_> =
         (1..=5).map(|n| create(n, "note", &format!("n-{n}"), &json!({"text": text, "n": n}))).collect();
     harness.push("w", &items).await;
@@ -255,7 +255,7 @@ fn memory(field: &str) -> u64 {
 fn bomb(coding: &str) -> Vec<u8> {
     let zeros = vec![0; 1 << 20];
     if coding == "gzip" {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(1));
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
         (0..1024).for_each(|_| encoder.write_all(&zeros).expect("memory takes it"));
         return encoder.finish().expect("memory takes it");
     }
