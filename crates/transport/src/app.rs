@@ -19,6 +19,8 @@ pub struct Settings {
     pub origins: Vec<String>,
     /// Whether admission is unlimited, for measuring.
     pub unlimited: bool,
+    /// Whether `/ws/echo` is there, for development.
+    pub echo: bool,
 }
 
 /// A server: the engine behind its doors.

@@ -45,6 +45,8 @@ pub enum Door {
 pub enum RouteId {
     /// The sync socket.
     SyncSocket,
+    /// The echo of frames, in development only.
+    EchoSocket,
     /// Push and pull in one request.
     Sync,
     /// Pull.
@@ -101,6 +103,7 @@ const fn route(id: RouteId, method: &'static str, path: &'static str, access: Ac
 /// Every route.
 pub const ROUTES: &[Route] = &[
     route(RouteId::SyncSocket, "GET", "/ws/mobile/sync", Access::Device, Door::Socket),
+    route(RouteId::EchoSocket, "GET", "/ws/echo", Access::Public, Door::Socket),
     route(RouteId::Sync, "POST", "/api/v1/sync", Access::Device, Door::Http),
     route(RouteId::Changes, "GET", "/api/v1/changes", Access::User, Door::Http),
     route(RouteId::Records, "GET", "/api/v1/records/{kind}", Access::User, Door::Http),
@@ -128,10 +131,11 @@ pub const ROUTES: &[Route] = &[
 /// The names in a path.
 pub(crate) type Names = Vec<(String, String)>;
 
-/// Makes the router of [`ROUTES`].
+/// Makes the router of [`ROUTES`]; without [`Settings::echo`](crate::Settings::echo) there is no echo.
 pub fn router<S: Store>(app: Arc<App<S>>) -> Router {
     let mut router = Router::new();
-    for route in ROUTES {
+    let echo = app.settings.echo;
+    for route in ROUTES.iter().filter(|route| echo || route.id != RouteId::EchoSocket) {
         let filter = filter(route.method);
         let handler = move |State(app): State<Arc<App<S>>>,
                             names: Result<Path<Names>, PathRejection>,
@@ -165,7 +169,7 @@ async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request:
         return problem(&Refusal { status: Some(400), ..Refusal::from(fault) }, &correlation);
     }
     let mut response = match route.door {
-        Door::Socket => ws::upgrade(app, request, &correlation),
+        Door::Socket => ws::upgrade(app, route.id, request, &correlation),
         Door::Http => match handlers::handle(&app, route, &names, request, &correlation).await {
             Ok(response) => response,
             Err(refusal) => problem(&refusal, &correlation),

@@ -113,8 +113,11 @@ pub(crate) async fn handle<S: Store>(
         RouteId::Policy => policies::one(app, &asked).await,
         RouteId::SetPolicy => policies::set(app, &asked, &parts, body).await,
         RouteId::RemovePolicy => policies::remove(app, &asked).await,
-        RouteId::SyncSocket | RouteId::Sync | RouteId::Alive | RouteId::Ready | RouteId::Metrics => {
-            Err(missing().into())
-        }
+        RouteId::SyncSocket
+        | RouteId::EchoSocket
+        | RouteId::Sync
+        | RouteId::Alive
+        | RouteId::Ready
+        | RouteId::Metrics => Err(missing().into()),
     }
 }
