@@ -8,8 +8,11 @@
 mod app;
 mod auth;
 mod budget;
+mod coding;
+mod guard;
 mod handlers;
 mod listener;
+mod negotiate;
 mod observe;
 mod reply;
 mod request;

@@ -6,15 +6,16 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{Method, Response, Version, header};
+use axum::http::Response;
 use axum::routing::{MethodFilter, on};
 use driftline_engine::Store;
 use driftline_protocol::{ErrorCode, Fault};
 
 use crate::app::App;
 use crate::handlers;
-use crate::reply::{Refusal, problem};
-use crate::request::correlation;
+use crate::negotiate::Wishes;
+use crate::reply::{Refusal, refused};
+use crate::request::{correlation, require_host};
 use crate::ws;
 
 /// Who may enter a route.
@@ -162,18 +163,18 @@ fn filter(method: &str) -> MethodFilter {
 }
 
 async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request: Request) -> Response<Body> {
-    let correlation = correlation(&app, request.headers());
-    // RFC 9112 §3.2: a request without exactly one Host is answered 400.
-    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-        let fault = Fault::new(ErrorCode::ValidationError, "exactly one Host is needed");
-        return problem(&Refusal { status: Some(400), ..Refusal::from(fault) }, &correlation);
+    let (correlation, wishes) = (correlation(&app, request.headers()), Wishes::of(request.headers()));
+    let (parts, body) = request.into_parts();
+    if let Err(fault) = require_host(&parts) {
+        return refused(no_host(fault), &correlation).respond(wishes).await;
     }
+    let request = Request::from_parts(parts, body);
     let mut response = match route.door {
         Door::Socket => ws::upgrade(app, route.id, request, &correlation),
-        Door::Http => match handlers::handle(&app, route, &names, request, &correlation).await {
-            Ok(response) => response,
-            Err(refusal) => problem(&refusal, &correlation),
-        },
+        Door::Http => {
+            let handled = handlers::handle(&app, route, &names, request, &correlation).await;
+            handled.unwrap_or_else(|refusal| refused(refusal, &correlation)).respond(wishes).await
+        }
     };
     if let Ok(value) = correlation.parse() {
         response.headers_mut().insert("x-correlation-id", value);
@@ -181,17 +182,29 @@ async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request:
     response
 }
 
+/// RFC 9112 §3.2: a request without exactly one Host is answered 400.
+fn no_host(fault: Fault) -> Refusal {
+    Refusal { status: Some(400), ..Refusal::from(fault) }
+}
+
 async fn not_found<S: Store>(State(app): State<Arc<App<S>>>, request: Request) -> Response<Body> {
-    refuse(&app, &request, Fault::new(ErrorCode::NotFound, "there is no such route"))
+    refuse(&app, request, Fault::new(ErrorCode::NotFound, "there is no such route")).await
 }
 
 async fn wrong_method<S: Store>(State(app): State<Arc<App<S>>>, request: Request) -> Response<Body> {
-    let method: &Method = request.method();
-    let fault = Fault::new(ErrorCode::MethodNotAllowed, format!("{method} is not a method of this route"));
-    refuse(&app, &request, fault)
+    let fault = Fault::new(
+        ErrorCode::MethodNotAllowed,
+        format!("{} is not a method of this route", request.method()),
+    );
+    refuse(&app, request, fault).await
 }
 
-fn refuse<S: Store>(app: &App<S>, request: &Request, fault: Fault) -> Response<Body> {
-    let correlation = correlation(app, request.headers());
-    problem(&Refusal::from(fault), &correlation)
+async fn refuse<S: Store>(app: &App<S>, request: Request, fault: Fault) -> Response<Body> {
+    let (parts, _) = request.into_parts();
+    let correlation = correlation(app, &parts.headers);
+    let refusal = match require_host(&parts) {
+        Ok(()) => Refusal::from(fault),
+        Err(fault) => no_host(fault),
+    };
+    refused(refusal, &correlation).respond(Wishes::of(&parts.headers)).await
 }

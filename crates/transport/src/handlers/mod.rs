@@ -7,9 +7,7 @@ mod policies;
 mod records;
 mod sync;
 
-use axum::body::Body;
 use axum::extract::Request;
-use axum::http::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use driftline_engine::{Identity, Store};
@@ -17,7 +15,7 @@ use driftline_model::{KindName, RecordId};
 use driftline_protocol::{ErrorCode, Fault};
 
 use crate::app::App;
-use crate::reply::Refusal;
+use crate::reply::{Answer, Refusal};
 use crate::request::{Pairs, claims, device, identity};
 use crate::routes::{Access, Names, Route, RouteId};
 
@@ -81,7 +79,7 @@ pub(crate) async fn handle<S: Store>(
     names: &Names,
     request: Request,
     correlation: &str,
-) -> Result<Response<Body>, Refusal> {
+) -> Result<Answer, Refusal> {
     match route.id {
         RouteId::Alive => return Ok(health::alive()),
         RouteId::Ready => return Ok(health::ready(app).await),

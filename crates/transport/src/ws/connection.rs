@@ -10,7 +10,6 @@ use driftline_protocol::{ErrorCode, ErrorMessage, Fault, Form, Head, Outbound};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use super::echo::{self, Echo};
 use super::form::{frame_bytes, seal};
@@ -22,6 +21,7 @@ use super::pump::pump;
 use super::reader::Reader;
 use crate::app::App;
 use crate::auth::Claims;
+use crate::guard::Guard;
 use crate::observe::{count_close, count_error};
 use crate::request::identity;
 
@@ -42,10 +42,12 @@ pub(super) async fn run<S: Store>(app: Arc<App<S>>, upgraded: OnUpgrade, form: F
         Ok(upgraded) => upgraded,
         Err(error) => return tracing::debug!(%error, "the upgrade did not happen"),
     };
-    // A plain TCP stream splits without a lock; anything else goes through the general split.
-    match upgraded.downcast::<TokioIo<TcpStream>>() {
+    // A plain TCP stream splits without a lock; anything else goes through the general split. The times of requests
+    // end with the upgrade.
+    match upgraded.downcast::<TokioIo<Guard>>() {
         Ok(parts) => {
-            let (read, write) = parts.io.into_inner().into_split();
+            let Some(stream) = parts.io.into_inner().into_stream() else { return };
+            let (read, write) = stream.into_split();
             Box::pin(Connection::new(app, read, write, form).attend(parts.read_buf, visit)).await;
         }
         Err(upgraded) => {
