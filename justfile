@@ -36,6 +36,10 @@ bench *ARGS:
 load *ARGS:
     cargo run --release --locked -p driftline-bench -- load {{ARGS}}
 
+# Fuzz what reads bytes from outside: `just fuzz`, or `just fuzz config names`.
+fuzz *ARGS:
+    ./scripts/fuzz {{ARGS}}
+
 # What continuous integration runs.
 ci:
     ./.ci/run

@@ -13,10 +13,12 @@ use driftline_transport::names_groups;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::limits::LimitsConfig;
+
 /// The whole file; unknown keys are refused.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Config {
+pub struct Config {
     pub(crate) server: Server,
     pub(crate) auth: Auth,
     limits: LimitsConfig,
@@ -47,24 +49,6 @@ pub(crate) struct Server {
 pub(crate) struct Auth {
     /// The secret that signs tokens (HS256), at least 16 bytes.
     pub(crate) secret: Option<String>,
-}
-
-/// `[limits]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LimitsConfig {
-    batch_items: Option<usize>,
-    message_bytes: Option<usize>,
-    record_bytes: Option<usize>,
-    page_rows: Option<usize>,
-    page_bytes: Option<usize>,
-    outbound_bytes: Option<usize>,
-    connections: Option<usize>,
-    header_ms: Option<u64>,
-    body_frame_ms: Option<u64>,
-    heartbeat_s: Option<u64>,
-    skew_ms_max: Option<u64>,
-    session_s: Option<u64>,
 }
 
 /// `[[kind]]`
@@ -102,6 +86,14 @@ struct Kind {
 }
 
 impl Config {
+    /// Reads a configuration of its text; files that it names are found from the working folder.
+    ///
+    /// # Errors
+    /// The error says what is wrong with the text, and where.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        Ok(toml::from_str(text)?)
+    }
+
     /// Reads the file, or takes the defaults without one; the environment overrides single values.
     pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Self> {
         let mut config = match file {
@@ -109,8 +101,8 @@ impl Config {
             Some(file) => {
                 let text = std::fs::read_to_string(file)
                     .with_context(|| format!("cannot read {}", file.display()))?;
-                let read: Result<Self, _> = toml::from_str(&text);
-                let config = read.with_context(|| format!("{} is not a configuration", file.display()))?;
+                let config = Self::parse(&text)
+                    .with_context(|| format!("{} is not a configuration", file.display()))?;
                 Self { folder: file.parent().map(Path::to_owned).unwrap_or_default(), ..config }
             }
         };
@@ -126,36 +118,26 @@ impl Config {
         Ok(config)
     }
 
-    pub(crate) fn limits(&self) -> anyhow::Result<Limits> {
-        let mut limits = Limits::default();
-        macro_rules! take {
-            ($($name:ident),+) => {
-                $(if let Some(value) = self.limits.$name {
-                    if value == 0 {
-                        bail!("limits.{} must be at least 1", stringify!($name));
-                    }
-                    limits.$name = value;
-                })+
-            };
-        }
-        take!(
-            batch_items,
-            message_bytes,
-            record_bytes,
-            page_rows,
-            page_bytes,
-            outbound_bytes,
-            connections,
-            header_ms,
-            body_frame_ms,
-            heartbeat_s,
-            skew_ms_max,
-            session_s
-        );
-        Ok(limits)
+    /// Returns the limits: those that the file sets, else the defaults.
+    ///
+    /// # Errors
+    /// A limit of zero, and a rate of what is no type of message.
+    pub fn limits(&self) -> anyhow::Result<Limits> {
+        self.limits.limits()
     }
 
-    pub(crate) fn catalogue(&self, allow_undeclared: bool) -> anyhow::Result<Catalogue> {
+    /// Tells whether [`Config::catalogue`] reads files: whether the schema of a kind lies in one.
+    #[must_use]
+    pub fn names_files(&self) -> bool {
+        self.kind.iter().any(|kind| kind.schema_file.is_some())
+    }
+
+    /// Makes the catalogue of the declared kinds. Whether others are accepted is said by the file, else by
+    /// `allow_undeclared`.
+    ///
+    /// # Errors
+    /// The error names the kind, the place in it, and what is wrong.
+    pub fn catalogue(&self, allow_undeclared: bool) -> anyhow::Result<Catalogue> {
         let mut kinds = BTreeMap::new();
         let mut seen = HashSet::new();
         for kind in &self.kind {
@@ -274,7 +256,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> anyhow::Result<Catalogue> {
-        let config: Config = toml::from_str(text)?;
+        let config = Config::parse(text)?;
         config.limits()?;
         config.catalogue(false)
     }
@@ -357,7 +339,7 @@ mod tests {
         let catalogue = read(example).unwrap();
         assert_eq!(catalogue.declared().count(), 4);
         // What is said of defaults is true: without its values the file means the same.
-        let config: Config = toml::from_str(example).unwrap();
+        let config = Config::parse(example).unwrap();
         assert_eq!(config.limits().unwrap(), Limits::default());
     }
 
@@ -365,7 +347,6 @@ mod tests {
     fn what_is_wrong_in_a_file_is_named() {
         let table = [
             ("[server]\nlissten = \"x\"", "lissten"),
-            ("[limits]\nbatch_items = 0", "batch_items"),
             ("[[kind]]\nname = \"a b\"", "a b"),
             ("[[kind]]\nname = \"a\"\nscope = \"planet\"", "planet"),
             ("[[kind]]\nname = \"a\"\nstrategy = \"best\"", "best"),

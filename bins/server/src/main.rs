@@ -1,53 +1,7 @@
-//! The Driftline server: chooses and wires; everything it does is done by the library crates.
+//! `driftline-server`: an offline-first sync and real-time backend.
 
-mod commands;
-mod config;
-mod key;
-mod run;
-
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-
-/// Offline-first sync and real-time backend.
-#[derive(Debug, Parser)]
-#[command(name = "driftline-server", version, about)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run for development: on this machine only, with a token printed; undeclared kinds are accepted.
-    Dev(run::RunArguments),
-    /// Run for others: needs a key in the configuration.
-    Serve(run::RunArguments),
-    /// Print a token for development or scripts.
-    Token(commands::TokenArguments),
-    /// Bring the database to the newest schema.
-    Migrate(commands::MigrateArguments),
-}
-
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("DRIFTLINE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,driftline_server=info"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    let command = Arguments::parse().command.unwrap_or_else(|| Command::Dev(run::RunArguments::default()));
-    let done = match command {
-        Command::Dev(arguments) => run::run(&arguments, run::Mode::Dev),
-        Command::Serve(arguments) => run::run(&arguments, run::Mode::Serve),
-        Command::Token(arguments) => commands::token(&arguments),
-        Command::Migrate(arguments) => commands::migrate(&arguments),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line says what is wrong and where it comes from.
-            eprintln!("driftline-server: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    driftline_server::main()
 }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use driftline_protocol::Fault;
+use driftline_protocol::{Fault, Form};
 use thiserror::Error;
 
 use crate::edit::{Edit, EditError};
@@ -15,6 +15,7 @@ use crate::replica::Replica;
 use crate::session::Link;
 use crate::socket::{Incoming, Outgoing, Socket};
 use crate::system::{SystemClock, SystemRandom, TcpConnector};
+use crate::wire::Unreadable;
 use crate::world::{Clock, Connector, Random, World};
 
 /// How long connecting may take, from the first packet to the server's greeting.
@@ -95,6 +96,12 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
     #[must_use]
     pub fn replica(&self) -> &Replica {
         &self.replica
+    }
+
+    /// Returns the form in which messages travel on this connection: what the server chose of what was offered.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.socket.form
     }
 
     /// Returns the replica, to be changed. What it wants to send goes out when the client is driven.
@@ -237,7 +244,7 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
         while let Ok(room) = self.socket.outgoing.reserve().await {
             let Some(text) = self.replica.poll_transmit() else { return };
             self.sent_ms = now_ms;
-            room.send(Outgoing::Text(text));
+            room.send(Outgoing::Message(text));
         }
     }
 
@@ -262,6 +269,11 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
                     self.lose(Closure { code: None, reason: fault.to_string() });
                     ClientError::Fault(fault)
                 })
+            }
+            Some(Incoming::Unreadable(cause)) => {
+                let _ = self.socket.outgoing.try_send(Outgoing::Close(cause.close_code()));
+                self.lose(Closure { code: None, reason: cause.to_string() });
+                Err(ClientError::Unreadable(cause))
             }
             Some(Incoming::Closed { code, reason }) => {
                 // The answer to a close frame is owed and not waited for.
@@ -325,6 +337,12 @@ pub enum ClientError {
     /// What answered does not speak WebSocket.
     #[error("the peer does not speak WebSocket")]
     NotWebSocket,
+    /// The server chose a form of messages that it was not offered.
+    #[error("the server chose the subprotocol {chosen:?}, which was not offered")]
+    Subprotocol {
+        /// The subprotocol that it named.
+        chosen: String,
+    },
     /// The connection is closed.
     #[error("the connection is closed ({code:?}): {reason}")]
     Closed {
@@ -336,6 +354,9 @@ pub enum ClientError {
     /// The server sent something that is no message of this protocol.
     #[error("the server sent {0}")]
     Fault(#[source] Fault),
+    /// The server sent a message that is not of the agreed form.
+    #[error("the server sent a message that cannot be opened: {0}")]
+    Unreadable(#[source] Unreadable),
     /// It took longer than the caller wanted to wait.
     #[error("not done in time, {queue_len} edits wait")]
     Deadline {

@@ -31,7 +31,8 @@ impl Edit {
         Self::new(kind, id, ItemOp::Create, fields)
     }
 
-    /// Writes fields of a record that exists.
+    /// Writes fields of a record that exists: all of these, also with the value that they have, which says it anew.
+    /// [`View::changes`](crate::View::changes) finds what a user changed of a whole record.
     #[must_use]
     pub fn patch(kind: KindName, id: RecordId, fields: Object) -> Self {
         Self::new(kind, id, ItemOp::Patch, fields)

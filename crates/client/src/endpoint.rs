@@ -1,6 +1,7 @@
 //! Where a server is, and who asks.
 
 use driftline_model::DeviceId;
+use driftline_protocol::{Encoding, Form};
 use thiserror::Error;
 
 /// A server's sync route with the token and the device that use it.
@@ -9,7 +10,16 @@ pub struct Endpoint {
     authority: String,
     token: String,
     device_id: DeviceId,
+    forms: Vec<Form>,
 }
+
+/// What is offered unless the app wishes otherwise: the fewest bytes first.
+const FORMS: [Form; 4] = [
+    Form { encoding: Encoding::MessagePack, deflate: true },
+    Form { encoding: Encoding::MessagePack, deflate: false },
+    Form { encoding: Encoding::Json, deflate: true },
+    Form { encoding: Encoding::Json, deflate: false },
+];
 
 impl Endpoint {
     /// Reads a server's address: `http://host:port`, `ws://host:port` or `host:port`.
@@ -34,13 +44,35 @@ impl Endpoint {
         }
         let authority =
             if authority.contains(':') { authority.to_owned() } else { format!("{authority}:{port}") };
-        Ok(Self { authority, token: token.to_owned(), device_id })
+        Ok(Self { authority, token: token.to_owned(), device_id, forms: FORMS.to_vec() })
+    }
+
+    /// Offers these forms of messages only, the most wanted one first; a server takes the first that it speaks.
+    ///
+    /// Without this call all four are offered, compressed MessagePack first. With one form there is nothing to choose,
+    /// and a server that does not speak it refuses the connection. Without any, messages are plain JSON.
+    #[must_use]
+    pub fn with_forms(mut self, forms: impl IntoIterator<Item = Form>) -> Self {
+        self.forms = Vec::new();
+        for form in forms {
+            // A subprotocol may be offered once.
+            if !self.forms.contains(&form) {
+                self.forms.push(form);
+            }
+        }
+        self
     }
 
     /// Returns the host and the port.
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.authority
+    }
+
+    /// Returns the forms that are offered, the most wanted one first.
+    #[must_use]
+    pub fn forms(&self) -> &[Form] {
+        &self.forms
     }
 
     pub(crate) fn token(&self) -> &str {
@@ -106,5 +138,23 @@ mod tests {
         let endpoint = Endpoint::new("a:1", "secret", device()).expect("an endpoint");
         assert_eq!(endpoint.target(), "/ws/mobile/sync?device_id=d%201%2F%C3%BC");
         assert!(!format!("{endpoint:?}").contains("secret"));
+    }
+
+    #[test]
+    fn forms_are_offered_once_and_in_the_order_of_wishes() {
+        let endpoint =
+            || Endpoint::new("a:1", "t", DeviceId::new("d").expect("a device")).expect("an endpoint");
+        let names = |endpoint: &Endpoint| {
+            let names: Vec<_> = endpoint.forms().iter().map(|form| form.subprotocol()).collect();
+            names.join(" ")
+        };
+        let all =
+            "driftline.v1.msgpack+deflate driftline.v1.msgpack driftline.v1.json+deflate driftline.v1.json";
+        assert_eq!(names(&endpoint()), all);
+        let json = Form::default();
+        let packed = Form { deflate: true, ..json };
+        let chosen = endpoint().with_forms([packed, json, packed]);
+        assert_eq!(names(&chosen), "driftline.v1.json+deflate driftline.v1.json");
+        assert_eq!(names(&chosen.with_forms([])), "");
     }
 }

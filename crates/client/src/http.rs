@@ -1,6 +1,6 @@
 //! The HTTP twin: one request that pushes and pulls, instead of a connection.
 
-use driftline_protocol::{ErrorCode, ErrorMessage, Fault, Problem, SyncAnswer, SyncPost};
+use driftline_protocol::{Encoding, ErrorCode, ErrorMessage, Fault, Problem, SyncAnswer, SyncPost};
 
 use crate::replica::Replica;
 use crate::session::Link;
@@ -44,7 +44,8 @@ impl Replica {
             self.handle_disconnected();
             return Ok(());
         }
-        let answer = if status == 200 { SyncAnswer::decode(body) } else { Err(refused(body)) };
+        let answer =
+            if status == 200 { SyncAnswer::decode(Encoding::Json, body) } else { Err(refused(body)) };
         let applied = match answer {
             Ok(answer) => answer.ack.map_or(Ok(()), |ack| self.handle_ack(ack, now_ms)).map(|()| answer.rows),
             Err(fault) => Err(fault),
@@ -80,14 +81,16 @@ impl Replica {
 
     /// A 410 tells how to go on, and the next request does so. Nothing was applied.
     fn told_to_resync(&mut self, body: &[u8]) -> bool {
-        let Ok(Problem { reason: Some(reason), epoch, .. }) = Problem::decode(body) else { return false };
+        let Ok(Problem { reason: Some(reason), epoch, .. }) = Problem::decode(Encoding::Json, body) else {
+            return false;
+        };
         self.resync(reason, epoch.and_then(|epoch| epoch.parse().ok()));
         true
     }
 }
 
 fn refused(body: &[u8]) -> Fault {
-    match Problem::decode(body) {
+    match Problem::decode(Encoding::Json, body) {
         Ok(problem) => {
             let code = ErrorCode::from_text(&problem.code).unwrap_or(ErrorCode::HandlerError);
             Fault::new(code, problem.detail)

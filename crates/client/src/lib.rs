@@ -3,7 +3,8 @@
 //! [`Replica`] is the whole device as a state machine: edits show at once, wait in a queue until the server has
 //! decided them, and are laid over what the server says. It has no clock, no socket and no randomness, so that an app,
 //! a simulation or another language's shell can drive it. [`Client`] is the small shell for tokio: one connection,
-//! its timers, and nothing behind the app's back.
+//! its timers, and nothing behind the app's back. The replica speaks JSON; the shell packs it as MessagePack and
+//! compressed, as the server and the [`Endpoint`] agree.
 //!
 //! What the crate does not do: it does not reconnect by itself and does not write to disk; records and queue live in
 //! memory. It speaks plain TCP, unless a [`Connector`] of the app's brings TLS along.
@@ -69,6 +70,7 @@ mod session;
 mod socket;
 mod sums;
 mod system;
+mod wire;
 mod world;
 
 pub use client::{Client, ClientError, ConnectError};
@@ -76,8 +78,8 @@ pub use driftline_model::{
     ConflictId, DeviceId, Epoch, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId,
 };
 pub use driftline_protocol::{
-    ConflictDoc, ConflictResolved, ErrorMessage, Fault, FieldError, Item, ItemClass, ItemCode, ItemOp,
-    Progress, Resolution, ResyncReason, Totals, WinnerName,
+    ConflictDoc, ConflictResolved, Encoding, ErrorMessage, Fault, FieldError, Form, InflateError, Item,
+    ItemClass, ItemCode, ItemOp, MsgpackError, Progress, Resolution, ResyncReason, Totals, WinnerName,
 };
 pub use edit::{Edit, EditError, Elements, FieldsError, elements, fields};
 pub use endpoint::{Endpoint, EndpointError};
@@ -85,6 +87,7 @@ pub use event::{Acknowledged, DeadLetter, Event};
 pub use record::{Body, View};
 pub use replica::Replica;
 pub use system::{SystemClock, SystemRandom, TcpConnector};
+pub use wire::Unreadable;
 pub use world::{Clock, Connector, Random, World};
 
 /// Compiles the examples of the readme.

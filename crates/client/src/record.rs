@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use driftline_model::{Hlc, Intents, Object, ScopeName, Seq};
 use driftline_protocol::{ChangeKind, Item, ItemOp};
 
-use crate::intents::{Change, merge};
+use crate::intents::{Change, merge, object};
 use crate::policies::Rules;
 use crate::seen::{Earlier, Seen};
 
@@ -40,6 +40,33 @@ pub struct View<'a> {
     pub fields: Cow<'a, Object>,
     /// How many own changes wait for the server's answer.
     pub pending: usize,
+}
+
+impl View<'_> {
+    /// Returns those of the fields that are not what is shown: what an edit has to write when an app holds the whole
+    /// record, of which the user has changed a part.
+    ///
+    /// The view has to be the one that the user's changes began from. Against a later one, what others changed
+    /// meanwhile would look like the user's wish to change it back.
+    ///
+    /// ```
+    /// use driftline_client::{Edit, KindName, OpId, RecordId, Replica, fields};
+    ///
+    /// let (kind, id) = (KindName::new("ticket")?, RecordId::new("t-17")?);
+    /// let mut replica = Replica::default();
+    /// let create = Edit::create(kind.clone(), id.clone(), fields(r#"{"state":"open","room":4}"#)?);
+    /// replica.edit(create, OpId::new("0192f3a1-b2c3-7000-8000-000000000001")?, 1_763_692_496_000)?;
+    ///
+    /// let seen = replica.view("ticket", "t-17").ok_or("no such record")?;
+    /// let form = fields(r#"{"state":"closed","room":4}"#)?;
+    /// let patch = Edit::patch(kind, id, seen.changes(&form));
+    /// assert_eq!(patch.fields.as_str(), r#"{"state":"closed"}"#);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn changes(&self, fields: &Object) -> Object {
+        object(fields.iter().filter(|(name, value)| self.fields.get(name) != Some(*value)).collect())
+    }
 }
 
 /// What the server says of a record.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use driftline_model::{Epoch, Hlc, KindName, Limits, OpId, RecordId, Seq, SyncId};
-use driftline_protocol::{ErrorCode, Fault, Item, ItemOp, ServerMessage};
+use driftline_protocol::{Encoding, ErrorCode, Fault, Item, ItemOp, ServerMessage};
 
 use crate::edit::{Edit, EditError};
 use crate::event::{DeadLetter, Event, Events};
@@ -294,7 +294,7 @@ impl Replica {
     /// [`Fault`] when the message is not one of this protocol. The replica is unchanged then; the connection should
     /// be closed, for an answer may be lost.
     pub fn handle_frame(&mut self, frame: &[u8], now_ms: u64) -> Result<(), Fault> {
-        let (reply_to, message) = ServerMessage::decode_reply(frame)?;
+        let (reply_to, message) = ServerMessage::decode_reply(Encoding::Json, frame)?;
         let reply_to = reply_to.as_deref();
         match message {
             ServerMessage::ConnectionEstablished(greeting) => {

@@ -5,6 +5,7 @@ use std::io;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use driftline_protocol::Form;
 use fastwebsockets::{Frame, OpCode, Payload, Role, WebSocketError, WebSocketRead, WebSocketWrite};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::header::{
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::client::ClientError;
 use crate::endpoint::Endpoint;
+use crate::wire::{MESSAGE_BYTES_MAX, Opener, Packer, Unreadable};
 
 /// Whole messages that may wait for the app; beyond that the server has to wait.
 const INCOMING_MAX: usize = 64;
@@ -27,16 +29,13 @@ const INCOMING_MAX: usize = 64;
 /// Messages that may wait to be written. A replica never has more than a handful under way.
 const OUTGOING_MAX: usize = 32;
 
-/// The largest message that is read, whole or in fragments.
-const MESSAGE_BYTES_MAX: usize = 16 << 20;
-
-const PROTOCOL: &str = "driftline.v1.json";
-
 /// What the reading task reports.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// A whole text message.
+    /// A whole message, as JSON.
     Message(Vec<u8>),
+    /// A whole message that cannot be opened; nothing comes after it.
+    Unreadable(Unreadable),
     /// The server closed the connection, or it broke; then there is no code.
     Closed { code: Option<u16>, reason: String },
 }
@@ -44,7 +43,8 @@ pub(crate) enum Incoming {
 /// What the writing task is told.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
-    Text(String),
+    /// A message, as JSON.
+    Message(String),
     Pong(Vec<u8>),
     Close(u16),
 }
@@ -55,6 +55,8 @@ pub(crate) struct Socket {
     pub(crate) incoming: mpsc::Receiver<Incoming>,
     pub(crate) outgoing: mpsc::Sender<Outgoing>,
     pub(crate) tasks: JoinSet<()>,
+    /// The form that the server chose.
+    pub(crate) form: Form,
 }
 
 impl Socket {
@@ -80,6 +82,7 @@ impl Socket {
         if !is_accepted(response.headers(), &key) {
             return Err(ClientError::NotWebSocket);
         }
+        let form = agreed(response.headers(), endpoint.forms())?;
         let upgraded = TokioIo::new(hyper::upgrade::on(&mut response).await?);
         let (reader, writer) = tokio::io::split(upgraded);
         let (mut reader, writer) = fastwebsockets::after_handshake_split(reader, writer, Role::Client);
@@ -89,23 +92,35 @@ impl Socket {
         let (to_app, incoming) = mpsc::channel(INCOMING_MAX);
         let (outgoing, to_write) = mpsc::channel(OUTGOING_MAX);
         let pongs = outgoing.downgrade();
-        tasks.spawn(read(reader, to_app, pongs));
-        tasks.spawn(write(writer, to_write));
-        Ok(Self { incoming, outgoing, tasks })
+        tasks.spawn(read(reader, Opener::new(form), to_app, pongs));
+        tasks.spawn(write(writer, Packer::new(form), to_write));
+        Ok(Self { incoming, outgoing, tasks, form })
     }
 }
 
 fn request(endpoint: &Endpoint, key: &str) -> Result<Request<Empty<Bytes>>, ClientError> {
-    Request::get(endpoint.target())
+    let offered: Vec<&str> = endpoint.forms().iter().map(|form| form.subprotocol()).collect();
+    let mut request = Request::get(endpoint.target())
         .header(HOST, endpoint.authority())
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE, "websocket")
         .header(SEC_WEBSOCKET_VERSION, "13")
         .header(SEC_WEBSOCKET_KEY, key)
-        .header(SEC_WEBSOCKET_PROTOCOL, PROTOCOL)
-        .header(AUTHORIZATION, format!("Bearer {}", endpoint.token()))
-        .body(Empty::new())
-        .map_err(|_| ClientError::NotWebSocket)
+        .header(AUTHORIZATION, format!("Bearer {}", endpoint.token()));
+    if !offered.is_empty() {
+        request = request.header(SEC_WEBSOCKET_PROTOCOL, offered.join(", "));
+    }
+    request.body(Empty::new()).map_err(|_| ClientError::NotWebSocket)
+}
+
+/// Finds the form that the server chose. One that names none speaks JSON; one that names what it was not offered
+/// fails the handshake (RFC 6455 §4.1).
+fn agreed(headers: &HeaderMap, offered: &[Form]) -> Result<Form, ClientError> {
+    let mut chosen = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
+    let Some(first) = chosen.next() else { return Ok(Form::default()) };
+    let name = String::from_utf8_lossy(first.as_bytes());
+    let form = Form::of_subprotocol(&name).filter(|form| offered.contains(form) && chosen.next().is_none());
+    form.ok_or_else(|| ClientError::Subprotocol { chosen: name.into_owned() })
 }
 
 /// Checks the server's half of the handshake (RFC 6455 §4.1).
@@ -126,43 +141,49 @@ type Writer<S> = WebSocketWrite<WriteHalf<S>>;
 /// Owns the reading half, because a dropped read of a frame would lose bytes.
 async fn read<S: AsyncRead + Unpin>(
     mut reader: Reader<S>,
+    mut opener: Opener,
     to_app: mpsc::Sender<Incoming>,
     pongs: mpsc::WeakSender<Outgoing>,
 ) {
-    let closed = loop {
-        match next_message(&mut reader, &pongs).await {
+    let last = loop {
+        match next_message(&mut reader, &mut opener, &pongs).await {
             Ok(Incoming::Message(message)) => {
                 if to_app.send(Incoming::Message(message)).await.is_err() {
                     return;
                 }
             }
-            Ok(closed) => break closed,
+            Ok(last) => break last,
             Err(error) => break Incoming::Closed { code: None, reason: error.to_string() },
         }
     };
     // Nobody to tell means that the client is gone already.
-    let _ = to_app.send(closed).await;
+    let _ = to_app.send(last).await;
 }
 
 /// Reads frames until a message is whole. Control frames may stand between its fragments.
 async fn next_message<S: AsyncRead + Unpin>(
     reader: &mut Reader<S>,
+    opener: &mut Opener,
     pongs: &mpsc::WeakSender<Outgoing>,
 ) -> Result<Incoming, WebSocketError> {
     let mut message = Vec::new();
+    let mut opcode = OpCode::Text;
     loop {
         let frame = reader.read_frame(&mut |_| async { Ok::<_, io::Error>(()) }).await?;
         match frame.opcode {
-            OpCode::Text | OpCode::Continuation => {
+            OpCode::Text | OpCode::Binary | OpCode::Continuation => {
+                if frame.opcode != OpCode::Continuation {
+                    opcode = frame.opcode;
+                }
                 if message.len() + frame.payload.len() > MESSAGE_BYTES_MAX {
                     return Err(WebSocketError::FrameTooLarge);
                 }
                 message.extend_from_slice(&frame.payload);
                 if frame.fin {
-                    return Ok(Incoming::Message(message));
+                    let opened = opener.open(opcode, message);
+                    return Ok(opened.map_or_else(Incoming::Unreadable, Incoming::Message));
                 }
             }
-            OpCode::Binary => return Err(WebSocketError::InvalidValue),
             OpCode::Ping => {
                 // A full queue is being written right now, which proves life as well as a pong does.
                 let pong = Outgoing::Pong(frame.payload.to_vec());
@@ -180,11 +201,18 @@ fn closed(payload: &[u8]) -> Incoming {
     Incoming::Closed { code, reason: String::from_utf8_lossy(reason).into_owned() }
 }
 
-async fn write<S: AsyncWrite + Unpin>(mut writer: Writer<S>, mut to_write: mpsc::Receiver<Outgoing>) {
+async fn write<S: AsyncWrite + Unpin>(
+    mut writer: Writer<S>,
+    mut packer: Packer,
+    mut to_write: mpsc::Receiver<Outgoing>,
+) {
     while let Some(outgoing) = to_write.recv().await {
         let is_close = matches!(outgoing, Outgoing::Close(_));
         let frame = match outgoing {
-            Outgoing::Text(text) => Frame::text(Payload::Owned(text.into_bytes())),
+            Outgoing::Message(json) => {
+                let (opcode, payload) = packer.pack(json);
+                Frame::new(true, opcode, None, Payload::Owned(payload))
+            }
             Outgoing::Pong(payload) => Frame::pong(Payload::Owned(payload)),
             Outgoing::Close(code) => Frame::close(code, b""),
         };
@@ -215,10 +243,29 @@ mod tests {
     }
 
     #[test]
+    fn the_form_is_one_that_was_offered() {
+        let agreed = |echoed: &[&str], offered: &[Form]| {
+            let mut headers = HeaderMap::new();
+            for name in echoed {
+                headers.append(SEC_WEBSOCKET_PROTOCOL, name.parse().expect("a header"));
+            }
+            super::agreed(&headers, offered).map_err(|error| error.to_string())
+        };
+        for form in Form::ALL {
+            assert_eq!(agreed(&[form.subprotocol()], &Form::ALL), Ok(form));
+            assert_eq!(agreed(&[], &[form]), Ok(Form::default()), "who names none speaks JSON");
+        }
+        let json = Form::default().subprotocol();
+        for echoed in [&["driftline.v1.msgpack"][..], &["chat"], &[""], &[json, json]] {
+            assert!(agreed(echoed, &[Form::default()]).is_err(), "{echoed:?}");
+        }
+    }
+
+    #[test]
     fn close_frames_are_read() {
         let read = |payload: &[u8]| match closed(payload) {
             Incoming::Closed { code, reason } => (code, reason),
-            Incoming::Message(_) => unreachable!("closed() gives nothing else"),
+            other => unreachable!("closed() does not give {other:?}"),
         };
         assert_eq!(read(&[]), (None, String::new()));
         assert_eq!(read(&[0x0f, 0xa1, b'x']), (Some(4001), "x".to_owned()));

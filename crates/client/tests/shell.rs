@@ -9,9 +9,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use common::{SYNC_ID, ack, create, page, put, result};
 use driftline_client::{
-    Client, ClientError, Clock, Connector, DeviceId, Endpoint, Event, Replica, SystemClock, SystemRandom,
-    World,
+    Client, ClientError, Clock, Connector, DeviceId, Encoding, Endpoint, Event, Form, Replica, SystemClock,
+    SystemRandom, World,
 };
+use driftline_protocol::{Deflater, Inflater, json_of_msgpack, msgpack_of_json};
 use fastwebsockets::{Frame, OpCode, Payload, Role, WebSocket};
 use sha1::{Digest as _, Sha1};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
@@ -70,26 +71,38 @@ async fn head(stream: &mut DuplexStream) -> (String, String) {
     (head, accept)
 }
 
-/// The server's side of one connection.
-struct Peer(WebSocket<DuplexStream>);
+/// The server's side of one connection, with the form that it chose.
+struct Peer(WebSocket<DuplexStream>, Form);
 
 impl Peer {
+    /// Names no subprotocol, which stands for JSON.
     async fn accept(pipes: &mut mpsc::Receiver<DuplexStream>) -> Self {
+        let offered = "driftline.v1.msgpack+deflate, driftline.v1.msgpack, driftline.v1.json+deflate, driftline.v1.json";
+        Self::accept_as(pipes, offered, None).await
+    }
+
+    async fn accept_as(
+        pipes: &mut mpsc::Receiver<DuplexStream>,
+        offered: &str,
+        chosen: Option<&str>,
+    ) -> Self {
         let mut stream = pipes.recv().await.unwrap();
         let (head, accept) = head(&mut stream).await;
         assert!(head.starts_with("GET /ws/mobile/sync?device_id=phone%201 HTTP/1.1\r\n"), "{head}");
         for line in [
             "host: server.test:80",
             "authorization: Bearer to.k.en",
-            "sec-websocket-protocol: driftline.v1.json",
+            &format!("sec-websocket-protocol: {offered}"),
         ] {
             assert!(head.contains(&format!("{line}\r\n")), "{head}");
         }
+        let named = chosen.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n")).unwrap_or_default();
         let answer = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{named}Sec-WebSocket-Accept: {accept}\r\n\r\n"
         );
         stream.write_all(answer.as_bytes()).await.unwrap();
-        Self(WebSocket::after_handshake(stream, Role::Server))
+        let form = chosen.and_then(Form::of_subprotocol).unwrap_or_default();
+        Self(WebSocket::after_handshake(stream, Role::Server), form)
     }
 
     async fn greet(&mut self) {
@@ -112,7 +125,12 @@ impl Peer {
     }
 
     async fn send(&mut self, text: &str) {
-        self.0.write_frame(Frame::text(Payload::Owned(text.as_bytes().to_vec()))).await.unwrap();
+        let payload = packed(text, self.1);
+        self.0.write_frame(Frame::new(true, self.opcode(), None, Payload::Owned(payload))).await.unwrap();
+    }
+
+    fn opcode(&self) -> OpCode {
+        if self.1 == Form::default() { OpCode::Text } else { OpCode::Binary }
     }
 
     async fn frame(&mut self) -> (OpCode, Vec<u8>) {
@@ -122,10 +140,112 @@ impl Peer {
 
     async fn expect(&mut self, kind: &str) -> String {
         let (opcode, payload) = self.frame().await;
-        let text = String::from_utf8(payload).unwrap();
-        let is_it = opcode == OpCode::Text && text.starts_with(&format!(r#"{{"type":"{kind}""#));
+        let text = opened(&payload, self.1);
+        let is_it = opcode == self.opcode() && text.starts_with(&format!(r#"{{"type":"{kind}""#));
         assert!(is_it, "{kind}, not {opcode:?} {text}");
         text
+    }
+}
+
+/// A message as it travels in a form.
+fn packed(text: &str, form: Form) -> Vec<u8> {
+    let message = match form.encoding {
+        Encoding::Json => text.as_bytes().to_vec(),
+        Encoding::MessagePack => msgpack_of_json(text),
+    };
+    if !form.deflate {
+        return message;
+    }
+    let mut payload = Vec::new();
+    Deflater::default().pack(&message, &mut payload);
+    payload
+}
+
+fn opened(payload: &[u8], form: Form) -> String {
+    let mut inflater = Inflater::default();
+    let message =
+        if form.deflate { inflater.open(payload, 1 << 20).unwrap() } else { payload.to_vec().into() };
+    match form.encoding {
+        Encoding::Json => String::from_utf8(message.into_owned()).unwrap(),
+        Encoding::MessagePack => json_of_msgpack(&message, 64).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn messages_travel_in_the_form_that_the_server_chose() {
+    let long = "x".repeat(1_000);
+    for form in Form::ALL {
+        let (world, mut pipes) = world();
+        let first = page(&put("theirs", 1, &format!(r#"{{"text":"{long}"}}"#)), 1, "c1", false);
+        let server = tokio::spawn(async move {
+            let name = form.subprotocol();
+            let mut peer = Peer::accept_as(&mut pipes, name, Some(name)).await;
+            peer.greet().await;
+            peer.start(1).await;
+            peer.expect("request_server_data").await;
+            let push = peer.expect("sync_data").await;
+            assert!(push.contains(r#""fields":{"b":1.5,"c":[null,true,"é"]}"#), "{push}");
+            peer.send(&first).await;
+            peer.send(&ack(1, 2, &result(0, "applied", 2, ""))).await;
+            peer.expect("request_server_data").await;
+            peer.send(&page(&put("mine", 2, r#"{"b":1.5}"#), 2, "c2", false)).await;
+            assert_eq!(peer.frame().await, (OpCode::Close, 1000_u16.to_be_bytes().to_vec()));
+        });
+        let mut replica = Replica::default();
+        world.edit(&mut replica, create("mine", r#"{"b":1.5,"c":[null,true,"é"]}"#)).unwrap();
+        let to = endpoint().with_forms([form]);
+        let mut client = Client::connect_in(&world, &to, replica).await.unwrap();
+        assert_eq!(client.form(), form);
+        client.sync(SOON).await.unwrap();
+        let text = client.replica().view("note", "theirs").unwrap().fields.into_owned();
+        assert_eq!(text.get("text"), Some(&*format!("\"{long}\"")));
+        client.close().await;
+        server.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_form_that_was_not_offered_is_refused() {
+    let (world, mut pipes) = world();
+    let to = endpoint().with_forms([Form::default()]);
+    for chosen in ["driftline.v1.msgpack", "chat"] {
+        let accept = Peer::accept_as(&mut pipes, "driftline.v1.json", Some(chosen));
+        let (refused, _peer) = tokio::join!(Client::connect_in(&world, &to, Replica::default()), accept);
+        let cause = refused.unwrap_err().cause;
+        assert!(matches!(&cause, ClientError::Subprotocol { chosen: name } if name == chosen), "{cause}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_of_another_form_ends_the_connection() {
+    let packed_form = Form { encoding: Encoding::MessagePack, deflate: true };
+    // (opcode, payload, the close code that says what is wrong)
+    let table = [
+        (OpCode::Text, &b"{}"[..], 1003_u16),
+        (OpCode::Binary, &[2, 0x80], 1007),
+        (OpCode::Binary, &[1, 0xff, 0xff], 1007),
+        (OpCode::Binary, &[0, 0xc1], 1007),
+    ];
+    for (opcode, payload, code) in table {
+        let (world, mut pipes) = world();
+        let server = tokio::spawn(async move {
+            let name = packed_form.subprotocol();
+            let mut peer = Peer::accept_as(&mut pipes, name, Some(name)).await;
+            peer.greet().await;
+            peer.expect("start_sync").await;
+            // Nobody waits for an answer to the close frame.
+            peer.0.set_auto_close(false);
+            peer.0.write_frame(Frame::new(true, opcode, None, Payload::Borrowed(payload))).await.unwrap();
+            peer.frame().await
+        });
+        let mut replica = Replica::default();
+        world.edit(&mut replica, create("x", "{}")).unwrap();
+        let to = endpoint().with_forms([packed_form]);
+        let mut client = Client::connect_in(&world, &to, replica).await.unwrap();
+        let error = client.next_event().await.unwrap_err();
+        assert!(matches!(error, ClientError::Unreadable(_)), "{error}");
+        assert_eq!(client.close().await.queue_len(), 1, "nothing is lost");
+        assert_eq!(server.await.unwrap(), (OpCode::Close, code.to_be_bytes().to_vec()));
     }
 }
 

@@ -48,6 +48,7 @@ mod policies;
 mod ports;
 mod pull;
 mod push;
+mod rate;
 mod review;
 mod service;
 mod session;
@@ -71,6 +72,7 @@ pub use ports::{
     StoreError, StoredPolicy, SumQuery,
 };
 pub use pull::PullFault;
+pub use rate::{Bucket, Buckets, Connected, Level, UserMeter};
 pub use review::{
     AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,
 };

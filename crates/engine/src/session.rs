@@ -7,12 +7,13 @@ use driftline_model::{ConflictId, Epoch, Hlc, KindName, Limits, Seq, SyncId};
 use driftline_protocol::{
     Change, CloseCode, ConflictResolved, ConnectionEstablished, ErrorCode, ErrorMessage, Fault, Features,
     Head as OutHead, HeartbeatAck, Inbound, Message, Outbound, Pong, ResyncReason, ResyncRequired,
-    ServerDelta, ServerDraining, SyncSessionEnded, SyncSessionStarted, Totals, encode_changes,
+    ServerDelta, ServerDraining, SyncSessionEnded, SyncSessionStarted, Throttle, Totals, encode_changes,
 };
 
 use crate::hub::{Committed, CommittedChange, CommittedConflict};
 use crate::ports::{Head, Identity};
 use crate::pull::PullFault;
+use crate::rate::{ConnectionMeter, UserMeter};
 use crate::review::conflict_doc;
 use crate::service::Sealer;
 use crate::work::{Done, Pulled, Started, Work};
@@ -45,7 +46,8 @@ pub struct Close {
 #[derive(Debug)]
 pub struct Session {
     identity: Arc<Identity>,
-    limits: Limits,
+    limits: Arc<Limits>,
+    meter: ConnectionMeter,
     connection_id: String,
     outputs: VecDeque<Output>,
     waiting: VecDeque<Waiting>,
@@ -113,11 +115,13 @@ struct Sync {
 impl Session {
     /// Makes a session and has it greet the client.
     ///
-    /// `id_seed` is a random number from which names of sync sessions are made for clients that bring none.
+    /// `meter` is that of the identity's user. `id_seed` is a random number from which names of sync sessions are made
+    /// for clients that bring none.
     #[must_use]
     pub fn new(
         identity: Arc<Identity>,
-        limits: Limits,
+        limits: Arc<Limits>,
+        meter: Arc<UserMeter>,
         head: &Head,
         connection_id: String,
         id_seed: u128,
@@ -126,6 +130,7 @@ impl Session {
         let mut session = Self {
             identity,
             limits,
+            meter: ConnectionMeter::new(meter),
             connection_id,
             outputs: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -186,9 +191,15 @@ impl Session {
         self.sync.is_some()
     }
 
-    /// Takes a decoded frame, or why it could not be decoded.
+    /// Takes a decoded frame, or why it could not be decoded. One that comes faster than the limits allow is answered
+    /// `RATE_LIMITED` and has no other effect; too many of them in a row close the connection with 1008.
     pub fn handle_message(&mut self, message: Result<Message, Fault>, now_ms: u64) {
         self.last_heard_ms = now_ms;
+        if let Err(throttle) = self.meter_message(&message, now_ms) {
+            let reply_to = message.map_or_else(|fault| fault.reply_to, |message| message.id);
+            self.error(&Fault::throttled(throttle), reply_to, now_ms);
+            return self.close_abuse();
+        }
         let message = match message {
             Ok(message) => message,
             Err(fault) => return self.refuse_frame(&fault, now_ms),
@@ -262,6 +273,18 @@ impl Session {
         if let Err(fault) = outcome {
             self.error(&fault, message.id, now_ms);
         }
+    }
+
+    /// Takes a control frame of the transport that asks for an answer, such as a WebSocket's ping, and tells whether it
+    /// is to be answered. It counts as a message of the connection, though not as a sign of life; too many close the
+    /// connection with 1008.
+    #[must_use]
+    pub fn handle_control(&mut self, now_ms: u64) -> bool {
+        let taken = !self.closed && self.meter.take_control(now_ms).is_ok();
+        if !taken {
+            self.close_abuse();
+        }
+        taken
     }
 
     /// Takes what came of the oldest [`Output::Work`] that was not reported yet.
@@ -459,8 +482,8 @@ impl Session {
             device_id: identity.device.as_ref().map(|(_, key)| key.device().to_owned()).unwrap_or_default(),
             tenant: identity.tenant_id.to_string(),
             features: Features {
-                encodings: vec!["json".into()],
-                compression: Vec::new(),
+                encodings: vec!["json".into(), "msgpack".into()],
+                compression: vec!["deflate".into()],
                 max_batch_items: self.limits.batch_items as u64,
                 max_message_bytes: self.limits.message_bytes as u64,
             },
@@ -556,14 +579,27 @@ impl Session {
         Ok((sync.id.clone(), sync.epoch))
     }
 
+    fn meter_message(&mut self, message: &Result<Message, Fault>, now_ms: u64) -> Result<(), Throttle> {
+        match message {
+            Ok(message) => self.meter.take(Some(message.body.kind()), now_ms),
+            // Whatever ends the connection ends it, however often it comes.
+            Err(fault) if fault.code.close().is_some() => Ok(()),
+            Err(_) => self.meter.take(None, now_ms),
+        }
+    }
+
+    fn close_abuse(&mut self) {
+        if self.meter.is_abused() {
+            self.close_as(CloseCode(1008), ErrorCode::RateLimited);
+        }
+    }
+
     fn refuse_frame(&mut self, fault: &Fault, now_ms: u64) {
         self.error(fault, fault.reply_to.clone(), now_ms);
         if matches!(fault.code, ErrorCode::JsonDecodeError | ErrorCode::MsgpackDecodeError) {
             self.decode_errors += 1;
             if self.decode_errors >= self.limits.decode_errors {
-                self.closed = true;
-                let close = Close { code: CloseCode(1007), reason: fault.code.as_str() };
-                self.outputs.push_back(Output::Close(close));
+                self.close_as(CloseCode(1007), fault.code);
             }
         } else {
             self.decode_errors = 0;
@@ -616,7 +652,13 @@ impl Session {
     }
 
     fn close(&mut self, code: ErrorCode) {
-        if let (Some(close), false) = (code.close(), self.closed) {
+        if let Some(close) = code.close() {
+            self.close_as(close, code);
+        }
+    }
+
+    fn close_as(&mut self, close: CloseCode, code: ErrorCode) {
+        if !self.closed {
             self.closed = true;
             self.outputs.push_back(Output::Close(Close { code: close, reason: code.as_str() }));
         }

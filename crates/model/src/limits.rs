@@ -1,5 +1,7 @@
 //! Limits that hold on every node.
 
+use std::fmt;
+
 /// How often something may happen: `per_s` times a second in the long run, and up to `burst` times at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
@@ -7,6 +9,20 @@ pub struct Rate {
     pub per_s: u32,
     /// Times at once after a pause, at least 1.
     pub burst: u32,
+}
+
+impl Rate {
+    /// The highest rate that is told apart from higher ones, in times a second.
+    pub const PER_S_MAX: u32 = 1_000_000;
+
+    /// As good as no limit.
+    pub const LIFTED: Self = Self { per_s: Self::PER_S_MAX, burst: Self::PER_S_MAX };
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s, burst {}", self.per_s, self.burst)
+    }
 }
 
 /// What one message, batch, page or connection may at most be. Every field has a default that clients may rely on.
@@ -70,6 +86,24 @@ pub struct Limits {
     pub wait_s: u64,
 }
 
+impl Limits {
+    /// Lifts rates and admission as far as nobody reaches them, for measuring; they are counted all the same. Sizes,
+    /// depths and times stay.
+    #[must_use]
+    pub fn lifted(self) -> Self {
+        let lift = |(name, _): (Box<str>, Rate)| (name, Rate::LIFTED);
+        Self {
+            connections: u32::MAX as usize,
+            user_connections: u32::MAX as usize,
+            message_rate: Rate::LIFTED,
+            user_rate: Rate::LIFTED,
+            type_rates: self.type_rates.into_iter().map(lift).collect(),
+            failed_auth_rate: Rate::LIFTED,
+            ..self
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -102,5 +136,19 @@ impl Default for Limits {
             decode_errors: 10,
             wait_s: 30,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifting_leaves_sizes_and_names() {
+        let lifted = Limits { batch_items: 7, ..Limits::default() }.lifted();
+        assert_eq!((lifted.batch_items, lifted.message_bytes), (7, 1 << 20));
+        assert_eq!(lifted.type_rates, [("sync_data".into(), Rate::LIFTED)]);
+        assert!(lifted.user_connections > 1_000_000 && lifted.connections > 1_000_000);
+        assert_eq!(Limits::default().message_rate.to_string(), "50/s, burst 100");
     }
 }

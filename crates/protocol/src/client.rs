@@ -1,6 +1,8 @@
 //! The client's half of the wire: messages written by a device, answers read by it.
 
-use driftline_model::{ConflictId, Epoch, Hlc, Intents, KindName, Limits, Object, RecordId, ScopeName, Seq};
+use std::borrow::Cow;
+
+use driftline_model::{ConflictId, Epoch, Hlc, Intents, KindName, Object, RecordId, ScopeName, Seq};
 use serde::Deserialize;
 
 use crate::canonical::canonical_object;
@@ -15,7 +17,7 @@ use crate::outbound::{
 };
 use crate::rows::{Change, ChangeKind};
 use crate::write::{write_json_string, write_number};
-use crate::{ErrorCode, Fault};
+use crate::{Encoding, ErrorCode, Fault, json_of_msgpack};
 
 /// A message that a client sends.
 #[derive(Debug, Clone, Copy)]
@@ -335,24 +337,25 @@ pub struct Rows {
 }
 
 impl ServerMessage {
-    /// Decodes a text frame from a server.
+    /// Decodes a message from a server.
     ///
     /// # Errors
     /// [`Fault`] when the frame is not a message that this protocol version knows how to read.
-    pub fn decode(frame: &[u8]) -> Result<Self, Fault> {
-        Self::decode_reply(frame).map(|(_, message)| message)
+    pub fn decode(encoding: Encoding, frame: &[u8]) -> Result<Self, Fault> {
+        Self::decode_reply(encoding, frame).map(|(_, message)| message)
     }
 
-    /// Decodes a text frame, with the `id` of the message that it answers.
+    /// Decodes a message from a server, with the `id` of the message that it answers.
     ///
     /// # Errors
     /// As [`ServerMessage::decode`].
-    pub fn decode_reply(frame: &[u8]) -> Result<(Option<String>, Self), Fault> {
-        let document = Document::parse(frame, Limits::default().depth + 8)
+    pub fn decode_reply(encoding: Encoding, frame: &[u8]) -> Result<(Option<String>, Self), Fault> {
+        let frame = &*json(encoding, frame)?;
+        let document = Document::parse(frame, ANSWER_DEPTH)
             .map_err(|error| Fault::new(ErrorCode::JsonDecodeError, error.to_string()))?;
         let root = document.root();
         let kind = root.get("type").and_then(|node| node.as_str()).unwrap_or_default().into_owned();
-        let reply_to = root.get("reply_to").and_then(|node| node.as_str()).map(std::borrow::Cow::into_owned);
+        let reply_to = root.get("reply_to").and_then(|node| node.as_str()).map(Cow::into_owned);
         let message = match kind.as_str() {
             "connection_established" => Self::ConnectionEstablished(Box::new(body(frame)?)),
             "sync_session_started" => Self::SyncSessionStarted(Box::new(body(frame)?)),
@@ -414,6 +417,19 @@ fn change(node: Node<'_>) -> Option<Change> {
 
 pub(crate) fn malformed(kind: &str) -> Fault {
     Fault::new(ErrorCode::ValidationError, format!("the server sent a malformed {kind}"))
+}
+
+/// The levels of an answer: those of a record, and those around it.
+pub(crate) const ANSWER_DEPTH: usize = 72;
+
+/// Returns an answer as JSON, whichever encoding it came in.
+pub(crate) fn json(encoding: Encoding, bytes: &[u8]) -> Result<Cow<'_, [u8]>, Fault> {
+    match encoding {
+        Encoding::Json => Ok(Cow::Borrowed(bytes)),
+        Encoding::MessagePack => json_of_msgpack(bytes, ANSWER_DEPTH)
+            .map(|text| Cow::Owned(text.into_bytes()))
+            .map_err(|error| Fault::new(encoding.decode_error(), error.to_string())),
+    }
 }
 
 pub(crate) fn body<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, Fault> {

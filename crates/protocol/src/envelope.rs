@@ -8,6 +8,7 @@ use crate::code::ErrorCode;
 use crate::form::Encoding;
 use crate::json::{Document, Node};
 use crate::outbound::RecordView;
+use crate::throttle::Throttle;
 
 /// One thing wrong with a message or an item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,12 +41,22 @@ pub struct Fault {
     pub reply_to: Option<String>,
     /// The record as it stands, when the request was about an older one.
     pub record: Option<Box<RecordView>>,
+    /// The limit that was reached, for `RATE_LIMITED`.
+    pub throttle: Option<Box<Throttle>>,
 }
 
 impl Fault {
     /// Makes a fault without details.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), errors: Vec::new(), reply_to: None, record: None }
+        let message = message.into();
+        Self { code, message, errors: Vec::new(), reply_to: None, record: None, throttle: None }
+    }
+
+    /// Makes the `RATE_LIMITED` fault of a limit.
+    #[must_use]
+    pub fn throttled(throttle: Throttle) -> Self {
+        let fault = Self::new(ErrorCode::RateLimited, throttle.to_string());
+        Self { throttle: Some(Box::new(throttle)), ..fault }
     }
 
     /// Adds the record as it stands.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use thiserror::Error;
 
-use crate::code::ErrorCode;
+use crate::code::{CloseCode, ErrorCode};
 
 /// How a document is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -92,6 +92,17 @@ pub enum InflateError {
     },
 }
 
+impl InflateError {
+    /// Returns the code with which the socket is closed: what follows a message that cannot be opened is not read.
+    #[must_use]
+    pub const fn close(self) -> CloseCode {
+        match self {
+            Self::Prefix | Self::Broken => CloseCode(1007),
+            Self::TooLarge { .. } => CloseCode(1009),
+        }
+    }
+}
+
 /// Writes messages of the compressed forms. It holds a quarter of a MiB, so that one per thread is better than one per
 /// connection; messages do not depend on those before.
 #[derive(Debug)]
@@ -159,7 +170,9 @@ impl Inflater {
     /// Inflates one whole stream; gives nothing when it becomes larger than it may.
     fn inflate(&mut self, stream: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, InflateError> {
         self.0.reset(false);
-        let first = (4 * stream.len()).max(INFLATE_BYTES_FIRST).min(bytes_max + 1);
+        // One byte more than allowed tells a message that fits from one that does not.
+        let room = bytes_max.saturating_add(1);
+        let first = stream.len().saturating_mul(4).max(INFLATE_BYTES_FIRST).min(room);
         let mut message = Vec::with_capacity(first);
         loop {
             let taken = usize::try_from(self.0.total_in()).map_err(|_| InflateError::Broken)?;
@@ -175,7 +188,7 @@ impl Inflater {
                 return if whole { Ok(Some(message)) } else { Err(InflateError::Broken) };
             }
             if message.len() == message.capacity() {
-                let more = message.len().min(bytes_max + 1 - message.len()).max(1);
+                let more = message.len().min(room - message.len()).max(1);
                 message.reserve_exact(more);
             } else if (taken, message.len()) == before {
                 // The stream ends before its end was told.
@@ -223,8 +236,10 @@ mod tests {
         for message in [vec![b'x'; 100], vec![b'x'; 100_000]] {
             let payload = packed(&message);
             assert!(inflater.open(&payload, message.len()).is_ok());
+            assert!(inflater.open(&payload, usize::MAX).is_ok());
             let error = inflater.open(&payload, message.len() - 1);
             assert_eq!(error, Err(InflateError::TooLarge { bytes_max: message.len() - 1 }));
+            assert_eq!(inflater.open(&payload, 0), Err(InflateError::TooLarge { bytes_max: 0 }));
         }
     }
 

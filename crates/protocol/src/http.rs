@@ -1,13 +1,13 @@
 //! The client's half of `POST /api/v1/sync`.
 
-use driftline_model::{Epoch, KindName, Limits};
+use driftline_model::{Epoch, KindName};
 
-use crate::client::{Rows, batch, body, kinds, malformed, number, text};
+use crate::client::{ANSWER_DEPTH, Rows, batch, body, json, kinds, malformed, number, text};
 use crate::item::Item;
 use crate::json::Document;
 use crate::outbound::{Ack, Problem};
 use crate::write::write_number;
-use crate::{ErrorCode, Fault};
+use crate::{Encoding, ErrorCode, Fault};
 
 /// The body of `POST /api/v1/sync`, as a client writes it: one push and one pull.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +58,9 @@ impl SyncAnswer {
     ///
     /// # Errors
     /// [`Fault`] when it is not an answer that this protocol version knows how to read.
-    pub fn decode(bytes: &[u8]) -> Result<Self, Fault> {
-        let document = Document::parse(bytes, Limits::default().depth + 8)
+    pub fn decode(encoding: Encoding, bytes: &[u8]) -> Result<Self, Fault> {
+        let bytes = json(encoding, bytes)?;
+        let document = Document::parse(&bytes, ANSWER_DEPTH)
             .map_err(|error| Fault::new(ErrorCode::JsonDecodeError, error.to_string()))?;
         let root = document.root();
         let ack = root.get("ack").filter(|node| !node.is_null());
@@ -75,15 +76,17 @@ impl Problem {
     ///
     /// # Errors
     /// [`Fault`] when it is not one.
-    pub fn decode(bytes: &[u8]) -> Result<Self, Fault> {
-        body(bytes)
+    pub fn decode(encoding: Encoding, bytes: &[u8]) -> Result<Self, Fault> {
+        body(&json(encoding, bytes)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use driftline_model::Limits;
+
     use super::*;
-    use crate::{ClientMessage, Encoding, SyncRequest, decode};
+    use crate::{ClientMessage, SyncRequest, decode};
 
     fn item() -> Item {
         let text = br#"{"op_id":"o1","n":4,"kind":"note","id":"n-1","op":"patch","base_version":7,"fields":{"a":1},"hlc":"0192f3a1b2c3-0001","group":"g"}"#;

@@ -47,6 +47,18 @@ pub enum Inbound {
 }
 
 impl Inbound {
+    /// The types of all messages on the wire.
+    pub const KINDS: [&'static str; 8] = [
+        "start_sync",
+        "sync_data",
+        "request_server_data",
+        "request_checksums",
+        "resolve_conflict",
+        "end_sync",
+        "heartbeat",
+        "ping",
+    ];
+
     /// Returns the message's type on the wire.
     #[must_use]
     pub const fn kind(&self) -> &'static str {

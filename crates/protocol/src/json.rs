@@ -24,8 +24,9 @@ pub(crate) enum Raw {
     Bool(bool),
     /// An integer literal that fits.
     Int(i64),
-    /// An integer literal beyond 64 bits.
-    HugeInt,
+    /// A number beyond what an `i64`, or written with a point or an exponent a double, holds.
+    Huge,
+    /// Always finite.
     Float(f64),
     Str {
         start: u32,
@@ -105,6 +106,18 @@ impl<'a> Document<'a> {
     /// Puts together what was read from MessagePack.
     pub(crate) fn from_parts(text: String, nodes: Vec<Raw>) -> Document<'static> {
         Document { text: Cow::Owned(text), nodes, encoding: Encoding::MessagePack }
+    }
+
+    /// Returns how many bytes of text the document holds.
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Returns how many bytes of memory the document holds beside those that it was parsed from.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        let text = if let Cow::Owned(text) = &self.text { text.capacity() } else { 0 };
+        text + self.nodes.capacity() * size_of::<Raw>()
     }
 
     /// Returns the outermost value.
@@ -299,9 +312,10 @@ impl Parser<'_> {
         let negative = self.peek() == Some(b'-');
         self.at += usize::from(negative);
         let digits = self.at;
-        let mut int = Some(0_i64);
+        let mut magnitude = Some(0_u64);
         while let Some(digit @ b'0'..=b'9') = self.peek() {
-            int = int.and_then(|int| int.checked_mul(10)?.checked_add(i64::from(digit - b'0')));
+            magnitude =
+                magnitude.and_then(|so_far| so_far.checked_mul(10)?.checked_add(u64::from(digit - b'0')));
             self.at += 1;
         }
         let count = self.at - digits;
@@ -322,10 +336,14 @@ impl Parser<'_> {
             }
             self.digits()?;
         }
-        self.nodes.push(match (integer, int) {
-            (true, Some(int)) => Raw::Int(if negative { -int } else { int }),
-            (true, None) => Raw::HugeInt,
-            (false, _) => Raw::Float(self.text[start..self.at].parse().map_err(|_| self.unexpected())?),
+        self.nodes.push(if integer {
+            let int = magnitude.and_then(|magnitude| {
+                if negative { 0_i64.checked_sub_unsigned(magnitude) } else { i64::try_from(magnitude).ok() }
+            });
+            int.map_or(Raw::Huge, Raw::Int)
+        } else {
+            let float: f64 = self.text[start..self.at].parse().map_err(|_| self.unexpected())?;
+            if float.is_finite() { Raw::Float(float) } else { Raw::Huge }
         });
         Ok(())
     }
@@ -383,12 +401,16 @@ impl<'d> Node<'d> {
             Raw::Null => out.push_str("null"),
             Raw::Bool(bool) => out.push_str(if bool { "true" } else { "false" }),
             Raw::Int(int) => write_integer(out, int),
-            // The digits are not kept; any integer that is out of range says the same.
-            Raw::HugeInt => write_number(out, u64::MAX),
-            Raw::Float(float) if float.is_finite() => {
+            // The digits are not kept; any number that is out of range says the same.
+            Raw::Huge => write_number(out, u64::MAX),
+            Raw::Float(float) => {
+                let start = out.len();
                 out.push_str(ryu_js::Buffer::new().format_finite(float));
+                // A float stays one: an integer is taken where `1.0` is refused.
+                if !out[start..].contains(['.', 'e']) {
+                    out.push_str(".0");
+                }
             }
-            Raw::Float(_) => out.push_str("1e999"),
             Raw::Str { .. } => write_json_string(out, &self.as_str().unwrap_or_default()),
             Raw::Array { .. } => {
                 out.push('[');
@@ -445,7 +467,7 @@ impl<'d> Node<'d> {
     /// Tells whether the value is a number.
     #[must_use]
     pub fn is_number(&self) -> bool {
-        matches!(self.raw(), Raw::Int(_) | Raw::HugeInt | Raw::Float(_))
+        matches!(self.raw(), Raw::Int(_) | Raw::Huge | Raw::Float(_))
     }
 
     /// Tells whether the value is an object.
@@ -472,11 +494,13 @@ impl<'d> Node<'d> {
         }
     }
 
-    /// Returns an integer literal that fits 64 bits.
+    /// Returns an integer that fits 64 bits. How it is written does not matter: `7.0` and `70e-1` are 7, because
+    /// some writers of MessagePack know only doubles.
     #[must_use]
     pub fn as_i64(&self) -> Option<i64> {
         match self.raw() {
             Raw::Int(int) => Some(int),
+            Raw::Float(float) => integer(float),
             _ => None,
         }
     }
@@ -547,6 +571,13 @@ impl<'d> Node<'d> {
     }
 }
 
+/// Returns the integer that a double within 2^53 is, if it is one.
+#[expect(clippy::cast_possible_truncation, reason = "the double is whole and within 2^53")]
+fn integer(float: f64) -> Option<i64> {
+    let exact = float.fract() == 0.0 && float.abs() <= 9_007_199_254_740_992.0;
+    exact.then_some(float as i64)
+}
+
 /// Resolves the escapes of a string that the parser has accepted.
 pub(crate) fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -597,6 +628,29 @@ mod tests {
         assert!(root.get("b").unwrap().get("c").unwrap().is_null());
         assert_eq!(root.get("b").unwrap().get("d").unwrap().as_bool(), Some(true));
         assert_eq!(root.get("b").unwrap().to_json(), r#"{"c":null,"d":true}"#);
+    }
+
+    #[test]
+    fn integers_are_what_they_mean() {
+        let table = [
+            ("7.0", Some(7)),
+            ("70e-1", Some(7)),
+            ("-0.0", Some(0)),
+            ("9007199254740992.0", Some(1 << 53)),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("7.5", None),
+            ("1e16", None),
+            ("9223372036854775808", None),
+            ("-9223372036854775809", None),
+            ("1e400", None),
+            ("-1e400", None),
+        ];
+        for (text, wanted) in table {
+            let document = parse(text).unwrap();
+            assert_eq!(document.root().as_i64(), wanted, "{text}");
+            assert!(document.root().is_number(), "{text}");
+        }
     }
 
     #[test]

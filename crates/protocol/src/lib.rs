@@ -34,6 +34,7 @@ mod policy;
 mod rows;
 #[cfg(feature = "schema")]
 mod schema;
+mod throttle;
 mod time;
 mod views;
 mod write;
@@ -60,6 +61,7 @@ pub use policy::{FieldPolicyDoc, PolicyDoc};
 pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
 #[cfg(feature = "schema")]
 pub use schema::{KindSchema, SchemaError, Whole};
+pub use throttle::{Throttle, ThrottleScope};
 pub use time::{format_millis, parse_time};
 pub use views::{
     ExplainDoc, ExplainField, ExplainLoss, ListDoc, PolicyView, RecordDoc, encode_changes_answer,

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::canonical::object_of_text;
 use crate::checksums::Checksums;
-use crate::code::{ErrorCode, ItemCode};
+use crate::code::ItemCode;
 use crate::conflict::{ConflictDoc, ConflictResolved};
 use crate::envelope::{Fault, FieldError};
 use crate::policy::PolicyDoc;
@@ -440,6 +440,13 @@ pub struct Details {
     /// The record as it stands, when the request was about an older one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<RecordView>,
+    /// The limit that was reached, as a person reads it, for `RATE_LIMITED`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
+    /// What the limit counts over: the text of a [`ThrottleScope`](crate::ThrottleScope). Later servers may send
+    /// others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
 }
 
 impl ErrorMessage {
@@ -451,7 +458,7 @@ impl ErrorMessage {
             message: fault.message.clone(),
             correlation_id: correlation_id.into(),
             retryable: fault.code.is_retryable(),
-            retry_after_ms: retry_after_ms(fault.code),
+            retry_after_ms: retry_after_ms(fault),
             details: Details::of(fault),
         }
     }
@@ -459,13 +466,21 @@ impl ErrorMessage {
 
 impl Details {
     fn of(fault: &Fault) -> Option<Self> {
-        let told = !fault.errors.is_empty() || fault.record.is_some();
-        told.then(|| Self { errors: fault.errors.clone(), record: fault.record.as_deref().cloned() })
+        let told = !fault.errors.is_empty() || fault.record.is_some() || fault.throttle.is_some();
+        let throttle = fault.throttle.as_deref();
+        told.then(|| Self {
+            errors: fault.errors.clone(),
+            record: fault.record.as_deref().cloned(),
+            limit: throttle.map(|throttle| throttle.limit.clone()),
+            scope: throttle.map(|throttle| throttle.scope.as_str().into()),
+        })
     }
 }
 
-fn retry_after_ms(code: ErrorCode) -> Option<u64> {
-    code.is_retryable().then_some(1_000)
+/// When the same may be sent again: what a limit says, else a second for what may be sent again at all.
+fn retry_after_ms(fault: &Fault) -> Option<u64> {
+    let throttle = fault.throttle.as_deref();
+    throttle.map(|throttle| throttle.retry_after_ms).or(fault.code.is_retryable().then_some(1_000))
 }
 
 /// The server is about to shut down.
@@ -493,6 +508,16 @@ pub struct Problem {
     pub correlation_id: String,
     /// Whether the same may be sent again.
     pub retryable: bool,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// The limit that was reached, as a person reads it, for `RATE_LIMITED`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
+    /// What the limit counts over: the text of a [`ThrottleScope`](crate::ThrottleScope). Later servers may send
+    /// others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// Single places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
@@ -518,6 +543,7 @@ impl Problem {
     #[must_use]
     pub fn new(fault: &Fault, correlation_id: &str) -> Self {
         let code = fault.code.as_str();
+        let throttle = fault.throttle.as_deref();
         Self {
             kind: format!("/docs/errors/{code}"),
             title: code.to_ascii_lowercase().replace('_', " "),
@@ -526,6 +552,9 @@ impl Problem {
             code: code.into(),
             correlation_id: correlation_id.into(),
             retryable: fault.code.is_retryable(),
+            retry_after_ms: retry_after_ms(fault),
+            limit: throttle.map(|throttle| throttle.limit.clone()),
+            scope: throttle.map(|throttle| throttle.scope.as_str().into()),
             errors: fault.errors.clone(),
             record: fault.record.as_deref().cloned(),
             reason: None,

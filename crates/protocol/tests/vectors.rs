@@ -3,17 +3,20 @@
 //! `WRITE_VECTORS=1 cargo test -p driftline-protocol --test vectors` computes every answer anew from the questions
 //! in the files; what changed then shows in the diff.
 
+mod forms;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use driftline_model::{Epoch, Hlc, Intents, KindName, Limits, Object, RecordId, ScopeName, Seq, TenantId};
 use driftline_protocol::{
     Ack, BadItem, Change, ChangeKind, Checksum, ChecksumPart, Checksums, Cursor, CursorKey, Document,
-    Encoding, ErrorCode, Fault, Head, Inbound, Item, ItemClass, ItemCode, JsonError, Message, Missing,
-    Outbound, Phase, Progress, Range, RequestChecksums, RequestServerData, ResolveConflict, Resume, Retry,
-    ServerData, ServerDelta, ServerMessage, SyncData, ValueErrorKind, canonical_value, decode,
-    encode_changes, row_sum,
+    Encoding, ErrorCode, Fault, Head, Inbound, InflateError, Inflater, Item, ItemClass, ItemCode, JsonError,
+    Message, Missing, MsgpackError, Outbound, Phase, Progress, Range, RequestChecksums, RequestServerData,
+    ResolveConflict, Resume, Retry, ServerData, ServerDelta, ServerMessage, SyncData, ValueErrorKind,
+    canonical_value, decode, encode_changes, json_of_msgpack, msgpack_of_json, row_sum,
 };
+use forms::{bytes_of, hex, other_forms};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
@@ -129,12 +132,87 @@ fn word(kind: ValueErrorKind) -> &'static str {
 
 #[test]
 fn inbound_messages() {
-    check("messages.json", &["name", "frame", "message", "error"], |vector| {
+    let keys = ["name", "frame", "message", "error", "msgpack", "deflate", "msgpack_deflate"];
+    check("messages.json", &keys, |vector| {
         let mut answer = question(vector, &["name", "frame"]);
-        match decode(Encoding::Json, text(vector, "frame").as_bytes(), &Limits::default()) {
+        let frame = text(vector, "frame");
+        let read = decode(Encoding::Json, frame.as_bytes(), &Limits::default());
+        for form in other_forms(vector, frame, &mut answer) {
+            let twin = decode(form.encoding, &form.bytes, &Limits::default());
+            assert_same_verdict(&read, &twin, frame);
+        }
+        match read {
             Ok(message) => answer.insert("message".into(), summary(&message)),
             Err(fault) => answer.insert("error".into(), refused(&fault)),
         };
+        answer.into()
+    });
+}
+
+/// The same message, down to the hashes of its items, or the same refusal.
+fn assert_same_verdict(json: &Result<Message, Fault>, twin: &Result<Message, Fault>, frame: &str) {
+    match (json, twin) {
+        (Ok(message), Ok(twin)) => assert_eq!(twin, message, "{frame}"),
+        (Err(fault), Err(twin)) => {
+            let undecodable = [ErrorCode::JsonDecodeError, ErrorCode::MsgpackDecodeError];
+            let class = |code| if undecodable.contains(&code) { ErrorCode::JsonDecodeError } else { code };
+            assert_eq!(class(twin.code), class(fault.code), "{frame}");
+            assert_eq!((&twin.errors, &twin.reply_to), (&fault.errors, &fault.reply_to), "{frame}");
+        }
+        _ => panic!("{json:?} in JSON, {twin:?} in another form: {frame}"),
+    }
+}
+
+// MessagePack beyond the twins of JSON, and the framing of compressed forms.
+
+#[test]
+fn msgpack_documents() {
+    check("msgpack.json", &["name", "msgpack", "json", "error"], |vector| {
+        let mut answer = question(vector, &["name", "msgpack"]);
+        let bytes = bytes_of(text(vector, "msgpack"));
+        match json_of_msgpack(&bytes, Limits::default().depth) {
+            Ok(json) => {
+                let again = json_of_msgpack(&msgpack_of_json(&json), Limits::default().depth);
+                assert_eq!(again.as_ref(), Ok(&json), "our own bytes hold the same document");
+                answer.insert("json".into(), json.into());
+            }
+            Err(error) => {
+                let fault = decode(Encoding::MessagePack, &bytes, &Limits::default()).expect_err("refused");
+                assert_eq!(fault.code, ErrorCode::MsgpackDecodeError);
+                let word = match error {
+                    MsgpackError::Syntax => "not_msgpack",
+                    MsgpackError::Utf8 => "not_utf8",
+                    MsgpackError::Unsupported(_) => "unsupported",
+                    MsgpackError::Depth { .. } => "too_deep",
+                    other => panic!("no word for {other:?}"),
+                };
+                answer.insert("error".into(), word.into());
+            }
+        }
+        answer.into()
+    });
+}
+
+#[test]
+fn framing() {
+    check("framing.json", &["name", "payload", "max_bytes", "message", "error", "close"], |vector| {
+        let mut answer = question(vector, &["name", "payload", "max_bytes"]);
+        let bytes_max = usize::try_from(number(vector, "max_bytes")).expect("a size");
+        match Inflater::default().open(&bytes_of(text(vector, "payload")), bytes_max) {
+            Ok(message) => {
+                answer.insert("message".into(), hex(&message).into());
+            }
+            Err(error) => {
+                let word = match error {
+                    InflateError::Prefix => "prefix",
+                    InflateError::Broken => "broken",
+                    InflateError::TooLarge { .. } => "too_large",
+                    other => panic!("no word for {other:?}"),
+                };
+                answer.insert("error".into(), word.into());
+                answer.insert("close".into(), error.close().0.into());
+            }
+        }
         answer.into()
     });
 }
@@ -254,7 +332,8 @@ fn without_null(value: Value) -> Value {
 
 #[test]
 fn outbound_messages() {
-    check("outbound.json", &["name", "type", "head", "body", "frame"], |vector| {
+    let keys = ["name", "type", "head", "body", "frame", "msgpack", "deflate", "msgpack_deflate"];
+    check("outbound.json", &keys, |vector| {
         let mut answer = question(vector, &["name", "type", "head", "body"]);
         let head = Head {
             now_ms: number(&vector["head"], "now_ms"),
@@ -264,7 +343,10 @@ fn outbound_messages() {
         let outbound = outbound(text(vector, "type"), &vector["body"]);
         assert_eq!(outbound.kind(), text(vector, "type"));
         let frame = outbound.encode(&head);
-        assert_is_read(&frame, &head, &vector["body"]);
+        assert_is_read(Encoding::Json, frame.as_bytes(), &head, &vector["body"]);
+        for form in other_forms(vector, &frame, &mut answer) {
+            assert_is_read(form.encoding, &form.bytes, &head, &vector["body"]);
+        }
         answer.insert("frame".into(), frame.into());
         answer.into()
     });
@@ -373,8 +455,12 @@ fn changes(body: &Value) -> String {
 }
 
 /// A client reads the frame as what it is, and finds every member of the body in it.
-fn assert_is_read(frame: &str, head: &Head, body: &Value) {
-    let read = ServerMessage::decode_reply(frame.as_bytes());
+fn assert_is_read(encoding: Encoding, frame: &[u8], head: &Head, body: &Value) {
+    let read = ServerMessage::decode_reply(encoding, frame);
+    let frame = match encoding {
+        Encoding::Json => String::from_utf8(frame.to_vec()).expect("a text"),
+        Encoding::MessagePack => json_of_msgpack(frame, 64).expect("MessagePack"),
+    };
     let (reply_to, message) = read.unwrap_or_else(|fault| panic!("{fault}: {frame}"));
     assert_eq!(reply_to, head.reply_to);
     assert!(!matches!(message, ServerMessage::Other(_)), "{frame}");
@@ -393,7 +479,7 @@ fn assert_is_read(frame: &str, head: &Head, body: &Value) {
         }
         _ => {}
     }
-    let written: Value = serde_json::from_str(frame).expect("a frame is JSON");
+    let written: Value = serde_json::from_str(&frame).expect("a frame is JSON");
     for (name, value) in body.as_object().expect("a body is an object") {
         assert_eq!(&written[name], value, "{name} in {frame}");
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use driftline_engine::Store;
 use driftline_protocol::{ErrorCode, Fault};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::app::{App, drained};
 use crate::guard::{Answering, End, Guard, Parting, Times, Turns};
 use crate::observe::count_error;
+use crate::rate::Peer;
 use crate::reply::bare;
 use crate::routes::router;
 
@@ -150,10 +152,13 @@ fn admit<S: Store>(
 /// Answers the requests of one connection until it ends or becomes a session.
 async fn attend<S: Store>(stream: TcpStream, app: &App<S>, router: Router) {
     let limits = app.engine.limits();
-    let turns = Arc::new(Turns::default());
+    let (turns, peer) = (Arc::new(Turns::default()), stream.peer_addr().map(Peer));
     let (guard, mut parting) = Guard::new(stream, Arc::clone(&turns), Times::new(limits));
     let router = TowerToHyperService::new(router);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        if let Ok(peer) = &peer {
+            request.extensions_mut().insert(*peer);
+        }
         let (turn, answer) = (turns.answer(), router.call(request));
         async move { answer.await.map(|response| response.map(|body| Answering { body, _turn: turn })) }
     });

@@ -186,7 +186,7 @@ pub(crate) fn refused(refusal: Refusal, correlation: &str) -> Answer {
         headers.insert("x-correlation-id", correlation);
     }
     if code.is_retryable() && !headers.contains_key(header::RETRY_AFTER) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        headers.insert(header::RETRY_AFTER, retry_after(&refusal.fault));
     }
     if code == ErrorCode::Unauthorized {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -217,4 +217,10 @@ pub(crate) fn bare(fault: &Fault, correlation: &str) -> Vec<u8> {
         body.len()
     )
     .into_bytes()
+}
+
+/// Whole seconds until the same may be sent again, rounded up.
+fn retry_after(fault: &Fault) -> HeaderValue {
+    let wait_ms = fault.throttle.as_ref().map_or(1000, |throttle| throttle.retry_after_ms);
+    HeaderValue::from(wait_ms.div_ceil(1000).max(1))
 }

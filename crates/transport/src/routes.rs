@@ -14,6 +14,7 @@ use driftline_protocol::{ErrorCode, Fault};
 use crate::app::App;
 use crate::handlers;
 use crate::negotiate::Wishes;
+use crate::rate::within_rates;
 use crate::reply::{Refusal, refused};
 use crate::request::{correlation, require_host};
 use crate::ws;
@@ -46,6 +47,8 @@ pub enum Door {
 pub enum RouteId {
     /// The sync socket.
     SyncSocket,
+    /// The echo of frames, in development only.
+    EchoSocket,
     /// Push and pull in one request.
     Sync,
     /// Pull.
@@ -102,6 +105,7 @@ const fn route(id: RouteId, method: &'static str, path: &'static str, access: Ac
 /// Every route.
 pub const ROUTES: &[Route] = &[
     route(RouteId::SyncSocket, "GET", "/ws/mobile/sync", Access::Device, Door::Socket),
+    route(RouteId::EchoSocket, "GET", "/ws/echo", Access::Public, Door::Socket),
     route(RouteId::Sync, "POST", "/api/v1/sync", Access::Device, Door::Http),
     route(RouteId::Changes, "GET", "/api/v1/changes", Access::User, Door::Http),
     route(RouteId::Records, "GET", "/api/v1/records/{kind}", Access::User, Door::Http),
@@ -129,16 +133,23 @@ pub const ROUTES: &[Route] = &[
 /// The names in a path.
 pub(crate) type Names = Vec<(String, String)>;
 
-/// Makes the router of [`ROUTES`].
+/// Makes the router of [`ROUTES`]; without [`Settings::echo`](crate::Settings::echo) there is no echo.
 pub fn router<S: Store>(app: Arc<App<S>>) -> Router {
     let mut router = Router::new();
-    for route in ROUTES {
+    let echo = app.settings.echo;
+    for route in ROUTES.iter().filter(|route| echo || route.id != RouteId::EchoSocket) {
         let filter = filter(route.method);
         let handler = move |State(app): State<Arc<App<S>>>,
                             names: Result<Path<Names>, PathRejection>,
                             request: Request| async move {
             match names {
-                Ok(Path(names)) => answer(app, *route, names, request).await,
+                Ok(Path(names)) if route.access == Access::Public => {
+                    answer(app, *route, names, request).await
+                }
+                Ok(Path(names)) => {
+                    let door = Arc::clone(&app);
+                    within_rates(app, request, |request| answer(door, *route, names, request)).await
+                }
                 // A name that is not UTF-8 names nothing.
                 Err(_) => not_found(State(app), request).await,
             }
@@ -166,7 +177,7 @@ async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request:
     }
     let request = Request::from_parts(parts, body);
     let mut response = match route.door {
-        Door::Socket => ws::upgrade(app, request, &correlation),
+        Door::Socket => ws::upgrade(app, route.id, request, &correlation),
         Door::Http => {
             let handled = handlers::handle(&app, route, &names, request, &correlation).await;
             handled.unwrap_or_else(|refusal| refused(refusal, &correlation)).respond(wishes).await

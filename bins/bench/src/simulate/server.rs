@@ -31,7 +31,6 @@ pub(super) enum Effect {
 pub(super) struct Server<S> {
     pub(super) engine: Engine<Journaled<S>, NullObserver>,
     connections: BTreeMap<u64, Connection>,
-    limits: Limits,
 }
 
 struct Connection {
@@ -46,8 +45,8 @@ struct Connection {
 
 impl<S: Store> Server<S> {
     pub(super) fn new(store: Journaled<S>, hub: Arc<Hub>, catalogue: Catalogue, limits: Limits) -> Self {
-        let engine = Engine::new(store, hub, catalogue, limits.clone(), NullObserver);
-        Self { engine, connections: BTreeMap::new(), limits }
+        let engine = Engine::new(store, hub, catalogue, limits, NullObserver);
+        Self { engine, connections: BTreeMap::new() }
     }
 
     pub(super) fn identify(&self, account: &Account) -> Result<Identity> {
@@ -73,7 +72,9 @@ impl<S: Store> Server<S> {
         let head = block_on(self.engine.head(&identity)).map_err(|fault| anyhow!("{fault}"))?;
         let seed = u128::from(number) << 64;
         let name = format!("c{number}");
-        let session = Session::new(Arc::clone(&identity), self.limits.clone(), &head, name, seed, now_ms);
+        let limits = Arc::clone(self.engine.limits());
+        let meter = self.engine.meter(&identity.tenant_id, &identity.user, now_ms);
+        let session = Session::new(Arc::clone(&identity), limits, meter, &head, name, seed, now_ms);
         let (inbox, works) = (VecDeque::new(), VecDeque::new());
         let connection = Connection { device, identity, session, inbox, works, commits: None };
         self.connections.insert(number, connection);
@@ -151,7 +152,7 @@ impl<S: Store> Server<S> {
 
     /// Answers a request to the HTTP door.
     pub(super) fn post(&self, account: &Account, body: &str, now_ms: u64) -> Result<(u16, String)> {
-        let request = match SyncRequest::decode(Encoding::Json, body.as_bytes(), &self.limits) {
+        let request = match SyncRequest::decode(Encoding::Json, body.as_bytes(), self.engine.limits()) {
             Ok(request) => request,
             Err(fault) => return Ok(problem(&fault, None)),
         };
@@ -166,7 +167,7 @@ impl<S: Store> Server<S> {
 
     /// Does what a session wants, and feeds it what it wants.
     fn pump(&mut self, number: u64, now_ms: u64) -> Vec<Effect> {
-        let Self { engine, connections, limits } = self;
+        let Self { engine, connections } = self;
         let Some(connection) = connections.get_mut(&number) else { return Vec::new() };
         let mut effects = Vec::new();
         let mut closed = false;
@@ -194,7 +195,7 @@ impl<S: Store> Server<S> {
                 break;
             }
             let Some(text) = connection.inbox.pop_front() else { break };
-            connection.session.handle_message(decode(Encoding::Json, text.as_bytes(), limits), now_ms);
+            connection.session.handle_message(decode(Encoding::Json, text.as_bytes(), engine.limits()), now_ms);
         }
         if closed {
             connections.remove(&number);

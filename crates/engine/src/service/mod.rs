@@ -20,6 +20,7 @@ use crate::policies::{Policies, doc_of_policy};
 use crate::ports::{Head, Identity, Observer, Row, Store, StoreError};
 use crate::pull::{PullFault, Step};
 use crate::push::{Gate, answer};
+use crate::rate::{UserMeter, Users};
 use crate::session::covers;
 use crate::work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};
 
@@ -29,7 +30,8 @@ pub struct Engine<S, O> {
     hub: Arc<Hub>,
     catalogue: Catalogue,
     policies: Policies,
-    limits: Limits,
+    limits: Arc<Limits>,
+    users: Users,
     cursor_key: CursorKey,
     observer: O,
 }
@@ -91,12 +93,29 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Puts an engine together. The hub is the one that the store reports its commits to.
     pub fn new(store: S, hub: Arc<Hub>, catalogue: Catalogue, limits: Limits, observer: O) -> Self {
         let cursor_key = CursorKey::new(&store.cursor_secret());
-        Self { store, hub, catalogue, policies: Policies::default(), limits, cursor_key, observer }
+        let limits = Arc::new(limits);
+        let users = Users::new(&limits);
+        Self { store, hub, catalogue, policies: Policies::default(), limits, users, cursor_key, observer }
+    }
+
+    /// Lifts rates and admission, for measuring, as [`Limits::lifted`] does. It is done before anybody is let in: who
+    /// was counted is forgotten.
+    #[must_use]
+    pub fn lift_limits(self) -> Self {
+        let limits = Arc::new(self.limits.as_ref().clone().lifted());
+        let users = Users::new(&limits);
+        Self { limits, users, ..self }
     }
 
     /// Returns the limits in force.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &Arc<Limits> {
         &self.limits
+    }
+
+    /// Returns what counts a user's messages, requests and connections; all of one user share it. A user without
+    /// connections is forgotten when the buckets are full again.
+    pub fn meter(&self, tenant: &TenantId, user: &UserId, now_ms: u64) -> Arc<UserMeter> {
+        self.users.meter(tenant, user, now_ms)
     }
 
     /// Returns the store.

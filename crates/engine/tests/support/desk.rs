@@ -33,7 +33,7 @@ impl Frame {
     }
 
     pub(crate) fn message(&self) -> ServerMessage {
-        ServerMessage::decode(self.text.as_bytes()).expect("a message of the protocol")
+        ServerMessage::decode(Encoding::Json, self.text.as_bytes()).expect("a message of the protocol")
     }
 
     pub(crate) fn error_code(&self) -> Option<String> {
@@ -48,7 +48,6 @@ impl Frame {
 pub(crate) struct Office {
     pub(crate) engine: Engine<MemoryStore, NullObserver>,
     pub(crate) clock: Arc<FixedClock>,
-    limits: Limits,
 }
 
 impl Office {
@@ -61,8 +60,8 @@ impl Office {
         let hub = Arc::new(Hub::new(hub_queue));
         let random = Arc::new(SeededRandom::new(1));
         let store = MemoryStore::new(clock.clone(), random, hub.clone(), limits.clone());
-        let engine = Engine::new(store, hub, catalogue, limits.clone(), NullObserver);
-        Self { engine, clock, limits }
+        let engine = Engine::new(store, hub, catalogue, limits, NullObserver);
+        Self { engine, clock }
     }
 
     pub(crate) fn identity(&self, user: &str, device: &str) -> Identity {
@@ -89,8 +88,9 @@ impl Office {
         let head = block_on(self.engine.head(&identity)).expect("a head");
         let inbox = self.engine.subscribe(&identity);
         let now_ms = driftline_engine::Clock::now_ms(&*self.clock);
-        let (limits, id) = (self.limits.clone(), "c1".to_owned());
-        let session = Session::new(Arc::clone(&identity), limits, &head, id, 7 << 64, now_ms);
+        let (limits, id) = (Arc::clone(self.engine.limits()), "c1".to_owned());
+        let meter = self.engine.meter(&identity.tenant_id, &identity.user, now_ms);
+        let session = Session::new(Arc::clone(&identity), limits, meter, &head, id, 7 << 64, now_ms);
         let mut desk = Desk {
             office: self,
             session,
@@ -134,7 +134,7 @@ impl Desk<'_> {
 
     /// Feeds a text frame.
     pub(crate) fn feed(&mut self, frame: &str) {
-        let message = decode(Encoding::Json, frame.as_bytes(), &self.office.limits);
+        let message = decode(Encoding::Json, frame.as_bytes(), self.office.engine.limits());
         self.session.handle_message(message, self.now_ms);
         self.poll();
     }

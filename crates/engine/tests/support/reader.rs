@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use driftline_engine::{Engine, Identity, NullObserver, Only, PageQuery, Place, PullFault, Store};
 use driftline_model::{KindName, Object, ObjectBuilder, RecordId, ScopeName, Seq};
 use driftline_protocol::{
-    Change, ChangeKind, Checksum, Head as OutHead, Outbound, RequestServerData, Rows, ServerMessage, row_sum,
+    Change, ChangeKind, Checksum, Encoding, Head as OutHead, Outbound, RequestServerData, Rows,
+    ServerMessage, row_sum,
 };
 use driftline_testkit::block_on;
 
@@ -65,7 +66,7 @@ impl Reader {
             Err(fault) => return Err(fault.to_string()),
         };
         let frame = Outbound::ServerData(data).encode(&OutHead::default());
-        let page = match ServerMessage::decode(frame.as_bytes()) {
+        let page = match ServerMessage::decode(Encoding::Json, frame.as_bytes()) {
             Ok(ServerMessage::Page(page)) => page,
             other => return Err(format!("{frame} reads as {other:?}")),
         };

@@ -15,6 +15,7 @@ use driftline_model::{KindName, RecordId};
 use driftline_protocol::{ErrorCode, Fault};
 
 use crate::app::App;
+use crate::rate;
 use crate::reply::{Answer, Refusal};
 use crate::request::{Pairs, claims, device, identity};
 use crate::routes::{Access, Names, Route, RouteId};
@@ -89,6 +90,7 @@ pub(crate) async fn handle<S: Store>(
     let (parts, body) = request.into_parts();
     let pairs = Pairs::of(&parts);
     let claims = claims(app, &parts.headers, &pairs)?;
+    rate::admit(app, &parts.extensions, &claims, route.id == RouteId::Sync)?;
     if route.access == Access::Admin && !claims.roles.iter().any(|role| **role == *"admin") {
         return Err(Fault::new(ErrorCode::Forbidden, "the role admin is needed").into());
     }
@@ -111,8 +113,11 @@ pub(crate) async fn handle<S: Store>(
         RouteId::Policy => policies::one(app, &asked).await,
         RouteId::SetPolicy => policies::set(app, &asked, &parts, body).await,
         RouteId::RemovePolicy => policies::remove(app, &asked).await,
-        RouteId::SyncSocket | RouteId::Sync | RouteId::Alive | RouteId::Ready | RouteId::Metrics => {
-            Err(missing().into())
-        }
+        RouteId::SyncSocket
+        | RouteId::EchoSocket
+        | RouteId::Sync
+        | RouteId::Alive
+        | RouteId::Ready
+        | RouteId::Metrics => Err(missing().into()),
     }
 }

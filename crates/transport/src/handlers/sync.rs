@@ -15,6 +15,7 @@ use futures_util::StreamExt as _;
 use super::Asked;
 use crate::app::{App, drained};
 use crate::auth::Claims;
+use crate::rate;
 use crate::reply::{Answer, Refusal, json};
 use crate::request::{Pairs, device, identity, invalid, receive};
 
@@ -29,6 +30,9 @@ pub(super) async fn sync<S: Store>(
 ) -> Result<Answer, Refusal> {
     let received = receive(app, &parts.headers, body).await?;
     let request = SyncRequest::decode(received.encoding, &received.bytes, app.engine.limits())?;
+    if !request.push.items.is_empty() {
+        rate::admit_batch(app, &claims)?;
+    }
     let device = device(&claims, pairs.get("device_id"), request.device_id.as_deref())?;
     let device = device.ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "a sync needs a device_id"))?;
     let identity = identity(app, claims, Some(device)).await?;

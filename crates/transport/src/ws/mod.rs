@@ -1,8 +1,14 @@
-//! WebSockets: handshake, frames, and the task of one connection.
+//! WebSockets: handshake, frames, and the task of each connection.
 
 mod connection;
+mod echo;
+mod form;
 mod frame;
+mod gate;
 mod handshake;
+mod link;
+mod outbox;
+mod pump;
 mod reader;
 
 pub(crate) use handshake::upgrade;

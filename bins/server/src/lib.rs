@@ -1,0 +1,14 @@
+//! The Driftline server: chooses and wires; everything it does is done by the library crates.
+//!
+//! The program is [`main`]. [`Config`] is what a configuration file means, so that files can be read without starting
+//! anything.
+
+mod cli;
+mod commands;
+mod config;
+mod key;
+mod limits;
+mod run;
+
+pub use cli::main;
+pub use config::Config;

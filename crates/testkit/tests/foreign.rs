@@ -1,0 +1,63 @@
+//! Clients that are not ours work: `ws` of npm, `websockets` of Python, their languages' own HTTP, and a browser.
+
+#[path = "foreign/browser.rs"]
+mod browser;
+#[path = "foreign/tools.rs"]
+mod tools;
+
+use std::path::Path;
+use std::process::Command;
+
+use driftline_testkit::TempFolder;
+use driftline_testkit::server::{Server, TokenFor, program};
+
+use crate::tools::{node, python, script, told};
+
+/// A server that takes a silent client for dead soon, because two scripts wait for it; and a token for many devices.
+fn server() -> (Server, String) {
+    let folder = TempFolder::new();
+    let config = folder.path().join("driftline.toml");
+    std::fs::write(&config, "[limits]\nheartbeat_s = 3\n").expect("it can be written");
+    let server = Server::with(&program(), &["--config", config.to_str().expect("a path is text")]);
+    let token = server.token(&TokenFor { tenant: "t1", sub: "u1", role: "admin", ..TokenFor::default() });
+    (server, token)
+}
+
+/// Runs a script against a server of its own; it bounds its time itself.
+fn speaks(mut command: Command, name: &str, scheme: &str, path: &str) {
+    let (server, token) = server();
+    let url = format!("{scheme}://{}{path}", server.address());
+    let output = command.arg(script(name)).args([&url, &token]).output().expect("it runs");
+    let told = told(&output);
+    assert!(output.status.success(), "{told}\n{}", server.log());
+    assert!(told.contains("all answers are as documented"), "{told}");
+}
+
+#[test]
+fn node_ws_speaks_every_form() {
+    speaks(node(), "forms.js", "ws", "/ws/mobile/sync");
+}
+
+#[test]
+fn python_websockets_speaks_every_form() {
+    speaks(python(), "forms.py", "ws", "/ws/mobile/sync");
+}
+
+#[test]
+fn node_http_sends_and_reads_every_coding() {
+    speaks(node(), "codings.js", "http", "");
+}
+
+#[test]
+fn python_http_sends_and_reads_every_coding() {
+    speaks(python(), "codings.py", "http", "");
+}
+
+#[test]
+fn the_example_of_the_documentation_runs() {
+    speaks(node(), "example.js", "ws", "/ws/mobile/sync");
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/protocol/try-it.md");
+    let docs = std::fs::read_to_string(docs).expect("the page");
+    let text = std::fs::read_to_string(script("example.js")).expect("the script");
+    assert!(docs.contains(text.trim_end()), "docs/protocol/try-it.md must hold example.js as it is");
+}

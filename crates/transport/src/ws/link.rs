@@ -1,0 +1,229 @@
+//! The sync session of a connection, with everything it waits for.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use driftline_engine::{Committed, Done, Identity, Output, Session, Store, Subscription, Work};
+use driftline_protocol::{self as protocol, ErrorCode, Fault, Form};
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
+use tokio::sync::{Notify, oneshot, watch};
+
+use super::form::{Misfit, open, seal};
+use super::outbox::Outbox;
+use super::pump::{Message, Speaker};
+use crate::app::{App, drained};
+use crate::observe::count_error;
+
+/// One sync connection with everything it holds beside its socket.
+pub(super) struct Link<S: Store> {
+    app: Arc<App<S>>,
+    identity: Arc<Identity>,
+    session: Session,
+    form: Form,
+    connection_id: String,
+    draining: watch::Receiver<bool>,
+    replaced: Arc<Notify>,
+    expires_s: u64,
+    /// Work under way; answers come in the order of the asking.
+    works: FuturesOrdered<BoxFuture<'static, Done>>,
+    /// Comes to its end when the work before has reached the store.
+    turn: Option<oneshot::Receiver<()>>,
+    commits: Option<Subscription>,
+    /// Whether the server shuts down: what was asked is answered, nothing more is read.
+    stopping: bool,
+}
+
+/// Who is at the other end.
+pub(super) struct Visitor {
+    pub(super) form: Form,
+    pub(super) identity: Arc<Identity>,
+    pub(super) connection_id: String,
+    /// Tells that the device came again.
+    pub(super) replaced: Arc<Notify>,
+    /// When its token ends, in Unix seconds.
+    pub(super) expires_s: u64,
+}
+
+/// What happens beside the socket.
+pub(super) enum Event {
+    Done(Done),
+    Commit(Arc<Committed>),
+    Missed,
+    Drain,
+    Replaced,
+}
+
+impl<S: Store> Link<S> {
+    /// Makes the speaker of a session.
+    pub(super) fn new(app: Arc<App<S>>, session: Session, visitor: Visitor) -> Self {
+        let Visitor { form, identity, connection_id, replaced, expires_s } = visitor;
+        // A reviewer is told of conflicts from the beginning, whether or not it syncs.
+        let commits = (!identity.reviews.is_empty()).then(|| app.engine.subscribe(&identity));
+        Self {
+            draining: app.draining(),
+            app,
+            identity,
+            session,
+            form,
+            connection_id,
+            replaced,
+            expires_s,
+            works: FuturesOrdered::new(),
+            turn: None,
+            commits,
+            stopping: false,
+        }
+    }
+
+    fn log(&self, message: &Result<protocol::Message, Fault>, bytes: usize) {
+        match message {
+            Ok(message) => tracing::debug!(
+                connection = %self.connection_id, kind = message.body.kind(), id = message.id, bytes, "message"
+            ),
+            Err(fault) => {
+                count_error(fault.code);
+                tracing::debug!(connection = %self.connection_id, code = %fault.code, bytes, "message refused");
+            }
+        }
+    }
+
+    /// Has a work done behind those before it.
+    fn undertake(&mut self, work: Work) {
+        // Listening starts before the head is read, so that no commit falls between the two.
+        if matches!(work, Work::Start { .. }) {
+            self.commits = Some(self.app.engine.subscribe(&self.identity));
+        }
+        let (app, identity) = (Arc::clone(&self.app), Arc::clone(&self.identity));
+        let correlation = self.connection_id.clone();
+        let now_ms = app.now_ms();
+        let (handed_over, turn) = oneshot::channel::<()>();
+        let before = self.turn.replace(turn);
+        self.works.push_back(Box::pin(async move {
+            // Works reach the store in the order of their asking, whatever their preparation waits for.
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            let prepared = app.engine.prepare(&identity, work, now_ms, &correlation).await;
+            let mut rest = pin!(app.engine.finish(&identity, prepared, now_ms));
+            let first = poll_fn(|context| Poll::Ready(rest.as_mut().poll(context))).await;
+            drop(handed_over);
+            match first {
+                Poll::Ready(done) => done,
+                Poll::Pending => rest.await,
+            }
+        }));
+    }
+
+    /// Does what the session wants.
+    fn obey(&mut self, outbox: &mut Outbox) {
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                Output::Send(text) => {
+                    self.app.counts.messages_out.increment(1);
+                    self.app.counts.bytes_out.increment(text.len() as u64);
+                    let pushed = seal(self.form, &text, |opcode, payload| outbox.push(opcode, payload));
+                    if pushed.is_err() {
+                        self.overflow(outbox);
+                    }
+                }
+                Output::Work(work) => self.undertake(work),
+                Output::Close(close) => outbox.close(close.code.0, close.reason),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<S: Store> Speaker for Link<S> {
+    type Event = Event;
+
+    fn collect(&mut self, outbox: &mut Outbox) {
+        self.obey(outbox);
+        if self.stopping && self.works.is_empty() && !self.session.is_closed() {
+            let spread = u64::try_from(self.app.random_u128() % 3_000).unwrap_or_default();
+            self.session.drain(500 + spread, self.app.now_ms());
+            self.obey(outbox);
+        }
+    }
+
+    fn listens(&self, outbox: &Outbox) -> bool {
+        let outbound_bytes = self.app.engine.limits().outbound_bytes;
+        self.session.wants_input() && !self.stopping && outbox.queued() < outbound_bytes / 2
+    }
+
+    async fn event(&mut self) -> Event {
+        tokio::select! {
+            biased;
+            () = drained(&mut self.draining), if !self.stopping => Event::Drain,
+            () = self.replaced.notified() => Event::Replaced,
+            Some(done) = self.works.next(), if !self.works.is_empty() => Event::Done(done),
+            commit = next_commit(&mut self.commits), if self.commits.is_some() => {
+                commit.map_or(Event::Missed, Event::Commit)
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now_ms = self.app.now_ms();
+        match event {
+            Event::Done(done) => self.session.handle_done(done, now_ms),
+            Event::Commit(committed) => self.session.handle_commit(&committed, now_ms),
+            Event::Missed => self.commits = None,
+            Event::Drain => self.stopping = true,
+            Event::Replaced => {
+                self.session.end(ErrorCode::Replaced, "the same device connected again", now_ms);
+            }
+        }
+    }
+
+    fn ping(&mut self) -> bool {
+        self.session.handle_control(self.app.now_ms())
+    }
+
+    fn message(&mut self, message: Message, outbox: &mut Outbox) {
+        let bytes = message.len();
+        self.app.counts.messages_in.increment(1);
+        self.app.counts.bytes_in.increment(bytes as u64);
+        let message = match open(self.form, &message, self.app.engine.limits()) {
+            Ok(message) => message,
+            Err(Misfit(code, reason)) => return outbox.close(code, reason),
+        };
+        self.log(&message, bytes);
+        self.session.handle_message(message, self.app.now_ms());
+    }
+
+    fn too_large(&mut self, _: &mut Outbox) {
+        let limits = self.app.engine.limits();
+        let message =
+            format!("a message may hold {} bytes in {} parts", limits.message_bytes, limits.fragments);
+        let fault = Fault::new(ErrorCode::MessageTooLarge, message);
+        self.session.handle_message(Err(fault), self.app.now_ms());
+    }
+
+    fn overflow(&mut self, _: &mut Outbox) {
+        self.app.counts.slow_consumers.increment(1);
+        self.session.end(ErrorCode::SlowConsumer, "the connection does not read", self.app.now_ms());
+    }
+
+    /// Lets silent clients and ended tokens go.
+    fn tick(&mut self, _: &mut Outbox) -> Duration {
+        let now_ms = self.app.now_ms();
+        self.session.handle_time(now_ms);
+        if now_ms / 1000 >= self.expires_s {
+            self.session.end(ErrorCode::Unauthorized, "the token has expired", now_ms);
+        }
+        Duration::from_millis(self.session.deadline_ms().saturating_sub(now_ms).max(50))
+    }
+}
+
+async fn next_commit(commits: &mut Option<Subscription>) -> Option<Arc<Committed>> {
+    match commits {
+        Some(commits) => commits.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,218 @@
+//! What waits to be written to a socket.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+
+use super::frame::{Opcode, write_close, write_frame};
+
+/// How long the last bytes of a connection may take.
+pub(super) const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a connection that was cut for reading too slowly may take to read why.
+const FAREWELL_SLOW: Duration = Duration::from_secs(30);
+
+/// Bytes that are gathered into one write.
+const WRITE_BYTES: usize = 64 << 10;
+
+/// The close code of a connection that does not read.
+const SLOW: u16 = 4008;
+
+/// The queue outgrew its bytes and is gone: the connection does not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Overflow;
+
+/// Frames on their way to a socket, within a bound of bytes, and how the connection ends.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    /// Frames that wait, and their bytes.
+    queue: VecDeque<Vec<u8>>,
+    queued: usize,
+    /// Frames that are being written in one piece.
+    writing: Vec<u8>,
+    written: usize,
+    bytes_max: usize,
+    /// The close code once everything is said.
+    end: Option<u16>,
+    /// Whether a close frame is queued: nothing may follow it.
+    sealed: bool,
+}
+
+impl Outbox {
+    /// Makes a queue for this many bytes.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            queued: 0,
+            writing: Vec::new(),
+            written: 0,
+            bytes_max,
+            end: None,
+            sealed: false,
+        }
+    }
+
+    /// Returns the bytes that wait and are not being written yet.
+    pub(super) fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Returns the frames that wait and are not being written yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Returns the close code, once the connection is to end.
+    pub(super) fn end(&self) -> Option<u16> {
+        self.end
+    }
+
+    /// Queues a frame. Frames behind a close frame go nowhere.
+    ///
+    /// # Errors
+    /// [`Overflow`], once: the queue is dropped, and what is pushed from then on tells the client why.
+    pub(super) fn push(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), Overflow> {
+        if self.sealed {
+            return Ok(());
+        }
+        let mut frame = Vec::new();
+        write_frame(&mut frame, opcode, payload);
+        if self.end.is_none() && self.queued + frame.len() > self.bytes_max {
+            self.queue.clear();
+            self.queued = 0;
+            self.end = Some(SLOW);
+            return Err(Overflow);
+        }
+        self.enqueue(frame);
+        Ok(())
+    }
+
+    /// Queues a close frame, the last frame, and ends the connection behind it.
+    pub(super) fn close(&mut self, code: u16, reason: &str) {
+        let mut frame = Vec::new();
+        write_close(&mut frame, code, reason);
+        self.seal(code, frame);
+    }
+
+    /// Queues a close frame without a code, as the client sent one.
+    pub(super) fn close_wordless(&mut self) {
+        let mut frame = Vec::new();
+        write_frame(&mut frame, Opcode::Close, &[]);
+        self.seal(1005, frame);
+    }
+
+    /// Ends a connection to which nothing can be said.
+    pub(super) fn abandon(&mut self) {
+        self.end = Some(1006);
+    }
+
+    fn seal(&mut self, code: u16, frame: Vec<u8>) {
+        if !self.sealed {
+            self.enqueue(frame);
+            self.sealed = true;
+            self.end = Some(code);
+        }
+    }
+
+    fn enqueue(&mut self, frame: Vec<u8>) {
+        self.queued += frame.len();
+        self.queue.push_back(frame);
+    }
+
+    /// Moves waiting frames into the buffer that is being written; tells whether that holds anything.
+    pub(super) fn gather(&mut self) -> bool {
+        if !self.writing.is_empty() {
+            return true;
+        }
+        while let Some(frame) = self.queue.pop_front() {
+            self.queued -= frame.len();
+            if self.writing.is_empty() {
+                self.writing = frame;
+            } else {
+                self.writing.extend_from_slice(&frame);
+            }
+            if self.writing.len() >= WRITE_BYTES {
+                break;
+            }
+        }
+        !self.writing.is_empty()
+    }
+
+    /// Tells whether so much waits that it should be written before anything else is done.
+    pub(super) fn presses(&self) -> bool {
+        self.queued > WRITE_BYTES
+    }
+
+    /// Writes what the socket takes now, if it takes any.
+    pub(super) async fn write_now<W: AsyncWrite + Unpin>(&self, write: &mut W) -> Option<io::Result<usize>> {
+        let rest = &self.writing[self.written..];
+        poll_fn(|context| match Pin::new(&mut *write).poll_write(context, rest) {
+            Poll::Ready(wrote) => Poll::Ready(Some(wrote)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
+
+    /// Writes a part of what was gathered, as soon as the socket takes it. Nothing is written when this is dropped.
+    pub(super) async fn write<W: AsyncWrite + Unpin>(&self, write: &mut W) -> io::Result<usize> {
+        write.write(&self.writing[self.written..]).await
+    }
+
+    /// Forgets bytes that were written.
+    pub(super) fn wrote(&mut self, bytes: usize) {
+        self.written += bytes;
+        if self.written == self.writing.len() {
+            self.written = 0;
+            // A quiet connection keeps no buffer.
+            self.writing = Vec::new();
+        }
+    }
+
+    /// Writes what is left and closes, as far as the peer takes it in time.
+    pub(super) async fn farewell<W: AsyncWrite + Unpin>(&mut self, write: &mut W) {
+        let wait = if self.end == Some(SLOW) { FAREWELL_SLOW } else { FAREWELL };
+        let farewell = async {
+            let mut done = write.write_all(&self.writing[self.written..]).await;
+            for frame in &self.queue {
+                if done.is_ok() {
+                    done = write.write_all(frame).await;
+                }
+            }
+            if done.is_ok() {
+                // The peer may be gone already.
+                let _ = write.shutdown().await;
+            }
+        };
+        let _ = tokio::time::timeout(wait, farewell).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_outgrows_its_bytes_is_dropped_once() {
+        let mut outbox = Outbox::new(10);
+        assert_eq!(outbox.push(Opcode::Text, b"12345678"), Ok(()));
+        assert_eq!(outbox.push(Opcode::Text, b""), Err(Overflow));
+        assert_eq!((outbox.queued(), outbox.end()), (0, Some(4008)));
+        assert_eq!(outbox.push(Opcode::Text, b"this is why the connection ends"), Ok(()));
+        outbox.close(4008, "");
+        assert_eq!(outbox.queued(), 33 + 4);
+    }
+
+    #[test]
+    fn nothing_follows_a_close_frame() {
+        let mut outbox = Outbox::new(100);
+        outbox.close(1000, "");
+        outbox.close(4000, "too late");
+        assert_eq!(outbox.push(Opcode::Text, b"too late"), Ok(()));
+        assert_eq!((outbox.queued(), outbox.end()), (4, Some(1000)));
+    }
+}
