@@ -5,7 +5,8 @@ use divan::{Bencher, black_box};
 use driftline_benches::{batch_frame, body};
 use driftline_model::Limits;
 use driftline_protocol::{
-    Ack, AckStatus, Document, Encoding, Head, ItemCode, ItemResult, Outbound, canonical_object, decode,
+    Ack, AckStatus, Deflater, Document, Encoding, Head, Inflater, ItemCode, ItemResult, Outbound,
+    canonical_object, decode, msgpack_of_json,
 };
 
 #[global_allocator]
@@ -31,7 +32,42 @@ mod batch {
             .bench(|| decode(Encoding::Json, black_box(frame.as_bytes()), &limits).expect("a good frame"));
     }
 
-    /// The first half of it: grammar and depth, into a list of nodes.
+    /// The same batch in MessagePack.
+    #[divan::bench]
+    fn decode_items_msgpack(bencher: Bencher<'_, '_>) {
+        let frame = msgpack_of_json(&batch_frame(ITEMS));
+        let limits = Limits::default();
+        bencher
+            .counter(BytesCount::of_slice(&frame))
+            .bench(|| decode(Encoding::MessagePack, black_box(&frame), &limits).expect("a good frame"));
+    }
+
+    /// The first half of it: markers and depth, into a list of nodes.
+    #[divan::bench]
+    fn parse_document_msgpack(bencher: Bencher<'_, '_>) {
+        let frame = msgpack_of_json(&batch_frame(ITEMS));
+        bencher.counter(BytesCount::of_slice(&frame)).bench(|| {
+            let document = Document::parse_msgpack(black_box(&frame), 64).expect("MessagePack");
+            black_box(document.root().is_object())
+        });
+    }
+
+    /// Opening the batch as a client of a compressed form sends it.
+    #[divan::bench(args = [Encoding::Json, Encoding::MessagePack])]
+    fn inflate(bencher: Bencher<'_, '_>, encoding: Encoding) {
+        let frame = in_encoding(encoding, &batch_frame(ITEMS));
+        let mut packed = Vec::new();
+        Deflater::default().pack(&frame, &mut packed);
+        let mut inflater = Inflater::default();
+        bencher.counter(BytesCount::of_slice(&frame)).bench_local(move || {
+            inflater
+                .open(black_box(&packed), frame.len())
+                .map(|message| message.len())
+                .expect("a good stream")
+        });
+    }
+
+    /// The first half of decoding JSON: grammar and depth, into a list of nodes.
     #[divan::bench]
     fn parse_document(bencher: Bencher<'_, '_>) {
         let frame = batch_frame(ITEMS);
@@ -83,9 +119,63 @@ mod canonical {
     }
 }
 
+fn in_encoding(encoding: Encoding, json: &str) -> Vec<u8> {
+    match encoding {
+        Encoding::Json => json.as_bytes().to_vec(),
+        Encoding::MessagePack => msgpack_of_json(json),
+    }
+}
+
 /// The answer to a batch of 100 items.
-#[divan::bench]
-fn encode_ack(bencher: Bencher<'_, '_>) {
+mod ack {
+    use super::*;
+
+    #[divan::bench]
+    fn encode(bencher: Bencher<'_, '_>) {
+        let (ack, head) = (ack(), head());
+        bencher.counter(ItemsCount::new(ITEMS)).bench(|| black_box(&ack).encode(black_box(&head)));
+    }
+
+    /// What a connection that speaks MessagePack adds to it.
+    #[divan::bench]
+    fn msgpack_of_text(bencher: Bencher<'_, '_>) {
+        let text = ack().encode(&head());
+        bencher.counter(ItemsCount::new(ITEMS)).bench(|| msgpack_of_json(black_box(&text)));
+    }
+
+    /// What a connection of a compressed form adds to it.
+    #[divan::bench(args = [Encoding::Json, Encoding::MessagePack])]
+    fn deflate(bencher: Bencher<'_, '_>, encoding: Encoding) {
+        let message = in_encoding(encoding, &ack().encode(&head()));
+        let mut deflater = Deflater::default();
+        bencher.counter(BytesCount::of_slice(&message)).bench_local(move || {
+            let mut packed = Vec::new();
+            deflater.pack(black_box(&message), &mut packed);
+            packed
+        });
+    }
+
+    /// What a client of a compressed form does first.
+    #[divan::bench(args = [Encoding::Json, Encoding::MessagePack])]
+    fn inflate(bencher: Bencher<'_, '_>, encoding: Encoding) {
+        let message = in_encoding(encoding, &ack().encode(&head()));
+        let mut packed = Vec::new();
+        Deflater::default().pack(&message, &mut packed);
+        let mut inflater = Inflater::default();
+        bencher.counter(BytesCount::of_slice(&message)).bench_local(move || {
+            inflater
+                .open(black_box(&packed), message.len())
+                .map(|message| message.len())
+                .expect("a good stream")
+        });
+    }
+}
+
+fn head() -> Head {
+    Head { now_ms: 1_763_692_496_007, reply_to: Some("m1".into()), sync_id: None }
+}
+
+fn ack() -> Outbound {
     let result = |index: u64| ItemResult {
         index,
         op_id: Some(format!("0192f3a1-b2c3-7000-8000-{index:012x}")),
@@ -100,7 +190,7 @@ fn encode_ack(bencher: Bencher<'_, '_>) {
         retry_after_ms: None,
         errors: Vec::new(),
     };
-    let ack = Outbound::Ack(Ack {
+    Outbound::Ack(Ack {
         of: "sync_data".into(),
         status: AckStatus::Ok,
         replayed: false,
@@ -111,7 +201,5 @@ fn encode_ack(bencher: Bencher<'_, '_>) {
         seq: 5_100,
         hlc: "0192f3a1b2c3-0001".into(),
         results: (0..ITEMS).map(result).collect(),
-    });
-    let head = Head { now_ms: 1_763_692_496_007, reply_to: Some("m1".into()), sync_id: None };
-    bencher.counter(ItemsCount::new(ITEMS)).bench(|| black_box(&ack).encode(black_box(&head)));
+    })
 }

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{load, simulate};
+use crate::{bytes, load, simulate};
 
-/// Measures a running server, or simulates whole systems.
+/// Measures a running server or its messages, or simulates whole systems.
 #[derive(Debug, Parser)]
 #[command(name = "driftline-bench", version)]
 struct Arguments {
@@ -20,6 +20,8 @@ enum Command {
     /// Puts load on a server: one JSON object on stdout, a summary on stderr.
     #[command(subcommand)]
     Load(load::Scenario),
+    /// Counts the bytes of messages in every form: one JSON object on stdout, a table on stderr.
+    Bytes(bytes::Arguments),
     /// Simulates devices, a network and a server from a seed, and checks that nothing is lost.
     Simulate(simulate::Arguments),
 }
@@ -42,6 +44,10 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             // One thread, so that the tool can be pinned to one core and leaves the others to the server.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(load::run(scenario))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Bytes(arguments) => {
+            bytes::command(arguments)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(arguments) => simulate::command(arguments),

@@ -1,5 +1,6 @@
-//! What `driftline-bench` can do: load on a running server, and simulations of whole systems.
+//! What `driftline-bench` can do: load on a running server, bytes on the wire, and simulations of whole systems.
 //!
+//! - [`bytes`] counts the bytes of messages in every form, with changed fields only and with whole records.
 //! - `load` speaks only the public wire protocol and reads `/proc`; it shares no code with the server, so that it can
 //!   drive any server and cannot inherit its mistakes. It does not judge: it prints figures, and `scripts/bars` sets
 //!   two servers side by side.
@@ -8,6 +9,7 @@
 //! - [`verify`] computes from recorded inputs and final states which accepted values disappeared without a trace. It
 //!   shares no code with the resolver either.
 
+pub mod bytes;
 mod cli;
 mod load;
 mod rng;

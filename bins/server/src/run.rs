@@ -151,7 +151,7 @@ fn assemble(
         readers: 2,
     })?;
     let engine = Engine::new(store.clone(), hub, catalogue, limits, MetricsObserver::default());
-    let settings = Settings { origins: config.server.origins.clone(), unlimited };
+    let settings = Settings { origins: config.server.origins.clone(), unlimited, echo: mode == Mode::Dev };
     let app = App::new(engine, Box::new(secret.clone()), clock, random, settings, metrics);
     Ok((store, Arc::new(app)))
 }

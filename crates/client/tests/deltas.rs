@@ -1,4 +1,5 @@
 //! Only what changed goes to the server.
+#![allow(clippy::unwrap_used, reason = "a test and its helpers")]
 
 mod common;
 

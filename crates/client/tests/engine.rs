@@ -10,7 +10,7 @@ use driftline_engine::{
     Subscription, policy_of_doc,
 };
 use driftline_model::{DeviceId, Limits, TenantId, UserId};
-use driftline_protocol::{Encoding, PolicyDoc, decode};
+use driftline_protocol::{Change, ChangeKind, Encoding, PolicyDoc, ServerMessage, decode};
 use driftline_storage::MemoryStore;
 use driftline_testkit::{FixedClock, Rng, SeededRandom, World, block_on};
 
@@ -88,6 +88,8 @@ struct Phone {
     replica: Replica,
     ops: u64,
     line: Option<Line>,
+    /// What the server said, oldest first.
+    heard: Vec<String>,
 }
 
 struct Line {
@@ -98,7 +100,8 @@ struct Line {
 
 impl Phone {
     fn new(name: &str) -> Self {
-        Self { name: name.into(), teams: Vec::new(), replica: Replica::default(), ops: 0, line: None }
+        let (teams, replica, heard) = (Vec::new(), Replica::default(), Vec::new());
+        Self { name: name.into(), teams, replica, ops: 0, line: None, heard }
     }
 
     fn edit(&mut self, edit: Edit, office: &Office) {
@@ -142,7 +145,10 @@ impl Phone {
             while let Some(output) = line.session.poll_output() {
                 quiet = false;
                 match output {
-                    Output::Send(text) => self.replica.handle_frame(text.as_bytes(), now_ms).unwrap(),
+                    Output::Send(text) => {
+                        self.replica.handle_frame(text.as_bytes(), now_ms).unwrap();
+                        self.heard.push(text);
+                    }
                     Output::Work(work) => {
                         let done = block_on(office.engine.perform(&line.identity, work, now_ms, "test"));
                         line.session.handle_done(done, now_ms);
@@ -170,6 +176,48 @@ impl Phone {
     fn shown(&self) -> BTreeMap<String, String> {
         let views = self.replica.views();
         views.map(|(kind, id, view)| (format!("{kind}/{id}"), view.fields.as_str().to_owned())).collect()
+    }
+}
+
+/// The fields of the rows that the last page or delta told of, by kind of change.
+fn told(phone: &Phone) -> Vec<(ChangeKind, String)> {
+    let last =
+        phone.heard.iter().rev().find_map(|text| match ServerMessage::decode(text.as_bytes()).unwrap() {
+            ServerMessage::Page(rows) | ServerMessage::Delta { rows, .. } if !rows.changes.is_empty() => {
+                Some(rows)
+            }
+            _ => None,
+        });
+    let row = |change: &Change| (change.change, change.fields.as_str().to_owned());
+    last.unwrap().changes.iter().map(row).collect()
+}
+
+#[test]
+fn only_changed_fields_go_down_to_who_has_the_record() {
+    let ten = r#"{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7,"h":8,"i":9,"j":10}"#;
+    let office = Office::new();
+    let (mut writer, mut live, mut away) = (Phone::new("writer"), Phone::new("live"), Phone::new("away"));
+    writer.edit(Edit::create(kind("note"), record("x"), fields(ten).unwrap()), &office);
+    for phone in [&mut writer, &mut live, &mut away] {
+        phone.sync(&office);
+    }
+    assert_eq!(told(&live), [(ChangeKind::Put, ten.to_owned())], "a first sync brings the whole record");
+    away.cut();
+    writer.edit(Edit::patch(kind("note"), record("x"), fields(r#"{"d":40}"#).unwrap()), &office);
+    writer.pump(&office);
+    live.pump(&office);
+    assert!(live.heard.last().unwrap().starts_with(r#"{"type":"server_delta""#));
+    assert_eq!(told(&live), [(ChangeKind::Patch, r#"{"d":40}"#.to_owned())]);
+
+    // Several edits of others, of which a device that was away hears the sum.
+    writer.edit(Edit::patch(kind("note"), record("x"), fields(r#"{"d":41,"e":50}"#).unwrap()), &office);
+    writer.sync(&office);
+    away.sync(&office);
+    assert_eq!(told(&away), [(ChangeKind::Patch, r#"{"d":41,"e":50}"#.to_owned())]);
+    live.pump(&office);
+    let all = ten.replace(":4,", ":41,").replace(":5,", ":50,");
+    for phone in [&writer, &live, &away] {
+        assert_eq!(phone.shown()["note/x"], all, "{}", phone.name);
     }
 }
 

@@ -482,8 +482,8 @@ impl Session {
             device_id: identity.device.as_ref().map(|(_, key)| key.device().to_owned()).unwrap_or_default(),
             tenant: identity.tenant_id.to_string(),
             features: Features {
-                encodings: vec!["json".into()],
-                compression: Vec::new(),
+                encodings: vec!["json".into(), "msgpack".into()],
+                compression: vec!["deflate".into()],
                 max_batch_items: self.limits.batch_items as u64,
                 max_message_bytes: self.limits.message_bytes as u64,
             },

@@ -223,6 +223,15 @@ mod tests {
     }
 
     #[test]
+    fn the_least_integer_of_messagepack_is_out_of_range() {
+        // JSON has no literal that becomes it: there the digits are read before the sign.
+        let packed = [0xd3, 0x80, 0, 0, 0, 0, 0, 0, 0];
+        let document = Document::parse_msgpack(&packed, 1).expect("MessagePack");
+        let error = canonical_value(document.root(), &mut String::new()).expect_err("beyond 2^53");
+        assert_eq!(error.kind, ValueErrorKind::NumberRange);
+    }
+
+    #[test]
     fn errors_point_at_the_value() {
         let document = Document::parse(br#"{"a/b":[0,{"c\n":"\u0000"}]}"#, 64).expect("JSON");
         let error = canonical_object(document.root()).expect_err("U+0000");

@@ -113,6 +113,13 @@ impl<'a> Document<'a> {
         self.text.len()
     }
 
+    /// Returns how many bytes of memory the document holds beside those that it was parsed from.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        let text = if let Cow::Owned(text) = &self.text { text.capacity() } else { 0 };
+        text + self.nodes.capacity() * size_of::<Raw>()
+    }
+
     /// Returns the outermost value.
     #[must_use]
     pub fn root(&self) -> Node<'_> {
@@ -396,7 +403,14 @@ impl<'d> Node<'d> {
             Raw::Int(int) => write_integer(out, int),
             // The digits are not kept; any number that is out of range says the same.
             Raw::Huge => write_number(out, u64::MAX),
-            Raw::Float(float) => out.push_str(ryu_js::Buffer::new().format_finite(float)),
+            Raw::Float(float) => {
+                let start = out.len();
+                out.push_str(ryu_js::Buffer::new().format_finite(float));
+                // A float stays one: an integer is taken where `1.0` is refused.
+                if !out[start..].contains(['.', 'e']) {
+                    out.push_str(".0");
+                }
+            }
             Raw::Str { .. } => write_json_string(out, &self.as_str().unwrap_or_default()),
             Raw::Array { .. } => {
                 out.push('[');

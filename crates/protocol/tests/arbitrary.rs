@@ -6,9 +6,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use driftline_model::{Epoch, KindName, Limits, Object, RecordId, ScopeName, Seq, TenantId, key_cmp};
 use driftline_protocol::{
-    AuditDoc, ConflictDoc, ConflictResolved, Cursor, CursorKey, Document, Encoding, Missing, Phase,
-    PolicyDoc, Problem, ResolvePost, Resume, ServerMessage, SyncAnswer, SyncRequest, ValueErrorKind,
-    canonical_object, canonical_value, decode, object_of_text,
+    AuditDoc, ConflictDoc, ConflictResolved, Cursor, CursorKey, Deflater, Document, Encoding, ErrorCode,
+    Inflater, Missing, Phase, PolicyDoc, Problem, ResolvePost, Resume, ServerMessage, SyncAnswer,
+    SyncRequest, ValueErrorKind, canonical_object, canonical_value, decode, json_of_msgpack, msgpack_of_json,
+    object_of_text,
 };
 use hmac::{Hmac, Mac};
 use proptest::collection::{btree_map, vec};
@@ -19,6 +20,8 @@ use sha2::Sha256;
 
 const DEPTH: usize = 64;
 
+const BYTES_MAX: usize = 1 << 16;
+
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -26,23 +29,30 @@ fn config(cases: u32) -> ProptestConfig {
 /// Shows some bytes to everything that reads bytes from outside.
 fn read_everywhere(bytes: &[u8]) {
     let limits = Limits::default();
-    let _ = decode(Encoding::Json, bytes, &limits);
-    let _ = SyncRequest::decode(Encoding::Json, bytes, &limits);
-    let _ = ServerMessage::decode(Encoding::Json, bytes);
-    let _ = SyncAnswer::decode(Encoding::Json, bytes);
-    let _ = Problem::decode(Encoding::Json, bytes);
-    let _ = ResolvePost::decode(Encoding::Json, bytes, &limits);
+    for encoding in [Encoding::Json, Encoding::MessagePack] {
+        let _ = decode(encoding, bytes, &limits);
+        let _ = SyncRequest::decode(encoding, bytes, &limits);
+        let _ = ServerMessage::decode(encoding, bytes);
+        let _ = SyncAnswer::decode(encoding, bytes);
+        let _ = Problem::decode(encoding, bytes);
+        let _ = ResolvePost::decode(encoding, bytes, &limits);
+    }
+    if let Ok(message) = Inflater::default().open(bytes, BYTES_MAX) {
+        assert!(message.len() <= BYTES_MAX);
+    }
     let _ = serde_json::from_slice::<ConflictDoc>(bytes);
     let _ = serde_json::from_slice::<ConflictResolved>(bytes);
     let _ = serde_json::from_slice::<AuditDoc>(bytes);
     let _ = CursorKey::new(&[7; 32]).open(&tenant(), &String::from_utf8_lossy(bytes));
     let _ = Object::from_canonical(String::from_utf8_lossy(bytes).into_owned());
     let _ = PolicyDoc::parse(&String::from_utf8_lossy(bytes));
-    if let Ok(document) = Document::parse(bytes, DEPTH) {
+    let documents = [Document::parse(bytes, DEPTH).ok(), Document::parse_msgpack(bytes, DEPTH).ok()];
+    for document in documents.iter().flatten() {
         let _ = canonical_object(document.root());
         let mut out = String::new();
         let _ = canonical_value(document.root(), &mut out);
         walk(document.root());
+        assert!(Document::parse_msgpack(&document.to_msgpack(), DEPTH).is_ok());
     }
     #[cfg(feature = "schema")]
     judge_everywhere(bytes);
@@ -170,6 +180,41 @@ fn frames() -> Vec<Vec<u8>> {
         frames.extend(vectors.iter().map(|vector| vector["frame"].as_str().expect("a frame").into()));
     }
     frames
+}
+
+/// The same frames in MessagePack, as far as they are JSON.
+fn msgpack_frames() -> Vec<Vec<u8>> {
+    let documents = frames().into_iter().filter(|frame| Document::parse(frame, DEPTH).is_ok());
+    let text = documents.map(|frame| String::from_utf8(frame).expect("JSON is UTF-8"));
+    text.map(|text| msgpack_of_json(&text)).collect()
+}
+
+/// Messages of the compressed forms.
+fn packed_frames() -> Vec<Vec<u8>> {
+    let mut deflater = Deflater::default();
+    let frames = frames().into_iter().chain(msgpack_frames());
+    frames
+        .map(|frame| {
+            let mut packed = Vec::new();
+            deflater.pack(&frame, &mut packed);
+            packed
+        })
+        .collect()
+}
+
+/// Pieces of MessagePack in any order: markers of every kind, good and bad lengths, known names.
+fn msgpack_rubble() -> impl Strategy<Value = Vec<u8>> {
+    let markers = (0xc0..=0xdf_u8).map(|marker| vec![marker]);
+    let numbers = [vec![0xcb, 0x40, 0x1c, 0, 0, 0, 0, 0, 0], vec![0xd3, 0x80, 0, 0, 0, 0, 0, 0, 0]];
+    let lengths = [vec![0xdd, 0xff, 0xff, 0xff, 0xff], vec![0xdf, 0, 0, 0, 2], vec![0xdb, 0, 0, 0, 1, b'a']];
+    let names =
+        ["type", "ping", "timestamp", "payload", "batch", "sync_data", "fields", "kind", "id", "op", "n"];
+    let names =
+        names.map(|name| [&[0xa0 | u8::try_from(name.len()).expect("short")], name.as_bytes()].concat());
+    let small = [0x80, 0x81, 0x82, 0x90, 0x91, 0x92, 0x00, 0x7f, 0xff, 0xa0].map(|byte| vec![byte]);
+    let pieces: Vec<Vec<u8>> =
+        markers.chain(numbers).chain(lengths).chain(names.clone()).chain(names).chain(small).collect();
+    vec(select(pieces), 0..30).prop_map(|pieces| pieces.concat())
 }
 
 #[derive(Debug, Clone)]
@@ -335,8 +380,22 @@ proptest! {
     }
 
     #[test]
+    fn msgpack_rubble_is_read_without_panic(bytes in msgpack_rubble()) {
+        read_everywhere(&bytes);
+        same_verdict(&bytes)?;
+    }
+
+    #[test]
+    fn damaged_documents_get_one_verdict_in_both_encodings(
+        frame in select(msgpack_frames()),
+        damages in vec(damage(), 0..3),
+    ) {
+        same_verdict(&damaged(frame, damages))?;
+    }
+
+    #[test]
     fn damaged_messages_are_read_without_panic(
-        frame in select(frames()),
+        frame in select([frames(), msgpack_frames(), packed_frames()].concat()),
         damages in vec(damage(), 1..4),
     ) {
         read_everywhere(&damaged(frame, damages));
@@ -386,8 +445,66 @@ fn sealed_body() -> Vec<u8> {
     URL_SAFE_NO_PAD.decode(sealed).expect("base64url")
 }
 
+/// Compares the verdict on a MessagePack document with that on its twin in JSON.
+fn same_verdict(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let Ok(json) = json_of_msgpack(bytes, DEPTH) else {
+        let fault = decode(Encoding::MessagePack, bytes, &Limits::default()).expect_err("no document");
+        prop_assert_eq!(fault.code, ErrorCode::MsgpackDecodeError);
+        return Ok(());
+    };
+    let document = Document::parse_msgpack(bytes, DEPTH).expect("MessagePack");
+    let mut text = String::new();
+    let text = canonical_value(document.root(), &mut text).map(|()| text).map_err(|error| error.kind);
+    prop_assert_eq!(canonical(&json), text);
+    let read = decode(Encoding::MessagePack, bytes, &Limits::default());
+    match (decode(Encoding::Json, json.as_bytes(), &Limits::default()), read) {
+        (Ok(twin), Ok(message)) => prop_assert_eq!(message, twin, "{}", json),
+        (Err(twin), Err(fault)) => {
+            let code = match fault.code {
+                ErrorCode::MsgpackDecodeError => ErrorCode::JsonDecodeError,
+                code => code,
+            };
+            let verdict = (code, &fault.errors, &fault.reply_to);
+            prop_assert_eq!(verdict, (twin.code, &twin.errors, &twin.reply_to), "{}", json);
+        }
+        (twin, message) => prop_assert!(false, "{message:?} is {twin:?} in JSON: {json}"),
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(config(2_000))]
+
+    #[test]
+    fn documents_travel_in_both_encodings(value in value(), choices in vec(any::<usize>(), 0..100)) {
+        let mut spelled = String::new();
+        spell(&value, &mut choices.into_iter(), &mut spelled);
+        let packed = msgpack_of_json(&spelled);
+        let json = json_of_msgpack(&packed, DEPTH).expect("our own bytes are MessagePack");
+        prop_assert_eq!(canonical(&json), canonical(&spelled));
+        let document = Document::parse_msgpack(&packed, DEPTH).expect("our own bytes are MessagePack");
+        prop_assert_eq!(document.to_msgpack(), packed);
+    }
+
+    #[test]
+    fn packed_messages_open_to_what_they_were(
+        message in prop_oneof![
+            vec(any::<u8>(), 0..600),
+            select(frames()),
+            (vec(any::<u8>(), 1..40), 1..200_usize).prop_map(|(piece, times)| piece.repeat(times)),
+        ],
+        spare in 0..3_usize,
+    ) {
+        let mut packed = vec![7];
+        Deflater::default().pack(&message, &mut packed);
+        prop_assert!(packed.len() <= message.len() + 2, "one byte is the most that packing costs");
+        let mut inflater = Inflater::default();
+        let opened = inflater.open(&packed[1..], message.len() + spare);
+        prop_assert_eq!(opened.as_deref(), Ok(&message[..]));
+        if let Some(bytes_max) = message.len().checked_sub(1) {
+            prop_assert!(inflater.open(&packed[1..], bytes_max).is_err());
+        }
+    }
 
     #[test]
     fn canonical_text_is_its_own_canonical_form(value in value()) {

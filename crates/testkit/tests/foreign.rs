@@ -8,7 +8,7 @@ mod tools;
 use std::path::Path;
 use std::process::Command;
 
-use driftline_testkit::folder::TempFolder;
+use driftline_testkit::TempFolder;
 use driftline_testkit::server::{Server, TokenFor, program};
 
 use crate::tools::{node, python, script, told};

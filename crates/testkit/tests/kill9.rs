@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use driftline_client::{Client, DeviceId, Edit, Endpoint, KindName, RecordId, Replica, fields};
 use driftline_testkit::Rng;
-use driftline_testkit::server::{Server, TokenFor};
+use driftline_testkit::server::{Server, TokenFor, program};
 
 const ROUNDS: u64 = 50;
 /// Devices that push at once, so that commit groups hold batches of several.
@@ -84,7 +84,7 @@ async fn acknowledged_changes_survive_and_nothing_applies_twice() {
     let seed = 0x0dd5_eed5;
     println!("seed {seed:#x}");
     let mut rng = Rng::new(seed);
-    let mut server = Server::start();
+    let mut server = Server::with(&program(), &["--limits", "off"]);
     let mut writers: Vec<Writer> = (0..WRITERS).map(Writer::new).collect();
     let mut cut_short = 0;
     for round in 0..ROUNDS {

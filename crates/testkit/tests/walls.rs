@@ -68,6 +68,7 @@ fn layer(name: &str) -> Option<u8> {
         "driftline-transport" | "driftline-storage" | "driftline-client" => 3,
         "driftline-testkit" => 4,
         "driftline-server" | "driftline-bench" | "driftline-benches" | "driftline-examples" => 5,
+        "driftline-fuzz" => 6,
         _ => return None,
     })
 }
@@ -146,6 +147,13 @@ fn testkit_in_products(packages: &[Package]) -> Vec<String> {
     direct(packages, |package, need, how| {
         let test_only = package == "driftline-examples" || package == "driftline-benches";
         need == "driftline-testkit" && how != Need::Dev && !test_only
+    })
+}
+
+/// What fuzzes is seen by nothing, so that what it needs gets into no build but its own.
+fn fuzzing_elsewhere(packages: &[Package]) -> Vec<String> {
+    direct(packages, |package, need, _| {
+        need == "driftline-fuzz" || (need == "libfuzzer-sys" && package != "driftline-fuzz")
     })
 }
 
@@ -385,6 +393,7 @@ fn dependencies_keep_the_walls() {
     check(&formats_outside_protocol(&packages));
     check(&transport_reaching_past_engine(&packages));
     check(&testkit_in_products(&packages));
+    check(&fuzzing_elsewhere(&packages));
     check(&subtracting_features(&packages));
 }
 
@@ -447,6 +456,9 @@ fn planted_dependencies_are_reported() {
         (transport_reaching_past_engine, "driftline-transport", ("driftline-storage", Dev), false),
         (testkit_in_products, "driftline-server", ("driftline-testkit", Normal), true),
         (testkit_in_products, "driftline-server", ("driftline-testkit", Dev), false),
+        (fuzzing_elsewhere, "driftline-bench", ("driftline-fuzz", Dev), true),
+        (fuzzing_elsewhere, "driftline-protocol", ("libfuzzer-sys", Normal), true),
+        (fuzzing_elsewhere, "driftline-fuzz", ("libfuzzer-sys", Normal), false),
     ];
     for (rule, package, need, reported) in table {
         let violations = rule(&planted(package, &[*need]));

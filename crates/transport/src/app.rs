@@ -1,10 +1,11 @@
 //! What every handler shares.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use driftline_engine::{Clock, Engine, Random, Store};
+use driftline_engine::{Buckets, Clock, Engine, Random, Store};
 use driftline_model::{DeviceNo, TenantNo};
 use tokio::sync::{mpsc, watch};
 
@@ -19,6 +20,8 @@ pub struct Settings {
     pub origins: Vec<String>,
     /// Whether rates and admission are lifted, for measuring.
     pub unlimited: bool,
+    /// Whether `/ws/echo` is there, for development.
+    pub echo: bool,
 }
 
 /// A server: the engine behind its doors.
@@ -33,6 +36,8 @@ pub struct App<S> {
     pub(crate) active: AtomicUsize,
     /// The memory of what is still coming in.
     pub(crate) inbound: Arc<Budget>,
+    /// Who failed to authenticate.
+    pub(crate) failed: Buckets<IpAddr>,
     connections: AtomicU64,
     /// Who is connected, by device. The lock is held for one insertion or removal.
     devices: Mutex<HashMap<(TenantNo, DeviceNo), Seat>>,
@@ -69,6 +74,7 @@ impl<S: Store> App<S> {
         let engine = if settings.unlimited { engine.lift_limits() } else { engine };
         Self {
             inbound: Budget::new(engine.limits().inbound_bytes),
+            failed: Buckets::new(engine.limits().failed_auth_rate, engine.limits().connections),
             engine,
             auth,
             clock,

@@ -8,9 +8,13 @@
 mod app;
 mod auth;
 mod budget;
+mod coding;
+mod guard;
 mod handlers;
 mod listener;
+mod negotiate;
 mod observe;
+mod rate;
 mod reply;
 mod request;
 mod routes;
@@ -21,6 +25,7 @@ pub use app::{App, Settings};
 pub use auth::{AuthError, Authenticate, Claims, Grant, SharedSecret, names_groups};
 pub use listener::{ServeError, serve};
 pub use observe::{MetricsHandle, MetricsObserver, install_metrics};
+pub use rate::Peer;
 pub use routes::{Access, Door, ROUTES, Route, RouteId, router};
 pub use system::{SystemClock, SystemRandom};
 

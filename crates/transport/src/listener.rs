@@ -6,16 +6,23 @@ use std::time::Duration;
 
 use axum::Router;
 use driftline_engine::Store;
+use driftline_protocol::{ErrorCode, Fault};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use thiserror::Error;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::app::{App, drained};
+use crate::guard::{Answering, End, Guard, Parting, Times, Turns};
+use crate::observe::count_error;
+use crate::rate::Peer;
+use crate::reply::bare;
 use crate::routes::router;
 
 /// Why a listener ended.
@@ -39,11 +46,12 @@ pub async fn serve<S: Store>(listener: TcpListener, app: Arc<App<S>>) -> Result<
     *app.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(alive);
     let router = router(Arc::clone(&app));
     let mut connections = JoinSet::new();
+    let standing = Standing::default();
     let mut draining = app.draining();
     let outcome = loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => admit(stream, &app, &router, &mut connections),
+                Ok((stream, _)) => admit(stream, &app, &router, &standing, &mut connections),
                 Err(error) if is_passing(&error) => {
                     tracing::warn!(%error, "accepting failed, trying again");
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -84,48 +92,137 @@ fn is_passing(error: &std::io::Error) -> bool {
     of_peer || matches!(error.raw_os_error(), Some(23 | 24 | 105 | 12))
 }
 
-/// Requests that may stand beside the admitted sessions.
-const SPARE: usize = 1024;
+/// Connections that may stand beside the admitted sessions, so that requests are answered while all places are taken.
+fn spare(connections: usize) -> usize {
+    (connections / 16).clamp(16, 1024)
+}
 
-fn admit<S: Store>(stream: TcpStream, app: &Arc<App<S>>, router: &Router, connections: &mut JoinSet<()>) {
-    let limits = app.engine.limits();
-    if !app.settings.unlimited && connections.len() >= limits.connections + SPARE {
+/// Connections that may be told at one time that they are too many; further ones are dropped.
+const TURNED_AWAY: usize = 256;
+
+/// How long what a peer still sends is read after the last word.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The connections of a listener that stand, by what becomes of them.
+#[derive(Debug, Default)]
+struct Standing {
+    served: Arc<()>,
+    turned_away: Arc<()>,
+}
+
+impl Standing {
+    /// Tells whether one more fits beside the sessions.
+    fn has_room<S: Store>(&self, app: &App<S>) -> bool {
+        let connections = app.engine.limits().connections;
+        let standing = Arc::strong_count(&self.served) - 1 + app.active.load(Ordering::Relaxed);
+        app.settings.unlimited || standing < connections + spare(connections)
+    }
+}
+
+fn admit<S: Store>(
+    stream: TcpStream,
+    app: &Arc<App<S>>,
+    router: &Router,
+    standing: &Standing,
+    connections: &mut JoinSet<()>,
+) {
+    if !standing.has_room(app) {
         app.counts.refused.increment(1);
-        connections.spawn(turn_away(stream));
+        if Arc::strong_count(&standing.turned_away) <= TURNED_AWAY {
+            let (app, place) = (Arc::clone(app), Arc::clone(&standing.turned_away));
+            connections.spawn(async move {
+                let fault =
+                    Fault::new(ErrorCode::ServerDraining, "this node holds as many connections as it may");
+                last_word(stream, Some(&bare(&fault, &app.random_hex()))).await;
+                drop(place);
+            });
+        }
         return;
     }
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "the socket takes no option");
     }
+    let (app, router, place) = (Arc::clone(app), router.clone(), Arc::clone(&standing.served));
+    connections.spawn(async move {
+        attend(stream, &app, router).await;
+        drop(place);
+    });
+}
+
+/// Answers the requests of one connection until it ends or becomes a session.
+async fn attend<S: Store>(stream: TcpStream, app: &App<S>, router: Router) {
+    let limits = app.engine.limits();
+    let (turns, peer) = (Arc::new(Turns::default()), stream.peer_addr().map(Peer));
+    let (guard, mut parting) = Guard::new(stream, Arc::clone(&turns), Times::new(limits));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        if let Ok(peer) = &peer {
+            request.extensions_mut().insert(*peer);
+        }
+        let (turn, answer) = (turns.answer(), router.call(request));
+        async move { answer.await.map(|response| response.map(|body| Answering { body, _turn: turn })) }
+    });
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(limits.header_ms))
+        .max_header_size(limits.header_bytes)
         .max_buf_size(limits.header_bytes.max(8 << 10))
-        .max_headers(64);
-    let service = TowerToHyperService::new(router.clone());
-    let mut draining = app.draining();
-    connections.spawn(async move {
-        let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        .max_headers(HEADERS);
+    let done = {
+        let connection = builder.serve_connection(TokioIo::new(guard), service).with_upgrades();
         tokio::pin!(connection);
-        let done = tokio::select! {
+        let mut draining = app.draining();
+        tokio::select! {
             done = &mut connection => done,
             () = drained(&mut draining) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
-        };
-        if let Err(error) = done {
-            tracing::debug!(%error, "connection ended early");
         }
-    });
+    };
+    if let Err(error) = done {
+        tracing::debug!(%error, "connection ended early");
+    }
+    if let Ok(parting) = parting.try_recv() {
+        part(parting, app).await;
+    }
 }
 
-/// Answers a connection that is one too many.
-async fn turn_away(mut stream: TcpStream) {
-    let answer = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+/// Headers that one request may have.
+const HEADERS: usize = 64;
+
+/// Lets go of a connection in the way that its end asks for.
+async fn part<S: Store>(Parting { stream, end }: Parting, app: &App<S>) {
+    match end {
+        End::Closed | End::Silent => last_word(stream, None).await,
+        End::Late => {
+            count_error(ErrorCode::HeartbeatTimeout);
+            let fault = Fault::new(ErrorCode::HeartbeatTimeout, "the head did not come in time");
+            last_word(stream, Some(&bare(&fault, &app.random_hex()))).await;
+        }
+        End::Stuck => {
+            app.counts.slow_consumers.increment(1);
+            // The kernel keeps nothing of what the peer did not take.
+            if let Err(error) = stream.set_zero_linger() {
+                tracing::debug!(%error, "the socket takes no option");
+            }
+        }
+    }
+}
+
+/// Says a last word and reads what the peer still sends, until it closes too: unread bytes would make the kernel reset
+/// the connection, and a reset overtakes the word on its way.
+async fn last_word(mut stream: TcpStream, word: Option<&[u8]>) {
+    let farewell = async {
+        if let Some(word) = word {
+            stream.write_all(word).await?;
+        }
+        stream.shutdown().await?;
+        let mut scrap = vec![0; 8 << 10];
+        while stream.read(&mut scrap).await? > 0 {}
+        std::io::Result::Ok(())
+    };
     // The peer may be gone already.
-    let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(answer)).await;
+    let _ = tokio::time::timeout(LINGER, farewell).await;
 }
 
 /// Counts a session for as long as it lives.

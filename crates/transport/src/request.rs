@@ -6,14 +6,20 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, Version, header};
 use driftline_engine::{Identity, Store};
 use driftline_model::DeviceId;
-use driftline_protocol::{Document, ErrorCode, Fault, parse_time, to_json};
-use http_body_util::BodyExt;
+use driftline_protocol::{Document, Encoding, ErrorCode, Fault, parse_time, to_json};
+use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
 
 use crate::app::App;
 use crate::auth::{AuthError, Claims};
+use crate::budget::Share;
+use crate::coding::{Coding, InflateFault};
+use crate::negotiate::encoding_of;
+use crate::reply::Refusal;
 
 /// The pairs of a query string; of a doubled name the first counts.
 #[derive(Debug, Default)]
@@ -130,35 +136,118 @@ pub(crate) async fn identity<S: Store>(
     app.engine.identify(claims.tenant, claims.user, device, claims.roles, &claims.groups).await
 }
 
-/// Reads a body within the limits of size and time.
-pub(crate) async fn read_body<S: Store>(app: &App<S>, mut body: Body) -> Result<Vec<u8>, Fault> {
-    let limits = app.engine.limits();
-    let mut read = Vec::new();
-    let wait = Duration::from_millis(limits.body_frame_ms);
-    loop {
-        let frame = tokio::time::timeout(wait, body.frame()).await;
-        let frame =
-            frame.map_err(|_| Fault::new(ErrorCode::HeartbeatTimeout, "the body did not come in time"))?;
-        let Some(frame) = frame else { return Ok(read) };
-        let frame = frame.map_err(|_| Fault::new(ErrorCode::JsonDecodeError, "the body broke off"))?;
-        let Some(data) = frame.data_ref() else { continue };
-        if read.len() + data.len() > limits.message_bytes {
-            let message = format!("a message may hold {} bytes", limits.message_bytes);
-            return Err(Fault::new(ErrorCode::MessageTooLarge, message));
+/// A body that came in, in its encoding and as it was before it was compressed.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) encoding: Encoding,
+    /// What the bytes take of the node's memory for what is coming in.
+    _share: Share,
+}
+
+/// Reads a body within the limits of size, time and memory.
+pub(crate) async fn receive<S: Store>(
+    app: &App<S>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Received, Refusal> {
+    let encoding = encoding(headers).map_err(|fault| {
+        Refusal::from(fault).with_header(header::ACCEPT, "application/json, application/msgpack")
+    })?;
+    let coding = Coding::of_headers(headers)
+        .map_err(|fault| Refusal::from(fault).with_header(header::ACCEPT_ENCODING, Coding::NAMES))?;
+    let bytes_max = app.engine.limits().message_bytes;
+    let too_large =
+        || Fault::new(ErrorCode::MessageTooLarge, format!("a message may hold {bytes_max} bytes"));
+    let mut share = app.inbound.share();
+    let packed_max = if coding.is_some() { Coding::packed_max(bytes_max) } else { bytes_max };
+    let collected = collect(app, body, packed_max, &mut share).await;
+    let came = collected.map_err(|uncollected| match uncollected {
+        Uncollected::TooLarge => too_large(),
+        Uncollected::NoRoom => no_room(),
+        Uncollected::Late => Fault::new(ErrorCode::HeartbeatTimeout, "the body did not come in time"),
+        Uncollected::Broken => Fault::new(encoding.decode_error(), "the body broke off"),
+    })?;
+    let Some(coding) = coding else { return Ok(Received { bytes: came, encoding, _share: share }) };
+    let mut inflated = app.inbound.share();
+    let bytes = coding.inflate(&came, bytes_max, &mut inflated).map_err(|fault| match fault {
+        InflateFault::TooLarge => too_large(),
+        InflateFault::NoRoom => no_room(),
+        InflateFault::Broken => {
+            let message = format!("the body is not one whole {} stream", coding.name());
+            Fault::new(encoding.decode_error(), message)
         }
-        read.extend_from_slice(data);
+    })?;
+    Ok(Received { bytes, encoding, _share: inflated })
+}
+
+/// The node's memory for what is coming in is taken.
+fn no_room() -> Fault {
+    Fault::new(ErrorCode::ServerDraining, "this node takes in as much as it may: come back later")
+}
+
+/// Why a body did not come whole.
+enum Uncollected {
+    TooLarge,
+    NoRoom,
+    Late,
+    Broken,
+}
+
+/// Takes the bytes of a body as they come.
+async fn collect<S: Store>(
+    app: &App<S>,
+    mut body: Body,
+    bytes_max: usize,
+    share: &mut Share,
+) -> Result<Vec<u8>, Uncollected> {
+    let wait = Duration::from_millis(app.engine.limits().body_frame_ms);
+    // What says itself that it is too large is not read.
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(Uncollected::TooLarge);
+    }
+    let mut came = Vec::new();
+    loop {
+        let frame = tokio::time::timeout(wait, body.frame()).await.map_err(|_| Uncollected::Late)?;
+        let Some(frame) = frame else { return Ok(came) };
+        let frame = frame.map_err(|_| Uncollected::Broken)?;
+        let Some(data) = frame.data_ref() else { continue };
+        if came.len() + data.len() > bytes_max {
+            return Err(Uncollected::TooLarge);
+        }
+        if !share.grow(data.len()) {
+            return Err(Uncollected::NoRoom);
+        }
+        came.extend_from_slice(data);
     }
 }
 
-/// Refuses bodies that are not JSON.
-pub(crate) fn require_json(headers: &HeaderMap) -> Result<(), Fault> {
-    let content_type =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
+/// Finds the encoding of a body.
+fn encoding(headers: &HeaderMap) -> Result<Encoding, Fault> {
+    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return Ok(Encoding::Json) };
+    let content_type = content_type.to_str().unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     // `curl -d` says it sends a form; the body decides whether it is JSON.
-    let accepted = ["application/json", "application/x-www-form-urlencoded", "text/plain"];
-    if accepted.iter().any(|accepted| essence.eq_ignore_ascii_case(accepted)) {
+    let loose = ["application/x-www-form-urlencoded", "text/plain"];
+    if loose.iter().any(|loose| loose.eq_ignore_ascii_case(essence)) {
+        return Ok(Encoding::Json);
+    }
+    let unsupported =
+        || Fault::new(ErrorCode::UnsupportedMediaType, "send application/json or application/msgpack");
+    encoding_of(essence).ok_or_else(unsupported)
+}
+
+/// Refuses a request that does not name one host (RFC 9112 §3.2).
+pub(crate) fn require_host(parts: &Parts) -> Result<(), Fault> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) if parts.version < Version::HTTP_11 => return Ok(()),
+        (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
+        _ => None,
+    };
+    // A host has no user.
+    if host.is_some_and(|host| !host.host().is_empty() && !host.as_str().contains('@')) {
         return Ok(());
     }
-    Err(Fault::new(ErrorCode::UnsupportedMediaType, "send application/json"))
+    Err(Fault::new(ErrorCode::ValidationError, "exactly one Host is needed, with an optional port"))
 }

@@ -6,15 +6,17 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{Method, Response, Version, header};
+use axum::http::Response;
 use axum::routing::{MethodFilter, on};
 use driftline_engine::Store;
 use driftline_protocol::{ErrorCode, Fault};
 
 use crate::app::App;
 use crate::handlers;
-use crate::reply::{Refusal, problem};
-use crate::request::correlation;
+use crate::negotiate::Wishes;
+use crate::rate::within_rates;
+use crate::reply::{Refusal, refused};
+use crate::request::{correlation, require_host};
 use crate::ws;
 
 /// Who may enter a route.
@@ -45,6 +47,8 @@ pub enum Door {
 pub enum RouteId {
     /// The sync socket.
     SyncSocket,
+    /// The echo of frames, in development only.
+    EchoSocket,
     /// Push and pull in one request.
     Sync,
     /// Pull.
@@ -101,6 +105,7 @@ const fn route(id: RouteId, method: &'static str, path: &'static str, access: Ac
 /// Every route.
 pub const ROUTES: &[Route] = &[
     route(RouteId::SyncSocket, "GET", "/ws/mobile/sync", Access::Device, Door::Socket),
+    route(RouteId::EchoSocket, "GET", "/ws/echo", Access::Public, Door::Socket),
     route(RouteId::Sync, "POST", "/api/v1/sync", Access::Device, Door::Http),
     route(RouteId::Changes, "GET", "/api/v1/changes", Access::User, Door::Http),
     route(RouteId::Records, "GET", "/api/v1/records/{kind}", Access::User, Door::Http),
@@ -128,16 +133,23 @@ pub const ROUTES: &[Route] = &[
 /// The names in a path.
 pub(crate) type Names = Vec<(String, String)>;
 
-/// Makes the router of [`ROUTES`].
+/// Makes the router of [`ROUTES`]; without [`Settings::echo`](crate::Settings::echo) there is no echo.
 pub fn router<S: Store>(app: Arc<App<S>>) -> Router {
     let mut router = Router::new();
-    for route in ROUTES {
+    let echo = app.settings.echo;
+    for route in ROUTES.iter().filter(|route| echo || route.id != RouteId::EchoSocket) {
         let filter = filter(route.method);
         let handler = move |State(app): State<Arc<App<S>>>,
                             names: Result<Path<Names>, PathRejection>,
                             request: Request| async move {
             match names {
-                Ok(Path(names)) => answer(app, *route, names, request).await,
+                Ok(Path(names)) if route.access == Access::Public => {
+                    answer(app, *route, names, request).await
+                }
+                Ok(Path(names)) => {
+                    let door = Arc::clone(&app);
+                    within_rates(app, request, |request| answer(door, *route, names, request)).await
+                }
                 // A name that is not UTF-8 names nothing.
                 Err(_) => not_found(State(app), request).await,
             }
@@ -158,18 +170,18 @@ fn filter(method: &str) -> MethodFilter {
 }
 
 async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request: Request) -> Response<Body> {
-    let correlation = correlation(&app, request.headers());
-    // RFC 9112 §3.2: a request without exactly one Host is answered 400.
-    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-        let fault = Fault::new(ErrorCode::ValidationError, "exactly one Host is needed");
-        return problem(&Refusal { status: Some(400), ..Refusal::from(fault) }, &correlation);
+    let (correlation, wishes) = (correlation(&app, request.headers()), Wishes::of(request.headers()));
+    let (parts, body) = request.into_parts();
+    if let Err(fault) = require_host(&parts) {
+        return refused(no_host(fault), &correlation).respond(wishes).await;
     }
+    let request = Request::from_parts(parts, body);
     let mut response = match route.door {
-        Door::Socket => ws::upgrade(app, request, &correlation),
-        Door::Http => match handlers::handle(&app, route, &names, request, &correlation).await {
-            Ok(response) => response,
-            Err(refusal) => problem(&refusal, &correlation),
-        },
+        Door::Socket => ws::upgrade(app, route.id, request, &correlation),
+        Door::Http => {
+            let handled = handlers::handle(&app, route, &names, request, &correlation).await;
+            handled.unwrap_or_else(|refusal| refused(refusal, &correlation)).respond(wishes).await
+        }
     };
     if let Ok(value) = correlation.parse() {
         response.headers_mut().insert("x-correlation-id", value);
@@ -177,17 +189,29 @@ async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request:
     response
 }
 
+/// RFC 9112 §3.2: a request without exactly one Host is answered 400.
+fn no_host(fault: Fault) -> Refusal {
+    Refusal { status: Some(400), ..Refusal::from(fault) }
+}
+
 async fn not_found<S: Store>(State(app): State<Arc<App<S>>>, request: Request) -> Response<Body> {
-    refuse(&app, &request, Fault::new(ErrorCode::NotFound, "there is no such route"))
+    refuse(&app, request, Fault::new(ErrorCode::NotFound, "there is no such route")).await
 }
 
 async fn wrong_method<S: Store>(State(app): State<Arc<App<S>>>, request: Request) -> Response<Body> {
-    let method: &Method = request.method();
-    let fault = Fault::new(ErrorCode::MethodNotAllowed, format!("{method} is not a method of this route"));
-    refuse(&app, &request, fault)
+    let fault = Fault::new(
+        ErrorCode::MethodNotAllowed,
+        format!("{} is not a method of this route", request.method()),
+    );
+    refuse(&app, request, fault).await
 }
 
-fn refuse<S: Store>(app: &App<S>, request: &Request, fault: Fault) -> Response<Body> {
-    let correlation = correlation(app, request.headers());
-    problem(&Refusal::from(fault), &correlation)
+async fn refuse<S: Store>(app: &App<S>, request: Request, fault: Fault) -> Response<Body> {
+    let (parts, _) = request.into_parts();
+    let correlation = correlation(app, &parts.headers);
+    let refusal = match require_host(&parts) {
+        Ok(()) => Refusal::from(fault),
+        Err(fault) => no_host(fault),
+    };
+    refused(refusal, &correlation).respond(Wishes::of(&parts.headers)).await
 }

@@ -5,7 +5,7 @@ mod support;
 use driftline_testkit::World;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::{Handshake, Socket};
-use driftline_transport::{Access, Door, Grant, ROUTES, Route, RouteId, SharedSecret};
+use driftline_transport::{Access, Door, Grant, ROUTES, Route, RouteId, Settings, SharedSecret};
 use serde_json::{Value, json};
 use support::{Harness, SYNC_ID, Setup, create, grant, patch, pull, sign, start, token};
 use tokio::io::AsyncWriteExt as _;
@@ -94,6 +94,9 @@ fn verdict(route: RouteId, caller: Caller, kind: Kind) -> Option<Verdict> {
     let elsewhere = matches!(caller, OtherTenant | OtherAdmin);
     let verdict = match route {
         RouteId::Alive | RouteId::Ready | RouteId::Metrics => return Some(Open),
+        // Whoever brings no token may try frames; whoever brings one must bring a good one.
+        RouteId::EchoSocket if caller == NoToken => return Some(Open),
+        RouteId::EchoSocket => Blind,
         RouteId::SyncSocket | RouteId::Sync | RouteId::Changes | RouteId::Records => {
             if reads {
                 Sees
@@ -176,7 +179,8 @@ struct Seeded {
 }
 
 async fn seeded() -> Seeded {
-    let harness = start(Setup::default()).await;
+    let settings = Settings { echo: true, ..Settings::default() };
+    let harness = start(Setup { settings, ..Setup::default() }).await;
     let mut conflicts = Vec::new();
     for (n, kind) in [(1, Kind::Note), (3, Kind::Diary)] {
         // Two devices of ada's edit one record: the later edit waits for a reviewer.
@@ -269,6 +273,22 @@ fn judged(response: &Response, wanted: Verdict) -> Verdict {
     }
 }
 
+/// What a caller got on the echo, where the token stands in the URL.
+async fn judged_echo(harness: &Harness, target: &str, caller: Caller) -> Verdict {
+    let token = caller.token().map(|token| format!("&token={token}"));
+    let mut socket =
+        Socket::connect(harness.address, &format!("{target}{}", token.as_deref().unwrap_or_default())).await;
+    socket.send(&json!({"type": "ping"})).await;
+    let first = socket.receive().await;
+    if first["type"] == "error" {
+        assert_eq!(first["code"], "UNAUTHORIZED", "{first}");
+        assert_eq!(socket.until_end().await, (Vec::new(), 4001));
+        return Verdict::Unauthorized;
+    }
+    assert_eq!(first, json!({"type": "ping"}));
+    if token.is_none() { Verdict::Open } else { Verdict::Blind }
+}
+
 /// What a caller got on the socket: everything that a first sync tells.
 async fn judged_socket(harness: &Harness, target: &str, (caller, kind): (Caller, Kind)) -> Verdict {
     let mut handshake = Handshake::new(target);
@@ -301,6 +321,9 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
             let subject = Subject { kind, id: "r-1", conflict };
             let target = target(route, subject, slash);
             let got = match route.door {
+                Door::Socket if route.id == RouteId::EchoSocket => {
+                    judged_echo(&harness, &target, caller).await
+                }
                 Door::Socket => judged_socket(&harness, &target, (caller, kind)).await,
                 Door::Http => {
                     let response = request(&harness, route, &target, (caller, kind)).await;

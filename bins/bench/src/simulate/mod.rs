@@ -41,4 +41,5 @@ pub(crate) use command::command;
 pub use report::{Counts, Outcome, Violation};
 pub use run::play;
 pub use setup::{Mode, Setup};
+pub(crate) use world::{BEGIN_MS, block_on};
 pub use world::{SeededRandom, ServerClock, World};

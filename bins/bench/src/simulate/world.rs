@@ -13,7 +13,7 @@ use driftline_model::Limits;
 use crate::rng::Rng;
 
 /// When every simulation begins: 2026-01-01, in Unix milliseconds.
-pub(super) const BEGIN_MS: u64 = 1_767_225_600_000;
+pub(crate) const BEGIN_MS: u64 = 1_767_225_600_000;
 
 /// What a store of the simulation is opened with.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, limits: Limits) -> Self {
+    pub(crate) fn new(seed: u64, limits: Limits) -> Self {
         Self {
             clock: Arc::new(ServerClock(AtomicU64::new(BEGIN_MS))),
             random: Arc::new(SeededRandom(Mutex::new(Rng::new(seed, 0x5e)))),
@@ -41,7 +41,7 @@ impl World {
 pub struct ServerClock(AtomicU64);
 
 impl ServerClock {
-    pub(super) fn set(&self, now_ms: u64) {
+    pub(crate) fn set(&self, now_ms: u64) {
         self.0.store(now_ms, Ordering::Relaxed);
     }
 }
@@ -80,7 +80,7 @@ impl Wake for Unpark {
 
 /// Runs a future on this thread, which sleeps while a store's own thread works. Whatever a simulation asks of its
 /// server is done before anything else happens, so that threads have no say in the order of things.
-pub(super) fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut context = Context::from_waker(&waker);

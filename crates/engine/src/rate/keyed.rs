@@ -11,8 +11,8 @@ use super::kept::Kept;
 /// Buckets of one rate by key, for what has no connection to keep its bucket: such as the addresses that fail to
 /// authenticate.
 ///
-/// The number of keys is bounded, and keys with a full bucket are forgotten. Keys that find no place share one bucket,
-/// so a flood of keys makes nobody free.
+/// The number of keys is bounded, and keys with a full bucket are forgotten. Keys that find no place take from one
+/// bucket that they share.
 #[derive(Debug)]
 pub struct Buckets<K> {
     rate: Rate,
@@ -45,7 +45,8 @@ impl<K: Eq + Hash> Buckets<K> {
         bucket.unwrap_or(&self.crowd).take(rate, now_ms)
     }
 
-    /// Returns the milliseconds until a key has a token; zero: it has one. Nothing is taken, and nothing remembered.
+    /// Returns the milliseconds until a key has a token; zero: it has one. Nothing is taken, and nothing remembered. A
+    /// key without a bucket of its own waits for nothing: a flood of others must not stop one that took nothing.
     #[must_use]
     pub fn wait_ms(&self, key: &K, now_ms: u64) -> u64 {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

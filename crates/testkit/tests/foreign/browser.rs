@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use driftline_protocol::json_of_msgpack;
-use driftline_testkit::folder::TempFolder;
+use driftline_testkit::TempFolder;
 use driftline_testkit::http::Request;
 use driftline_testkit::server::{Server, TokenFor, program};
 use serde_json::{Value, json};

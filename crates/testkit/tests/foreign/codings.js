@@ -62,8 +62,10 @@ async function talk([media, coding], method, path, document) {
   }
   const answer = await request(method, path, headers, body);
   assert.strictEqual(answer.headers["content-type"], media, answer.body.toString());
-  assert.strictEqual(answer.headers["content-encoding"] ?? "identity", coding);
-  const read = ENCODINGS[media].decode(CODINGS[coding].unpack(answer.body));
+  // What is short comes as it is.
+  const came = answer.headers["content-encoding"] ?? "identity";
+  assert(came === coding || (came === "identity" && answer.body.length < 1024), came);
+  const read = ENCODINGS[media].decode(CODINGS[came].unpack(answer.body));
   assert.strictEqual(answer.status, 200, JSON.stringify(read));
   return read;
 }

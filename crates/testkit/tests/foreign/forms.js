@@ -34,7 +34,7 @@ async function sync(form) {
     const phone = await connect(form, "carrier", carrier).start();
     await phone.close();
   }
-  const phone = await connect(form, "ada").start();
+  const phone = await connect(form, `ada-${FORMS.indexOf(form)}`).start();
   const record = `${form}-${RUN}`.replaceAll(/[^a-z0-9-]/g, "-");
   const item = (n, fields) =>
     ({ op_id: randomUUID(), n, kind: "ticket", id: `${record}-${n}`, op: "create", fields });
@@ -43,6 +43,7 @@ async function sync(form) {
   assert.deepStrictEqual([ack.of, ack.status, ack.synced], ["sync_data", "ok", 2]);
   const stored = (await phone.pull()).find((change) => change.id === `${record}-1`);
   assert.deepStrictEqual(stored.fields, FIELDS);
+  assert.strictEqual(phone.packed, phone.deflate);
   const pong = await phone.ask({ type: "ping", timestamp: 123 }, "pong");
   assert.strictEqual(pong.timestamp, 123);
   return phone;
@@ -72,7 +73,7 @@ async function mistakes(phone) {
 
 async function ends(form, phone) {
   // The same device again: the newest connection wins.
-  const second = await connect(form, "ada").start();
+  const second = await connect(form, `ada-${FORMS.indexOf(form)}`).start();
   assert.strictEqual((await phone.receive("error")).code, "REPLACED");
   assert.strictEqual(await phone.closed, 4510);
   await second.close();
@@ -115,5 +116,5 @@ async function main() {
   console.log("forms.js: all answers are as documented");
 }
 
-setTimeout(() => assert.fail("an answer did not come in time"), 60_000).unref();
-main();
+const deadline = setTimeout(() => assert.fail("an answer did not come in time"), 60_000);
+main().then(() => clearTimeout(deadline));

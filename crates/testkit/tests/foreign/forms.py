@@ -48,7 +48,7 @@ def close_code(phone):
 def sync(form):
     for carrier in ("query", "header", "subprotocol"):
         connect(form, "carrier", carrier).start().close()
-    phone = connect(form, "ada").start()
+    phone = connect(form, f"ada-{FORMS.index(form)}").start()
     record = f"{form}-{RUN}".replace(".", "-").replace("+", "-")
 
     def item(n, fields):
@@ -59,7 +59,7 @@ def sync(form):
     ack = phone.ask({"type": "sync_data", "sync_id": phone.sync_id, "payload": payload}, "ack")
     assert (ack["of"], ack["status"], ack["synced"]) == ("sync_data", "ok", 2), ack
     stored = {change["id"]: change["fields"] for change in phone.pull()}
-    assert stored[f"{record}-1"] == FIELDS, stored
+    assert stored[f"{record}-1"] == FIELDS and phone.packed == phone.deflate, stored
     assert phone.ask({"type": "ping", "timestamp": 123}, "pong")["timestamp"] == 123
     return phone
 
@@ -86,7 +86,7 @@ def mistakes(phone):
 
 def ends(form, phone):
     # The same device again: the newest connection wins.
-    second = connect(form, "ada").start()
+    second = connect(form, f"ada-{FORMS.index(form)}").start()
     assert phone.receive("error")["code"] == "REPLACED"
     assert close_code(phone) == 4510
     second.close()

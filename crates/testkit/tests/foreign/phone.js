@@ -12,6 +12,8 @@ class Phone {
   constructor({ url, token }, form, device, carrier = "header") {
     this.msgpack = form.includes("msgpack");
     this.deflate = form.endsWith("+deflate");
+    // Whether the last message came compressed.
+    this.packed = false;
     this.inbox = [];
     this.waiting = null;
     this.sync_id = randomUUID();
@@ -25,6 +27,7 @@ class Phone {
     this.socket = new WebSocket(`${url}?${query}`, protocols, { headers });
     this.socket.on("message", (frame, binary) => this.take(this.unpack(frame, binary)));
     this.closed = new Promise((resolve) => this.socket.on("close", resolve));
+    this.closed.then((code) => this.take({ type: "closed", code }));
     this.pinged = new Promise((resolve) => this.socket.on("ping", resolve));
     this.socket.on("open", () => {
       assert.strictEqual(this.socket.protocol, form);
@@ -48,10 +51,9 @@ class Phone {
     assert.strictEqual(binary, this.msgpack || this.deflate);
     if (this.deflate) {
       assert(frame[0] === 0 || frame[0] === 1, `the first byte is ${frame[0]}`);
-      const long = frame[0] === 1;
-      frame = frame.subarray(1);
-      if (long) frame = zlib.inflateRawSync(frame);
-      assert.strictEqual(long, frame.length >= 200);
+      this.packed = frame[0] === 1;
+      frame = this.packed ? zlib.inflateRawSync(frame.subarray(1)) : frame.subarray(1);
+      assert(!this.packed || frame.length >= 200);
     }
     return this.msgpack ? decode(frame) : JSON.parse(frame);
   }

@@ -14,6 +14,7 @@ class Phone:
     def __init__(self, url, token, form, device_id, carrier="header", **options):
         self.msgpack = "msgpack" in form
         self.deflate = form.endswith("+deflate")
+        self.packed = False  # whether the last message came compressed
         self.sync_id = str(uuid.uuid4())
         query, headers, protocols = f"device_id={device_id}", {}, [form]
         if carrier == "query":
@@ -48,9 +49,9 @@ class Phone:
         assert isinstance(frame, bytes if self.msgpack or self.deflate else str), frame
         if self.deflate:
             assert frame[0] in (0, 1), frame[0]
-            message = zlib.decompress(frame[1:], wbits=-15) if frame[0] else frame[1:]
-            assert (frame[0] == 1) == (len(message) >= 200), len(message)
-            frame = message
+            self.packed = frame[0] == 1
+            frame = zlib.decompress(frame[1:], wbits=-15) if self.packed else frame[1:]
+            assert not self.packed or len(frame) >= 200, len(frame)
         return msgpack.unpackb(frame) if self.msgpack else json.loads(frame)
 
     def receive(self, wanted):

@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Finds a file of this folder.
-pub fn script(name: &str) -> PathBuf {
+pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign").join(name)
 }
 
 /// Gives what a program wrote.
-pub fn told(output: &Output) -> String {
+pub(crate) fn told(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Finds what an environment variable names, else what `scripts/test` installs in its usual cache; an absolute path
 /// lies elsewhere.
-pub fn installed(variable: &str, in_cache: &str) -> PathBuf {
+pub(crate) fn installed(variable: &str, in_cache: &str) -> PathBuf {
     let cache = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/driftline").join(in_cache));
     let path = std::env::var_os(variable).map(PathBuf::from).or_else(cache);
     let path = path.unwrap_or_else(|| panic!("run scripts/test, which installs it, or set {variable}"));
@@ -24,14 +24,14 @@ pub fn installed(variable: &str, in_cache: &str) -> PathBuf {
 }
 
 /// Node with `ws` and `@msgpack/msgpack`.
-pub fn node() -> Command {
+pub(crate) fn node() -> Command {
     let mut command = Command::new("node");
     command.env("NODE_PATH", installed("DRIFTLINE_NODE_MODULES", "foreign/node_modules"));
     command
 }
 
 /// Python with `websockets`, `msgpack` and `zstandard`. It writes no byte code beside the scripts.
-pub fn python() -> Command {
+pub(crate) fn python() -> Command {
     let mut command = Command::new(installed("DRIFTLINE_PYTHON", "venv/bin/python"));
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     command

@@ -1,16 +1,15 @@
 //! What strategies and reviewers decided.
 
-use axum::body::Body;
-use axum::http::{Response, StatusCode};
+use axum::http::StatusCode;
 use driftline_engine::{AuditEntry, AuditQuery, Store};
 use driftline_model::{DeviceId, KindName, RecordId};
 use driftline_protocol::{AuditDoc, ItemCode, ListDoc, format_millis, raw_json, to_json};
 
 use super::{Asked, cursor_of};
 use crate::app::App;
-use crate::reply::{Refusal, json};
+use crate::reply::{Answer, Refusal, json};
 
-pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let limit = asked.limit(app)?;
     let pairs = &asked.pairs;
     let query = AuditQuery {

@@ -1,18 +1,18 @@
 //! Conflicts that wait for a reviewer, and their decision.
 
 use axum::body::Body;
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{Response, StatusCode};
 use driftline_engine::{ConflictPlace, ConflictQuery, ConflictRow, Store, conflict_doc};
 use driftline_model::{ConflictId, DeviceId, KindName, RecordId};
-use driftline_protocol::{Encoding, ErrorCode, Fault, ListDoc, ResolveConflict, ResolvePost, to_json};
+use driftline_protocol::{ErrorCode, Fault, ListDoc, ResolveConflict, ResolvePost, to_json};
 
 use super::{Asked, cursor_of};
 use crate::app::App;
-use crate::reply::{Refusal, json};
-use crate::request::{Pairs, read_body, require_json};
+use crate::reply::{Answer, Refusal, json};
+use crate::request::{Pairs, receive};
 
-pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let limit = asked.limit(app)?;
     let query = ConflictQuery {
         scopes: Vec::new(),
@@ -57,7 +57,7 @@ fn read_place(text: &str) -> Option<ConflictPlace> {
     })
 }
 
-pub(super) async fn one<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn one<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let row = app.engine.conflict(&asked.identity, &conflict_id(asked)?).await?;
     Ok(json(StatusCode::OK, to_json(&conflict_doc(&row))))
 }
@@ -67,12 +67,11 @@ pub(super) async fn resolve<S: Store>(
     asked: &Asked<'_>,
     parts: &Parts,
     body: Body,
-) -> Result<Response<Body>, Refusal> {
+) -> Result<Answer, Refusal> {
     let conflict_id = conflict_id(asked)?;
-    require_json(&parts.headers)?;
-    let body = read_body(app, body).await?;
+    let received = receive(app, &parts.headers, body).await?;
     let ResolvePost { resolution, fields, version } =
-        ResolvePost::decode(Encoding::Json, &body, app.engine.limits())?;
+        ResolvePost::decode(received.encoding, &received.bytes, app.engine.limits())?;
     let request = ResolveConflict { conflict_id, resolution, fields, version };
     let resolved = app.engine.resolve(&asked.identity, request, app.now_ms(), asked.correlation).await?;
     Ok(json(StatusCode::OK, to_json(&resolved)))

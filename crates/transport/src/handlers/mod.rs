@@ -7,9 +7,7 @@ mod policies;
 mod records;
 mod sync;
 
-use axum::body::Body;
 use axum::extract::Request;
-use axum::http::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use driftline_engine::{Identity, Store};
@@ -17,7 +15,8 @@ use driftline_model::{KindName, RecordId};
 use driftline_protocol::{ErrorCode, Fault};
 
 use crate::app::App;
-use crate::reply::Refusal;
+use crate::rate;
+use crate::reply::{Answer, Refusal};
 use crate::request::{Pairs, claims, device, identity};
 use crate::routes::{Access, Names, Route, RouteId};
 
@@ -81,7 +80,7 @@ pub(crate) async fn handle<S: Store>(
     names: &Names,
     request: Request,
     correlation: &str,
-) -> Result<Response<Body>, Refusal> {
+) -> Result<Answer, Refusal> {
     match route.id {
         RouteId::Alive => return Ok(health::alive()),
         RouteId::Ready => return Ok(health::ready(app).await),
@@ -91,6 +90,7 @@ pub(crate) async fn handle<S: Store>(
     let (parts, body) = request.into_parts();
     let pairs = Pairs::of(&parts);
     let claims = claims(app, &parts.headers, &pairs)?;
+    rate::admit(app, &parts.extensions, &claims, route.id == RouteId::Sync)?;
     if route.access == Access::Admin && !claims.roles.iter().any(|role| **role == *"admin") {
         return Err(Fault::new(ErrorCode::Forbidden, "the role admin is needed").into());
     }
@@ -113,8 +113,11 @@ pub(crate) async fn handle<S: Store>(
         RouteId::Policy => policies::one(app, &asked).await,
         RouteId::SetPolicy => policies::set(app, &asked, &parts, body).await,
         RouteId::RemovePolicy => policies::remove(app, &asked).await,
-        RouteId::SyncSocket | RouteId::Sync | RouteId::Alive | RouteId::Ready | RouteId::Metrics => {
-            Err(missing().into())
-        }
+        RouteId::SyncSocket
+        | RouteId::EchoSocket
+        | RouteId::Sync
+        | RouteId::Alive
+        | RouteId::Ready
+        | RouteId::Metrics => Err(missing().into()),
     }
 }

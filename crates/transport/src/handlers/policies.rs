@@ -1,19 +1,20 @@
 //! Conflict policies.
 
 use axum::body::Body;
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{Response, StatusCode};
 use driftline_engine::Store;
 use driftline_protocol::{
-    Encoding, Envelope, ErrorCode, Fault, FieldError, ListDoc, PolicyDoc, PolicyView, to_json,
+    Encoding, Envelope, ErrorCode, Fault, FieldError, ListDoc, PolicyDoc, PolicyView, json_of_msgpack,
+    to_json,
 };
 
 use super::Asked;
 use crate::app::App;
-use crate::reply::{Refusal, json};
-use crate::request::{read_body, require_json};
+use crate::reply::{Answer, Refusal, json, nothing};
+use crate::request::{Received, receive};
 
-pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let policies = app.engine.policies(&asked.identity, app.now_ms()).await?;
     let items =
         policies.into_iter().map(|(kind, doc, version)| PolicyView::new(kind.to_string(), doc, version));
@@ -21,7 +22,7 @@ pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Re
     Ok(json(StatusCode::OK, to_json(&list)))
 }
 
-pub(super) async fn one<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn one<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let kind = asked.kind()?;
     let (doc, version) = app.engine.policy(&asked.identity, &kind, app.now_ms()).await?;
     Ok(json(StatusCode::OK, to_json(&PolicyView::new(kind.to_string(), doc, version))))
@@ -32,13 +33,19 @@ pub(super) async fn set<S: Store>(
     asked: &Asked<'_>,
     parts: &Parts,
     body: Body,
-) -> Result<Response<Body>, Refusal> {
+) -> Result<Answer, Refusal> {
     let kind = asked.kind()?;
-    require_json(&parts.headers)?;
-    let body = read_body(app, body).await?;
+    let received = receive(app, &parts.headers, body).await?;
     // The envelope's rules for whole messages hold here too: UTF-8, depth, an object.
-    Envelope::parse(Encoding::Json, &body, app.engine.limits())?;
-    let text = String::from_utf8_lossy(&body);
+    let Received { bytes, encoding, .. } = &received;
+    Envelope::parse(*encoding, bytes, app.engine.limits())?;
+    let text = match encoding {
+        Encoding::Json => String::from_utf8_lossy(bytes),
+        Encoding::MessagePack => {
+            let text = json_of_msgpack(bytes, app.engine.limits().depth);
+            text.map_err(|error| Fault::new(encoding.decode_error(), error.to_string()))?.into()
+        }
+    };
     let doc = PolicyDoc::parse(&text).map_err(|reason| {
         let mut fault = Fault::new(ErrorCode::ValidationError, reason.clone());
         fault.errors.push(FieldError { code: "invalid".into(), pointer: String::new(), message: reason });
@@ -49,11 +56,9 @@ pub(super) async fn set<S: Store>(
     Ok(json(StatusCode::OK, to_json(&PolicyView::new(kind.to_string(), doc, version))))
 }
 
-pub(super) async fn remove<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn remove<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let kind = asked.kind()?;
     app.engine.remove_policy(&asked.identity, &kind).await?;
     tracing::info!(kind = %kind, correlation = asked.correlation, "policy removed");
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    Ok(response)
+    Ok(nothing())
 }

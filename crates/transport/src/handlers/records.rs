@@ -1,7 +1,6 @@
 //! Stored records.
 
-use axum::body::Body;
-use axum::http::{Response, StatusCode};
+use axum::http::StatusCode;
 use driftline_engine::{Explanation, FieldExplanation, Row, Store};
 use driftline_model::{Object, RecordId};
 use driftline_protocol::{
@@ -10,14 +9,14 @@ use driftline_protocol::{
 
 use super::{Asked, cursor_of};
 use crate::app::App;
-use crate::reply::{Refusal, json};
+use crate::reply::{Answer, Refusal, json};
 
-pub(super) async fn one<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn one<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let row = app.engine.record(&asked.identity, &asked.kind()?, &asked.id()?).await?;
     Ok(json(StatusCode::OK, to_json(&record_doc(&row))))
 }
 
-pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn list<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let kind = asked.kind()?;
     let after = asked.place(|text| RecordId::new(text).ok())?;
     let limit = asked.limit(app)?;
@@ -41,7 +40,7 @@ fn record_doc(row: &Row) -> RecordDoc {
     }
 }
 
-pub(super) async fn explain<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn explain<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let explanation = app.engine.explain(&asked.identity, &asked.kind()?, &asked.id()?).await?;
     Ok(json(StatusCode::OK, to_json(&explain_doc(explanation))))
 }

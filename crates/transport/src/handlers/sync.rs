@@ -3,21 +3,21 @@
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{Response, StatusCode};
 use driftline_engine::Store;
 use driftline_model::KindName;
 use driftline_protocol::{
-    Encoding, ErrorCode, Fault, RequestServerData, ServerData, SyncRequest, encode_changes_answer,
-    encode_sync_answer,
+    ErrorCode, Fault, RequestServerData, ServerData, SyncRequest, encode_changes_answer, encode_sync_answer,
 };
 use futures_util::StreamExt as _;
 
 use super::Asked;
 use crate::app::{App, drained};
 use crate::auth::Claims;
-use crate::reply::{Refusal, json};
-use crate::request::{Pairs, device, identity, invalid, read_body, require_json};
+use crate::rate;
+use crate::reply::{Answer, Refusal, json};
+use crate::request::{Pairs, device, identity, invalid, receive};
 
 /// The HTTP twin of a push and a pull on the socket.
 pub(super) async fn sync<S: Store>(
@@ -27,10 +27,12 @@ pub(super) async fn sync<S: Store>(
     claims: Claims,
     body: Body,
     correlation: &str,
-) -> Result<Response<Body>, Refusal> {
-    require_json(&parts.headers)?;
-    let body = read_body(app, body).await?;
-    let request = SyncRequest::decode(Encoding::Json, &body, app.engine.limits())?;
+) -> Result<Answer, Refusal> {
+    let received = receive(app, &parts.headers, body).await?;
+    let request = SyncRequest::decode(received.encoding, &received.bytes, app.engine.limits())?;
+    if !request.push.items.is_empty() {
+        rate::admit_batch(app, &claims)?;
+    }
     let device = device(&claims, pairs.get("device_id"), request.device_id.as_deref())?;
     let device = device.ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "a sync needs a device_id"))?;
     let identity = identity(app, claims, Some(device)).await?;
@@ -39,7 +41,7 @@ pub(super) async fn sync<S: Store>(
 }
 
 /// A pull; with `wait_s` it waits for changes when there are none yet.
-pub(super) async fn changes<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub(super) async fn changes<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {
     let request = RequestServerData {
         data_types: data_types(&asked.pairs)?,
         cursor: asked.pairs.get("cursor").map(str::to_owned),

@@ -7,37 +7,48 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use driftline_engine::Store;
+use driftline_engine::{Connected, Store};
 use driftline_model::DeviceId;
-use driftline_protocol::{ErrorCode, Fault};
+use driftline_protocol::{ErrorCode, Fault, Form};
 use sha1::{Digest as _, Sha1};
 
-use super::connection::{self, Entrance};
+use super::connection::{self, Visit};
 use crate::app::App;
 use crate::auth::{AuthError, Claims};
 use crate::listener::Active;
+use crate::rate;
 use crate::reply::{Refusal, problem};
 use crate::request::{Pairs, device, token, unauthorized};
-
-/// The one encoding of this version.
-const SUBPROTOCOL: &str = "driftline.v1.json";
+use crate::routes::RouteId;
 
 /// Answers an upgrade request; the connection goes on in a task of its own.
-pub(crate) fn upgrade<S: Store>(app: Arc<App<S>>, mut request: Request, correlation: &str) -> Response<Body> {
+pub(crate) fn upgrade<S: Store>(
+    app: Arc<App<S>>,
+    route: RouteId,
+    mut request: Request,
+    correlation: &str,
+) -> Response<Body> {
     let checked = match check(&app, &request) {
         Ok(checked) => checked,
         Err(refusal) => return refused(&refusal, correlation),
     };
-    let entrance = entrance(&app, &request, checked.bearer.as_deref());
+    let visit = match route {
+        RouteId::EchoSocket => Visit::Echo(echo_entrance(&app, &request)),
+        _ => Visit::Sync(entrance(&app, &request, checked.bearer.as_deref())),
+    };
+    let place = match admit_user(&app, &request, &visit) {
+        Ok(place) => place,
+        Err(fault) => return problem(&Refusal::from(fault), correlation),
+    };
     let upgraded = hyper::upgrade::on(&mut request);
     let Some(alive) = app.alive() else {
         let fault = Fault::new(ErrorCode::ServerDraining, "the server shuts down");
         return problem(&Refusal::from(fault), correlation);
     };
-    let active = checked.active;
+    let (active, form) = (checked.active, checked.form);
     tokio::spawn(async move {
-        connection::run(app, upgraded, entrance).await;
-        drop(active);
+        connection::run(app, upgraded, form.unwrap_or_default(), visit).await;
+        drop((active, place));
         drop(alive);
     });
     let mut response = Response::new(Body::empty());
@@ -46,10 +57,28 @@ pub(crate) fn upgrade<S: Store>(app: Arc<App<S>>, mut request: Request, correlat
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, checked.accept);
-    if checked.named {
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    if let Some(form) = form {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(form.subprotocol()));
     }
     response
+}
+
+/// Counts the request and the connection on the user who enters, and failures on their address. What is one too many is
+/// refused before the upgrade.
+fn admit_user<S: Store>(app: &App<S>, request: &Request, visit: &Visit) -> Result<Option<Connected>, Fault> {
+    match visit {
+        Visit::Sync(Ok((claims, _))) => {
+            rate::admit(app, request.extensions(), claims, false)?;
+            rate::connect(app, claims).map(Some)
+        }
+        Visit::Echo(Ok(())) => Ok(None),
+        Visit::Sync(Err(fault)) | Visit::Echo(Err(fault)) => {
+            if fault.code == ErrorCode::Unauthorized {
+                rate::failed(app, request.extensions());
+            }
+            Ok(None)
+        }
+    }
 }
 
 /// Answers a handshake that is refused; RFC 6455 §4.2.2 wants the version that would do to be named.
@@ -63,8 +92,8 @@ fn refused(refusal: &Refusal, correlation: &str) -> Response<Body> {
 
 struct Checked<S: Store> {
     accept: HeaderValue,
-    /// Whether the client offered our subprotocol, which is then echoed.
-    named: bool,
+    /// The form whose subprotocol the client offered, which is then echoed.
+    form: Option<Form>,
     /// A token that came as a subprotocol.
     bearer: Option<String>,
     /// The place among the admitted connections.
@@ -95,11 +124,11 @@ fn check<S: Store>(app: &Arc<App<S>>, request: &Request) -> Result<Checked<S>, B
         return Err(malformed("Sec-WebSocket-Key must be 16 bytes in base64"));
     }
     check_origin(app, headers).map_err(Refusal::from)?;
-    let (named, bearer) = subprotocols(headers)?;
+    let (form, bearer) = subprotocols(headers)?;
     let accept = HeaderValue::from_str(&accept(key.as_bytes())).map_err(|_| malformed("the key"))?;
     let full = || Fault::new(ErrorCode::ServerDraining, "this node holds as many connections as it may");
     let active = Active::admit(app).ok_or_else(full).map_err(Refusal::from)?;
-    Ok(Checked { accept, named, bearer, active })
+    Ok(Checked { accept, form, bearer, active })
 }
 
 /// RFC 6455 §4.2.2: the base64 of the SHA-1 of the key and a fixed text.
@@ -128,39 +157,48 @@ fn check_origin<S: Store>(app: &App<S>, headers: &HeaderMap) -> Result<(), Fault
     Err(Fault::new(ErrorCode::OriginRefused, "pages of this origin may not connect"))
 }
 
-/// Finds our subprotocol and a token among those that are offered.
-fn subprotocols(headers: &HeaderMap) -> Result<(bool, Option<String>), Box<Refusal>> {
+/// Finds the first form and a token among the subprotocols that are offered.
+fn subprotocols(headers: &HeaderMap) -> Result<(Option<Form>, Option<String>), Box<Refusal>> {
     let values =
         headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter().filter_map(|value| value.to_str().ok());
     let offered: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
     let bearer = offered.iter().find_map(|offer| offer.strip_prefix("bearer.")).map(str::to_owned);
-    let named = offered.contains(&SUBPROTOCOL);
-    if !offered.is_empty() && !named {
-        return Err(malformed(&format!(
-            "none of the offered subprotocols is supported: offer {SUBPROTOCOL}"
-        )));
+    let form = offered.iter().find_map(|offer| Form::of_subprotocol(offer));
+    if !offered.is_empty() && form.is_none() {
+        let known = Form::ALL.map(Form::subprotocol).join(", ");
+        return Err(malformed(&format!("none of the offered subprotocols is one of {known}")));
     }
-    Ok((named, bearer))
+    Ok((form, bearer))
 }
 
 /// Who enters, or why not; a browser cannot read a refused upgrade, so this is told on the open socket.
-fn entrance<S: Store>(app: &App<S>, request: &Request, bearer: Option<&str>) -> Entrance {
-    let (parts, ()) = {
-        let mut parts = axum::http::Request::new(()).into_parts();
-        parts.0.uri = request.uri().clone();
-        parts
-    };
-    let pairs = Pairs::of(&parts);
-    let decide = || -> Result<(Claims, DeviceId), Fault> {
-        let token =
-            token(request.headers(), &pairs).or(bearer).ok_or(AuthError::Missing).map_err(unauthorized)?;
-        let claims = app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)?;
-        let device = device(&claims, pairs.get("device_id"), None)?;
-        let device =
-            device.ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "the route needs a device_id"))?;
-        Ok((claims, device))
-    };
-    decide().map(|(claims, device)| (Box::new(claims), device))
+fn entrance<S: Store>(
+    app: &App<S>,
+    request: &Request,
+    bearer: Option<&str>,
+) -> Result<(Box<Claims>, DeviceId), Fault> {
+    let pairs = pairs(request);
+    let token =
+        token(request.headers(), &pairs).or(bearer).ok_or(AuthError::Missing).map_err(unauthorized)?;
+    let claims = app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)?;
+    let device = device(&claims, pairs.get("device_id"), None)?;
+    let device =
+        device.ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "the route needs a device_id"))?;
+    Ok((Box::new(claims), device))
+}
+
+/// The echo needs no token, but a bad one in the URL is refused as anywhere.
+fn echo_entrance<S: Store>(app: &App<S>, request: &Request) -> Result<(), Fault> {
+    match pairs(request).get("token") {
+        None => Ok(()),
+        Some(token) => app.auth.authenticate(token, app.now_ms()).map(drop).map_err(unauthorized),
+    }
+}
+
+fn pairs(request: &Request) -> Pairs {
+    let mut parts = axum::http::Request::new(()).into_parts().0;
+    parts.uri = request.uri().clone();
+    Pairs::of(&parts)
 }
 
 #[cfg(test)]
@@ -179,9 +217,10 @@ mod tests {
             headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(text));
             subprotocols(&headers).map_err(|refusal| (refusal.fault.code, refusal.status))
         };
-        assert_eq!(offer("driftline.v1.json, bearer.abc"), Ok((true, Some("abc".into()))));
+        let json = Some(Form::default());
+        assert_eq!(offer("driftline.v1.json, bearer.abc"), Ok((json, Some("abc".into()))));
         assert_eq!(offer("bearer.abc"), Err((ErrorCode::ValidationError, Some(400))));
         assert_eq!(offer("graphql-ws"), Err((ErrorCode::ValidationError, Some(400))));
-        assert!(matches!(subprotocols(&HeaderMap::new()), Ok((false, None))));
+        assert!(matches!(subprotocols(&HeaderMap::new()), Ok((None, None))));
     }
 }

@@ -7,13 +7,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use driftline_engine::{Committed, Done, Identity, Output, Session, Store, Subscription, Work};
-use driftline_protocol::{self as protocol, Encoding, ErrorCode, Fault, decode};
+use driftline_protocol::{self as protocol, ErrorCode, Fault, Form};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::{Notify, oneshot, watch};
 
-use super::frame::Opcode;
+use super::form::{Misfit, open, seal};
 use super::outbox::Outbox;
 use super::pump::{Message, Speaker};
 use crate::app::{App, drained};
@@ -24,6 +24,7 @@ pub(super) struct Link<S: Store> {
     app: Arc<App<S>>,
     identity: Arc<Identity>,
     session: Session,
+    form: Form,
     connection_id: String,
     draining: watch::Receiver<bool>,
     replaced: Arc<Notify>,
@@ -37,6 +38,17 @@ pub(super) struct Link<S: Store> {
     stopping: bool,
 }
 
+/// Who is at the other end.
+pub(super) struct Visitor {
+    pub(super) form: Form,
+    pub(super) identity: Arc<Identity>,
+    pub(super) connection_id: String,
+    /// Tells that the device came again.
+    pub(super) replaced: Arc<Notify>,
+    /// When its token ends, in Unix seconds.
+    pub(super) expires_s: u64,
+}
+
 /// What happens beside the socket.
 pub(super) enum Event {
     Done(Done),
@@ -47,15 +59,9 @@ pub(super) enum Event {
 }
 
 impl<S: Store> Link<S> {
-    /// Makes the speaker of a session whose token ends at `expires_s`; `replaced` tells that its device came again.
-    pub(super) fn new(
-        app: Arc<App<S>>,
-        identity: Arc<Identity>,
-        session: Session,
-        connection_id: String,
-        replaced: Arc<Notify>,
-        expires_s: u64,
-    ) -> Self {
+    /// Makes the speaker of a session.
+    pub(super) fn new(app: Arc<App<S>>, session: Session, visitor: Visitor) -> Self {
+        let Visitor { form, identity, connection_id, replaced, expires_s } = visitor;
         // A reviewer is told of conflicts from the beginning, whether or not it syncs.
         let commits = (!identity.reviews.is_empty()).then(|| app.engine.subscribe(&identity));
         Self {
@@ -63,6 +69,7 @@ impl<S: Store> Link<S> {
             app,
             identity,
             session,
+            form,
             connection_id,
             replaced,
             expires_s,
@@ -119,8 +126,9 @@ impl<S: Store> Link<S> {
                 Output::Send(text) => {
                     self.app.counts.messages_out.increment(1);
                     self.app.counts.bytes_out.increment(text.len() as u64);
-                    if outbox.push(Opcode::Text, text.as_bytes()).is_err() {
-                        self.overflow();
+                    let pushed = seal(self.form, &text, |opcode, payload| outbox.push(opcode, payload));
+                    if pushed.is_err() {
+                        self.overflow(outbox);
                     }
                 }
                 Output::Work(work) => self.undertake(work),
@@ -178,23 +186,26 @@ impl<S: Store> Speaker for Link<S> {
     }
 
     fn message(&mut self, message: Message, outbox: &mut Outbox) {
-        let Message::Text(frame) = message else {
-            return outbox.close(1003, "this connection speaks JSON in text frames");
-        };
+        let bytes = message.len();
         self.app.counts.messages_in.increment(1);
-        self.app.counts.bytes_in.increment(frame.len() as u64);
-        let message = decode(Encoding::Json, &frame, self.app.engine.limits());
-        self.log(&message, frame.len());
+        self.app.counts.bytes_in.increment(bytes as u64);
+        let message = match open(self.form, &message, self.app.engine.limits()) {
+            Ok(message) => message,
+            Err(Misfit(code, reason)) => return outbox.close(code, reason),
+        };
+        self.log(&message, bytes);
         self.session.handle_message(message, self.app.now_ms());
     }
 
     fn too_large(&mut self, _: &mut Outbox) {
-        let limit = self.app.engine.limits().message_bytes;
-        let fault = Fault::new(ErrorCode::MessageTooLarge, format!("a message may hold {limit} bytes"));
+        let limits = self.app.engine.limits();
+        let message =
+            format!("a message may hold {} bytes in {} parts", limits.message_bytes, limits.fragments);
+        let fault = Fault::new(ErrorCode::MessageTooLarge, message);
         self.session.handle_message(Err(fault), self.app.now_ms());
     }
 
-    fn overflow(&mut self) {
+    fn overflow(&mut self, _: &mut Outbox) {
         self.app.counts.slow_consumers.increment(1);
         self.session.end(ErrorCode::SlowConsumer, "the connection does not read", self.app.now_ms());
     }

@@ -1,7 +1,10 @@
 //! WebSockets: handshake, frames, and the task of each connection.
 
 mod connection;
+mod echo;
+mod form;
 mod frame;
+mod gate;
 mod handshake;
 mod link;
 mod outbox;

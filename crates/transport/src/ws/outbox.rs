@@ -62,6 +62,11 @@ impl Outbox {
         self.queued
     }
 
+    /// Returns the frames that wait and are not being written yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Returns the close code, once the connection is to end.
     pub(super) fn end(&self) -> Option<u16> {
         self.end

@@ -29,8 +29,13 @@ pub(super) trait Speaker: Send {
     /// Takes what happened.
     fn handle(&mut self, event: Self::Event);
 
+    /// Is told that the client sent a frame, whatever it was.
+    fn heard(&mut self) {}
+
     /// Hears a ping; tells whether it is to be answered.
-    fn ping(&mut self) -> bool;
+    fn ping(&mut self) -> bool {
+        true
+    }
 
     /// Takes a whole message.
     fn message(&mut self, message: Message, outbox: &mut Outbox);
@@ -39,7 +44,7 @@ pub(super) trait Speaker: Send {
     fn too_large(&mut self, outbox: &mut Outbox);
 
     /// Is told that the queue outgrew its bytes and was dropped.
-    fn overflow(&mut self);
+    fn overflow(&mut self, outbox: &mut Outbox);
 
     /// Looks at the time; tells when to look again at the latest.
     fn tick(&mut self, outbox: &mut Outbox) -> Duration;
@@ -52,6 +57,15 @@ pub(super) enum Message {
     Text(Vec<u8>),
     /// Bytes.
     Binary(Vec<u8>),
+}
+
+impl Message {
+    /// Returns its bytes.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Text(bytes) | Self::Binary(bytes) => bytes.len(),
+        }
+    }
 }
 
 enum Step<E> {
@@ -130,6 +144,7 @@ async fn step<W: AsyncWrite + Unpin, P: Speaker>(
 
 /// Takes what came from the client.
 fn take<P: Speaker>(incoming: Incoming, speaker: &mut P, outbox: &mut Outbox) {
+    speaker.heard();
     match incoming {
         Incoming::Message(message) => speaker.message(message, outbox),
         Incoming::Ping(payload) => {
@@ -141,6 +156,7 @@ fn take<P: Speaker>(incoming: Incoming, speaker: &mut P, outbox: &mut Outbox) {
         Incoming::Close(Some(code)) => outbox.close(code, ""),
         Incoming::Close(None) => outbox.close_wordless(),
         Incoming::Broken(1009) => speaker.too_large(outbox),
+        Incoming::Broken(1013) => outbox.close(1013, "this node holds as much as it may"),
         Incoming::Broken(code) => outbox.close(code, "the frames break the WebSocket protocol"),
         Incoming::Gone => outbox.abandon(),
     }
@@ -149,6 +165,6 @@ fn take<P: Speaker>(incoming: Incoming, speaker: &mut P, outbox: &mut Outbox) {
 /// Queues a control frame.
 fn send<P: Speaker>(opcode: Opcode, payload: &[u8], speaker: &mut P, outbox: &mut Outbox) {
     if outbox.push(opcode, payload).is_err() {
-        speaker.overflow();
+        speaker.overflow(outbox);
     }
 }

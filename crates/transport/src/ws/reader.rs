@@ -3,26 +3,28 @@
 use std::io::{self, Cursor};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use fastwebsockets::{OpCode, Role, WebSocketError, WebSocketRead};
 use tokio::io::{AsyncRead, AsyncReadExt as _, Chain, ReadBuf, Sink};
 
+use super::gate::{Bounds, Gate};
 use super::pump::Message;
+use crate::budget::Budget;
 
 /// The read half, behind the first bytes of a message.
 type Source<R> = Chain<Cursor<Bytes>, Lent<R>>;
 
-/// The read half, lent to the frame parser, which never gives back what it was given.
+/// The read half behind its gate, lent to the frame parser, which never gives back what it was given.
 ///
-/// The lock protects the half and its count; the reader and its parser take turns, so that nobody ever waits for it.
-struct Lent<R>(Arc<Mutex<Counted<R>>>);
+/// The lock protects the half and its gate; the reader and its parser take turns, so that nobody ever waits for it.
+struct Lent<R>(Arc<Mutex<Gated<R>>>);
 
-/// A read half and the bytes that came out of it.
-struct Counted<R> {
+/// A read half and the judge of what comes out of it.
+struct Gated<R> {
     read: R,
-    given: u64,
+    gate: Gate,
 }
 
 impl<R> Clone for Lent<R> {
@@ -32,17 +34,13 @@ impl<R> Clone for Lent<R> {
 }
 
 impl<R> Lent<R> {
-    fn given(&self) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).given
-    }
-
-    /// Counts bytes that came beside the half.
-    fn count(&self, bytes: usize) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).given += bytes as u64;
+    fn gate<T>(&self, ask: impl FnOnce(&mut Gate) -> T) -> T {
+        ask(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).gate)
     }
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Lent<R> {
+    /// Reads as far as the gate lets pass; what it stops is an error, for which it has the code.
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -50,21 +48,14 @@ impl<R: AsyncRead + Unpin> AsyncRead for Lent<R> {
     ) -> Poll<io::Result<()>> {
         let mut half = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut half.read).poll_read(context, buffer);
-        half.given += (buffer.filled().len() - before) as u64;
-        polled
+        if half.gate.breach().is_none() {
+            ready!(Pin::new(&mut half.read).poll_read(context, buffer))?;
+            let admitted = half.gate.admit(&buffer.filled()[before..]);
+            buffer.set_filled(before + admitted);
+        }
+        let stopped = half.gate.breach().is_some() && buffer.filled().len() == before;
+        Poll::Ready(if stopped { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) })
     }
-}
-
-/// The bytes of a masked frame in its shortest form (RFC 6455 §5.2). Another form makes the count differ, and the
-/// connection keeps its parser.
-fn frame_bytes(payload: usize) -> u64 {
-    let length = match payload {
-        0..126 => 0,
-        126..0x1_0000 => 2,
-        _ => 8,
-    };
-    2 + length + 4 + payload as u64
 }
 
 /// What came from the client.
@@ -91,32 +82,33 @@ pub(super) struct Reader<R> {
     frames: Option<WebSocketRead<Source<R>>>,
     /// Bytes that came with the handshake or as the first of a message.
     early: Bytes,
-    /// Bytes that the frames read so far took, with their heads.
+    /// Frames that were read.
     taken: u64,
-    message: Vec<u8>,
-    fragments: usize,
+    /// The message in parts that is open, and what there is of it.
     open: Option<OpCode>,
-    bytes_max: usize,
+    message: Vec<u8>,
+    /// Bytes of the open message that are whole characters.
+    valid: usize,
+    message_bytes: usize,
 }
-
-/// Fragments that one message may come in.
-const FRAGMENTS_MAX: usize = 4096;
 
 /// Bytes with which a quiet connection waits for the next message.
 const FIRST_BYTES: usize = 128;
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    pub(super) fn new(read: R, early: Bytes, bytes_max: usize) -> Self {
-        let source = Lent(Arc::new(Mutex::new(Counted { read, given: 0 })));
+    /// Makes a reader; `early` came before. What large messages need is taken from the budget.
+    pub(super) fn new(read: R, mut early: Bytes, bounds: Bounds, budget: Arc<Budget>) -> Self {
+        let mut gate = Gate::new(bounds, budget);
+        early.truncate(gate.admit(&early));
         Self {
-            source,
+            source: Lent(Arc::new(Mutex::new(Gated { read, gate }))),
             frames: None,
             early,
             taken: 0,
-            message: Vec::new(),
-            fragments: 0,
             open: None,
-            bytes_max,
+            message: Vec::new(),
+            valid: 0,
+            message_bytes: bounds.message_bytes,
         }
     }
 
@@ -124,23 +116,27 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     pub(super) async fn next(mut self) -> (Self, Incoming) {
         loop {
             if self.frames.is_none() && !self.wake().await {
-                return (self, Incoming::Gone);
+                let breach = self.source.gate(|gate| gate.breach());
+                return (self, breach.map_or(Incoming::Gone, |breach| Incoming::Broken(breach.code())));
             }
             let Some(frames) = self.frames.as_mut() else { continue };
             let frame = frames.read_frame::<_, WebSocketError>(&mut |_| async { Ok(()) }).await;
             let parts = frame.map(|frame| (frame.fin, frame.opcode, Vec::from(frame.payload)));
             let incoming = match parts {
                 Ok((fin, opcode, payload)) => {
-                    self.taken += frame_bytes(payload.len());
+                    self.taken += 1;
                     match self.take(fin, opcode, payload) {
                         Some(incoming) => incoming,
                         None => continue,
                     }
                 }
-                Err(error) => broken(&error),
+                Err(error) => self.broken(&error),
             };
-            // Everything that was given was taken: the parser holds nothing and can go.
-            if self.open.is_none() && self.taken == self.source.given() {
+            if matches!(incoming, Incoming::Message(_)) {
+                self.source.gate(Gate::settle);
+            }
+            // Everything that passed was taken: the parser holds nothing and can go.
+            if self.open.is_none() && self.source.gate(|gate| gate.passed_only(self.taken)) {
                 self.frames = None;
             }
             return (self, incoming);
@@ -155,63 +151,78 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 Ok(count @ 1..) => self.early = Bytes::copy_from_slice(&first[..count]),
                 Ok(0) | Err(_) => return false,
             }
-        } else {
-            self.source.count(self.early.len());
         }
         let source = Cursor::new(std::mem::take(&mut self.early)).chain(self.source.clone());
         let (mut frames, _): (_, fastwebsockets::WebSocketWrite<Sink>) =
             fastwebsockets::after_handshake_split(source, tokio::io::sink(), Role::Server);
         frames.set_auto_close(false);
         frames.set_auto_pong(false);
-        // The library refuses frames of this length and longer, before it reserves room for them.
-        frames.set_max_message_size(self.bytes_max + 1);
+        // The gate keeps the bounds; the parser's own is not to be the narrower one.
+        frames.set_max_message_size(self.message_bytes + 1);
         self.frames = Some(frames);
         true
     }
 
+    /// Takes a frame, which the gate found in its place.
     fn take(&mut self, fin: bool, opcode: OpCode, payload: Vec<u8>) -> Option<Incoming> {
         match opcode {
-            // The library looks at the length of pings only.
-            OpCode::Pong | OpCode::Close if payload.len() > 125 => Some(Incoming::Broken(1002)),
             OpCode::Ping => Some(Incoming::Ping(payload)),
             OpCode::Pong => Some(Incoming::Pong),
             OpCode::Close => Some(close(&payload)),
-            OpCode::Text | OpCode::Binary if self.open.is_some() => Some(Incoming::Broken(1002)),
             OpCode::Text if fin => Some(Incoming::Message(Message::Text(payload))),
             OpCode::Binary if fin => Some(Incoming::Message(Message::Binary(payload))),
             OpCode::Text | OpCode::Binary => {
                 self.open = Some(opcode);
-                self.fragments = 0;
-                self.message.clear();
-                self.append(&payload)
+                self.message = payload;
+                self.valid = 0;
+                self.check_text(fin)
             }
             OpCode::Continuation => {
-                let Some(opcode) = self.open else { return Some(Incoming::Broken(1002)) };
-                if let Some(broken) = self.append(&payload) {
+                self.message.extend_from_slice(&payload);
+                if let Some(broken) = self.check_text(fin) {
                     return Some(broken);
                 }
                 if !fin {
                     return None;
                 }
-                self.open = None;
                 let message = std::mem::take(&mut self.message);
-                // The library checks the text of whole messages only, for a character may lie across two parts.
-                Some(match opcode {
-                    OpCode::Text if std::str::from_utf8(&message).is_err() => Incoming::Broken(1007),
-                    OpCode::Text => Incoming::Message(Message::Text(message)),
-                    _ => Incoming::Message(Message::Binary(message)),
-                })
+                Some(Incoming::Message(match self.open.take() {
+                    Some(OpCode::Text) => Message::Text(message),
+                    _ => Message::Binary(message),
+                }))
             }
         }
     }
 
-    fn append(&mut self, payload: &[u8]) -> Option<Incoming> {
-        self.fragments += 1;
-        if self.message.len() + payload.len() > self.bytes_max || self.fragments > FRAGMENTS_MAX {
-            return Some(Incoming::Broken(1009));
+    /// Checks the text of an open message as far as it has come: the library checks whole messages only, for a
+    /// character may lie across two parts.
+    fn check_text(&mut self, fin: bool) -> Option<Incoming> {
+        if self.open != Some(OpCode::Text) {
+            return None;
         }
-        self.message.extend_from_slice(payload);
+        match std::str::from_utf8(&self.message[self.valid..]) {
+            Ok(text) => self.valid += text.len(),
+            Err(error) if error.error_len().is_none() && !fin => self.valid += error.valid_up_to(),
+            Err(_) => return Some(Incoming::Broken(1007)),
+        }
         None
+    }
+
+    fn broken(&self, error: &WebSocketError) -> Incoming {
+        match error {
+            WebSocketError::InvalidUTF8 => Incoming::Broken(1007),
+            WebSocketError::FrameTooLarge => Incoming::Broken(1009),
+            WebSocketError::ReservedBitsNotZero
+            | WebSocketError::ControlFrameFragmented
+            | WebSocketError::PingFrameTooLarge
+            | WebSocketError::InvalidFragment
+            | WebSocketError::InvalidContinuationFrame
+            | WebSocketError::InvalidValue => Incoming::Broken(1002),
+            _ => {
+                let breach = self.source.gate(|gate| gate.breach());
+                breach.map_or(Incoming::Gone, |breach| Incoming::Broken(breach.code()))
+            }
+        }
     }
 }
 
@@ -228,19 +239,5 @@ fn close(payload: &[u8]) -> Incoming {
                 (false, _) => Incoming::Broken(1002),
             }
         }
-    }
-}
-
-fn broken(error: &WebSocketError) -> Incoming {
-    match error {
-        WebSocketError::FrameTooLarge => Incoming::Broken(1009),
-        WebSocketError::InvalidUTF8 => Incoming::Broken(1007),
-        WebSocketError::ReservedBitsNotZero
-        | WebSocketError::ControlFrameFragmented
-        | WebSocketError::PingFrameTooLarge
-        | WebSocketError::InvalidFragment
-        | WebSocketError::InvalidContinuationFrame
-        | WebSocketError::InvalidValue => Incoming::Broken(1002),
-        _ => Incoming::Gone,
     }
 }

@@ -28,13 +28,23 @@ pub const SYNC_ID: &str = "6f9f2d0e-2f3a-4c57-9d0b-0d8a8f7a4c11";
 
 const SECRET: &[u8] = b"the secret of all servers in these tests";
 
-/// What a server is made of.
-#[derive(Default)]
+/// What a server is made of; by default nobody comes too often, since the clock stands still.
 pub struct Setup {
     pub limits: Limits,
     pub settings: Settings,
     /// Kinds beside `note` and `diary`.
     pub kinds: Vec<(&'static str, KindRule)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { limits: unhurried(Limits::default()), settings: Settings::default(), kinds: Vec::new() }
+    }
+}
+
+/// Lifts the rates and leaves everything else.
+pub fn unhurried(limits: Limits) -> Limits {
+    Limits { connections: limits.connections, user_connections: limits.user_connections, ..limits.lifted() }
 }
 
 /// A server that runs in a task.

@@ -1,0 +1,180 @@
+//! Rates over HTTP: who may come in, and the headers that tell how much is left.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{Extensions, HeaderName, HeaderValue, Response, StatusCode};
+use driftline_engine::{Connected, Level, Store, UserMeter};
+use driftline_model::Rate;
+use driftline_protocol::{Fault, Throttle, ThrottleScope};
+
+use crate::app::App;
+use crate::auth::Claims;
+use crate::negotiate::Wishes;
+use crate::reply::refused;
+use crate::request::correlation;
+
+/// The type whose rate batches over HTTP share with those of the socket.
+const SYNC_DATA: &str = "sync_data";
+
+/// Who a request comes from, as an extension of the request; [`crate::serve`] sets it. Without it failed authentications
+/// are not counted, so whoever mounts the router behind a listener of its own sets it too.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// Where a request's door puts what the request was counted on.
+#[derive(Debug, Clone, Default)]
+struct Slot(Arc<OnceLock<Metered>>);
+
+#[derive(Debug)]
+struct Metered {
+    meter: Arc<UserMeter>,
+    user_rate: Rate,
+    /// Whether the rate of batches concerns the route.
+    batches: bool,
+}
+
+/// Has a request of a route with a token answered. An address that failed too often is refused before its token is
+/// looked at; answers to users tell what is left of their rates.
+pub(crate) async fn within_rates<S: Store, F: Future<Output = Response<Body>>>(
+    app: Arc<App<S>>,
+    mut request: Request,
+    answer: impl FnOnce(Request) -> F,
+) -> Response<Body> {
+    let sender = sender(request.extensions());
+    let wait_ms = sender.map_or(0, |sender| app.failed.wait_ms(&sender, app.now_ms()));
+    if wait_ms > 0 {
+        let limit = format!("failed authentications: {}", app.failed.rate());
+        let throttle = Throttle { retry_after_ms: wait_ms, limit, scope: ThrottleScope::Address };
+        let (correlation, wishes) = (correlation(&app, request.headers()), Wishes::of(request.headers()));
+        return refused(Fault::throttled(throttle).into(), &correlation).respond(wishes).await;
+    }
+    let slot = Slot::default();
+    request.extensions_mut().insert(slot.clone());
+    let mut response = answer(request).await;
+    if response.status() == StatusCode::UNAUTHORIZED
+        && let Some(sender) = sender
+    {
+        count_failed(&app, sender);
+    }
+    if let Some(metered) = slot.0.get() {
+        metered.write(&mut response, app.now_ms());
+    }
+    response
+}
+
+/// What counts as one sender of failed authentications: an address, of IPv6 the 64 bits that one customer gets.
+fn sender(extensions: &Extensions) -> Option<IpAddr> {
+    let Peer(peer) = extensions.get()?;
+    Some(match peer.ip().to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+    })
+}
+
+/// Whether the address had one left matters for its next attempt; this one was judged.
+fn count_failed<S: Store>(app: &App<S>, sender: IpAddr) {
+    let _ = app.failed.take(sender, app.now_ms());
+}
+
+/// Counts an authentication that failed and is answered otherwise than by a status.
+pub(crate) fn failed<S: Store>(app: &App<S>, extensions: &Extensions) {
+    if let Some(sender) = sender(extensions) {
+        count_failed(app, sender);
+    }
+}
+
+/// Counts a request of its user; `batches` says whether the route takes batches.
+pub(crate) fn admit<S: Store>(
+    app: &App<S>,
+    extensions: &Extensions,
+    claims: &Claims,
+    batches: bool,
+) -> Result<(), Fault> {
+    let now_ms = app.now_ms();
+    let meter = app.engine.meter(&claims.tenant, &claims.user, now_ms);
+    let admitted = meter.take(now_ms).map_err(Fault::throttled);
+    if let Some(slot) = extensions.get::<Slot>() {
+        let user_rate = app.engine.limits().user_rate;
+        // Whoever put the slot there sends one request through one door.
+        let _ = slot.0.set(Metered { meter, user_rate, batches });
+    }
+    admitted
+}
+
+/// Counts a batch of an admitted request.
+pub(crate) fn admit_batch<S: Store>(app: &App<S>, claims: &Claims) -> Result<(), Fault> {
+    let now_ms = app.now_ms();
+    let meter = app.engine.meter(&claims.tenant, &claims.user, now_ms);
+    meter.take_type(SYNC_DATA, now_ms).map_err(Fault::throttled)
+}
+
+/// Takes a place for a connection of an admitted user.
+pub(crate) fn connect<S: Store>(app: &App<S>, claims: &Claims) -> Result<Connected, Fault> {
+    let connected = app.engine.meter(&claims.tenant, &claims.user, app.now_ms()).connect();
+    connected.map_err(|throttle| {
+        app.counts.refused.increment(1);
+        Fault::throttled(throttle)
+    })
+}
+
+impl Metered {
+    /// Tells the limits and what is left of them (draft-ietf-httpapi-ratelimit-headers-09).
+    fn write(&self, response: &mut Response<Body>, now_ms: u64) {
+        let (mut policy, mut left) = (String::new(), String::new());
+        tell(&mut policy, &mut left, "user", self.user_rate, self.meter.level(now_ms));
+        let batches = self.batches.then(|| self.meter.type_level(SYNC_DATA, now_ms)).flatten();
+        if let Some((rate, level)) = batches {
+            tell(&mut policy, &mut left, SYNC_DATA, rate, level);
+        }
+        for (name, value) in [("ratelimit-policy", policy), ("ratelimit", left)] {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                response.headers_mut().insert(HeaderName::from_static(name), value);
+            }
+        }
+    }
+}
+
+/// Adds a list's member: the quota is the burst, and its window the time in which that comes back.
+fn tell(policy: &mut String, left: &mut String, name: &str, rate: Rate, level: Level) {
+    let separator = if policy.is_empty() { "" } else { ", " };
+    let window_s = rate.burst.div_ceil(rate.per_s.max(1)).max(1);
+    let reset_s = level.full_in_ms.div_ceil(1000);
+    // Writing to a string does not fail.
+    let _ = write!(policy, "{separator}\"{name}\";q={};w={window_s}", rate.burst);
+    let _ = write!(left, "{separator}\"{name}\";r={};t={reset_s}", level.remaining);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(peer: &str) -> Option<IpAddr> {
+        let mut extensions = Extensions::new();
+        extensions.insert(Peer(peer.parse().unwrap()));
+        sender(&extensions)
+    }
+
+    #[test]
+    fn a_network_of_64_bits_is_one_sender() {
+        assert_eq!(of("192.0.2.7:80"), of("192.0.2.7:81"));
+        assert_ne!(of("192.0.2.7:80"), of("192.0.2.8:80"));
+        assert_eq!(of("[2001:db8:1:2:3:4:5:6]:80"), of("[2001:db8:1:2::]:80"));
+        assert_ne!(of("[2001:db8:1:2::1]:80"), of("[2001:db8:1:3::1]:80"));
+        assert_eq!(of("[::ffff:192.0.2.7]:80"), of("192.0.2.7:80"));
+        assert_eq!(sender(&Extensions::new()), None);
+    }
+
+    #[test]
+    fn quotas_are_lists_of_structured_fields() {
+        let (mut policy, mut left) = (String::new(), String::new());
+        let (user, batches) = (Rate { per_s: 200, burst: 400 }, Rate { per_s: 30, burst: 40 });
+        tell(&mut policy, &mut left, "user", user, Level { remaining: 399, full_in_ms: 5 });
+        tell(&mut policy, &mut left, SYNC_DATA, batches, Level { remaining: 0, full_in_ms: 1334 });
+        assert_eq!(policy, r#""user";q=400;w=2, "sync_data";q=40;w=2"#);
+        assert_eq!(left, r#""user";r=399;t=1, "sync_data";r=0;t=2"#);
+    }
+}

@@ -1,0 +1,68 @@
+//! Messages in the form of their connection. The tools for it are large, so that every thread has its own.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+
+use driftline_model::Limits;
+use driftline_protocol::{
+    self as protocol, Deflater, Encoding, ErrorCode, Fault, Form, InflateError, Inflater, decode,
+    msgpack_of_json,
+};
+
+use super::frame::Opcode;
+use super::pump::Message;
+
+thread_local! {
+    static DEFLATER: RefCell<Deflater> = RefCell::default();
+    static INFLATER: RefCell<Inflater> = RefCell::default();
+}
+
+/// A frame that is none of the connection's form: the close code, and what is wrong.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Misfit(pub(super) u16, pub(super) &'static str);
+
+/// Returns the bytes that a frame of the form may hold.
+pub(super) fn frame_bytes(form: Form, limits: &Limits) -> usize {
+    limits.message_bytes + usize::from(form.deflate)
+}
+
+/// Reads a message, or why it could not be decoded.
+///
+/// # Errors
+/// [`Misfit`] says that the frame is none of the form.
+pub(super) fn open(
+    form: Form,
+    message: &Message,
+    limits: &Limits,
+) -> Result<Result<protocol::Message, Fault>, Misfit> {
+    match (form.deflate, message) {
+        (false, Message::Text(frame)) => Ok(decode(Encoding::Json, frame, limits)),
+        (false, Message::Binary(frame)) => Ok(decode(Encoding::MessagePack, frame, limits)),
+        (true, Message::Text(_)) => Err(Misfit(1003, "this connection speaks in binary frames")),
+        (true, Message::Binary(frame)) => {
+            INFLATER.with_borrow_mut(|inflater| match inflater.open(frame, limits.message_bytes) {
+                Ok(message) => Ok(decode(form.encoding, &message, limits)),
+                Err(error @ InflateError::TooLarge { .. }) => {
+                    Ok(Err(Fault::new(ErrorCode::MessageTooLarge, error.to_string())))
+                }
+                Err(InflateError::Prefix) => Err(Misfit(1007, "a message begins with 0x00 or 0x01")),
+                Err(_) => Err(Misfit(1007, "the message is not one whole DEFLATE stream")),
+            })
+        }
+    }
+}
+
+/// Hands a message of the server's over in the form, as the opcode and the payload of its frame.
+pub(super) fn seal<T>(form: Form, json: &str, hand_over: impl FnOnce(Opcode, &[u8]) -> T) -> T {
+    let encoded = match form.encoding {
+        Encoding::Json if !form.deflate => return hand_over(Opcode::Text, json.as_bytes()),
+        Encoding::Json => Cow::Borrowed(json.as_bytes()),
+        Encoding::MessagePack => Cow::Owned(msgpack_of_json(json)),
+    };
+    if !form.deflate {
+        return hand_over(Opcode::Binary, &encoded);
+    }
+    let mut packed = Vec::new();
+    DEFLATER.with_borrow_mut(|deflater| deflater.pack(&encoded, &mut packed));
+    hand_over(Opcode::Binary, &packed)
+}
