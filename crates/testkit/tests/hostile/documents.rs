@@ -19,7 +19,7 @@ const SYNC_ID: &str = "7c2e1d0a-9b8f-4e6d-8c5b-4a3f2e1d0c9b";
 /// A stream of DEFLATE of at most this many bytes that becomes as large as it can: a thousandfold.
 ///
 /// A full flush ends at a byte and forgets what was before, so that one block may stand any number of times.
-pub fn bomb(bytes_max: usize) -> Vec<u8> {
+pub(crate) fn bomb(bytes_max: usize) -> Vec<u8> {
     let mut block = Vec::with_capacity(MIB);
     let mut compress = Compress::new(Compression::best(), false);
     compress.compress_vec(&vec![0; MIB], &mut block, FlushCompress::Full).expect("zeros are compressed");
@@ -53,7 +53,7 @@ fn packed(name: &'static str, sockets: usize, wanted: &'static str, opcode: u8, 
 }
 
 /// Documents that cannot be decoded.
-pub fn undecodable() -> Vec<Attack> {
+pub(crate) fn undecodable() -> Vec<Attack> {
     let deep =
         |open: &str, close: &str| format!("{}{}", open.repeat(DEPTH), close.repeat(DEPTH)).into_bytes();
     let nested =
@@ -96,7 +96,7 @@ async fn ten_times(socket: Socket, opcode: u8, payload: &[u8]) -> String {
 }
 
 /// Documents that can be decoded and are too much all the same.
-pub fn too_much() -> Vec<Attack> {
+pub(crate) fn too_much() -> Vec<Attack> {
     let items: Vec<_> = (1..=101)
         .map(|n| json!({"op_id": format!("op-{n}"), "n": n, "kind": "bad", "id": format!("b-{n}"), "op": "create", "fields": {}}))
         .collect();
@@ -126,7 +126,7 @@ pub fn too_much() -> Vec<Attack> {
 }
 
 /// What a compressed form must not be.
-pub fn compressed() -> Vec<Attack> {
+pub(crate) fn compressed() -> Vec<Attack> {
     let stream = [&[1], &bomb(MIB - 4096)[..]].concat();
     let half = [&[1], &bomb(4096)[..2048]].concat();
     vec![

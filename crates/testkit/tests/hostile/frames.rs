@@ -34,7 +34,7 @@ fn pick<T: Copy>(of: &[T], attacker: usize) -> T {
 }
 
 /// Frames that are none.
-pub fn broken() -> Vec<Attack> {
+pub(crate) fn broken() -> Vec<Attack> {
     vec![
         bytes("no mask", "1002", |_| b"\x81\x02{}".to_vec()),
         bytes("reserved bits", "1002", |n| frame(0x81 | pick(&[0x10, 0x20, 0x40, 0x70], n), b"{}")),
@@ -77,7 +77,7 @@ pub fn broken() -> Vec<Attack> {
 }
 
 /// Messages that are larger than they may be, or come in more parts.
-pub fn large() -> Vec<Attack> {
+pub(crate) fn large() -> Vec<Attack> {
     let over = Arc::new(frame(0x81, &vec![b' '; MIB + 1]));
     let in_parts = Arc::new([frame(0x01, &vec![b' '; MIB]), frame(0x80, b"x")].concat());
     vec![
@@ -106,7 +106,7 @@ fn endless(name: &'static str, payload: &'static [u8]) -> Attack {
 }
 
 /// Unfinished messages that together are more than the server may hold: it holds some and has no room for the others.
-pub fn half_open() -> Attack {
+pub(crate) fn half_open() -> Attack {
     const LEAST_REFUSED: usize = 64 - INBOUND / MIB;
     let part = Arc::new([frame(0x02, &vec![0; MIB - 1]), frame(0x89, b"held")].concat());
     let together = Arc::new(Barrier::new(64));
@@ -129,7 +129,7 @@ pub fn half_open() -> Attack {
 }
 
 /// What comes faster than the rates allow.
-pub fn fast() -> Vec<Attack> {
+pub(crate) fn fast() -> Vec<Attack> {
     let flood = |name, wanted, frame: Vec<u8>| {
         let frames = Arc::new(frame.repeat(50));
         Attack::new(name, SOCKETS, wanted, move |site, attacker| {

@@ -29,7 +29,7 @@ struct Shared {
 
 /// The client, on a thread and a runtime of its own, so that what it waits for is the server.
 #[derive(Debug)]
-pub struct Good {
+pub(crate) struct Good {
     shared: Arc<Shared>,
     thread: JoinHandle<()>,
     to: SocketAddr,
@@ -38,7 +38,7 @@ pub struct Good {
 
 impl Good {
     /// Connects and begins.
-    pub fn start(to: SocketAddr, token: String) -> Self {
+    pub(crate) fn start(to: SocketAddr, token: String) -> Self {
         let shared = Arc::new(Shared::default());
         let (of_thread, bearer) = (Arc::clone(&shared), token.clone());
         let thread = thread::spawn(move || {
@@ -50,7 +50,7 @@ impl Good {
 
     /// Waits until two more rounds are answered, of which one began after the call; gives the longest wait for an
     /// answer since the last call.
-    pub async fn is_served(&self) -> Duration {
+    pub(crate) async fn is_served(&self) -> Duration {
         let begun = self.shared.rounds.load(Ordering::Relaxed);
         let served = async {
             while self.shared.rounds.load(Ordering::Relaxed) < begun + 2 {
@@ -63,7 +63,7 @@ impl Good {
     }
 
     /// Ends the client and counts its records, all of which must be there; gives how many there are.
-    pub async fn finish(self) -> u64 {
+    pub(crate) async fn finish(self) -> u64 {
         self.shared.stop.store(true, Ordering::Relaxed);
         let joined =
             tokio::task::spawn_blocking(move || self.thread.join()).await.expect("it is not cancelled");

@@ -20,7 +20,7 @@ fn handshake(name: &'static str, wanted: &'static str, spoil: fn(Handshake, usiz
 }
 
 /// Handshakes that are refused before the upgrade.
-pub fn malformed() -> Vec<Attack> {
+pub(crate) fn malformed() -> Vec<Attack> {
     vec![
         handshake("handshake by POST", "405 METHOD_NOT_ALLOWED", |right, _| right.method("POST")),
         handshake("handshake in HTTP/1.0", MALFORMED, |right, _| right.version("HTTP/1.0")),
@@ -55,7 +55,7 @@ pub fn malformed() -> Vec<Attack> {
 }
 
 /// Tokens that open nothing. Each attacker comes from an address of its own, so that none has failed before.
-pub fn tokens() -> Vec<Attack> {
+pub(crate) fn tokens() -> Vec<Attack> {
     vec![
         Attack::new("token of 12 KiB", SOCKETS, "UNAUTHORIZED 4001", |site, attacker| async move {
             let handshake =
@@ -78,7 +78,7 @@ pub fn tokens() -> Vec<Attack> {
 
 /// Tokens that are tried one after the other from one address: some are told that they are none, the others to wait.
 /// Who comes from elsewhere enters meanwhile.
-pub fn guesses() -> Vec<Attack> {
+pub(crate) fn guesses() -> Vec<Attack> {
     let over_sockets = Attack::new(
         "bad tokens from one address",
         SOCKETS,
@@ -105,7 +105,7 @@ pub fn guesses() -> Vec<Attack> {
 }
 
 /// More connections of one user than one may have.
-pub fn one_user() -> Attack {
+pub(crate) fn one_user() -> Attack {
     let play = |site: std::sync::Arc<crate::scene::Site>, attacker: usize| async move {
         let handshake =
             Handshake::new(&format!("/ws/mobile/sync?device_id=u-{attacker}")).bearer(site.token(0));

@@ -12,7 +12,7 @@ const ENDLESS: usize = 2_000;
 
 /// Listens to what the server says, and remembers the code of the last error.
 #[derive(Debug, Default)]
-pub struct Ear {
+pub(crate) struct Ear {
     error: Option<String>,
 }
 
@@ -58,7 +58,7 @@ fn document(bytes: &[u8]) -> Option<Value> {
 
 /// Reads until the connection ends: the code of the last error, if there was one, and the close code; 1006 without a
 /// close frame.
-pub async fn verdict(socket: &mut Socket) -> String {
+pub(crate) async fn verdict(socket: &mut Socket) -> String {
     let mut ear = Ear::default();
     loop {
         if let Some(verdict) = ear.hear(socket.read().await) {
@@ -68,13 +68,13 @@ pub async fn verdict(socket: &mut Socket) -> String {
 }
 
 /// Sends bytes, and reads until the connection ends.
-pub async fn told(mut socket: Socket, bytes: &[u8]) -> String {
+pub(crate) async fn told(mut socket: Socket, bytes: &[u8]) -> String {
     socket.send_bytes(bytes).await;
     verdict(&mut socket).await
 }
 
 /// Sends a beginning, and then the same bytes again and again until the connection ends.
-pub async fn told_endlessly(mut socket: Socket, first: &[u8], again: &[u8]) -> String {
+pub(crate) async fn told_endlessly(mut socket: Socket, first: &[u8], again: &[u8]) -> String {
     socket.send_bytes(first).await;
     let mut ear = Ear::default();
     for _ in 0..ENDLESS {
@@ -89,7 +89,7 @@ pub async fn told_endlessly(mut socket: Socket, first: &[u8], again: &[u8]) -> S
 }
 
 /// Sends a frame and reads the error that it is answered with, by a server that goes on serving.
-pub async fn told_and_served(mut socket: Socket, bytes: &[u8]) -> String {
+pub(crate) async fn told_and_served(mut socket: Socket, bytes: &[u8]) -> String {
     socket.send_bytes(bytes).await;
     socket.send_frame(&Frame::last(Frame::PING, "still there?")).await;
     let mut ear = Ear::default();
@@ -106,7 +106,7 @@ pub async fn told_and_served(mut socket: Socket, bytes: &[u8]) -> String {
 }
 
 /// Names an answer over HTTP by its status and its code. One that says to come back later has to say when.
-pub fn named(response: &Response) -> String {
+pub(crate) fn named(response: &Response) -> String {
     let code = serde_json::from_slice::<Value>(&response.body).ok();
     let code = code.and_then(|problem| Some(problem["code"].as_str()?.to_owned()));
     let when = if matches!(response.status, 429 | 503) && response.header("retry-after").is_none() {

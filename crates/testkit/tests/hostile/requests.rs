@@ -80,7 +80,7 @@ const WINDOW: u8 = 7 << 3;
 const WINDOW_HUGE: u8 = 31 << 3;
 
 /// Heads that are too large or mean two things.
-pub fn heads() -> Vec<Attack> {
+pub(crate) fn heads() -> Vec<Attack> {
     let get = |site: &Site, headers: &str| {
         format!("GET /alive HTTP/1.1\r\nhost: {}\r\n{headers}\r\n", site.address)
     };
@@ -123,7 +123,7 @@ pub fn heads() -> Vec<Attack> {
 }
 
 /// Bodies that are too much.
-pub fn bodies() -> Vec<Attack> {
+pub(crate) fn bodies() -> Vec<Attack> {
     const TOO_LARGE: &str = "413 MESSAGE_TOO_LARGE";
     let gzip = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff][..], &bomb(MIB - 4096)].concat();
     let deep = "[".repeat(100_000) + &"]".repeat(100_000);
@@ -157,7 +157,7 @@ pub fn bodies() -> Vec<Attack> {
 }
 
 /// Who sends nothing, or too little; the times of the server are short.
-pub fn slow() -> Vec<Attack> {
+pub(crate) fn slow() -> Vec<Attack> {
     const LATE: &str = "408 HEARTBEAT_TIMEOUT";
     vec![
         request("silent connection", 128, "closed", |_, _| Vec::new()),
@@ -198,7 +198,7 @@ async fn dribble(site: &Site, first: &[u8], then: &[u8]) -> String {
 }
 
 /// Who asks for much and takes nothing of the answers.
-pub fn never_read() -> Attack {
+pub(crate) fn never_read() -> Attack {
     const ASKED: usize = 64;
     Attack::new("answers that are never taken", LARGE, "closed", |site, attacker| async move {
         let get = format!(
@@ -216,7 +216,7 @@ pub fn never_read() -> Attack {
 }
 
 /// More connections than the node takes; the first of them hold their places until their time is over.
-pub fn crowd() -> Attack {
+pub(crate) fn crowd() -> Attack {
     request("200 connections at once", 200, "503 SERVER_DRAINING", |_, _| Vec::new())
         .or(&[("503 SERVER_DRAINING", 100), ("closed", 1)])
 }

@@ -17,10 +17,10 @@ use tokio::task::JoinSet;
 
 use crate::good::Good;
 
-pub const MIB: usize = 1 << 20;
+pub(crate) const MIB: usize = 1 << 20;
 
 /// Bytes of messages and bodies on their way that the servers of these tests may hold, instead of 256 MiB.
-pub const INBOUND: usize = 24 * MIB;
+pub(crate) const INBOUND: usize = 24 * MIB;
 
 /// What an attack may add to the server's resident memory, in MiB. It is the sum of what the limits let it hold:
 ///
@@ -31,7 +31,7 @@ pub const INBOUND: usize = 24 * MIB;
 /// - 32 for the documents and pages that the two workers of a small machine have in hands, a message of 1 MiB being
 ///   a tree of up to 16 MiB;
 /// - 11 for what the allocator keeps of what was freed.
-pub const GROWTH_MAX_MIB: u64 = 128;
+pub(crate) const GROWTH_MAX_MIB: u64 = 128;
 
 /// How long the good client may wait for an answer. This bounds no performance: it tells served from not served, also
 /// on a machine that does much else.
@@ -42,24 +42,24 @@ const USERS: usize = 8;
 
 /// What attackers know.
 #[derive(Debug)]
-pub struct Site {
-    pub address: SocketAddr,
+pub(crate) struct Site {
+    pub(crate) address: SocketAddr,
     tokens: Vec<String>,
 }
 
 impl Site {
     /// Returns the token of an attacker.
-    pub fn token(&self, attacker: usize) -> &str {
+    pub(crate) fn token(&self, attacker: usize) -> &str {
         &self.tokens[attacker % USERS]
     }
 
     /// Makes a handshake that is right, for an attacker with a device of its own.
-    pub fn handshake(&self, attacker: usize) -> Handshake {
+    pub(crate) fn handshake(&self, attacker: usize) -> Handshake {
         Handshake::new(&format!("/ws/mobile/sync?device_id=m-{attacker}")).bearer(self.token(attacker))
     }
 
     /// Connects an attacker in a form and waits until it is let in.
-    pub async fn open(&self, attacker: usize, subprotocol: Option<&str>) -> Socket {
+    pub(crate) async fn open(&self, attacker: usize, subprotocol: Option<&str>) -> Socket {
         let handshake = self.handshake(attacker).header("sec-websocket-protocol", subprotocol);
         let (mut socket, _) = handshake.send(self.address).await.expect("the handshake is right");
         socket.read().await;
@@ -67,14 +67,14 @@ impl Site {
     }
 
     /// Reads a counter of the server.
-    pub async fn counted(&self, name: &str) -> u64 {
+    pub(crate) async fn counted(&self, name: &str) -> u64 {
         let text = Request::get("/metrics").send(self.address).await.text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0, |value| value.parse().expect("a counter is a number"))
     }
 
     /// Waits until a counter of the server has reached a number.
-    pub async fn until_counted(&self, name: &str, wanted: u64) {
+    pub(crate) async fn until_counted(&self, name: &str, wanted: u64) {
         let reached = async {
             while self.counted(name).await < wanted {
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -85,14 +85,14 @@ impl Site {
 }
 
 /// Returns an address of this machine that belongs to one attacker of one attack.
-pub fn address(attack: u8, attacker: usize) -> IpAddr {
+pub(crate) fn address(attack: u8, attacker: usize) -> IpAddr {
     Ipv4Addr::new(127, 1, attack, u8::try_from(attacker).expect("a few attackers")).into()
 }
 
 type Play = Box<dyn Fn(Arc<Site>, usize) -> Pin<Box<dyn Future<Output = String> + Send>>>;
 
 /// One attack, from several sockets at once.
-pub struct Attack {
+pub(crate) struct Attack {
     name: &'static str,
     sockets: usize,
     /// The answers that may come, each with the number of attackers who must get it at least.
@@ -102,7 +102,7 @@ pub struct Attack {
 
 impl Attack {
     /// Makes an attack: what each of the attackers does, and what all of them must be told.
-    pub fn new<F, R>(name: &'static str, sockets: usize, wanted: &'static str, play: F) -> Self
+    pub(crate) fn new<F, R>(name: &'static str, sockets: usize, wanted: &'static str, play: F) -> Self
     where
         F: Fn(Arc<Site>, usize) -> R + 'static,
         R: Future<Output = String> + Send + 'static,
@@ -112,7 +112,7 @@ impl Attack {
     }
 
     /// Lets the attackers get different answers, each with the number of those who must get it at least.
-    pub fn or(self, wanted: &[(&'static str, usize)]) -> Self {
+    pub(crate) fn or(self, wanted: &[(&'static str, usize)]) -> Self {
         Self { wanted: wanted.to_vec(), ..self }
     }
 
@@ -136,11 +136,11 @@ struct Row {
 }
 
 /// A server of its own with a good client, and what was seen so far.
-pub struct Scene {
+pub(crate) struct Scene {
     name: &'static str,
     server: Server,
     _config: TempFolder,
-    pub site: Arc<Site>,
+    pub(crate) site: Arc<Site>,
     good: Good,
     /// Resident bytes before the first attack.
     before: u64,
@@ -150,7 +150,7 @@ pub struct Scene {
 
 impl Scene {
     /// Starts a server with these lines under `[limits]`, and the good client.
-    pub async fn open(name: &'static str, limits: &str) -> Self {
+    pub(crate) async fn open(name: &'static str, limits: &str) -> Self {
         let folder = TempFolder::new();
         let config = folder.path().join("driftline.toml");
         std::fs::write(&config, format!("[limits]\ninbound_bytes = {INBOUND}\n{limits}"))
@@ -166,7 +166,7 @@ impl Scene {
     }
 
     /// Suffers attacks, one after the other.
-    pub async fn suffer(&mut self, attacks: Vec<Attack>) {
+    pub(crate) async fn suffer(&mut self, attacks: Vec<Attack>) {
         for attack in attacks {
             forget_peak(self.server.pid());
             let answers = self.play(&attack).await;
@@ -199,7 +199,7 @@ impl Scene {
     }
 
     /// Ends everything, prints the table and fails if anything was not as it should be.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         let Self { name, server, site, good, before, rows, mut faults, .. } = self;
         let rounds = good.finish().await;
         let log = server.log();

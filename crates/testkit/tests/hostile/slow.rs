@@ -17,7 +17,7 @@ const SILENT: &str = "HEARTBEAT_TIMEOUT 4009";
 const SYNC_ID: &str = "3f1f7f0e-0f6f-4f38-9d1e-1d3a2f4b5c6d";
 
 /// Who gives no sign of life that counts.
-pub fn silent() -> Vec<Attack> {
+pub(crate) fn silent() -> Vec<Attack> {
     vec![
         Attack::new("silent socket", 128, SILENT, |site, attacker| async move {
             verdict(&mut site.open(attacker, None).await).await
@@ -68,7 +68,7 @@ fn now(socket: &mut Socket) -> Option<String> {
 }
 
 /// Who asks for page after page and reads none.
-pub fn never_read() -> Attack {
+pub(crate) fn never_read() -> Attack {
     let play = |site: Arc<Site>, attacker| async move {
         let cuts = "driftline_slow_consumers_total";
         let before = site.counted(cuts).await;
@@ -86,7 +86,7 @@ pub fn never_read() -> Attack {
 }
 
 /// Puts 1 MiB of records in place, for those who read much.
-pub async fn stock(site: &Site) {
+pub(crate) async fn stock(site: &Site) {
     let mut socket = site.open(0, None).await;
     socket.start(SYNC_ID, &["large"]).await;
     let text = "x".repeat(16 << 10);
