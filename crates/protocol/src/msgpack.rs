@@ -377,6 +377,16 @@ mod tests {
     }
 
     #[test]
+    fn doubles_survive_the_way_through_json() {
+        for float in [1.5, 1e16, 1e20, -1.844_674_407_370_955_2e19, 1e21, f64::MAX, 5e-324] {
+            let mut packed = vec![0xcb];
+            packed.extend_from_slice(&f64::to_be_bytes(float));
+            let json = json_of_msgpack(&packed, 1).expect("MessagePack");
+            assert_eq!(msgpack_of_json(&json), packed, "{json}");
+        }
+    }
+
+    #[test]
     fn memory_is_bounded_by_what_is_there() {
         let nils = 1_000_000_u32;
         let mut bytes = vec![0xdd];
