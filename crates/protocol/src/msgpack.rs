@@ -309,17 +309,6 @@ mod tests {
     }
 
     #[test]
-    fn a_float_stays_one_in_json() {
-        for (float, text) in
-            [(1.0, "1.0"), (-0.0, "0.0"), (0.5, "0.5"), (1e20, "100000000000000000000.0"), (1e21, "1e+21")]
-        {
-            let mut packed = vec![0xcb];
-            packed.extend_from_slice(&f64::to_be_bytes(float));
-            assert_eq!(json_of_msgpack(&packed, 1).as_deref(), Ok(text), "{float:?}");
-        }
-    }
-
-    #[test]
     fn what_json_does_not_have_is_refused() {
         use MsgpackError::{Syntax, Unsupported};
         let table: [(&[u8], MsgpackError); 23] = [
