@@ -1,12 +1,12 @@
 //! A plain HTTP/1.1 client: one request on a connection of its own, and everything about the answer.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// How long a test waits for what must come.
@@ -96,7 +96,20 @@ impl Request {
     /// # Panics
     /// When nothing listens there, or no answer comes.
     pub async fn send(&self, to: SocketAddr) -> Response {
-        let mut stream = TcpStream::connect(to).await.expect("a server listens");
+        self.send_over(TcpStream::connect(to).await.expect("a server listens"), to).await
+    }
+
+    /// Sends the request from an address of this machine, of which a loopback network has many.
+    ///
+    /// # Panics
+    /// When the address is not this machine's, nothing listens there, or no answer comes.
+    pub async fn send_from(&self, source: IpAddr, to: SocketAddr) -> Response {
+        let socket = TcpSocket::new_v4().expect("the system makes a socket");
+        socket.bind((source, 0).into()).expect("the address is one of this machine's");
+        self.send_over(socket.connect(to).await.expect("a server listens"), to).await
+    }
+
+    async fn send_over(&self, mut stream: TcpStream, to: SocketAddr) -> Response {
         // A server that refuses early may stop reading; what it answered is still to be read.
         let _ = stream.write_all(&self.encode(to)).await;
         Response::read(&mut stream, &mut Vec::new()).await.expect("an answer comes")

@@ -4,7 +4,8 @@
 //!   removed at the end.
 //! - [`Author`] and [`Draft`]: batches in a few words.
 //! - [`conformance`]: the laws that every store keeps. [`Wrapped`]: a store that does one thing otherwise.
-//! - [`server`], [`http`] and [`socket`]: the real server as a process, and clients as hostile as a test wants.
+//! - [`server`], [`memory`], [`http`] and [`socket`]: the real server as a process, what it holds, and clients as
+//!   hostile as a test wants.
 //! - [`Rng`] and [`block_on`]: the same random history on every machine, and futures without a runtime.
 //!
 //! ```
@@ -20,6 +21,7 @@ mod batch;
 pub mod conformance;
 mod folder;
 pub mod http;
+pub mod memory;
 mod rng;
 pub mod server;
 pub mod socket;

@@ -1,7 +1,7 @@
 //! A WebSocket client that does as it is told, also what no honest client would do (RFC 6455).
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,6 +21,7 @@ pub struct Handshake {
     target: String,
     headers: Vec<(String, String)>,
     receive_bytes: Option<u32>,
+    source: Option<IpAddr>,
 }
 
 impl Handshake {
@@ -39,6 +40,7 @@ impl Handshake {
             target: target.into(),
             headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             receive_bytes: None,
+            source: None,
         }
     }
 
@@ -77,6 +79,20 @@ impl Handshake {
         self
     }
 
+    /// Adds a header, also beside one of the same name.
+    #[must_use]
+    pub fn doubled(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sets the address that the client comes from, of which a loopback network has many.
+    #[must_use]
+    pub fn source(mut self, address: IpAddr) -> Self {
+        self.source = Some(address);
+        self
+    }
+
     /// Sends the handshake. An answer other than 101 is given back as it came.
     ///
     /// # Errors
@@ -88,6 +104,9 @@ impl Handshake {
         let socket = TcpSocket::new_v4().expect("the system makes a socket");
         if let Some(bytes) = self.receive_bytes {
             socket.set_recv_buffer_size(bytes).expect("the size is accepted");
+        }
+        if let Some(address) = self.source {
+            socket.bind((address, 0).into()).expect("the address is one of this machine's");
         }
         let mut stream = socket.connect(to).await.expect("a server listens");
         stream.set_nodelay(true).expect("the option is known");

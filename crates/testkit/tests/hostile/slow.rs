@@ -1,0 +1,102 @@
+//! Sockets that are let in and then say nothing, too little, or hear nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use driftline_testkit::socket::{Frame, Incoming, Socket};
+use serde_json::json;
+
+use crate::peer::verdict;
+use crate::scene::{Attack, MIB, Site};
+
+const SOCKETS: usize = 64;
+/// Readers that do not read, as many as the bound of memory counts.
+const READERS: usize = 16;
+const MASK: u32 = 0x1122_3344;
+const SILENT: &str = "HEARTBEAT_TIMEOUT 4009";
+const SYNC_ID: &str = "3f1f7f0e-0f6f-4f38-9d1e-1d3a2f4b5c6d";
+
+/// Who gives no sign of life that counts.
+pub fn silent() -> Vec<Attack> {
+    vec![
+        Attack::new("silent socket", 128, SILENT, |site, attacker| async move {
+            verdict(&mut site.open(attacker, None).await).await
+        }),
+        trickle("only pings and pongs", &[Frame::PING, Frame::PONG]),
+        trickle("message by a byte each 100 ms", &[]),
+    ]
+}
+
+/// Sends a control frame each 100 ms, or the next byte of a message that never ends.
+fn trickle(name: &'static str, opcodes: &'static [u8]) -> Attack {
+    Attack::new(name, SOCKETS, SILENT, move |site, attacker| async move {
+        let mut socket = site.open(attacker, None).await;
+        let endless = Frame::part(Frame::TEXT, " ".repeat(MIB)).encode(MASK);
+        let mut pace = tokio::time::interval(Duration::from_millis(100));
+        for byte in endless {
+            pace.tick().await;
+            match opcodes {
+                [] => socket.send_bytes(&[byte]).await,
+                opcodes => {
+                    for opcode in opcodes {
+                        socket.send_frame(&Frame::last(*opcode, "")).await;
+                    }
+                }
+            }
+            if let Some(told) = now(&mut socket) {
+                return told;
+            }
+        }
+        "nothing".into()
+    })
+}
+
+/// Tells what was said, if the connection was closed meanwhile.
+fn now(socket: &mut Socket) -> Option<String> {
+    let mut error = String::new();
+    while let Some(incoming) = socket.read_now() {
+        match incoming {
+            Incoming::Text(text) => {
+                let message: serde_json::Value = serde_json::from_str(&text).expect("messages are JSON");
+                error = message["code"].as_str().map(|code| format!("{code} ")).unwrap_or_default();
+            }
+            Incoming::Close(code, _) => return Some(format!("{error}{code}")),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Who asks for page after page and reads none.
+pub fn never_read() -> Attack {
+    let play = |site: Arc<Site>, attacker| async move {
+        let cuts = "driftline_slow_consumers_total";
+        let before = site.counted(cuts).await;
+        let handshake = site.handshake(attacker).receive_bytes(4096);
+        let (mut socket, _) = handshake.send(site.address).await.expect("the handshake is right");
+        socket.read().await;
+        socket.start(SYNC_ID, &["large"]).await;
+        let pull = json!({"type": "request_server_data", "sync_id": SYNC_ID, "payload": {"limit": 500}});
+        let pulls = Frame::last(Frame::TEXT, pull.to_string()).encode(MASK).repeat(40);
+        socket.send_bytes(&pulls).await;
+        site.until_counted(cuts, before + 1).await;
+        verdict(&mut socket).await
+    };
+    Attack::new("pages that are never read", READERS, "SLOW_CONSUMER 4008", play)
+}
+
+/// Puts 1 MiB of records in place, for those who read much.
+pub async fn stock(site: &Site) {
+    let mut socket = site.open(0, None).await;
+    socket.start(SYNC_ID, &["large"]).await;
+    let text = "x".repeat(16 << 10);
+    let items: Vec<_> = (1..=50)
+        .map(|n| {
+            json!({"op_id": format!("large-{n}"), "n": n, "kind": "large", "id": format!("l-{n}"), "op": "create",
+                   "fields": {"text": text}})
+        })
+        .collect();
+    let batch = json!({"type": "sync_data", "sync_id": SYNC_ID, "payload": {"batch": items, "batch_seq": 1}});
+    let ack = socket.ask(&batch, "ack").await;
+    assert_eq!(ack["synced"], 50, "{ack}");
+}
