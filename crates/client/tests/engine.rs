@@ -57,7 +57,7 @@ impl Office {
         let of_team = KindRule { scope: ScopeRule::Group("team".into()), ..KindRule::default() };
         kinds.insert(kind("case"), of_team);
         let catalogue = Catalogue::new(kinds);
-        Self { engine: Engine::new(store, hub, catalogue, Limits::default(), NullObserver), clock }
+        Self { engine: Engine::new(store, hub, catalogue, Limits::default().lifted(), NullObserver), clock }
     }
 
     fn backup(&self) -> MemoryStore {

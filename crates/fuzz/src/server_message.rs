@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use driftline_model::Limits;
-use driftline_protocol::{AuditDoc, ConflictDoc, Document, Problem, Rows, ServerMessage, SyncAnswer};
+use driftline_protocol::{Encoding, AuditDoc, ConflictDoc, Document, Problem, Rows, ServerMessage, SyncAnswer};
 use serde_json::Value;
 
 use crate::canonical::assert_object;
@@ -11,7 +11,7 @@ use crate::target::Verdict;
 
 /// Reads a frame, an answer to a sync, a problem and the documents of reviews.
 pub(crate) fn run(input: &[u8]) -> Verdict {
-    let known = match ServerMessage::decode_reply(input) {
+    let known = match ServerMessage::decode_reply(Encoding::Json, input) {
         Ok((_, message)) => {
             assert_message(&message);
             !matches!(message, ServerMessage::Other(_))
@@ -21,14 +21,14 @@ pub(crate) fn run(input: &[u8]) -> Verdict {
             false
         }
     };
-    let answer = SyncAnswer::decode(input);
+    let answer = SyncAnswer::decode(Encoding::Json, input);
     if let Ok(answer) = &answer {
         assert_rows(&answer.rows);
     }
-    let problem = Problem::decode(input);
+    let problem = Problem::decode(Encoding::Json, input);
     if let Ok(problem) = &problem {
         let written = serde_json::to_vec(problem).expect("a problem is written");
-        assert_eq!(Problem::decode(&written).as_ref(), Ok(problem), "a problem that was written is read");
+        assert_eq!(Problem::decode(Encoding::Json, &written).as_ref(), Ok(problem), "a problem that was written is read");
     }
     let _ = serde_json::from_slice::<AuditDoc>(input);
     assert_twin(input);

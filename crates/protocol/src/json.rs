@@ -403,14 +403,11 @@ impl<'d> Node<'d> {
             Raw::Int(int) => write_integer(out, int),
             // The digits are not kept; any number that is out of range says the same.
             Raw::Huge => write_number(out, u64::MAX),
-            Raw::Float(float) => {
-                let start = out.len();
-                out.push_str(ryu_js::Buffer::new().format_finite(float));
-                // A float stays one: an integer is taken where `1.0` is refused.
-                if !out[start..].contains(['.', 'e']) {
-                    out.push_str(".0");
-                }
+            // All its digits would be read as another number, an integer that may not even fit.
+            Raw::Float(float) if (DOUBLE_INTEGER_MAX..1e21).contains(&float.abs()) => {
+                out.push_str(&format!("{float:e}"));
             }
+            Raw::Float(float) => out.push_str(ryu_js::Buffer::new().format_finite(float)),
             Raw::Str { .. } => write_json_string(out, &self.as_str().unwrap_or_default()),
             Raw::Array { .. } => {
                 out.push('[');
@@ -571,10 +568,13 @@ impl<'d> Node<'d> {
     }
 }
 
+/// 2^53: up to it a double holds every integer.
+const DOUBLE_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
+
 /// Returns the integer that a double within 2^53 is, if it is one.
 #[expect(clippy::cast_possible_truncation, reason = "the double is whole and within 2^53")]
 fn integer(float: f64) -> Option<i64> {
-    let exact = float.fract() == 0.0 && float.abs() <= 9_007_199_254_740_992.0;
+    let exact = float.fract() == 0.0 && float.abs() <= DOUBLE_INTEGER_MAX;
     exact.then_some(float as i64)
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::http::{Response, more, soon};
@@ -357,6 +357,12 @@ impl Socket {
         let last = messages.last().unwrap_or_else(|| panic!("closed with {close} and no message"));
         assert_eq!(last["type"], "error", "{last}");
         (last["code"].as_str().unwrap_or_default().to_owned(), close)
+    }
+
+    /// Reads on until the connection ends; tells whether it was reset, which loses what was on its way.
+    pub async fn until_reset(&mut self) -> bool {
+        let mut rest = Vec::new();
+        soon("the end", self.stream.read_to_end(&mut rest)).await.is_err()
     }
 
     async fn frame(&mut self) -> Incoming {

@@ -60,17 +60,15 @@ impl Case {
         let mut socket = Socket::connect(harness.address, "/ws/echo").await;
         let mut mask = 0x2f13_9ac5;
         for (sent, heard) in &self.steps {
-            let mut encode = |frame: &Frame| {
+            let encode = |frame: &Frame| {
                 mask = u32::rotate_left(mask, 5) ^ 0x9e37_79b9;
                 frame.encode(mask)
             };
-            let writes: Vec<Vec<u8>> = match self.chop {
-                Chop::Frames => sent.iter().map(encode).collect(),
-                Chop::Whole => vec![sent.iter().flat_map(|frame| encode(frame)).collect()],
-                Chop::Bytes(bytes) => {
-                    let all: Vec<u8> = sent.iter().flat_map(|frame| encode(frame)).collect();
-                    all.chunks(bytes).map(<[u8]>::to_vec).collect()
-                }
+            let frames: Vec<Vec<u8>> = sent.iter().map(encode).collect();
+            let writes = match self.chop {
+                Chop::Frames => frames,
+                Chop::Whole => vec![frames.concat()],
+                Chop::Bytes(bytes) => frames.concat().chunks(bytes).map(<[u8]>::to_vec).collect(),
             };
             for bytes in writes {
                 socket.send_bytes(&bytes).await;
@@ -343,10 +341,18 @@ async fn group_6_text_in_parts() {
     run(&cases, 13).await;
 }
 
+type Payloads = &'static [&'static [u8]];
+
 /// Texts that are UTF-8, then those that are not, from 6.5 on; 6.6 stands for itself.
-const TEXTS: &[(&[&[u8]], &[&[u8]])] = &[
+const TEXTS: &[(Payloads, Payloads)] = &[
     (
-        &[b"hello\x24world", b"hello\xc2\xa2world", b"hello\xe2\x82\xacworld", b"hello\xf0\xa4\xad\xa2world", KOSME],
+        &[
+            b"hello\x24world",
+            b"hello\xc2\xa2world",
+            b"hello\xe2\x82\xacworld",
+            b"hello\xf0\xa4\xad\xa2world",
+            KOSME,
+        ],
         &[],
     ),
     (&[], &[]),
@@ -365,12 +371,22 @@ const TEXTS: &[(&[&[u8]], &[&[u8]])] = &[
             b"\x80\xbf\x80\xbf",
             b"\x80\xbf\x80\xbf\x80",
             b"\x80\xbf\x80\xbf\x80\xbf",
-            b"\x80\x81\x82\x83\x9f\xa0\xaf\xb0\xbd\xbe",
+            b"\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\
+            \x90\x91\x92\x93\x94\x95\x96\x97\x98\x99\x9a\x9b\x9c\x9d\x9e\x9f\
+            \xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab\xac\xad\xae\xaf\
+            \xb0\xb1\xb2\xb3\xb4\xb5\xb6\xb7\xb8\xb9\xba\xbb\xbc\xbd\xbe",
         ],
     ),
     (
         &[],
-        &[b"\xc0 \xc1 \xde ", b"\xe0 \xe1 \xee ", b"\xf0 \xf1 \xf6 ", b"\xf8 \xf9 \xfa ", b"\xfc "],
+        &[
+            b"\xc0 \xc1 \xc2 \xc3 \xc4 \xc5 \xc6 \xc7 \xc8 \xc9 \xca \xcb \xcc \xcd \xce \xcf \
+            \xd0 \xd1 \xd2 \xd3 \xd4 \xd5 \xd6 \xd7 \xd8 \xd9 \xda \xdb \xdc \xdd \xde ",
+            b"\xe0 \xe1 \xe2 \xe3 \xe4 \xe5 \xe6 \xe7 \xe8 \xe9 \xea \xeb \xec \xed \xee ",
+            b"\xf0 \xf1 \xf2 \xf3 \xf4 \xf5 \xf6 ",
+            b"\xf8 \xf9 \xfa ",
+            b"\xfc ",
+        ],
     ),
     (
         &[],
@@ -389,20 +405,39 @@ const TEXTS: &[(&[&[u8]], &[&[u8]])] = &[
     ),
     (
         &[],
-        &[b"\xc0\xe0\x80\xf0\x80\x80\xf8\x80\x80\x80\xfc\x80\x80\x80\x80\xdf\xef\xbf\xf7\xbf\xbf\xfb\xbf\xbf\xbf\xfd\xbf\xbf\xbf\xbf"],
+        &[b"\xc0\xe0\x80\xf0\x80\x80\xf8\x80\x80\x80\xfc\x80\x80\x80\x80\xdf\
+            \xef\xbf\xf7\xbf\xbf\xfb\xbf\xbf\xbf\xfd\xbf\xbf\xbf\xbf"],
     ),
     (&[], &[b"\xfe", b"\xff", b"\xfe\xfe\xff\xff"]),
     (
         &[],
-        &[b"\xc0\xaf", b"\xe0\x80\xaf", b"\xf0\x80\x80\xaf", b"\xf8\x80\x80\x80\xaf", b"\xfc\x80\x80\x80\x80\xaf"],
+        &[
+            b"\xc0\xaf",
+            b"\xe0\x80\xaf",
+            b"\xf0\x80\x80\xaf",
+            b"\xf8\x80\x80\x80\xaf",
+            b"\xfc\x80\x80\x80\x80\xaf",
+        ],
     ),
     (
         &[],
-        &[b"\xc1\xbf", b"\xe0\x9f\xbf", b"\xf0\x8f\xbf\xbf", b"\xf8\x87\xbf\xbf\xbf", b"\xfc\x83\xbf\xbf\xbf\xbf"],
+        &[
+            b"\xc1\xbf",
+            b"\xe0\x9f\xbf",
+            b"\xf0\x8f\xbf\xbf",
+            b"\xf8\x87\xbf\xbf\xbf",
+            b"\xfc\x83\xbf\xbf\xbf\xbf",
+        ],
     ),
     (
         &[],
-        &[b"\xc0\x80", b"\xe0\x80\x80", b"\xf0\x80\x80\x80", b"\xf8\x80\x80\x80\x80", b"\xfc\x80\x80\x80\x80\x80"],
+        &[
+            b"\xc0\x80",
+            b"\xe0\x80\x80",
+            b"\xf0\x80\x80\x80",
+            b"\xf8\x80\x80\x80\x80",
+            b"\xfc\x80\x80\x80\x80\x80",
+        ],
     ),
     (
         &[],

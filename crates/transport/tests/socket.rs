@@ -201,7 +201,7 @@ async fn frames_that_break_the_protocol_close_with_their_code() {
 #[tokio::test]
 async fn a_boast_of_length_is_refused_at_once() {
     let harness = server().await;
-    for len in [(1 << 20) + 1, 1 << 31, 1 << 40, (1 << 63) - 1] {
+    for len in [(1 << 20) + 1, 1 << 31, 1 << 40, (1_u64 << 63) - 1] {
         let mut socket = harness.device("d1").await;
         let mut bytes = vec![0x81, 0xff];
         bytes.extend_from_slice(&len.to_be_bytes());

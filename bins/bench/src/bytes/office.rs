@@ -79,7 +79,7 @@ impl Office {
             MemoryStore::new(world.clock.clone(), world.random.clone(), hub.clone(), world.limits.clone());
         let kind = KindName::new("ticket")?;
         let catalogue = Catalogue::new([(kind.clone(), KindRule::default())].into());
-        let engine = Engine::new(store, hub, catalogue, world.limits.clone(), NullObserver);
+        let engine = Engine::new(store, hub, catalogue, world.limits.clone().lifted(), NullObserver);
         let mut rng = Rng::new(seed, 0xB17E);
         let ids = (0..records).map(|_| RecordId::new(&uuid(&mut rng))).collect::<Result<_, _>>()?;
         let phone_random = PhoneRandom(Mutex::new(Rng::new(seed, 0x0b1d)));
@@ -199,8 +199,9 @@ impl Phone {
         let identity = Arc::new(identity.map_err(|fault| anyhow!("{fault}"))?);
         let head = block_on(engine.head(&identity)).map_err(|fault| anyhow!("{fault}"))?;
         let inbox = engine.subscribe(&identity);
-        let limits = world.limits.clone();
-        let session = Session::new(Arc::clone(&identity), limits, &head, device.into(), 0, BEGIN_MS);
+        let limits = Arc::clone(engine.limits());
+        let meter = engine.meter(&identity.tenant_id, &identity.user, BEGIN_MS);
+        let session = Session::new(Arc::clone(&identity), limits, meter, &head, device.into(), 0, BEGIN_MS);
         let mut replica = Replica::new(vec![KindName::new("ticket")?]);
         replica.handle_connected(SyncId::new(&uuid(rng))?);
         Ok(Self { replica, session, identity, inbox, sent: Vec::new(), received: Vec::new() })

@@ -45,7 +45,7 @@ struct Connection {
 
 impl<S: Store> Server<S> {
     pub(super) fn new(store: Journaled<S>, hub: Arc<Hub>, catalogue: Catalogue, limits: Limits) -> Self {
-        let engine = Engine::new(store, hub, catalogue, limits, NullObserver);
+        let engine = Engine::new(store, hub, catalogue, limits.lifted(), NullObserver);
         Self { engine, connections: BTreeMap::new() }
     }
 
@@ -195,7 +195,9 @@ impl<S: Store> Server<S> {
                 break;
             }
             let Some(text) = connection.inbox.pop_front() else { break };
-            connection.session.handle_message(decode(Encoding::Json, text.as_bytes(), engine.limits()), now_ms);
+            connection
+                .session
+                .handle_message(decode(Encoding::Json, text.as_bytes(), engine.limits()), now_ms);
         }
         if closed {
             connections.remove(&number);

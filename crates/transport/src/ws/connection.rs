@@ -9,14 +9,14 @@ use driftline_model::DeviceId;
 use driftline_protocol::{ErrorCode, ErrorMessage, Fault, Form, Head, Outbound};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::echo::{self, Echo};
 use super::form::{frame_bytes, seal};
 use super::frame::{write_close, write_frame};
 use super::gate::Bounds;
 use super::link::{Link, Visitor};
-use super::outbox::{FAREWELL, Outbox};
+use super::outbox::{FAREWELL, Outbox, Writer};
 use super::pump::pump;
 use super::reader::Reader;
 use crate::app::App;
@@ -70,7 +70,7 @@ struct Connection<S: Store, R, W> {
 impl<S: Store, R, W> Connection<S, R, W>
 where
     R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
+    W: Writer,
 {
     fn new(app: Arc<App<S>>, read: R, write: W, form: Form) -> Self {
         let number = app.next_connection();
@@ -103,7 +103,8 @@ where
         let (limits, now_ms) = (Arc::clone(app.engine.limits()), app.now_ms());
         let bounds = Bounds { message_bytes: frame_bytes(self.form, &limits), fragments: limits.fragments };
         let interval = Duration::from_secs(limits.heartbeat_s);
-        let mut outbox = Outbox::new(limits.outbound_bytes + limits.page_bytes);
+        let mut outbox =
+            Outbox::new(limits.outbound_bytes + limits.page_bytes, Duration::from_millis(limits.write_ms));
         let meter = app.engine.meter(&identity.tenant_id, &identity.user, now_ms);
         let (id, seed) = (self.id.clone(), app.random_u128());
         let session = Session::new(Arc::clone(&identity), limits, meter, &head, id, seed, now_ms);
@@ -129,9 +130,10 @@ where
     /// Echoes; gives the close code.
     async fn echo(&mut self, early: Bytes) -> u16 {
         tracing::info!(connection = %self.id, "connected to the echo");
-        let mut outbox = Outbox::new(echo::OUTBOUND_BYTES);
+        let limits = self.app.engine.limits();
+        let interval = Duration::from_secs(limits.heartbeat_s);
+        let mut outbox = Outbox::new(echo::OUTBOUND_BYTES, Duration::from_millis(limits.write_ms));
         let mut echo = Echo::new(Arc::clone(&self.app));
-        let interval = Duration::from_secs(self.app.engine.limits().heartbeat_s);
         let reader = Reader::new(&mut self.read, early, echo::BOUNDS, Arc::clone(&self.app.inbound));
         pump(reader, &mut self.write, &mut echo, &mut outbox, interval).await
     }
@@ -158,7 +160,9 @@ where
             let _ = self.write.write_all(&out).await;
             let _ = self.write.shutdown().await;
         };
-        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+            self.write.tear();
+        }
         code
     }
 }

@@ -209,7 +209,7 @@ fn length(short: u8, extended: &[u8]) -> Result<u64, Breach> {
     match extended.len() {
         0 => Ok(u64::from(short)),
         2 if len >= 126 => Ok(len),
-        8 if len >= 1 << 16 && len < 1 << 63 => Ok(len),
+        8 if (1 << 16..1 << 63).contains(&len) => Ok(len),
         _ => Err(Breach::Protocol),
     }
 }

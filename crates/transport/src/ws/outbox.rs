@@ -7,21 +7,39 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, WriteHalf};
+use tokio::net::tcp::OwnedWriteHalf;
 
 use super::frame::{Opcode, write_close, write_frame};
 
 /// How long the last bytes of a connection may take.
 pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 
-/// How long a connection that was cut for reading too slowly may take to read why.
-const FAREWELL_SLOW: Duration = Duration::from_secs(30);
-
 /// Bytes that are gathered into one write.
 const WRITE_BYTES: usize = 64 << 10;
 
 /// The close code of a connection that does not read.
 const SLOW: u16 = 4008;
+
+/// A write half that can be torn off.
+pub(super) trait Writer: AsyncWrite + Unpin + Send {
+    /// Has the connection reset when it is dropped: nobody keeps bytes for a peer that does not read them.
+    fn tear(&self);
+}
+
+impl Writer for OwnedWriteHalf {
+    fn tear(&self) {
+        // A socket that is gone already needs no reset.
+        let _ = self.as_ref().set_zero_linger();
+    }
+}
+
+impl Writer for WriteHalf<TokioIo<Upgraded>> {
+    /// What is not a plain TCP stream ends as its owner has it.
+    fn tear(&self) {}
+}
 
 /// The queue outgrew its bytes and is gone: the connection does not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +55,7 @@ pub(super) struct Outbox {
     writing: Vec<u8>,
     written: usize,
     bytes_max: usize,
+    slow_wait: Duration,
     /// The close code once everything is said.
     end: Option<u16>,
     /// Whether a close frame is queued: nothing may follow it.
@@ -44,14 +63,15 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Makes a queue for this many bytes.
-    pub(super) fn new(bytes_max: usize) -> Self {
+    /// Makes a queue for this many bytes. A peer that is cut for reading too slowly has `slow_wait` to read why.
+    pub(super) fn new(bytes_max: usize, slow_wait: Duration) -> Self {
         Self {
             queue: VecDeque::new(),
             queued: 0,
             writing: Vec::new(),
             written: 0,
             bytes_max,
+            slow_wait,
             end: None,
             sealed: false,
         }
@@ -173,9 +193,9 @@ impl Outbox {
         }
     }
 
-    /// Writes what is left and closes, as far as the peer takes it in time.
-    pub(super) async fn farewell<W: AsyncWrite + Unpin>(&mut self, write: &mut W) {
-        let wait = if self.end == Some(SLOW) { FAREWELL_SLOW } else { FAREWELL };
+    /// Writes what is left and closes, as far as the peer takes it in time; else the connection is reset.
+    pub(super) async fn farewell<W: Writer>(&mut self, write: &mut W) {
+        let wait = if self.end == Some(SLOW) { self.slow_wait } else { FAREWELL };
         let farewell = async {
             let mut done = write.write_all(&self.writing[self.written..]).await;
             for frame in &self.queue {
@@ -188,7 +208,9 @@ impl Outbox {
                 let _ = write.shutdown().await;
             }
         };
-        let _ = tokio::time::timeout(wait, farewell).await;
+        if tokio::time::timeout(wait, farewell).await.is_err() {
+            write.tear();
+        }
     }
 }
 
@@ -198,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_outgrows_its_bytes_is_dropped_once() {
-        let mut outbox = Outbox::new(10);
+        let mut outbox = Outbox::new(10, FAREWELL);
         assert_eq!(outbox.push(Opcode::Text, b"12345678"), Ok(()));
         assert_eq!(outbox.push(Opcode::Text, b""), Err(Overflow));
         assert_eq!((outbox.queued(), outbox.end()), (0, Some(4008)));
@@ -209,7 +231,7 @@ mod tests {
 
     #[test]
     fn nothing_follows_a_close_frame() {
-        let mut outbox = Outbox::new(100);
+        let mut outbox = Outbox::new(100, FAREWELL);
         outbox.close(1000, "");
         outbox.close(4000, "too late");
         assert_eq!(outbox.push(Opcode::Text, b"too late"), Ok(()));

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, Stream};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncRead;
 
 use super::frame::Opcode;
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Writer};
 use super::reader::{Incoming, Reader};
 
 /// What speaks over a socket. Frames, pings, pongs and the close handshake are none of its business.
@@ -85,7 +85,7 @@ pub(super) async fn pump<R, W, P>(
 ) -> u16
 where
     R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
+    W: Writer,
     P: Speaker,
 {
     // The stream keeps the future of a frame that is half read, so that waiting for something else loses nothing.
@@ -119,7 +119,7 @@ where
 
 /// Waits for the next thing to happen. Whatever is ready is taken before anything is written, so that answers gather
 /// into one write.
-async fn step<W: AsyncWrite + Unpin, P: Speaker>(
+async fn step<W: Writer, P: Speaker>(
     speaker: &mut P,
     outbox: &mut Outbox,
     mut incoming: Pin<&mut impl Stream<Item = Incoming>>,
