@@ -54,7 +54,8 @@ fn passes(desk: &mut Desk<'_>, frame: &str, answer: &str) {
 fn a_connection_speaks_in_bursts_and_then_at_its_rate() {
     let office = office(|limits| limits.message_rate = rate(50, 100));
     let (mut desk, mut other) = (office.desk("ada", "phone"), office.desk("ada", "tablet"));
-    (desk.take(), other.take());
+    desk.take();
+    other.take();
     for _ in 0..100 {
         passes(&mut desk, PING, "pong");
     }
@@ -87,7 +88,9 @@ fn a_user_shares_a_rate_over_all_connections() {
     let office = office(|limits| limits.user_rate = rate(10, 4));
     let (mut phone, mut tablet) = (office.desk("ada", "phone"), office.desk("ada", "tablet"));
     let mut stranger = office.desk("bob", "phone");
-    (phone.take(), tablet.take(), stranger.take());
+    for desk in [&mut phone, &mut tablet, &mut stranger] {
+        desk.take();
+    }
     for _ in 0..2 {
         passes(&mut phone, PING, "pong");
         passes(&mut tablet, PING, "pong");
@@ -97,7 +100,8 @@ fn a_user_shares_a_rate_over_all_connections() {
     }
     passes(&mut stranger, PING, "pong");
     // What comes back is there once, for whoever asks first.
-    (phone.wait(100), tablet.wait(100));
+    phone.wait(100);
+    tablet.wait(100);
     passes(&mut tablet, PING, "pong");
     assert_eq!(refused(&mut phone, PING).2, 100);
 }
