@@ -14,7 +14,7 @@ use crate::scene::Scene;
 
 /// Times that are soon over, for what has to be waited for.
 const SHORT: &str =
-    "header_ms = 1000\nidle_ms = 1000\nbody_frame_ms = 1000\nwrite_ms = 1000\nheartbeat_s = 2\n";
+    "header_ms = 1000\nidle_ms = 1000\nbody_frame_ms = 1000\nwrite_ms = 3000\nheartbeat_s = 2\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_frames() {

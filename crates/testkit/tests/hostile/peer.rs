@@ -1,5 +1,7 @@
 //! What an attacker hears over a WebSocket.
 
+use std::time::Duration;
+
 use driftline_protocol::{Inflater, json_of_msgpack};
 use driftline_testkit::http::Response;
 use driftline_testkit::socket::{Frame, Incoming, Socket};
@@ -9,6 +11,9 @@ use crate::scene::MIB;
 
 /// Rounds after which an attacker that nobody stops gives up.
 const ENDLESS: usize = 2_000;
+
+/// How long an attacker that nobody stopped waits for a verdict all the same.
+const SOON: Duration = Duration::from_secs(10);
 
 /// Listens to what the server says, and remembers the code of the last error.
 #[derive(Debug, Default)]
@@ -27,6 +32,15 @@ impl Ear {
             Incoming::End => return Some(self.verdict(1006)),
         }
         None
+    }
+
+    /// Hears all that comes until the connection ends.
+    async fn verdict_of(&mut self, socket: &mut Socket) -> String {
+        loop {
+            if let Some(verdict) = self.hear(socket.read().await) {
+                return verdict;
+            }
+        }
     }
 
     fn note(&mut self, message: Option<Value>) {
@@ -59,12 +73,7 @@ fn document(bytes: &[u8]) -> Option<Value> {
 /// Reads until the connection ends: the code of the last error, if there was one, and the close code; 1006 without a
 /// close frame.
 pub(crate) async fn verdict(socket: &mut Socket) -> String {
-    let mut ear = Ear::default();
-    loop {
-        if let Some(verdict) = ear.hear(socket.read().await) {
-            return verdict;
-        }
-    }
+    Ear::default().verdict_of(socket).await
 }
 
 /// Sends bytes, and reads until the connection ends.
@@ -85,7 +94,9 @@ pub(crate) async fn told_endlessly(mut socket: Socket, first: &[u8], again: &[u8
             }
         }
     }
-    format!("nothing, {ENDLESS} times")
+    // All of it lies in the kernel by now; the verdict on it may be under way.
+    let heard = tokio::time::timeout(SOON, ear.verdict_of(&mut socket)).await;
+    heard.unwrap_or_else(|_| format!("nothing, {ENDLESS} times"))
 }
 
 /// Sends a frame and reads the error that it is answered with, by a server that goes on serving.

@@ -7,7 +7,7 @@ use driftline_testkit::socket::{Frame, Incoming, Socket};
 use serde_json::json;
 
 use crate::peer::verdict;
-use crate::scene::{Attack, MIB, Site};
+use crate::scene::{Attack, Site};
 
 const SOCKETS: usize = 64;
 /// Readers that do not read, as many as the bound of memory counts.
@@ -31,7 +31,8 @@ pub(crate) fn silent() -> Vec<Attack> {
 fn trickle(name: &'static str, opcodes: &'static [u8]) -> Attack {
     Attack::new(name, SOCKETS, SILENT, move |site, attacker| async move {
         let mut socket = site.open(attacker, None).await;
-        let endless = Frame::part(Frame::TEXT, " ".repeat(MIB)).encode(MASK);
+        // Short enough to take nothing from the memory that messages share.
+        let endless = Frame::part(Frame::TEXT, " ".repeat(8 << 10)).encode(MASK);
         let mut pace = tokio::time::interval(Duration::from_millis(100));
         for byte in endless {
             pace.tick().await;

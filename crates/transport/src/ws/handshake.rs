@@ -118,8 +118,10 @@ fn check<S: Store>(app: &Arc<App<S>>, request: &Request) -> Result<Checked<S>, B
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(malformed("Sec-WebSocket-Version must be 13"));
     }
-    let key =
-        headers.get(header::SEC_WEBSOCKET_KEY).ok_or_else(|| malformed("Sec-WebSocket-Key is needed"))?;
+    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+    let (Some(key), None) = (keys.next(), keys.next()) else {
+        return Err(malformed("exactly one Sec-WebSocket-Key is needed"));
+    };
     if STANDARD.decode(key.as_bytes()).map_or(0, |key| key.len()) != 16 {
         return Err(malformed("Sec-WebSocket-Key must be 16 bytes in base64"));
     }

@@ -181,7 +181,7 @@ impl<S: Store> Speaker for Link<S> {
         }
     }
 
-    fn ping(&mut self) -> bool {
+    fn control(&mut self) -> bool {
         self.session.handle_control(self.app.now_ms())
     }
 

@@ -103,13 +103,23 @@ impl Outbox {
         let mut frame = Vec::new();
         write_frame(&mut frame, opcode, payload);
         if self.end.is_none() && self.queued + frame.len() > self.bytes_max {
-            self.queue.clear();
-            self.queued = 0;
-            self.end = Some(SLOW);
+            self.cut();
             return Err(Overflow);
         }
         self.enqueue(frame);
         Ok(())
+    }
+
+    /// Drops the queue of a peer that does not read; what is pushed from then on tells it why.
+    pub(super) fn cut(&mut self) {
+        self.queue.clear();
+        self.queued = 0;
+        self.end = Some(SLOW);
+    }
+
+    /// Returns how long a peer may take nothing of what presses, and then how long it may take to read why it was cut.
+    pub(super) fn slow_wait(&self) -> Duration {
+        self.slow_wait
     }
 
     /// Queues a close frame, the last frame, and ends the connection behind it.

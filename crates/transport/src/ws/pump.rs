@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, Stream};
 use tokio::io::AsyncRead;
+use tokio::time::{Sleep, sleep};
 
 use super::frame::Opcode;
 use super::outbox::{Outbox, Writer};
@@ -32,8 +33,8 @@ pub(super) trait Speaker: Send {
     /// Is told that the client sent a frame, whatever it was.
     fn heard(&mut self) {}
 
-    /// Hears a ping; tells whether it is to be answered.
-    fn ping(&mut self) -> bool {
+    /// Hears a ping or a pong; tells whether a ping is to be answered.
+    fn control(&mut self) -> bool {
         true
     }
 
@@ -72,8 +73,12 @@ enum Step<E> {
     Incoming(Incoming),
     Speaker(E),
     Wrote(io::Result<usize>),
+    Stuck,
     Tick,
 }
+
+/// Runs while much waits and the peer takes nothing of it.
+type Stuck = Option<Pin<Box<Sleep>>>;
 
 /// Carries frames until the connection ends; gives the close code. `interval` is the time between pings.
 pub(super) async fn pump<R, W, P>(
@@ -94,19 +99,28 @@ where
         Some((incoming, reader))
     });
     tokio::pin!(incoming);
-    let tick = tokio::time::sleep(interval);
+    let tick = sleep(interval);
     tokio::pin!(tick);
+    let mut stuck: Stuck = None;
     loop {
         speaker.collect(outbox);
         if let Some(code) = outbox.end() {
             outbox.farewell(write).await;
             return code;
         }
-        match step(speaker, outbox, incoming.as_mut(), write, tick.as_mut()).await {
+        match step(speaker, outbox, incoming.as_mut(), write, tick.as_mut(), &mut stuck).await {
             Step::Incoming(incoming) => take(incoming, speaker, outbox),
             Step::Speaker(event) => speaker.handle(event),
             Step::Wrote(Ok(0) | Err(_)) => return 1006,
-            Step::Wrote(Ok(bytes)) => outbox.wrote(bytes),
+            Step::Wrote(Ok(bytes)) => {
+                outbox.wrote(bytes);
+                stuck = None;
+            }
+            // A peer that asks and does not read is heard no more, so that its queue would never overflow.
+            Step::Stuck => {
+                outbox.cut();
+                speaker.overflow(outbox);
+            }
             Step::Tick => {
                 let wait = speaker.tick(outbox).min(interval);
                 send(Opcode::Ping, &[], speaker, outbox);
@@ -124,21 +138,31 @@ async fn step<W: Writer, P: Speaker>(
     outbox: &mut Outbox,
     mut incoming: Pin<&mut impl Stream<Item = Incoming>>,
     write: &mut W,
-    tick: Pin<&mut tokio::time::Sleep>,
+    tick: Pin<&mut Sleep>,
+    stuck: &mut Stuck,
 ) -> Step<P::Event> {
     let unwritten = outbox.gather();
     let listening = speaker.listens(outbox);
-    if outbox.presses()
-        && let Some(wrote) = outbox.write_now(write).await
-    {
-        return Step::Wrote(wrote);
+    if outbox.presses() {
+        if let Some(wrote) = outbox.write_now(write).await {
+            return Step::Wrote(wrote);
+        }
+        stuck.get_or_insert_with(|| Box::pin(sleep(outbox.slow_wait())));
     }
     tokio::select! {
         biased;
         event = speaker.event() => Step::Speaker(event),
         Some(incoming) = incoming.next(), if listening => Step::Incoming(incoming),
         wrote = outbox.write(write), if unwritten => Step::Wrote(wrote),
+        () = elapsed(stuck), if stuck.is_some() => Step::Stuck,
         () = tick => Step::Tick,
+    }
+}
+
+async fn elapsed(stuck: &mut Stuck) {
+    match stuck {
+        Some(stuck) => stuck.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -148,11 +172,14 @@ fn take<P: Speaker>(incoming: Incoming, speaker: &mut P, outbox: &mut Outbox) {
     match incoming {
         Incoming::Message(message) => speaker.message(message, outbox),
         Incoming::Ping(payload) => {
-            if speaker.ping() {
+            if speaker.control() {
                 send(Opcode::Pong, &payload, speaker, outbox);
             }
         }
-        Incoming::Pong => {}
+        // A flood of them costs as much as one of pings.
+        Incoming::Pong => {
+            speaker.control();
+        }
         Incoming::Close(Some(code)) => outbox.close(code, ""),
         Incoming::Close(None) => outbox.close_wordless(),
         Incoming::Broken(1009) => speaker.too_large(outbox),
