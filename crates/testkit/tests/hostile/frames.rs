@@ -6,7 +6,7 @@ use driftline_testkit::socket::{Frame, Incoming};
 use tokio::sync::Barrier;
 
 use crate::peer::{told, told_endlessly, verdict};
-use crate::scene::{Attack, INBOUND, MIB};
+use crate::scene::{Attack, INBOUND, MIB, Site};
 
 const SOCKETS: usize = 64;
 const MASK: u32 = 0x5a5a_a5a5;
@@ -110,7 +110,7 @@ pub(crate) fn half_open() -> Attack {
     const LEAST_REFUSED: usize = 64 - INBOUND / MIB;
     let part = Arc::new([frame(0x02, &vec![0; MIB - 1]), frame(0x89, b"held")].concat());
     let together = Arc::new(Barrier::new(64));
-    let play = move |site: Arc<crate::scene::Site>, attacker| {
+    let play = move |site: Arc<Site>, attacker| {
         let (part, together) = (Arc::clone(&part), Arc::clone(&together));
         async move {
             let mut socket = site.open(attacker, None).await;

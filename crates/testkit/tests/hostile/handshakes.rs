@@ -1,10 +1,13 @@
 //! Handshakes that are none, and who may not enter.
 
+use std::sync::Arc;
+
 use driftline_testkit::http::Request;
 use driftline_testkit::socket::Handshake;
+use tokio::sync::Barrier;
 
 use crate::peer::{named, verdict};
-use crate::scene::{Attack, address};
+use crate::scene::{Attack, Site, address};
 
 const SOCKETS: usize = 64;
 const MALFORMED: &str = "400 VALIDATION_ERROR";
@@ -104,20 +107,19 @@ pub(crate) fn guesses() -> Vec<Attack> {
     ]
 }
 
-/// More connections of one user than one may have.
+/// More connections of one user than one may have. Who is let in stays until everybody knows.
 pub(crate) fn one_user() -> Attack {
-    let play = |site: std::sync::Arc<crate::scene::Site>, attacker: usize| async move {
-        let handshake =
-            Handshake::new(&format!("/ws/mobile/sync?device_id=u-{attacker}")).bearer(site.token(0));
-        match handshake.send(site.address).await {
-            // Who is let in stays until somebody was refused.
-            Ok(_connection) => {
-                site.until_counted("driftline_connections_refused_total", 1).await;
-                "let in".into()
-            }
-            Err(refused) => named(&refused),
+    const CONNECTIONS: usize = 150;
+    let together = Arc::new(Barrier::new(CONNECTIONS));
+    let play = move |site: Arc<Site>, attacker: usize| {
+        let together = Arc::clone(&together);
+        async move {
+            let target = format!("/ws/mobile/sync?device_id=u-{attacker}");
+            let opened = Handshake::new(&target).bearer(site.token(0)).send(site.address).await;
+            together.wait().await;
+            opened.map_or_else(|refused| named(&refused), |_| "let in".into())
         }
     };
-    Attack::new("150 connections of one user", 150, "429 RATE_LIMITED", play)
-        .or(&[("429 RATE_LIMITED", 50), ("let in", 1)])
+    Attack::new("150 connections of one user", CONNECTIONS, "429 RATE_LIMITED", play)
+        .or(&[("429 RATE_LIMITED", 50), ("let in", 100)])
 }

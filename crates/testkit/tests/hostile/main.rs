@@ -12,10 +12,6 @@ mod slow;
 
 use crate::scene::Scene;
 
-/// Times that are soon over, for what has to be waited for.
-const SHORT: &str =
-    "header_ms = 1000\nidle_ms = 1000\nbody_frame_ms = 1000\nwrite_ms = 3000\nheartbeat_s = 2\n";
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_frames() {
     let mut scene = Scene::open("Frames", "").await;
@@ -54,11 +50,24 @@ async fn hostile_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_and_silent_peers() {
-    let mut scene = Scene::open("Slow peers", SHORT).await;
-    slow::stock(&scene.site).await;
+async fn slow_requests() {
+    let limits = "header_ms = 1000\nidle_ms = 1000\nbody_frame_ms = 1000\n";
+    let mut scene = Scene::open("Slow requests", limits).await;
     scene.suffer(requests::slow()).await;
+    scene.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_sockets() {
+    let mut scene = Scene::open("Silent sockets", "heartbeat_s = 2\n").await;
     scene.suffer(slow::silent()).await;
+    scene.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deaf_peers() {
+    let mut scene = Scene::open("Deaf peers", "write_ms = 3000\n").await;
+    slow::stock(&scene.site).await;
     scene.suffer(vec![requests::never_read(), slow::never_read()]).await;
     scene.close().await;
 }

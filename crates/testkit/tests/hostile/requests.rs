@@ -1,15 +1,16 @@
 //! Requests over HTTP that are none, or that are too much.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use driftline_testkit::http::Response;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::documents::bomb;
 use crate::peer::named;
-use crate::scene::{Attack, MIB, Site};
+use crate::scene::{Attack, MIB, Site, address};
 
 const SOCKETS: usize = 64;
 const LARGE: usize = 16;
@@ -100,8 +101,8 @@ pub(crate) fn heads() -> Vec<Attack> {
             get(site, "host: other.example\r\n").into_bytes()
         }),
         request("no host", SOCKETS, "400 VALIDATION_ERROR", |_, _| b"GET /alive HTTP/1.1\r\n\r\n".to_vec()),
-        // The chunks decide and the length means nothing (RFC 9112 §6.3), so that what follows is the next request.
-        Attack::new("length beside chunks", SOCKETS, "200, 200", |site, attacker| async move {
+        // The chunks decide, and nothing behind them is taken for a request (RFC 9112 §6.1).
+        Attack::new("length beside chunks", SOCKETS, "200, closed", |site, attacker| async move {
             let headers = "content-length: 4\r\ntransfer-encoding: chunked\r\n";
             let chunked = post(&site, attacker, headers, b"2\r\n{}\r\n0\r\n\r\n");
             let next = format!("GET /alive HTTP/1.1\r\nhost: {}\r\n\r\n", site.address);
@@ -148,6 +149,20 @@ pub(crate) fn bodies() -> Vec<Attack> {
         request("chunk of 2^64 bytes", SOCKETS, "400 JSON_DECODE_ERROR", |site, attacker| {
             post(site, attacker, "transfer-encoding: chunked\r\n", b"10000000000000000\r\n{}")
         }),
+        Attack::new(
+            "body of a stranger, never sent",
+            SOCKETS,
+            "401 UNAUTHORIZED",
+            |site, attacker| async move {
+                let source = SocketAddr::new(address(5, attacker), 0);
+                let socket = TcpSocket::new_v4().expect("the system makes a socket");
+                socket.bind(source).expect("the address is one of this machine's");
+                let mut stream = socket.connect(site.address).await.expect("a server listens");
+                let head = "POST /api/v1/sync HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n";
+                stream.write_all(head.as_bytes()).await.expect("the server reads a head");
+                heard(&mut stream, 1).await
+            },
+        ),
         request("chunks without end", LARGE, TOO_LARGE, |site, attacker| {
             let chunk = [&b"10000\r\n"[..], &[b' '; 0x1_0000], b"\r\n"].concat();
             post(site, attacker, "transfer-encoding: chunked\r\n", &chunk.repeat(17))
