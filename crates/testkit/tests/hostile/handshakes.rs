@@ -107,19 +107,29 @@ pub(crate) fn guesses() -> Vec<Attack> {
     ]
 }
 
-/// More connections of one user than one may have. Who is let in stays until everybody knows.
+/// More connections of one user than one may have.
 pub(crate) fn one_user() -> Attack {
-    const CONNECTIONS: usize = 150;
-    let together = Arc::new(Barrier::new(CONNECTIONS));
-    let play = move |site: Arc<Site>, attacker: usize| {
+    at_once("150 connections of one user", 150, |site, _| site.token(0).to_owned())
+        .or(&[("429 RATE_LIMITED", 50), ("let in", 100)])
+}
+
+/// More sessions than the node has places for, of which the good client has one.
+pub(crate) fn many_users(places: usize) -> Attack {
+    const SESSIONS: usize = 100;
+    at_once("100 sessions at once", SESSIONS, |site, attacker| site.token(attacker).to_owned())
+        .or(&[("503 SERVER_DRAINING", SESSIONS - places + 1), ("let in", places - 1)])
+}
+
+/// Opens connections at once. Who is let in stays until everybody knows.
+fn at_once(name: &'static str, sockets: usize, token: fn(&Site, usize) -> String) -> Attack {
+    let together = Arc::new(Barrier::new(sockets));
+    Attack::new(name, sockets, "", move |site, attacker| {
         let together = Arc::clone(&together);
         async move {
-            let target = format!("/ws/mobile/sync?device_id=u-{attacker}");
-            let opened = Handshake::new(&target).bearer(site.token(0)).send(site.address).await;
+            let handshake = Handshake::new(&format!("/ws/mobile/sync?device_id=o-{attacker}"));
+            let opened = handshake.bearer(&token(&site, attacker)).send(site.address).await;
             together.wait().await;
             opened.map_or_else(|refused| named(&refused), |_| "let in".into())
         }
-    };
-    Attack::new("150 connections of one user", CONNECTIONS, "429 RATE_LIMITED", play)
-        .or(&[("429 RATE_LIMITED", 50), ("let in", 100)])
+    })
 }

@@ -74,7 +74,9 @@ async fn deaf_peers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_many_peers() {
-    let mut scene = Scene::open("A crowd", "connections = 8\nheader_ms = 1000\n").await;
-    scene.suffer(vec![requests::crowd()]).await;
+    const PLACES: usize = 8;
+    let limits = format!("connections = {PLACES}\nheader_ms = 1000\n");
+    let mut scene = Scene::open("A crowd", &limits).await;
+    scene.suffer(vec![requests::crowd(), handshakes::many_users(PLACES)]).await;
     scene.close().await;
 }
