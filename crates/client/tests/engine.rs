@@ -181,13 +181,14 @@ impl Phone {
 
 /// The fields of the rows that the last page or delta told of, by kind of change.
 fn told(phone: &Phone) -> Vec<(ChangeKind, String)> {
-    let last =
-        phone.heard.iter().rev().find_map(|text| match ServerMessage::decode(text.as_bytes()).unwrap() {
+    let last = phone.heard.iter().rev().find_map(|text| {
+        match ServerMessage::decode(Encoding::Json, text.as_bytes()).unwrap() {
             ServerMessage::Page(rows) | ServerMessage::Delta { rows, .. } if !rows.changes.is_empty() => {
                 Some(rows)
             }
             _ => None,
-        });
+        }
+    });
     let row = |change: &Change| (change.change, change.fields.as_str().to_owned());
     last.unwrap().changes.iter().map(row).collect()
 }

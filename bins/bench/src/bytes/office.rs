@@ -85,8 +85,8 @@ impl Office {
         let phone_random = PhoneRandom(Mutex::new(Rng::new(seed, 0x0b1d)));
         let mut office = Self {
             phone_world: PhoneWorld::new(TcpConnector, PhoneClock(world.clock.clone()), phone_random),
-            writer: Phone::connect(&engine, &world, "writer", &mut rng)?,
-            reader: Phone::connect(&engine, &world, "reader", &mut rng)?,
+            writer: Phone::connect(&engine, "writer", &mut rng)?,
+            reader: Phone::connect(&engine, "reader", &mut rng)?,
             bodies: Bodies::new(seed, 4 * records),
             engine,
             world,
@@ -187,12 +187,7 @@ fn only(texts: &[String], kind: &str) -> Result<String> {
 }
 
 impl Phone {
-    fn connect(
-        engine: &Engine<MemoryStore, NullObserver>,
-        world: &World,
-        device: &str,
-        rng: &mut Rng,
-    ) -> Result<Self> {
+    fn connect(engine: &Engine<MemoryStore, NullObserver>, device: &str, rng: &mut Rng) -> Result<Self> {
         let (tenant, user) = (TenantId::new("acme")?, UserId::text("ada")?);
         let roles = vec!["staff".into()];
         let identity = block_on(engine.identify(tenant, user, Some(DeviceId::new(device)?), roles, &[]));
