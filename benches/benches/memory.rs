@@ -10,7 +10,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use driftline_engine::{Catalogue, Clock, Engine, Hub, Listeners, Random};
 use driftline_model::Limits;
@@ -106,13 +105,12 @@ fn app(file: std::path::PathBuf) -> Arc<App<SqliteStore>> {
 
 /// Opens a connection and a sync session on it; the stream takes nothing from the heap.
 fn connect(address: SocketAddr, number: usize) -> TcpStream {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     let token = SharedSecret::new(SECRET).expect("it is long enough").mint(&Grant {
         tenant: "default".into(),
         sub: Value::from(format!("user-{number}")),
         roles: vec!["user".into()],
         device_id: None,
-        expires_s: now.as_secs() + 3_600,
+        expires_s: SystemClock.now_ms() / 1_000 + 3_600,
         claims: serde_json::Map::new(),
     });
     let mut stream = TcpStream::connect(address).expect("the server listens");

@@ -62,7 +62,7 @@ pub struct Limits {
     pub type_rates: Vec<(Box<str>, Rate)>,
     /// Authentications of one address that may fail.
     pub failed_auth_rate: Rate,
-    /// Messages in a row that may be refused for their rate before the connection is closed.
+    /// How many more messages may be refused for their rate than passed before the connection is closed.
     pub rate_refusals: u32,
     /// Bytes of a request's head.
     pub header_bytes: usize,

@@ -34,7 +34,7 @@ impl ConnectionMeter {
         self.count(taken)
     }
 
-    /// Tells whether as many were refused in a row as one may be told of.
+    /// Tells whether as many more were refused than passed as one may be told of.
     pub(crate) fn is_abused(&self) -> bool {
         self.refusals >= self.user.limits().rate_refusals
     }
@@ -44,7 +44,11 @@ impl ConnectionMeter {
     }
 
     fn count(&mut self, taken: Result<(), Throttle>) -> Result<(), Throttle> {
-        self.refusals = if taken.is_ok() { 0 } else { self.refusals.saturating_add(1) };
+        // What passes makes good for one refusal only: whoever goes on beyond the rate has more of these.
+        self.refusals = match taken {
+            Ok(()) => self.refusals.saturating_sub(1),
+            Err(_) => self.refusals.saturating_add(1),
+        };
         taken
     }
 }
