@@ -149,25 +149,23 @@ pub(crate) fn bodies() -> Vec<Attack> {
         request("chunk of 2^64 bytes", SOCKETS, "400 JSON_DECODE_ERROR", |site, attacker| {
             post(site, attacker, "transfer-encoding: chunked\r\n", b"10000000000000000\r\n{}")
         }),
-        Attack::new(
-            "body of a stranger, never sent",
-            SOCKETS,
-            "401 UNAUTHORIZED",
-            |site, attacker| async move {
-                let source = SocketAddr::new(address(5, attacker), 0);
-                let socket = TcpSocket::new_v4().expect("the system makes a socket");
-                socket.bind(source).expect("the address is one of this machine's");
-                let mut stream = socket.connect(site.address).await.expect("a server listens");
-                let head = "POST /api/v1/sync HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n";
-                stream.write_all(head.as_bytes()).await.expect("the server reads a head");
-                heard(&mut stream, 1).await
-            },
-        ),
+        Attack::new("body of a stranger, never sent", SOCKETS, "401 UNAUTHORIZED", stranger),
         request("chunks without end", LARGE, TOO_LARGE, |site, attacker| {
             let chunk = [&b"10000\r\n"[..], &[b' '; 0x1_0000], b"\r\n"].concat();
             post(site, attacker, "transfer-encoding: chunked\r\n", &chunk.repeat(17))
         }),
     ]
+}
+
+/// Declares a body without a token, from an address that has not failed before, and sends nothing of it.
+async fn stranger(site: Arc<Site>, attacker: usize) -> String {
+    let socket = TcpSocket::new_v4().expect("the system makes a socket");
+    let source = SocketAddr::new(address(5, attacker), 0);
+    socket.bind(source).expect("the address is one of this machine's");
+    let mut stream = socket.connect(site.address).await.expect("a server listens");
+    let head = "POST /api/v1/sync HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.expect("the server reads a head");
+    heard(&mut stream, 1).await
 }
 
 /// Who sends nothing, or too little; the times of the server are short.
@@ -187,6 +185,10 @@ pub(crate) fn slow() -> Vec<Attack> {
         }),
         request("body begun and never ended", SOCKETS, LATE, |site, attacker| {
             post(site, attacker, "content-length: 1000\r\n", b"{\"batch\":[")
+        }),
+        Attack::new("body by a byte each 100 ms, then nothing", SOCKETS, LATE, |site, attacker| async move {
+            let head = post(&site, attacker, "content-length: 1000\r\n", b"");
+            dribble(&site, &head, b"{\"batch\":[").await
         }),
         request("chunk begun and never ended", SOCKETS, LATE, |site, attacker| {
             post(site, attacker, "transfer-encoding: chunked\r\n", b"ff\r\n{")
