@@ -215,6 +215,9 @@ fn length(short: u8, extended: &[u8]) -> Result<u64, Breach> {
 }
 
 #[cfg(test)]
+mod reference;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
