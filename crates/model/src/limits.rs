@@ -73,6 +73,7 @@ pub struct Limits {
     /// Milliseconds that a peer may take nothing of an answer.
     pub write_ms: u64,
     /// Milliseconds between two parts of a request's body.
+    /// A whole body may take ten times as long.
     pub body_frame_ms: u64,
     /// Seconds between two heartbeats; a peer silent for twice as long is gone.
     pub heartbeat_s: u64,

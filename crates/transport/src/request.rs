@@ -194,6 +194,9 @@ enum Uncollected {
     Broken,
 }
 
+/// How many times as long as a single pause a whole body may take: one that dribbles does not come for ever.
+const BODY_WAITS: u32 = 10;
+
 /// Takes the bytes of a body as they come.
 async fn collect<S: Store>(
     app: &App<S>,
@@ -206,9 +209,14 @@ async fn collect<S: Store>(
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(Uncollected::TooLarge);
     }
+    let whole = tokio::time::sleep(wait * BODY_WAITS);
+    tokio::pin!(whole);
     let mut came = Vec::new();
     loop {
-        let frame = tokio::time::timeout(wait, body.frame()).await.map_err(|_| Uncollected::Late)?;
+        let frame = tokio::select! {
+            frame = tokio::time::timeout(wait, body.frame()) => frame.map_err(|_| Uncollected::Late)?,
+            () = &mut whole => return Err(Uncollected::Late),
+        };
         let Some(frame) = frame else { return Ok(came) };
         let frame = frame.map_err(|_| Uncollected::Broken)?;
         let Some(data) = frame.data_ref() else { continue };

@@ -3,6 +3,7 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use driftline_model::Limits;
 use driftline_testkit::http::{Request, Response, soon};
@@ -137,6 +138,35 @@ async fn a_body_that_pauses_is_answered_408() {
         token("t1", "ada")
     );
     let response = only_answer(&harness, &head).await;
+    assert_eq!((response.status, response.code().as_str()), (408, "HEARTBEAT_TIMEOUT"));
+}
+
+#[tokio::test]
+async fn a_body_that_dribbles_does_not_come_for_ever() {
+    let harness = start_limited(|limits| {
+        patient(limits);
+        limits.body_frame_ms = 200;
+    })
+    .await;
+    let head = format!(
+        "POST /api/v1/sync?device_id=d1&token={} HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n{{",
+        token("t1", "ada")
+    );
+    let mut stream = send(harness.address, &head).await;
+    let mut buffer = Vec::new();
+    let dribble = async {
+        let (mut read, mut write) = stream.split();
+        let mut pause = tokio::time::interval(Duration::from_millis(20));
+        let mut said = [0; 1024];
+        loop {
+            tokio::select! {
+                count = read.read(&mut said) => break buffer.extend_from_slice(&said[..count.expect("an answer")]),
+                _ = pause.tick() => write.write_all(b" ").await.expect("the server reads"),
+            }
+        }
+    };
+    soon("the answer", dribble).await;
+    let response = answer(&mut stream, &mut buffer).await;
     assert_eq!((response.status, response.code().as_str()), (408, "HEARTBEAT_TIMEOUT"));
 }
 
