@@ -150,7 +150,7 @@ impl Phone {
                         self.heard.push(text);
                     }
                     Output::Work(work) => {
-                        let done = block_on(office.engine.perform(&line.identity, work, now_ms, "test"));
+                        let done = block_on(office.engine.perform(&line.identity, *work, now_ms, "test"));
                         line.session.handle_done(done, now_ms);
                     }
                     other => panic!("{other:?}"),

@@ -25,7 +25,7 @@ pub enum Output {
     /// Send this text frame.
     Send(String),
     /// Do this and report what came of it; answers go back in the order of these outputs.
-    Work(Work),
+    Work(Box<Work>),
     /// Close the connection after everything before was sent.
     Close(Close),
 }
@@ -441,6 +441,11 @@ impl Session {
         self.send(&Outbound::ServerDelta(delta), &head);
     }
 
+    /// Says that the shell does not read now: what is not heard meanwhile is not the client's silence.
+    pub fn excuse_silence(&mut self, now_ms: u64) {
+        self.last_heard_ms = now_ms;
+    }
+
     /// Looks at the time: a client that was silent for two heartbeat intervals is let go.
     pub fn handle_time(&mut self, now_ms: u64) {
         if !self.wants_input() || !self.waiting.is_empty() {
@@ -625,7 +630,7 @@ impl Session {
         };
         let snapshot = matches!(&work, Work::Pull { request } if request.cursor.is_none());
         self.waiting.push_back(Waiting { covers, snapshot, ..Waiting::new(reply_to, sync_id) });
-        self.outputs.push_back(Output::Work(work));
+        self.outputs.push_back(Output::Work(Box::new(work)));
     }
 
     fn reply(&mut self, waiting: Waiting, message: &Outbound, now_ms: u64) {

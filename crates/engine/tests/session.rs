@@ -215,6 +215,14 @@ fn silence_for_two_intervals_closes() {
         desk.ask(heard);
         assert_eq!(desk.session.deadline_ms(), desk.now_ms + 50_000, "{heard} was heard");
     }
+    // While the shell does not read, because what it sent is not taken, the silence is its own.
+    for _ in 0..3 {
+        desk.wait(40_000);
+        desk.session.excuse_silence(desk.now_ms);
+        desk.session.handle_time(desk.now_ms);
+        desk.poll();
+        assert_eq!((desk.closed, desk.take()), (None, vec![]));
+    }
     // Work and commits are the server's own doing.
     desk.wait(50_000);
     desk.hear();

@@ -53,7 +53,12 @@ impl ValueError {
 
 /// Makes the segment of a JSON Pointer that a member's name in canonical escapes stands for, with its slash.
 pub(crate) fn pointer_segment(name: &str) -> String {
-    format!("/{}", unescape(name).replace('~', "~0").replace('/', "~1"))
+    segment(&unescape(name))
+}
+
+/// Makes the segment of a JSON Pointer that a member's name stands for, with its slash.
+pub(crate) fn segment(name: &str) -> String {
+    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
 /// Appends the canonical text of a value.

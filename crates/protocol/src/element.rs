@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use driftline_model::{Hlc, IdError, Intents, KindName, Object, OpId, RecordId, Seq};
 
-use crate::canonical::{canonical_object, canonical_value};
-use crate::envelope::FieldError;
+use crate::canonical::{canonical_object, canonical_value, segment};
+use crate::envelope::{FieldError, add_error};
 use crate::intents::Asked;
 use crate::item::ItemOp;
 use crate::json::Node;
@@ -83,7 +83,7 @@ const UNKNOWN_MAX: usize = 64;
 
 impl Element {
     fn wrong(&mut self, pointer: &str, message: impl Into<String>) {
-        self.errors.push(FieldError::new("invalid", pointer, message));
+        add_error(&mut self.errors, || FieldError::new("invalid", pointer, message));
     }
 
     pub(crate) fn read(&mut self, node: Node<'_>) -> Option<(KindName, RecordId, ItemOp, Object)> {
@@ -127,7 +127,7 @@ impl Element {
                 scratch.clear();
                 if let Err(error) = canonical_value(value, &mut scratch) {
                     let name = key.as_str().unwrap_or_default();
-                    self.wrong(&format!("/{name}{}", error.pointer), error.kind.to_string());
+                    self.wrong(&format!("{}{}", segment(&name), error.pointer), error.kind.to_string());
                 }
             }
             match slot {

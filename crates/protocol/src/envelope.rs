@@ -4,6 +4,7 @@ use driftline_model::{Limits, SyncId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::canonical::segment;
 use crate::code::ErrorCode;
 use crate::form::Encoding;
 use crate::json::{Document, Node};
@@ -23,7 +24,25 @@ pub struct FieldError {
 
 impl FieldError {
     pub(crate) fn new(code: &str, pointer: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { code: code.into(), pointer: pointer.into(), message: message.into() }
+        let mut pointer = pointer.into();
+        if pointer.len() > POINTER_BYTES {
+            let end = (0..=POINTER_BYTES).rev().find(|end| pointer.is_char_boundary(*end));
+            pointer.truncate(end.unwrap_or_default());
+            pointer.push_str("...");
+        }
+        Self { code: code.into(), pointer, message: message.into() }
+    }
+}
+
+/// The most errors that one item is told, and the most bytes of a pointer, so that an answer does not outgrow what it
+/// answers by orders.
+pub(crate) const ERRORS_MAX: usize = 32;
+const POINTER_BYTES: usize = 256;
+
+/// Adds an error, unless there are as many as are told.
+pub(crate) fn add_error(errors: &mut Vec<FieldError>, error: impl FnOnce() -> FieldError) {
+    if errors.len() < ERRORS_MAX {
+        errors.push(error());
     }
 }
 
@@ -117,7 +136,8 @@ impl<'d> Envelope<'d> {
             (None, _) => None,
         };
         if let Some(payload) = payload {
-            refuse_duplicates(payload, "/payload")?;
+            let under = if root.get("payload").is_some() { "/payload" } else { "/data" };
+            refuse_duplicates(payload, under)?;
         }
         Ok(Self { root, payload })
     }
@@ -182,7 +202,7 @@ fn refuse_duplicates(object: Node<'_>, under: &str) -> Result<(), Fault> {
             return Err(Fault::invalid(under, "has too many members"));
         }
         if seen.contains(&key) {
-            return Err(Fault::invalid(&format!("{under}/{key}"), "the key stands twice"));
+            return Err(Fault::invalid(&format!("{under}{}", segment(&key)), "the key stands twice"));
         }
         seen.push(key);
     }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use driftline_model::{Intents, Object, ObjectBuilder, elements, key_cmp};
 
 use crate::canonical::{canonical_object, pointer_segment};
-use crate::envelope::FieldError;
+use crate::envelope::{FieldError, add_error};
 use crate::json::Node;
 use crate::write::write_integer;
 
@@ -42,7 +42,7 @@ impl Asked<'_> {
 }
 
 fn invalid(errors: &mut Vec<FieldError>, pointer: String, message: impl Into<String>) {
-    errors.push(FieldError::new("invalid", pointer, message));
+    add_error(errors, || FieldError::new("invalid", pointer, message));
 }
 
 fn object(node: Option<Node<'_>>, name: &str, errors: &mut Vec<FieldError>) -> Object {

@@ -185,6 +185,22 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_does_not_outgrow_what_it_answers() {
+        let twice = r#""":0,"#.repeat(50_000);
+        let long = "x".repeat(10_000);
+        let many: String = (0..10_000).map(|n| format!("\"{n}\":0.5,")).collect();
+        for item in [
+            format!(r#"{{{twice}"kind":"k","id":"i","op":"patch"}}"#),
+            format!(r#"{{"kind":"k","id":"i","op":"patch","increments":{{{many}"z":0.5}}}}"#),
+            format!(r#"{{"kind":"k","id":"i","op":"patch","fields":{{"{long}":[1e999]}}}}"#),
+        ] {
+            let pointers = read(&item).unwrap_err();
+            assert!((1..=32).contains(&pointers.len()), "{}", pointers.len());
+            assert!(pointers.iter().all(|pointer| pointer.len() <= 260));
+        }
+    }
+
+    #[test]
     fn everything_wrong_is_listed() {
         let table: [(&str, &[&str]); 8] = [
             ("7", &[""]),

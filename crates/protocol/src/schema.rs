@@ -12,8 +12,8 @@ use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::canonical::{object_of_text, pointer_segment};
-use crate::envelope::FieldError;
+use crate::canonical::{object_of_text, pointer_segment, segment};
+use crate::envelope::{FieldError, add_error};
 use crate::item::{Item, ItemOp};
 use crate::json::unescape;
 
@@ -169,11 +169,8 @@ impl KindSchema {
         self.check_names("add", add.iter().map(|(name, _)| name), &mut faults);
         for (name, value) in add.iter() {
             if elements(value).is_none() {
-                faults.push(FieldError::new(
-                    "type",
-                    format!("/add{}", pointer_segment(name)),
-                    "must be an array",
-                ));
+                let pointer = || format!("/add{}", pointer_segment(name));
+                add_error(&mut faults, || FieldError::new("type", pointer(), "must be an array"));
             }
         }
         let added: Value = serde_json::from_str(add.as_str()).unwrap_or_default();
@@ -208,15 +205,17 @@ impl KindSchema {
         }
         for name in names.filter(|name| !self.fields.contains(&unescape(name))) {
             let pointer = format!("/{member}{}", pointer_segment(name));
-            faults.push(FieldError::new("additionalProperties", pointer, "the kind has no such field"));
+            add_error(faults, || {
+                FieldError::new("additionalProperties", pointer, "the kind has no such field")
+            });
         }
     }
 
     fn check_required(&self, fields: &Object, brings: impl Fn(&str) -> bool, faults: &mut Vec<FieldError>) {
         let comes = |name: &str| fields.iter().any(|(field, _)| unescape(field) == name) || brings(name);
         for name in self.required.iter().filter(|name| !comes(name)) {
-            let pointer = format!("/fields{}", plain_segment(name));
-            faults.push(FieldError::new("required", pointer, "a new record needs the field"));
+            let pointer = format!("/fields{}", segment(name));
+            add_error(faults, || FieldError::new("required", pointer, "a new record needs the field"));
         }
     }
 }
@@ -225,7 +224,7 @@ fn refuse_cross_field(root: &Map<String, Value>) -> Result<(), SchemaError> {
     match root.keys().find(|key| !TOP.contains(&key.as_str())) {
         None => Ok(()),
         Some(key) => Err(SchemaError::new(
-            plain_segment(key),
+            segment(key),
             "may not stand at the top of a record kind's schema: whether a change is valid may not depend on other fields",
         )),
     }
@@ -276,7 +275,7 @@ fn show_elements(root: &mut Map<String, Value>) {
     let mut arrays = Map::new();
     for (name, schema) in fields.iter() {
         if matches!(schema.get("items"), Some(Value::Object(_) | Value::Bool(_))) {
-            let items = format!("#/properties{}/items", fragment(&plain_segment(name)));
+            let items = format!("#/properties{}/items", fragment(&segment(name)));
             arrays.insert(name.clone(), serde_json::json!({"items": {"$ref": items}}));
         }
     }
@@ -295,7 +294,7 @@ fn refuse_foreign_references(root: &Value) -> Result<(), SchemaError> {
             }
             Value::Object(members) => {
                 for (key, value) in members {
-                    let at = format!("{at}{}", plain_segment(key));
+                    let at = format!("{at}{}", segment(key));
                     match (key.as_str(), value) {
                         ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(target)) => {
                             refuse_reference(root, target)
@@ -308,9 +307,7 @@ fn refuse_foreign_references(root: &Value) -> Result<(), SchemaError> {
                             "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas",
                             Value::Object(named),
                         ) => open.extend(
-                            named
-                                .iter()
-                                .map(|(name, schema)| (format!("{at}{}", plain_segment(name)), schema)),
+                            named.iter().map(|(name, schema)| (format!("{at}{}", segment(name)), schema)),
                         ),
                         _ => open.push((at, value)),
                     }
@@ -331,11 +328,6 @@ fn refuse_reference(root: &Value, target: &str) -> Result<(), &'static str> {
         }
         Some(_) => Ok(()),
     }
-}
-
-/// Makes the segment of a JSON Pointer for a name, with its slash.
-fn plain_segment(name: &str) -> String {
-    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
 /// Escapes a JSON Pointer for the fragment of a URI.

@@ -28,6 +28,9 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    /// Bytes of a message or body that cost nothing; more is asked for in steps of as many.
+    pub(crate) const FREE_BYTES: usize = 16 << 10;
+
     /// Asks for more bytes; tells whether they are there.
     #[must_use]
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
@@ -37,6 +40,13 @@ impl Share {
             self.bytes += bytes;
         }
         taken
+    }
+
+    /// Asks for what `come` bytes need beyond the first step, in steps; tells whether it is there.
+    #[must_use]
+    pub(crate) fn cover(&mut self, come: usize) -> bool {
+        come <= Self::FREE_BYTES + self.bytes
+            || self.grow((come - self.bytes).next_multiple_of(Self::FREE_BYTES))
     }
 
     /// Gives everything back.
@@ -64,5 +74,17 @@ mod tests {
         assert!(other.grow(60) && !one.grow(1));
         drop(other);
         assert!(one.grow(100));
+    }
+
+    #[test]
+    fn what_comes_is_covered_in_steps_but_for_the_first() {
+        const FREE_BYTES: usize = Share::FREE_BYTES;
+        let budget = Budget::new(4 * FREE_BYTES);
+        let mut share = budget.share();
+        assert!(share.cover(FREE_BYTES) && share.bytes == 0);
+        assert!(share.cover(FREE_BYTES + 1) && share.bytes == 2 * FREE_BYTES);
+        assert!(share.cover(3 * FREE_BYTES) && share.bytes == 2 * FREE_BYTES);
+        assert!(share.cover(3 * FREE_BYTES + 1) && share.bytes == 4 * FREE_BYTES);
+        assert!(share.cover(5 * FREE_BYTES) && !share.cover(5 * FREE_BYTES + 1));
     }
 }

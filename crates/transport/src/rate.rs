@@ -37,28 +37,23 @@ struct Metered {
     batches: bool,
 }
 
-/// Has a request of a route with a token answered. An address that failed too often is refused before its token is
-/// looked at; answers to users tell what is left of their rates.
+/// Has a request of a route with a token answered. Whose token fails from an address that failed too often is told so
+/// instead; a good token is always let in, whoever else is behind its address. Answers to users tell what is left of
+/// their rates.
 pub(crate) async fn within_rates<S: Store, F: Future<Output = Response<Body>>>(
     app: Arc<App<S>>,
     mut request: Request,
     answer: impl FnOnce(Request) -> F,
 ) -> Response<Body> {
-    let sender = sender(request.extensions());
-    let wait_ms = sender.map_or(0, |sender| app.failed.wait_ms(&sender, app.now_ms()));
-    if wait_ms > 0 {
-        let limit = format!("failed authentications: {}", app.failed.rate());
-        let throttle = Throttle { retry_after_ms: wait_ms, limit, scope: ThrottleScope::Address };
-        let (correlation, wishes) = (correlation(&app, request.headers()), Wishes::of(request.headers()));
-        return refused(Fault::throttled(throttle).into(), &correlation).respond(wishes).await;
-    }
+    let (correlation, wishes) = (correlation(&app, request.headers()), Wishes::of(request.headers()));
     let slot = Slot::default();
     request.extensions_mut().insert(slot.clone());
+    let peer = request.extensions().get().copied();
     let mut response = answer(request).await;
     if response.status() == StatusCode::UNAUTHORIZED
-        && let Some(sender) = sender
+        && let Err(fault) = failed(&app, peer)
     {
-        count_failed(&app, sender);
+        return refused(fault.into(), &correlation).respond(wishes).await;
     }
     if let Some(metered) = slot.0.get() {
         metered.write(&mut response, app.now_ms());
@@ -67,24 +62,23 @@ pub(crate) async fn within_rates<S: Store, F: Future<Output = Response<Body>>>(
 }
 
 /// What counts as one sender of failed authentications: an address, of IPv6 the 64 bits that one customer gets.
-fn sender(extensions: &Extensions) -> Option<IpAddr> {
-    let Peer(peer) = extensions.get()?;
-    Some(match peer.ip().to_canonical() {
+fn sender(Peer(peer): Peer) -> IpAddr {
+    match peer.ip().to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-    })
-}
-
-/// Whether the address had one left matters for its next attempt; this one was judged.
-fn count_failed<S: Store>(app: &App<S>, sender: IpAddr) {
-    let _ = app.failed.take(sender, app.now_ms());
-}
-
-/// Counts an authentication that failed and is answered otherwise than by a status.
-pub(crate) fn failed<S: Store>(app: &App<S>, extensions: &Extensions) {
-    if let Some(sender) = sender(extensions) {
-        count_failed(app, sender);
     }
+}
+
+/// Counts an authentication that failed.
+///
+/// # Errors
+/// `RATE_LIMITED` when there were too many from its address.
+pub(crate) fn failed<S: Store>(app: &App<S>, peer: Option<Peer>) -> Result<(), Fault> {
+    let Some(peer) = peer else { return Ok(()) };
+    app.failed.take(sender(peer), app.now_ms()).map_err(|retry_after_ms| {
+        let limit = format!("failed authentications: {}", app.failed.rate());
+        Fault::throttled(Throttle { retry_after_ms, limit, scope: ThrottleScope::Address })
+    })
 }
 
 /// Counts a request of its user; `batches` says whether the route takes batches.
@@ -152,10 +146,8 @@ fn tell(policy: &mut String, left: &mut String, name: &str, rate: Rate, level: L
 mod tests {
     use super::*;
 
-    fn of(peer: &str) -> Option<IpAddr> {
-        let mut extensions = Extensions::new();
-        extensions.insert(Peer(peer.parse().unwrap()));
-        sender(&extensions)
+    fn of(peer: &str) -> IpAddr {
+        sender(Peer(peer.parse().unwrap()))
     }
 
     #[test]
@@ -165,7 +157,6 @@ mod tests {
         assert_eq!(of("[2001:db8:1:2:3:4:5:6]:80"), of("[2001:db8:1:2::]:80"));
         assert_ne!(of("[2001:db8:1:2::1]:80"), of("[2001:db8:1:3::1]:80"));
         assert_eq!(of("[::ffff:192.0.2.7]:80"), of("192.0.2.7:80"));
-        assert_eq!(sender(&Extensions::new()), None);
     }
 
     #[test]

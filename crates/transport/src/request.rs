@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Version, header};
+use axum::http::{HeaderMap, Uri, Version, header};
 use driftline_engine::{Identity, Store};
 use driftline_model::DeviceId;
 use driftline_protocol::{Document, Encoding, ErrorCode, Fault, parse_time, to_json};
@@ -26,8 +26,8 @@ use crate::reply::Refusal;
 pub(crate) struct Pairs(HashMap<String, String>);
 
 impl Pairs {
-    pub(crate) fn of(parts: &Parts) -> Self {
-        let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
+    pub(crate) fn of(uri: &Uri) -> Self {
+        let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
         let mut pairs = HashMap::new();
         for (name, value) in query.map(|query| query.0).unwrap_or_default() {
             pairs.entry(name).or_insert(value);
@@ -84,7 +84,7 @@ pub(crate) fn token<'a>(headers: &'a HeaderMap, pairs: &'a Pairs) -> Option<&'a 
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
-    bearer.or_else(|| pairs.get("token"))
+    bearer.or_else(|| pairs.get("token")).filter(|token| !token.is_empty())
 }
 
 /// The name by which a request is found in the log: the caller's, if it is sane, else a fresh one.
@@ -223,7 +223,7 @@ async fn collect<S: Store>(
         if came.len() + data.len() > bytes_max {
             return Err(Uncollected::TooLarge);
         }
-        if !share.grow(data.len()) {
+        if !share.cover(came.len() + data.len()) {
             return Err(Uncollected::NoRoom);
         }
         came.extend_from_slice(data);

@@ -293,9 +293,9 @@ async fn members_that_never_say_anything_end_too() {
 
 #[tokio::test]
 async fn bodies_under_way_share_one_budget() {
-    let harness = start_limited(|limits| limits.inbound_bytes = 4096).await;
-    let small = json!({"pad": "x".repeat(2000)}).to_string();
-    let large = json!({"pad": "x".repeat(5000)}).to_string();
+    let harness = start_limited(|limits| limits.inbound_bytes = 48 << 10).await;
+    let small = json!({"pad": "x".repeat(10_000)}).to_string();
+    let large = json!({"pad": "x".repeat(100_000)}).to_string();
     for coding in CODINGS {
         for (body, status) in [(&large, 503), (&small, 200), (&large, 503), (&small, 200)] {
             let mut request =

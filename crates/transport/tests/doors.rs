@@ -198,6 +198,20 @@ async fn an_answer_that_nobody_takes_ends_the_connection() {
 // Heads.
 
 #[tokio::test]
+async fn a_handshake_is_a_get() {
+    let harness = start_limited(patient).await;
+    let request = format!(
+        "HEAD {} HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        socket_path("t1", "ada", "d1")
+    );
+    let mut stream = send(harness.address, &request).await;
+    let mut status = [0; 12];
+    soon("the status", stream.read_exact(&mut status)).await.expect("an answer");
+    assert_eq!(std::str::from_utf8(&status), Ok("HTTP/1.1 400"));
+}
+
+#[tokio::test]
 async fn a_head_has_a_size_and_a_number_of_headers() {
     let harness = start_limited(patient).await;
     let head = |pad: usize| {

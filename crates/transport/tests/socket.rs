@@ -48,6 +48,10 @@ async fn a_malformed_handshake_is_refused_before_the_upgrade() {
         with("sec-websocket-protocol", Some("graphql-ws")),
         with("sec-websocket-protocol", Some(&format!("bearer.{}", token("t1", "ada")))),
         handshake().version("HTTP/1.0"),
+        handshake().doubled("sec-websocket-version", "8"),
+        handshake().doubled("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+        with("content-length", Some("5")),
+        with("transfer-encoding", Some("chunked")),
     ];
     for handshake in table {
         let shown = format!("{handshake:?}");

@@ -225,7 +225,7 @@ impl Phone {
                         self.received.push(text);
                     }
                     Output::Work(work) => {
-                        let done = block_on(engine.perform(&self.identity, work, now_ms, "bytes"));
+                        let done = block_on(engine.perform(&self.identity, *work, now_ms, "bytes"));
                         self.session.handle_done(done, now_ms);
                     }
                     other => return Err(anyhow!("the session wants {other:?}")),

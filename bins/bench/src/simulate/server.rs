@@ -177,10 +177,10 @@ impl<S: Store> Server<S> {
                     Output::Send(text) => effects.push(Effect::Send(number, text)),
                     Output::Work(work) => {
                         // Listening starts before the head is read, so that no commit falls between the two.
-                        if matches!(work, Work::Start { .. }) {
+                        if matches!(*work, Work::Start { .. }) {
                             connection.commits = Some(engine.subscribe(&connection.identity));
                         }
-                        let prepared = engine.prepare(&connection.identity, work, now_ms, "socket");
+                        let prepared = engine.prepare(&connection.identity, *work, now_ms, "socket");
                         connection.works.push_back(block_on(prepared));
                         effects.push(Effect::Work(number));
                     }

@@ -125,7 +125,7 @@ impl Desk<'_> {
             assert_eq!(self.closed, None, "nothing comes after a close: {output:?}");
             match output {
                 Output::Send(text) => self.sent.push(Frame::read(text)),
-                Output::Work(work) => self.asked.push_back(work),
+                Output::Work(work) => self.asked.push_back(*work),
                 Output::Close(close) => self.closed = Some(close),
                 other => panic!("{other:?} is new"),
             }

@@ -88,7 +88,7 @@ pub(crate) async fn handle<S: Store>(
         _ => {}
     }
     let (parts, body) = request.into_parts();
-    let pairs = Pairs::of(&parts);
+    let pairs = Pairs::of(&parts.uri);
     let claims = claims(app, &parts.headers, &pairs)?;
     rate::admit(app, &parts.extensions, &claims, route.id == RouteId::Sync)?;
     if route.access == Access::Admin && !claims.roles.iter().any(|role| **role == *"admin") {

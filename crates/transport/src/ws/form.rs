@@ -45,8 +45,7 @@ pub(super) fn open(
                 Err(error @ InflateError::TooLarge { .. }) => {
                     Ok(Err(Fault::new(ErrorCode::MessageTooLarge, error.to_string())))
                 }
-                Err(InflateError::Prefix) => Err(Misfit(1007, "a message begins with 0x00 or 0x01")),
-                Err(_) => Err(Misfit(1007, "the message is not one whole DEFLATE stream")),
+                Err(error) => Err(Misfit(error.close().0, "a message is 0x00 or 0x01 and what that says")),
             })
         }
     }

@@ -36,9 +36,6 @@ impl Breach {
     }
 }
 
-/// Bytes of a message that take nothing from the shared memory, and the step in which more is asked for.
-const STEP_BYTES: usize = 16 << 10;
-
 /// The length of the mask, which every frame of a client has.
 const MASK_BYTES: u64 = 4;
 
@@ -63,9 +60,8 @@ pub(super) struct Gate {
     /// Messages that passed whole, and those that were taken.
     passed: u64,
     taken: u64,
-    /// What has come of the message that passes, and what it was granted for it.
+    /// What has come of the message that passes.
     come: usize,
-    granted: usize,
     /// What messages that are not taken yet were granted, by their number.
     grants: VecDeque<(u64, Share)>,
     breach: Option<Breach>,
@@ -100,7 +96,6 @@ impl Gate {
             passed: 0,
             taken: 0,
             come: 0,
-            granted: 0,
             grants: VecDeque::new(),
             breach: None,
         }
@@ -160,7 +155,7 @@ impl Gate {
         if self.rest == 0 {
             self.frames += 1;
             if self.passing == (Passing::Part { last: true }) {
-                (self.come, self.granted) = (0, 0);
+                self.come = 0;
                 self.passed += 1;
             }
         }
@@ -169,16 +164,14 @@ impl Gate {
 
     /// Asks for the memory of what has come of a message.
     fn grant(&mut self) -> Result<(), Breach> {
-        if self.come <= STEP_BYTES + self.granted {
+        if self.come <= Share::FREE_BYTES {
             return Ok(());
         }
-        let more = (self.come - self.granted).next_multiple_of(STEP_BYTES);
-        if self.granted == 0 {
+        if self.grants.back().is_none_or(|(message, _)| *message != self.passed) {
             self.grants.push_back((self.passed, self.budget.share()));
         }
-        let granted = self.grants.back_mut().is_some_and(|(_, share)| share.grow(more));
-        self.granted += more;
-        if granted { Ok(()) } else { Err(Breach::Memory) }
+        let covered = self.grants.back_mut().is_some_and(|(_, share)| share.cover(self.come));
+        if covered { Ok(()) } else { Err(Breach::Memory) }
     }
 
     /// Judges what there is of a head after each of its bytes.

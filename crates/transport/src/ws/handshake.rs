@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use driftline_engine::{Connected, Store};
 use driftline_model::DeviceId;
 use driftline_protocol::{ErrorCode, Fault, Form};
+use hyper::body::Body as _;
 use sha1::{Digest as _, Sha1};
 
 use super::connection::{self, Visit};
@@ -74,7 +75,7 @@ fn admit_user<S: Store>(app: &App<S>, request: &Request, visit: &Visit) -> Resul
         Visit::Echo(Ok(())) => Ok(None),
         Visit::Sync(Err(fault)) | Visit::Echo(Err(fault)) => {
             if fault.code == ErrorCode::Unauthorized {
-                rate::failed(app, request.extensions());
+                rate::failed(app, request.extensions().get().copied())?;
             }
             Ok(None)
         }
@@ -108,20 +109,22 @@ fn malformed(what: &str) -> Box<Refusal> {
 
 fn check<S: Store>(app: &Arc<App<S>>, request: &Request) -> Result<Checked<S>, Box<Refusal>> {
     let headers = request.headers();
-    if request.version() < Version::HTTP_11 {
-        return Err(malformed("HTTP/1.1 is needed"));
+    if request.method() != Method::GET || request.version() < Version::HTTP_11 {
+        return Err(malformed("GET in HTTP/1.1 is needed"));
+    }
+    // RFC 9110 §7.8: another protocol begins behind the whole request.
+    if !request.body().is_end_stream() {
+        return Err(malformed("a body has no place in it"));
     }
     if !has_token(headers, header::CONNECTION, "upgrade") || !has_token(headers, header::UPGRADE, "websocket")
     {
         return Err(malformed("Connection: upgrade and Upgrade: websocket are needed"));
     }
-    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        return Err(malformed("Sec-WebSocket-Version must be 13"));
+    if only(headers, header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(malformed("one Sec-WebSocket-Version is needed, which must be 13"));
     }
-    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
-    let (Some(key), None) = (keys.next(), keys.next()) else {
-        return Err(malformed("exactly one Sec-WebSocket-Key is needed"));
-    };
+    let key = only(headers, header::SEC_WEBSOCKET_KEY);
+    let key = key.ok_or_else(|| malformed("exactly one Sec-WebSocket-Key is needed"))?;
     if STANDARD.decode(key.as_bytes()).map_or(0, |key| key.len()) != 16 {
         return Err(malformed("Sec-WebSocket-Key must be 16 bytes in base64"));
     }
@@ -131,6 +134,12 @@ fn check<S: Store>(app: &Arc<App<S>>, request: &Request) -> Result<Checked<S>, B
     let full = || Fault::new(ErrorCode::ServerDraining, "this node holds as many connections as it may");
     let active = Active::admit(app).ok_or_else(full).map_err(Refusal::from)?;
     Ok(Checked { accept, form, bearer, active })
+}
+
+/// Finds the value of a header that stands once.
+fn only(headers: &HeaderMap, name: header::HeaderName) -> Option<&HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
 }
 
 /// RFC 6455 §4.2.2: the base64 of the SHA-1 of the key and a fixed text.
@@ -148,10 +157,14 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> boo
 
 /// Pages may connect from this host and from the configured origins; other clients send no Origin.
 fn check_origin<S: Store>(app: &App<S>, headers: &HeaderMap) -> Result<(), Fault> {
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    let origin = origin.to_str().unwrap_or_default();
+    if !headers.contains_key(header::ORIGIN) {
+        return Ok(());
+    }
+    // Two are as good as a foreign one: nobody knows which page it is.
+    let origin = only(headers, header::ORIGIN).and_then(|origin| origin.to_str().ok()).unwrap_or_default();
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let of_origin = origin.split_once("://").map_or("", |(_, host)| host);
+    let of_origin =
+        origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://")).unwrap_or_default();
     let same_host = !host.is_empty() && of_origin.eq_ignore_ascii_case(host);
     if same_host || app.settings.origins.iter().any(|allowed| allowed == origin) {
         return Ok(());
@@ -179,7 +192,7 @@ fn entrance<S: Store>(
     request: &Request,
     bearer: Option<&str>,
 ) -> Result<(Box<Claims>, DeviceId), Fault> {
-    let pairs = pairs(request);
+    let pairs = Pairs::of(request.uri());
     let token =
         token(request.headers(), &pairs).or(bearer).ok_or(AuthError::Missing).map_err(unauthorized)?;
     let claims = app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)?;
@@ -191,16 +204,10 @@ fn entrance<S: Store>(
 
 /// The echo needs no token, but a bad one in the URL is refused as anywhere.
 fn echo_entrance<S: Store>(app: &App<S>, request: &Request) -> Result<(), Fault> {
-    match pairs(request).get("token") {
+    match Pairs::of(request.uri()).get("token") {
         None => Ok(()),
         Some(token) => app.auth.authenticate(token, app.now_ms()).map(drop).map_err(unauthorized),
     }
-}
-
-fn pairs(request: &Request) -> Pairs {
-    let mut parts = axum::http::Request::new(()).into_parts().0;
-    parts.uri = request.uri().clone();
-    Pairs::of(&parts)
 }
 
 #[cfg(test)]

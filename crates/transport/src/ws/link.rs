@@ -30,7 +30,7 @@ pub(super) struct Link<S: Store> {
     replaced: Arc<Notify>,
     expires_s: u64,
     /// Work under way; answers come in the order of the asking.
-    works: FuturesOrdered<BoxFuture<'static, Done>>,
+    works: FuturesOrdered<BoxFuture<'static, Box<Done>>>,
     /// Comes to its end when the work before has reached the store.
     turn: Option<oneshot::Receiver<()>>,
     commits: Option<Subscription>,
@@ -51,7 +51,7 @@ pub(super) struct Visitor {
 
 /// What happens beside the socket.
 pub(super) enum Event {
-    Done(Done),
+    Done(Box<Done>),
     Commit(Arc<Committed>),
     Missed,
     Drain,
@@ -112,10 +112,10 @@ impl<S: Store> Link<S> {
             let mut rest = pin!(app.engine.finish(&identity, prepared, now_ms));
             let first = poll_fn(|context| Poll::Ready(rest.as_mut().poll(context))).await;
             drop(handed_over);
-            match first {
+            Box::new(match first {
                 Poll::Ready(done) => done,
                 Poll::Pending => rest.await,
-            }
+            })
         }));
     }
 
@@ -131,7 +131,7 @@ impl<S: Store> Link<S> {
                         self.overflow(outbox);
                     }
                 }
-                Output::Work(work) => self.undertake(work),
+                Output::Work(work) => self.undertake(*work),
                 Output::Close(close) => outbox.close(close.code.0, close.reason),
                 _ => {}
             }
@@ -171,7 +171,7 @@ impl<S: Store> Speaker for Link<S> {
     fn handle(&mut self, event: Event) {
         let now_ms = self.app.now_ms();
         match event {
-            Event::Done(done) => self.session.handle_done(done, now_ms),
+            Event::Done(done) => self.session.handle_done(*done, now_ms),
             Event::Commit(committed) => self.session.handle_commit(&committed, now_ms),
             Event::Missed => self.commits = None,
             Event::Drain => self.stopping = true,
@@ -211,8 +211,11 @@ impl<S: Store> Speaker for Link<S> {
     }
 
     /// Lets silent clients and ended tokens go.
-    fn tick(&mut self, _: &mut Outbox) -> Duration {
+    fn tick(&mut self, outbox: &mut Outbox) -> Duration {
         let now_ms = self.app.now_ms();
+        if !self.listens(outbox) {
+            self.session.excuse_silence(now_ms);
+        }
         self.session.handle_time(now_ms);
         if now_ms / 1000 >= self.expires_s {
             self.session.end(ErrorCode::Unauthorized, "the token has expired", now_ms);
