@@ -3,7 +3,9 @@
 use std::fmt::Debug;
 
 use driftline_model::Limits;
-use driftline_protocol::{Encoding, AuditDoc, ConflictDoc, Document, Problem, Rows, ServerMessage, SyncAnswer};
+use driftline_protocol::{
+    AuditDoc, ConflictDoc, Document, Encoding, Problem, Rows, ServerMessage, SyncAnswer,
+};
 use serde_json::Value;
 
 use crate::canonical::assert_object;
@@ -28,7 +30,11 @@ pub(crate) fn run(input: &[u8]) -> Verdict {
     let problem = Problem::decode(Encoding::Json, input);
     if let Ok(problem) = &problem {
         let written = serde_json::to_vec(problem).expect("a problem is written");
-        assert_eq!(Problem::decode(Encoding::Json, &written).as_ref(), Ok(problem), "a problem that was written is read");
+        assert_eq!(
+            Problem::decode(Encoding::Json, &written).as_ref(),
+            Ok(problem),
+            "a problem that was written is read"
+        );
     }
     let _ = serde_json::from_slice::<AuditDoc>(input);
     assert_twin(input);
