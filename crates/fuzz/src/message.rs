@@ -94,11 +94,8 @@ fn assert_written_again(message: &Message) {
             }
         }
         Inbound::RequestChecksums(request) => {
-            let again = ClientMessage::RequestChecksums {
-                sync_id,
-                range: &request.range,
-                parts: u64::from(request.parts),
-            };
+            let again =
+                ClientMessage::RequestChecksums { sync_id, range: &request.range, parts: request.parts };
             assert_read(&again, &message.body);
         }
         Inbound::ResolveConflict(decision) => {
