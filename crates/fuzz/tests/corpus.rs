@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use driftline_fuzz::{TARGETS, Target, Verdict};
 
 /// Mutations of each target's corpus in a run of the tests.
-const MUTATIONS: u64 = 2_000;
+const MUTATIONS: u64 = 10_000;
 
 /// No mutation becomes longer, so that a run stays one of seconds.
 const MUTANT_BYTES_MAX: usize = 2 << 10;

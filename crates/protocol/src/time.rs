@@ -5,10 +5,13 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::json::Node;
 
-/// Formats Unix milliseconds as RFC 3339 in UTC with milliseconds.
+/// The last Unix millisecond that has a text: RFC 3339 ends with the year 9999.
+const TEXT_MS_MAX: u64 = 253_402_300_799_999;
+
+/// Formats Unix milliseconds as RFC 3339 in UTC with milliseconds. What comes after the year 9999 is written as its end.
 #[must_use]
 pub fn format_millis(unix_ms: u64) -> String {
-    let nanos = i128::from(unix_ms) * 1_000_000;
+    let nanos = i128::from(unix_ms.min(TEXT_MS_MAX)) * 1_000_000;
     let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
@@ -22,14 +25,15 @@ pub fn format_millis(unix_ms: u64) -> String {
     )
 }
 
-/// Reads a time that is Unix milliseconds or an RFC 3339 text; gives Unix milliseconds.
+/// Reads a time that is Unix milliseconds or an RFC 3339 text; gives Unix milliseconds. A text that means a time before
+/// 1970 or, by its offset, after the year 9999 in UTC is no time.
 #[must_use]
 pub fn parse_time(node: Node<'_>) -> Option<u64> {
     if let Some(millis) = node.as_u64() {
         return Some(millis);
     }
     let at = OffsetDateTime::parse(&node.as_str()?, &Rfc3339).ok()?;
-    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()
+    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok().filter(|millis| *millis <= TEXT_MS_MAX)
 }
 
 #[cfg(test)]
@@ -46,5 +50,17 @@ mod tests {
         }
         let document = Document::parse(br#""yesterday""#, 8).expect("JSON");
         assert_eq!(parse_time(document.root()), None);
+    }
+
+    /// An offset can lead out of the years that RFC 3339 has.
+    #[test]
+    fn times_beyond_the_year_9999_have_no_text() {
+        let read = |text: &str| parse_time(Document::parse(text.as_bytes(), 8).expect("JSON").root());
+        assert_eq!(read(r#""9999-12-31T23:59:59.999Z""#), Some(253_402_300_799_999));
+        assert_eq!(format_millis(253_402_300_799_999), "9999-12-31T23:59:59.999Z");
+        assert_eq!(read(r#""9999-12-31T23:59:59.999-00:01""#), None);
+        assert_eq!(read(r#""1969-12-31T23:59:59.999Z""#), None);
+        assert_eq!(format_millis(253_402_300_800_000), "9999-12-31T23:59:59.999Z");
+        assert_eq!(format_millis(u64::MAX), "9999-12-31T23:59:59.999Z");
     }
 }

@@ -8,7 +8,7 @@ use crate::budget::Budget;
 const BOUNDS: Bounds = Bounds { message_bytes: 70_000, fragments: 3 };
 
 /// Streams in a run of the test.
-const STREAMS: u64 = 1_000;
+const STREAMS: u64 = 600;
 
 /// A stream goes on until it is this long.
 const STREAM_BYTES: usize = 80_000;
@@ -54,7 +54,7 @@ fn the_gate_judges_as_a_parser_of_the_whole_stream_however_it_is_chopped() {
         }
     }
     let least = seen.values().min();
-    assert!(seen.len() == 3 && least > Some(&40), "every verdict is frequent: {seen:?}");
+    assert!(seen.len() == 3 && least > Some(&25), "every verdict is frequent: {seen:?}");
 }
 
 /// Asserts that the gate says of the chunks what the story says of the stream.
@@ -158,7 +158,7 @@ fn frames(rng: &mut Rng) -> Vec<u8> {
         open = if control { open } else { !last };
         let first = u8::try_from(opcode).expect("four bits") | if last { 0x80 } else { 0 };
         let long = !control && rng.percent(long_percent);
-        let len = if long { *rng.pick(&LENGTHS) } else { rng.below(126) };
+        let len = if long { *rng.pick(&LENGTHS) } else { rng.below(126) * rng.below(5).min(1) };
         if rng.percent(bad_percent) {
             bad_frame(rng, &mut stream, first, len);
         } else {
