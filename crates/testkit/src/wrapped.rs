@@ -21,6 +21,11 @@ pub trait Hook<S: Store>: Send + Sync + 'static {
         inner.commit(submission)
     }
 
+    /// Stands in for [`Store::head`].
+    fn head(&self, inner: &S, tenant: TenantNo) -> impl Future<Output = Result<Head, StoreError>> + Send {
+        inner.head(tenant)
+    }
+
     /// Stands in for [`Store::page`].
     fn page(&self, inner: &S, query: PageQuery) -> impl Future<Output = Result<Page, StoreError>> + Send {
         inner.page(query)
@@ -81,7 +86,7 @@ impl<S: Store, H: Hook<S>> Store for Wrapped<S, H> {
     }
 
     fn head(&self, tenant: TenantNo) -> impl Future<Output = Result<Head, StoreError>> + Send {
-        self.inner.head(tenant)
+        self.hook.head(&self.inner, tenant)
     }
 
     fn record(

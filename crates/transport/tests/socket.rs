@@ -2,12 +2,15 @@
 
 mod support;
 
-use driftline_testkit::Rng;
+use driftline_engine::{Head, StoreError};
+use driftline_model::TenantNo;
+use driftline_storage::MemoryStore;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::{Frame, Handshake, Incoming, Socket};
+use driftline_testkit::{Hook, Rng, Wrapped};
 use driftline_transport::Settings;
 use serde_json::{Value, json};
-use support::{Harness, SYNC_ID, Setup, batch, create, pull, socket_path, start, token};
+use support::{Harness, SYNC_ID, Setup, batch, create, pull, socket_path, start, start_on, token};
 
 async fn server() -> Harness {
     start(Setup::default()).await
@@ -62,6 +65,22 @@ async fn a_malformed_handshake_is_refused_before_the_upgrade() {
     }
     let posted = refusal(&harness, handshake().method("POST").header("content-length", Some("0"))).await;
     assert_eq!((posted.status, posted.code().as_str()), (405, "METHOD_NOT_ALLOWED"));
+}
+
+/// A database that is away when a connection asks for its head.
+struct Headless;
+
+impl Hook<MemoryStore> for Headless {
+    async fn head(&self, _: &MemoryStore, _: TenantNo) -> Result<Head, StoreError> {
+        Err(StoreError::Unavailable("away".into()))
+    }
+}
+
+#[tokio::test]
+async fn our_own_failure_while_connecting_closes_4000() {
+    let harness = start_on(Setup::default(), |store| Wrapped::new(store, Headless)).await;
+    let mut socket = Socket::connect(harness.address, &socket_path("t1", "ada", "d1")).await;
+    assert_eq!(socket.until_error().await, ("STORE_UNAVAILABLE".into(), 4000));
 }
 
 #[tokio::test]

@@ -241,3 +241,31 @@ fn close(payload: &[u8]) -> Incoming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_quiet_connection_holds_no_parser() {
+        let (mut peer, read) = tokio::io::duplex(1 << 10);
+        let bounds = Bounds { message_bytes: 100, fragments: 3 };
+        let mut reader = Reader::new(read, Bytes::new(), bounds, Budget::new(0));
+        let whole = [0x81, 0x82, 0, 0, 0, 0, b'h', b'i'];
+        for (rest, quiet) in [(0, true), (5, false), (7, false)] {
+            // A whole message and the beginning of the next.
+            peer.write_all(&whole).await.expect("there is room");
+            peer.write_all(&whole[..rest]).await.expect("there is room");
+            let incoming;
+            (reader, incoming) = reader.next().await;
+            assert!(matches!(incoming, Incoming::Message(Message::Text(text)) if text == b"hi"), "{rest}");
+            assert_eq!(reader.frames.is_none(), quiet, "{rest} bytes of the next message");
+            peer.write_all(&whole[rest..]).await.expect("there is room");
+            (reader, _) = reader.next().await;
+            assert!(reader.frames.is_none(), "all was taken");
+        }
+        assert!(reader.early.is_empty() && reader.message.is_empty());
+    }
+}
