@@ -92,8 +92,8 @@ pub(super) struct Reader<R> {
     message_bytes: usize,
 }
 
-/// Bytes with which a quiet connection waits for the next message.
-const FIRST_BYTES: usize = 128;
+/// Bytes with which a quiet connection waits for the next message: most pings and heartbeats come whole in them.
+const FIRST_BYTES: usize = 64;
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     /// Makes a reader; `early` came before. What large messages need is taken from the budget.
