@@ -190,7 +190,10 @@ impl Guard {
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.timed() {
             self.turns.connection.register(context.waker());
-            return Poll::Pending;
+            // The turn may have come back before anybody was to be woken.
+            if !self.timed() {
+                return Poll::Pending;
+            }
         }
         if self.timer.as_mut().poll(context).is_pending() {
             return Poll::Pending;

@@ -2,7 +2,7 @@
 
 use driftline_testkit::Rng;
 
-use super::{Bounds, Breach, Gate};
+use super::{Bounds, Breach, FREE_BYTES, Gate};
 use crate::budget::Budget;
 
 const BOUNDS: Bounds = Bounds { message_bytes: 70_000, fragments: 3 };
@@ -13,10 +13,7 @@ const STREAMS: u64 = 600;
 /// A stream goes on until it is this long.
 const STREAM_BYTES: usize = 80_000;
 
-/// More memory than all messages of a stream need.
-const BUDGET_BYTES: usize = 1 << 20;
-
-/// Lengths at which a form, a step of memory or a bound ends.
+/// Lengths at which a form, the free bytes or a bound ends.
 const LENGTHS: [u64; 14] =
     [0, 1, 2, 125, 126, 127, 300, 16_383, 16_384, 16_385, 65_535, 65_536, 70_000, 70_001];
 
@@ -46,20 +43,21 @@ fn the_gate_judges_as_a_parser_of_the_whole_stream_however_it_is_chopped() {
     for seed in 0..STREAMS {
         let mut rng = Rng::new(seed);
         let stream = if rng.percent(10) { noise(&mut rng) } else { frames(&mut rng) };
-        let story = read(&stream);
+        let budget_bytes = *rng.pick(&[0, 25_000, 60_000, 80_000]);
+        let story = read(&stream, budget_bytes);
         *seen.entry(format!("{:?}", story.fault.map(|fault| fault.breach))).or_default() += 1;
         for longest in [1, 16, 3_000, stream.len() as u64] {
             let chunks = chop(&mut rng, &stream, longest);
-            assert_judged(&chunks, story, seed);
+            assert_judged(&chunks, budget_bytes, story, seed);
         }
     }
     let least = seen.values().min();
-    assert!(seen.len() == 3 && least > Some(&25), "every verdict is frequent: {seen:?}");
+    assert!(seen.len() == 4 && least > Some(&25), "every verdict is frequent: {seen:?}");
 }
 
 /// Asserts that the gate says of the chunks what the story says of the stream.
-fn assert_judged(chunks: &[&[u8]], story: Story, seed: u64) {
-    let mut gate = Gate::new(BOUNDS, Budget::new(BUDGET_BYTES));
+fn assert_judged(chunks: &[&[u8]], budget_bytes: usize, story: Story, seed: u64) {
+    let mut gate = Gate::new(BOUNDS, Budget::new(budget_bytes));
     let mut begin = 0;
     for chunk in chunks {
         let end = begin + chunk.len();
@@ -77,8 +75,8 @@ fn assert_judged(chunks: &[&[u8]], story: Story, seed: u64) {
 }
 
 /// Reads a stream of which no message is ever taken.
-fn read(stream: &[u8]) -> Story {
-    let (mut start, mut frames) = (0, 0);
+fn read(stream: &[u8], budget_bytes: usize) -> Story {
+    let (mut start, mut frames, mut held) = (0, 0, 0);
     let mut parts: Vec<u64> = Vec::new();
     while let Some(&first) = stream.get(start) {
         let cut = Story { frames, whole: false, fault: None };
@@ -107,7 +105,12 @@ fn read(stream: &[u8]) -> Story {
             if bytes > BOUNDS.message_bytes as u128 || counted > BOUNDS.fragments {
                 return bad(1 + width, Breach::TooLarge);
             }
+            let large = if bytes > FREE_BYTES as u128 { bytes } else { 0 };
+            if large > 0 && held + large > budget_bytes as u128 {
+                return bad(1 + width, Breach::Memory);
+            }
             if last {
+                held += large;
                 parts.clear();
             }
         }
