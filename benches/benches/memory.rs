@@ -153,7 +153,7 @@ fn places(file: &Path) -> Vec<(String, (usize, usize))> {
         let stack = point["fs"].as_array().into_iter().flatten();
         let stack = stack.filter_map(|at| frames.get(usize::try_from(at.as_u64()?).ok()?)?.as_str());
         let place = places.entry(place(stack)).or_default();
-        *place = (place.0 + count(point, "eb"), place.1 + count(point, "eblk"));
+        *place = (place.0 + count(point, "eb"), place.1 + count(point, "ebk"));
     }
     let mut places: Vec<_> = places.into_iter().collect();
     places.sort_by_key(|(_, (bytes, _))| std::cmp::Reverse(*bytes));
