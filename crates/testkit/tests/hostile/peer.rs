@@ -34,6 +34,17 @@ impl Ear {
         None
     }
 
+    /// Hears what has come by now; gives what the attacker was told, if the connection has ended. What was said before
+    /// is remembered, for an error and its close may come apart.
+    pub(crate) fn hear_now(&mut self, socket: &mut Socket) -> Option<String> {
+        while let Some(incoming) = socket.read_now() {
+            if let Some(verdict) = self.hear(incoming) {
+                return Some(verdict);
+            }
+        }
+        None
+    }
+
     /// Hears all that comes until the connection ends.
     async fn verdict_of(&mut self, socket: &mut Socket) -> String {
         loop {
@@ -88,10 +99,8 @@ pub(crate) async fn told_endlessly(mut socket: Socket, first: &[u8], again: &[u8
     let mut ear = Ear::default();
     for _ in 0..ENDLESS {
         socket.send_bytes(again).await;
-        while let Some(incoming) = socket.read_now() {
-            if let Some(verdict) = ear.hear(incoming) {
-                return verdict;
-            }
+        if let Some(verdict) = ear.hear_now(&mut socket) {
+            return verdict;
         }
     }
     // All of it lies in the kernel by now; the verdict on it may be under way.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use driftline_testkit::socket::{Frame, Incoming, Socket};
+use driftline_testkit::socket::Frame;
 use serde_json::json;
 
-use crate::peer::verdict;
+use crate::peer::{Ear, verdict};
 use crate::scene::{Attack, Site};
 
 const SOCKETS: usize = 64;
@@ -34,6 +34,7 @@ fn trickle(name: &'static str, opcodes: &'static [u8]) -> Attack {
         // Short enough to take nothing from the memory that messages share.
         let endless = Frame::part(Frame::TEXT, " ".repeat(8 << 10)).encode(MASK);
         let mut pace = tokio::time::interval(Duration::from_millis(100));
+        let mut ear = Ear::default();
         for byte in endless {
             pace.tick().await;
             match opcodes {
@@ -44,28 +45,12 @@ fn trickle(name: &'static str, opcodes: &'static [u8]) -> Attack {
                     }
                 }
             }
-            if let Some(told) = now(&mut socket) {
+            if let Some(told) = ear.hear_now(&mut socket) {
                 return told;
             }
         }
         "nothing".into()
     })
-}
-
-/// Tells what was said, if the connection was closed meanwhile.
-fn now(socket: &mut Socket) -> Option<String> {
-    let mut error = String::new();
-    while let Some(incoming) = socket.read_now() {
-        match incoming {
-            Incoming::Text(text) => {
-                let message: serde_json::Value = serde_json::from_str(&text).expect("messages are JSON");
-                error = message["code"].as_str().map(|code| format!("{code} ")).unwrap_or_default();
-            }
-            Incoming::Close(code, _) => return Some(format!("{error}{code}")),
-            _ => {}
-        }
-    }
-    None
 }
 
 /// Who asks for page after page and reads none.
