@@ -24,6 +24,7 @@ impl<K: Eq + Hash, V> Kept<K, V> {
         Self { entries: HashMap::new(), most, sweep_at: SWEEP_LEAST.min(most), swept_ms: 0 }
     }
 
+    #[cfg(test)]
     pub(super) fn find(&self, key: &K) -> Option<&V> {
         self.entries.get(key)
     }

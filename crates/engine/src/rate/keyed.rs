@@ -44,14 +44,6 @@ impl<K: Eq + Hash> Buckets<K> {
         let bucket = kept.find_or_make(key, now_ms, |bucket| bucket.is_idle(rate, now_ms), Bucket::default);
         bucket.unwrap_or(&self.crowd).take(rate, now_ms)
     }
-
-    /// Returns the milliseconds until a key has a token; zero: it has one. Nothing is taken, and nothing remembered. A
-    /// key without a bucket of its own waits for nothing: a flood of others must not stop one that took nothing.
-    #[must_use]
-    pub fn wait_ms(&self, key: &K, now_ms: u64) -> u64 {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.find(key).map_or(0, |bucket| bucket.wait_ms(self.rate, now_ms))
-    }
 }
 
 #[cfg(test)]
@@ -62,10 +54,10 @@ mod tests {
     fn every_key_has_its_own_bucket() {
         let buckets = Buckets::new(Rate { per_s: 10, burst: 2 }, 100);
         for _ in 0..2 {
-            assert_eq!((buckets.wait_ms(&"a", 0), buckets.take("a", 0)), (0, Ok(())));
+            assert_eq!(buckets.take("a", 0), Ok(()));
         }
-        assert_eq!((buckets.wait_ms(&"a", 0), buckets.take("a", 0)), (100, Err(100)));
-        assert_eq!((buckets.wait_ms(&"b", 0), buckets.take("b", 0)), (0, Ok(())));
+        assert_eq!(buckets.take("a", 0), Err(100));
+        assert_eq!(buckets.take("b", 0), Ok(()));
         assert_eq!(buckets.take("a", 100), Ok(()));
     }
 
