@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use driftline_testkit::http::{Request, soon};
 use driftline_testkit::socket::{Handshake, Socket};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 const SYNC_ID: &str = "0e8a6c52-61a5-4d52-9b1c-2f6c1c0f7a10";
@@ -21,8 +22,6 @@ const PACE: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    /// Rounds that were answered: a pong, and an acknowledgement.
-    rounds: AtomicU64,
     /// The longest wait for an answer since it was last asked for, in milliseconds.
     longest_ms: AtomicU64,
 }
@@ -31,6 +30,8 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Good {
     shared: Arc<Shared>,
+    /// Rounds that were answered: a pong, and an acknowledgement.
+    rounds: watch::Receiver<u64>,
     thread: JoinHandle<()>,
     to: SocketAddr,
     token: String,
@@ -40,25 +41,22 @@ impl Good {
     /// Connects and begins.
     pub(crate) fn start(to: SocketAddr, token: String) -> Self {
         let shared = Arc::new(Shared::default());
+        let (answered, rounds) = watch::channel(0);
         let (of_thread, bearer) = (Arc::clone(&shared), token.clone());
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(run(to, &bearer, &of_thread));
+            runtime.expect("a runtime").block_on(run(to, &bearer, &of_thread, &answered));
         });
-        Self { shared, thread, to, token }
+        Self { shared, rounds, thread, to, token }
     }
 
     /// Waits until two more rounds are answered, of which one began after the call; gives the longest wait for an
     /// answer since the last call.
     pub(crate) async fn is_served(&self) -> Duration {
-        let begun = self.shared.rounds.load(Ordering::Relaxed);
-        let served = async {
-            while self.shared.rounds.load(Ordering::Relaxed) < begun + 2 {
-                assert!(!self.thread.is_finished(), "the good client was cut off");
-                tokio::time::sleep(PACE / 10).await;
-            }
-        };
-        soon("an answer to the good client", served).await;
+        let mut rounds = self.rounds.clone();
+        let begun = *rounds.borrow();
+        let served = soon("an answer to the good client", rounds.wait_for(|round| *round >= begun + 2)).await;
+        served.expect("the good client is not cut off");
         Duration::from_millis(self.shared.longest_ms.swap(0, Ordering::Relaxed))
     }
 
@@ -68,7 +66,7 @@ impl Good {
         let joined =
             tokio::task::spawn_blocking(move || self.thread.join()).await.expect("it is not cancelled");
         joined.expect("every message of the good client was answered as it should be");
-        let rounds = self.shared.rounds.load(Ordering::Relaxed);
+        let rounds = *self.rounds.borrow();
         assert_eq!(stored(self.to, &self.token).await, (0..rounds).map(name).collect::<Vec<_>>());
         rounds
     }
@@ -79,7 +77,7 @@ fn name(round: u64) -> String {
     format!("r-{round:06}")
 }
 
-async fn run(to: SocketAddr, token: &str, shared: &Shared) {
+async fn run(to: SocketAddr, token: &str, shared: &Shared, answered: &watch::Sender<u64>) {
     let handshake = Handshake::new("/ws/mobile/sync?device_id=good").bearer(token);
     let (mut socket, _) = handshake.send(to).await.expect("the good client is let in");
     socket.expect("connection_established").await;
@@ -95,7 +93,7 @@ async fn run(to: SocketAddr, token: &str, shared: &Shared) {
         let ack = timed(&mut socket, &push(round), "ack", shared).await;
         assert_eq!(ack["synced"], 1, "{ack}");
         round += 1;
-        shared.rounds.store(round, Ordering::Relaxed);
+        answered.send_replace(round);
     }
 }
 

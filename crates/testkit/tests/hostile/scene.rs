@@ -82,9 +82,10 @@ impl Site {
 
     /// Waits until a counter of the server has reached a number.
     pub(crate) async fn until_counted(&self, name: &str, wanted: u64) {
+        let mut pace = tokio::time::interval(Duration::from_millis(50));
         let reached = async {
             while self.counted(name).await < wanted {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                pace.tick().await;
             }
         };
         soon(name, reached).await;
