@@ -33,12 +33,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod codec;
+mod group;
 #[cfg(test)]
 mod handmade;
 mod marks;
 mod memory;
+mod names;
 mod paging;
 mod parts;
+mod rows;
 mod sqlite;
 
 pub use memory::MemoryStore;
