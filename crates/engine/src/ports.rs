@@ -53,6 +53,11 @@ pub trait Listeners: Send + Sync + 'static {
     fn listening(&self, tenant: TenantNo) -> bool;
     /// Takes what one commit group changed of one tenant.
     fn committed(&self, committed: Committed);
+    /// Hears that another node changed a tenant's policies.
+    fn policies_changed(&self, _tenant: TenantNo) {}
+    /// Hears that numbers which the store gave before may be void, after a failover that lost transactions: whoever
+    /// holds numbers of tenants or devices has to ask for them again.
+    fn numbers_voided(&self) {}
 }
 
 /// Listens to nothing.
