@@ -114,6 +114,11 @@ impl Names {
         *last
     }
 
+    /// Forgets every name, after a failover that may have lost some.
+    pub(crate) fn clear(&self) {
+        *self.maps.write().unwrap_or_else(PoisonError::into_inner) = Maps::default();
+    }
+
     /// Takes numbers back whose rows were rolled back.
     pub(crate) fn forget(&self, fresh: &mut Fresh) {
         if fresh.kinds.is_empty() && fresh.scopes.is_empty() {
