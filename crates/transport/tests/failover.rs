@@ -8,7 +8,7 @@ use driftline_testkit::http::Request;
 use driftline_testkit::socket::Socket;
 use serde_json::{Value, json};
 use support::gated::{Gate, gated};
-use support::{Harness, SYNC_ID, Setup, batch, create, grant, start, start_limited, start_on, unhurried};
+use support::{Harness, SYNC_ID, Setup, batch, create, grant, start, start_limited, start_on, unhurried, until};
 
 /// Reads on until the connection ends, which must be because the server wants it back; gives the messages before.
 async fn sent_away(mut socket: Socket) -> Vec<Value> {
@@ -71,9 +71,7 @@ async fn what_is_under_way_is_answered_before_the_session_ends() {
     let harness = start_on(setup, |store| gated(store, &gate)).await;
     let mut socket = harness.syncing("phone").await;
     socket.send(&batch(1, &[create(1, "note", "a", &json!({}))])).await;
-    while gate.begun() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until("the commit", async || gate.begun() > 0).await;
     harness.hub.numbers_voided();
     gate.let_through(1);
     let answers = sent_away(socket).await;
