@@ -42,8 +42,10 @@ mod memory;
 mod names;
 mod paging;
 mod parts;
+mod postgres;
 mod rows;
 mod sqlite;
 
 pub use memory::MemoryStore;
+pub use postgres::{Failover, PostgresError, PostgresOptions, PostgresStore, PostgresTarget};
 pub use sqlite::{Fatal, OpenError, SqliteOptions, SqliteStore};

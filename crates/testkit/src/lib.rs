@@ -6,6 +6,7 @@
 //! - [`conformance`]: the laws that every store keeps. [`Wrapped`]: a store that does one thing otherwise.
 //! - [`server`], [`memory`], [`http`] and [`socket`]: the real server as a process, what it holds, and clients as
 //!   hostile as a test wants.
+//! - [`postgres`]: a private PostgreSQL for a process, or for a test that kills it.
 //! - [`Rng`] and [`block_on`]: the same random history on every machine, and futures without a runtime.
 //!
 //! ```
@@ -22,6 +23,7 @@ pub mod conformance;
 mod folder;
 pub mod http;
 pub mod memory;
+pub mod postgres;
 mod rng;
 pub mod server;
 pub mod socket;

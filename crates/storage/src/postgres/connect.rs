@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, TimeoutType};
 use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, TimeoutType};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use driftline_engine::StoreError;
 use rustls::pki_types::CertificateDer;
@@ -129,7 +129,8 @@ fn tls_config(authorities: Option<&Path>) -> Result<ClientConfig, PostgresError>
     match authorities {
         Some(file) => {
             let unreadable = |reason: String| PostgresError::Authorities { file: file.to_owned(), reason };
-            let certificates = CertificateDer::pem_file_iter(file).map_err(|error| unreadable(error.to_string()))?;
+            let certificates =
+                CertificateDer::pem_file_iter(file).map_err(|error| unreadable(error.to_string()))?;
             for certificate in certificates {
                 let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
                 roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
@@ -211,7 +212,8 @@ impl Pool {
 
     /// Lends a connection, waiting for one to come back if need be.
     pub(super) async fn lease(&self) -> Result<Lease, StoreError> {
-        let mut connection = self.pool.get().await.map_err(|error| StoreError::Unavailable(pool_error(&error)))?;
+        let mut connection =
+            self.pool.get().await.map_err(|error| StoreError::Unavailable(pool_error(&error)))?;
         connection.clean = false;
         let (driver, limit) = (connection.driver.abort_handle(), self.lease);
         let watchdog = tokio::spawn(async move {

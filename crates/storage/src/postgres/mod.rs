@@ -187,7 +187,9 @@ impl Shared {
 
     /// The time as the store's own clock or the database's tells it.
     fn now(&self, database_ms: i64) -> u64 {
-        self.clock.as_ref().map_or_else(|| u64::try_from(database_ms).unwrap_or_default(), |clock| clock.now_ms())
+        self.clock
+            .as_ref()
+            .map_or_else(|| u64::try_from(database_ms).unwrap_or_default(), |clock| clock.now_ms())
     }
 }
 

@@ -53,7 +53,8 @@ pub(super) async fn find(
     kinds: impl IntoIterator<Item = &KindName>,
     scopes: impl IntoIterator<Item = &ScopeName>,
 ) -> Result<(), StoreError> {
-    let kinds: BTreeSet<&KindName> = kinds.into_iter().filter(|kind| names.kind(tenant, kind).is_none()).collect();
+    let kinds: BTreeSet<&KindName> =
+        kinds.into_iter().filter(|kind| names.kind(tenant, kind).is_none()).collect();
     let scopes: BTreeSet<&ScopeName> =
         scopes.into_iter().filter(|scope| names.scope(tenant, scope).is_none()).collect();
     if !kinds.is_empty() {
@@ -99,7 +100,8 @@ pub(super) async fn learn(
     scopes: impl IntoIterator<Item = i32>,
 ) -> Result<(), StoreError> {
     let kinds: BTreeSet<i32> = kinds.into_iter().filter(|number| names.kind_name(*number).is_err()).collect();
-    let scopes: BTreeSet<i32> = scopes.into_iter().filter(|number| names.scope_name(*number).is_err()).collect();
+    let scopes: BTreeSet<i32> =
+        scopes.into_iter().filter(|number| names.scope_name(*number).is_err()).collect();
     if !kinds.is_empty() {
         keep_kinds(names, named(pg, KINDS.all, kinds).await?)?;
     }
@@ -148,8 +150,11 @@ async fn give(
     tenant: TenantNo,
     new: &[&str],
 ) -> Result<(), StoreError> {
-    let given =
-        sql_query(sql).bind::<Integer, _>(tenant_sql(tenant)).bind::<Array<Text>, _>(new).execute(&mut pg).await;
+    let given = sql_query(sql)
+        .bind::<Integer, _>(tenant_sql(tenant))
+        .bind::<Array<Text>, _>(new)
+        .execute(&mut pg)
+        .await;
     given.map(drop).map_err(store_error)
 }
 

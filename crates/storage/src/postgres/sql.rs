@@ -8,7 +8,7 @@ use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
 
-use crate::rows::{ConflictColumns, KnownSql, RecordSql};
+use crate::rows::{AuditInsert, ConflictColumns, ConflictWrite, RecordSql, RecordWrite, ResultRow};
 
 /// Declares a statement with named parts: SQL pieces and the values bound between them.
 macro_rules! statement {
@@ -62,6 +62,7 @@ impl Query for LockHead {
 /// A locked head as a query gives it: the head, the last time of receipt and the database's clock.
 pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64, i64);
 
+#[cfg(test)]
 statement! {
     /// As [`LockHead`], but for the lock: what goes wrong without it is shown by a test.
     ReadHead { tenant_no: i32 => Integer } =
@@ -70,6 +71,7 @@ statement! {
     ""
 }
 
+#[cfg(test)]
 impl Query for ReadHead {
     type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
@@ -244,9 +246,9 @@ statement! {
 
 statement! {
     /// Remembers answered batches.
-    PutBatches<'a> {
+    PutBatches {
         tenant_no: i32 => Integer, now: i64 => BigInt, device_no: Vec<i32> => Array<Integer>,
-        sync_id: Vec<&'a str> => Array<Text>, batch_seq: Vec<i64> => Array<BigInt>,
+        sync_id: Vec<String> => Array<Text>, batch_seq: Vec<i64> => Array<BigInt>,
     } =
     "INSERT INTO sync_batches (tenant_no, device_no, sync_id, batch_seq, at) SELECT " ? tenant_no: Integer
     ", w.*, " ? now: BigInt
@@ -276,9 +278,9 @@ statement! {
 
 statement! {
     /// Remembers that records left a scope.
-    PutExits<'a> {
+    PutExits {
         tenant_no: i32 => Integer, now: i64 => BigInt, scope_no: Vec<i32> => Array<Integer>,
-        kind_no: Vec<i32> => Array<Integer>, id: Vec<&'a str> => Array<Text>, seq: Vec<i64> => Array<BigInt>,
+        kind_no: Vec<i32> => Array<Integer>, id: Vec<String> => Array<Text>, seq: Vec<i64> => Array<BigInt>,
     } =
     "INSERT INTO scope_exits (tenant_no, scope_no, kind_no, id, seq, at) SELECT " ? tenant_no: Integer
     ", w.*, " ? now: BigInt
@@ -291,9 +293,9 @@ statement! {
 
 statement! {
     /// Forgets that records left a scope.
-    ForgetExits<'a> {
+    ForgetExits {
         tenant_no: i32 => Integer, scope_no: Vec<i32> => Array<Integer>, kind_no: Vec<i32> => Array<Integer>,
-        id: Vec<&'a str> => Array<Text>,
+        id: Vec<String> => Array<Text>,
     } =
     "DELETE FROM scope_exits AS e USING unnest(" ? scope_no: Array<Integer>
     ", " ? kind_no: Array<Integer>
@@ -377,4 +379,161 @@ statement! {
      client_ns = excluded.client_ns, server = excluded.server, policy_version = excluded.policy_version, \
      opened_at = excluded.opened_at, resolved_at = excluded.resolved_at, resolved_by = excluded.resolved_by, \
      resolution = excluded.resolution, seq = excluded.seq"
+}
+
+impl<'a> PutRecords<'a> {
+    pub(super) fn of(tenant_no: i32, now: i64, rows: usize) -> Self {
+        Self {
+            tenant_no,
+            now,
+            kind_no: Vec::with_capacity(rows),
+            id: Vec::with_capacity(rows),
+            seq: Vec::with_capacity(rows),
+            scope_no: Vec::with_capacity(rows),
+            owner: Vec::with_capacity(rows),
+            fields: Vec::with_capacity(rows),
+            default_mark: Vec::with_capacity(rows),
+            marks: Vec::with_capacity(rows),
+            del: Vec::with_capacity(rows),
+            live: Vec::with_capacity(rows),
+            schema_version: Vec::with_capacity(rows),
+            states: Vec::with_capacity(rows),
+            entered: Vec::with_capacity(rows),
+        }
+    }
+
+    pub(super) fn push(&mut self, row: RecordWrite<'a>) {
+        self.kind_no.push(row.kind_no);
+        self.id.push(row.id);
+        self.seq.push(row.seq);
+        self.scope_no.push(row.scope_no);
+        self.owner.push(row.owner);
+        self.fields.push(row.fields);
+        self.default_mark.push(row.default_mark);
+        self.marks.push(row.marks);
+        self.del.push(row.del);
+        self.live.push(row.live);
+        self.schema_version.push(row.schema_version);
+        self.states.push(row.states);
+        self.entered.push(row.entered);
+    }
+}
+
+impl PutAnswers {
+    pub(super) fn of(tenant_no: i32, now: i64, rows: usize) -> Self {
+        Self {
+            tenant_no,
+            now,
+            device_no: Vec::with_capacity(rows),
+            n: Vec::with_capacity(rows),
+            op_id: Vec::with_capacity(rows),
+            hash: Vec::with_capacity(rows),
+            code: Vec::with_capacity(rows),
+            seq: Vec::with_capacity(rows),
+            more: Vec::with_capacity(rows),
+        }
+    }
+
+    pub(super) fn push(&mut self, row: ResultRow) {
+        self.device_no.push(row.device_no);
+        self.n.push(row.n);
+        self.op_id.push(row.op_id);
+        self.hash.push(row.hash);
+        self.code.push(row.code);
+        self.seq.push(row.seq);
+        self.more.push(row.more);
+    }
+}
+
+impl PutAudit {
+    pub(super) fn of(tenant_no: i32, now: i64, rows: usize) -> Self {
+        Self {
+            tenant_no,
+            now,
+            kind_no: Vec::with_capacity(rows),
+            id: Vec::with_capacity(rows),
+            seq: Vec::with_capacity(rows),
+            device_no: Vec::with_capacity(rows),
+            sub: Vec::with_capacity(rows),
+            op_id: Vec::with_capacity(rows),
+            n: Vec::with_capacity(rows),
+            code: Vec::with_capacity(rows),
+            strategy: Vec::with_capacity(rows),
+            policy_version: Vec::with_capacity(rows),
+            correlation_id: Vec::with_capacity(rows),
+            detail: Vec::with_capacity(rows),
+        }
+    }
+
+    pub(super) fn push(&mut self, row: AuditInsert) {
+        self.kind_no.push(row.kind_no);
+        self.id.push(row.id);
+        self.seq.push(row.seq);
+        self.device_no.push(row.device_no);
+        self.sub.push(row.sub);
+        self.op_id.push(row.op_id);
+        self.n.push(row.n);
+        self.code.push(row.code);
+        self.strategy.push(row.strategy);
+        self.policy_version.push(row.policy_version);
+        self.correlation_id.push(row.correlation_id);
+        self.detail.push(row.detail);
+    }
+}
+
+impl PutConflicts {
+    pub(super) fn of(tenant_no: i32, rows: usize) -> Self {
+        Self {
+            tenant_no,
+            conflict_id: Vec::with_capacity(rows),
+            kind_no: Vec::with_capacity(rows),
+            id: Vec::with_capacity(rows),
+            scope_no: Vec::with_capacity(rows),
+            device_no: Vec::with_capacity(rows),
+            op_id: Vec::with_capacity(rows),
+            n: Vec::with_capacity(rows),
+            op: Vec::with_capacity(rows),
+            reason: Vec::with_capacity(rows),
+            status: Vec::with_capacity(rows),
+            fields: Vec::with_capacity(rows),
+            base_version: Vec::with_capacity(rows),
+            version: Vec::with_capacity(rows),
+            base: Vec::with_capacity(rows),
+            client: Vec::with_capacity(rows),
+            client_ns: Vec::with_capacity(rows),
+            server: Vec::with_capacity(rows),
+            policy_version: Vec::with_capacity(rows),
+            opened_at: Vec::with_capacity(rows),
+            resolved_at: Vec::with_capacity(rows),
+            resolved_by: Vec::with_capacity(rows),
+            resolution: Vec::with_capacity(rows),
+            seq: Vec::with_capacity(rows),
+        }
+    }
+
+    pub(super) fn push(&mut self, row: ConflictWrite) {
+        self.conflict_id.push(row.conflict_id);
+        self.kind_no.push(row.kind_no);
+        self.id.push(row.id);
+        self.scope_no.push(row.scope_no);
+        self.device_no.push(row.device_no);
+        self.op_id.push(row.op_id);
+        self.n.push(row.n);
+        self.op.push(row.op);
+        self.reason.push(row.reason);
+        self.status.push(row.status);
+        self.fields.push(row.fields);
+        self.base_version.push(row.base_version);
+        self.version.push(row.version);
+        self.base.push(row.base);
+        self.client.push(row.client);
+        self.client_ns.push(row.client_ns);
+        self.server.push(row.server);
+        self.policy_version.push(row.policy_version);
+        self.opened_at.push(row.opened_at);
+        self.resolved_at.push(row.resolved_at);
+        self.resolved_by.push(row.resolved_by);
+        self.resolution.push(row.resolution);
+        self.seq.push(row.seq);
+    }
 }

@@ -142,6 +142,16 @@ pub(crate) struct ConflictSql {
 }
 
 impl ConflictSql {
+    /// Returns the number of the record's kind.
+    pub(crate) fn kind_no(&self) -> i32 {
+        self.kind_no
+    }
+
+    /// Returns the number of the record's scope.
+    pub(crate) fn scope_no(&self) -> i32 {
+        self.scope_no
+    }
+
     pub(crate) fn row(self, names: &Names) -> Result<(TenantNo, ConflictRow), StoreError> {
         let status = self.status()?;
         let unsigned = |number: i64| u64::try_from(number).map_err(|_| corrupt("conflict"));
