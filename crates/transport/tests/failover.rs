@@ -8,7 +8,9 @@ use driftline_testkit::http::Request;
 use driftline_testkit::socket::Socket;
 use serde_json::{Value, json};
 use support::gated::{Gate, gated};
-use support::{Harness, SYNC_ID, Setup, batch, create, grant, start, start_limited, start_on, unhurried, until};
+use support::{
+    Harness, SYNC_ID, Setup, batch, create, grant, start, start_limited, start_on, unhurried, until,
+};
 
 /// Reads on until the connection ends, which must be because the server wants it back; gives the messages before.
 async fn sent_away(mut socket: Socket) -> Vec<Value> {
