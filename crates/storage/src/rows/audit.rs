@@ -57,7 +57,7 @@ pub(crate) struct AuditSql {
     #[diesel(sql_type = BigInt)]
     at: i64,
     #[diesel(sql_type = Integer)]
-    kind_no: i32,
+    pub(crate) kind_no: i32,
     #[diesel(sql_type = Text)]
     id: String,
     #[diesel(sql_type = BigInt)]
