@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -187,12 +187,8 @@ fn with_tls_only_its_own_authority_vouches_for_the_server() {
     assert!(!asks("sslmode=disable"));
 }
 
-/// What the test below starts as a process of its own: it says where its cluster is and waits to be killed.
-#[test]
-fn a_process_with_a_cluster() {
-    if std::env::var_os("TESTKIT_DIES").is_none() {
-        return;
-    }
+/// What the test starts as a process of its own: it says where its cluster is and waits to be killed.
+fn live_with_a_cluster() -> ! {
     let shared = thread::spawn(Cluster::shared).join().expect("it starts");
     assert_eq!(shared.sql("SELECT 1"), "1", "it outlives the thread that started it");
     println!("\ncluster {}", shared.data().display());
@@ -202,16 +198,19 @@ fn a_process_with_a_cluster() {
 
 #[test]
 fn a_cluster_ends_with_its_process() {
+    if std::env::var_os("TESTKIT_IS_KILLED").is_some() {
+        live_with_a_cluster();
+    }
     let mut command = Command::new(std::env::current_exe().expect("a test knows where it is"));
-    command.args(["--exact", "a_process_with_a_cluster", "--nocapture"]).env("TESTKIT_DIES", "1");
+    command.args(["--exact", "a_cluster_ends_with_its_process", "--nocapture"]).env("TESTKIT_IS_KILLED", "1");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
     let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-    let folder = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("cluster ")?.to_owned()));
-    let folder = folder.expect("it says where its cluster is");
-    let status = std::fs::read_to_string(Path::new(&folder).join("postmaster.pid")).expect("it runs");
-    let server = status.lines().next().expect("a number").to_owned();
+    let data = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("cluster ")?.to_owned()));
+    let data = PathBuf::from(data.expect("it says where its cluster is"));
+    let status = std::fs::read_to_string(data.join("postmaster.pid")).expect("it runs");
+    let server = Path::new("/proc").join(status.lines().next().expect("a number"));
     child.kill().expect("it is ours");
     child.wait().expect("it is ours");
-    soon("the end of the server", || !Path::new("/proc").join(&server).exists());
-    soon("the end of the folder", || !Path::new(&folder).parent().expect("a parent").exists());
+    soon("the end of the server", || !server.exists());
+    soon("the end of the folder", || !data.parent().expect("a parent").exists());
 }
