@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use driftline_testkit::postgres::{Cluster, Options, Template, command};
+use driftline_testkit::proxy::{Direction, Proxy};
 
 /// Looks until something holds.
 fn soon(what: &str, mut holds: impl FnMut() -> bool) {
@@ -72,7 +73,7 @@ fn text_sorts_by_language_unless_the_schema_says_otherwise() {
     database
         .sql("CREATE TABLE t (a text, b text COLLATE \"C\"); INSERT INTO t VALUES ('a', 'a'), ('B', 'B')");
     assert_eq!(database.sql("SELECT b FROM t ORDER BY b"), "B\na");
-    if database.sql("SHOW server_version_num") >= "150000".to_owned() {
+    if database.sql("SHOW server_version_num").as_str() >= "150000" {
         assert_eq!(database.sql("SELECT a FROM t ORDER BY a"), "a\nB");
     }
 }
@@ -169,6 +170,28 @@ fn a_restore_goes_back_to_the_backup_on_a_new_timeline() {
         database.sql("INSERT INTO t VALUES (3); CHECKPOINT");
         assert_ne!(cluster.sql(timeline), before);
     }
+}
+
+#[test]
+fn behind_a_proxy_an_answer_is_lost_and_the_change_is_there() {
+    let database = Cluster::shared().empty_database();
+    database.sql("CREATE TABLE t (v int)");
+    let proxy = Proxy::start(Cluster::shared().address());
+    let insert = || {
+        let url = database.url_through(&[proxy.address()]);
+        let output = command("psql").args([&url, "-q", "-c", "INSERT INTO t VALUES (1)"]).output();
+        output.expect("psql runs").status.success()
+    };
+    assert!(insert());
+    // The last message but the word that it is ready says that the row is in: both are lost.
+    let answers = proxy.passed(Direction::ToClient);
+    proxy.cut_after(answers - 20, Direction::ToClient);
+    assert!(!insert());
+    assert_eq!((proxy.cuts(), database.sql("SELECT count(*) FROM t").as_str()), (1, "2"));
+    // Cut before the end of the request, there is nothing to lose.
+    proxy.cut_after(20, Direction::ToServer);
+    assert!(!insert());
+    assert_eq!((proxy.cuts(), database.sql("SELECT count(*) FROM t").as_str()), (2, "2"));
 }
 
 #[test]
