@@ -9,7 +9,7 @@ use diesel::sql_types::{Array, BigInt, Binary, Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_engine::{AuditEntry, AuditQuery, History, Row, StoreError};
 use driftline_model::{KindName, RecordId, TenantNo};
-use futures_util::try_join;
+use tokio::try_join;
 
 use super::filter::Filter;
 use super::snapshot::{first, give_back, last};

@@ -65,7 +65,10 @@ async fn list(
         None => {}
     }
     if let Some(place) = &query.after {
-        filter.pair("(c.opened_at, c.conflict_id) >", (i64::try_from(place.opened_ms).unwrap_or(i64::MAX), place.conflict_id.as_str()));
+        filter.pair(
+            "(c.opened_at, c.conflict_id) >",
+            (i64::try_from(place.opened_ms).unwrap_or(i64::MAX), place.conflict_id.as_str()),
+        );
     }
     filter.limit("ORDER BY c.opened_at, c.conflict_id LIMIT", query.rows);
     load(pg, names, filter).await
@@ -77,6 +80,7 @@ async fn load(
     filter: Filter,
 ) -> Result<Vec<ConflictRow>, StoreError> {
     let found: Vec<ConflictSql> = filter.query().load(&mut pg).await.map_err(store_error)?;
-    names::learn(names, pg, found.iter().map(|row| row.kind_no), found.iter().map(|row| row.scope_no)).await?;
+    names::learn(names, pg, found.iter().map(|row| row.kind_no), found.iter().map(|row| row.scope_no))
+        .await?;
     found.into_iter().map(|row| row.row(names).map(|(_, row)| row)).collect()
 }

@@ -3,7 +3,7 @@
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_engine::{Left, Only, Page, PageQuery, Place, Row, StoreError};
 use driftline_model::{KindName, RecordId, ScopeName, Seq, TenantNo};
-use futures_util::try_join;
+use tokio::try_join;
 
 use super::paged::{LeftByLog, LeftRow, LostByKey, PageByKey, PageByLog, PageByRange, PagedRow};
 use super::snapshot::{first, give_back, last, whole};
@@ -107,7 +107,12 @@ struct Found {
 
 impl Found {
     /// Gives everything its name and cuts the page.
-    async fn page(self, names: &Names, pg: &AsyncPgConnection, query: &PageQuery) -> Result<Page, StoreError> {
+    async fn page(
+        self,
+        names: &Names,
+        pg: &AsyncPgConnection,
+        query: &PageQuery,
+    ) -> Result<Page, StoreError> {
         let rows = self.rows.iter().map(|(row, _)| (row.0, row.3));
         let left = self.left.iter().map(|row| (row.0, row.2));
         let sums = self.sums.iter().map(|row| (row.1, row.0));
@@ -198,7 +203,9 @@ impl<'a> Reader<'a> {
         let (kind_no, id) = self.start(after);
         let (only_kinds, only_scopes) = match only {
             Only::All => (None, None),
-            Only::Some { kinds, scopes } => (Some(self.kind_numbers(kinds)), Some(self.scope_numbers(scopes))),
+            Only::Some { kinds, scopes } => {
+                (Some(self.kind_numbers(kinds)), Some(self.scope_numbers(scopes)))
+            }
         };
         let page = PageByKey {
             tenant_no: self.tenant_no,
@@ -224,8 +231,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<PagedRow>, StoreError> {
         let wanted = self.query.kinds.is_empty() || self.query.kinds.contains(kind);
         let visible = self.query.scopes.contains(scope);
-        let numbers =
-            (self.names.kind(self.query.tenant, kind), self.names.scope(self.query.tenant, scope));
+        let numbers = (self.names.kind(self.query.tenant, kind), self.names.scope(self.query.tenant, scope));
         let (Some(kind_no), Some(scope_no)) = numbers else { return Ok(Vec::new()) };
         if !wanted || !visible {
             return Ok(Vec::new());

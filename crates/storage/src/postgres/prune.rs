@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 
 use diesel::QueryResult;
+use diesel::QueryableByName;
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_query;
-use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use driftline_engine::StoreError;
-use futures_util::join;
+use tokio::join;
 
 use super::snapshot::give_back;
 use super::sql::{Commit, LockHead, LockedHead, statement};
@@ -33,7 +33,8 @@ pub(super) async fn prune(shared: &Shared, now_ms: u64) -> Result<u64, StoreErro
     make_months(shared, now_ms).await?;
     let before = |days: u64| sql(now_ms.saturating_sub(days * DAY_MS));
     let mut removed = 0;
-    for (table, days) in [(Table::Answers, 90), (Table::Batches, 1), (Table::Tombstones, 30), (Table::Exits, 30)]
+    for (table, days) in
+        [(Table::Answers, 90), (Table::Batches, 1), (Table::Tombstones, 30), (Table::Exits, 30)]
     {
         match prune_table(shared, table, before(days)).await? {
             Pruned::All(rows) => removed += rows,
@@ -159,11 +160,10 @@ impl Query for TakeTurn {
 }
 
 /// Begins a transaction and locks the tenant's head in it. Tells whether it is this node's turn.
-async fn locked(pg: &AsyncPgConnection, tenant_no: i32) -> QueryResult<bool> {
-    let begun = (&mut { pg }).batch_execute("BEGIN");
+async fn locked(mut pg: &AsyncPgConnection, tenant_no: i32) -> QueryResult<bool> {
     let turn = TakeTurn {}.get_result::<bool>(&mut { pg });
     let head = LockHead { tenant_no }.load::<LockedHead>(&mut { pg });
-    let (begun, turn, head) = join!(begun, turn, head);
+    let (begun, turn, head) = join!(pg.batch_execute("BEGIN"), turn, head);
     begun?;
     head?;
     turn

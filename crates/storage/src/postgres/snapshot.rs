@@ -8,7 +8,7 @@ use std::future::Future;
 use diesel::QueryResult;
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use driftline_engine::StoreError;
-use futures_util::join;
+use tokio::join;
 
 use super::connect::Lease;
 use super::sql::Commit;

@@ -8,7 +8,8 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_engine::{Head, PartSum, ScopeSum, StoreError, SumQuery};
 use driftline_model::RecordId;
 use driftline_protocol::row_sum;
-use futures_util::{TryStreamExt, try_join};
+use futures_util::TryStreamExt;
+use tokio::try_join;
 
 use super::pages::{FEW, start_id, until_id};
 use super::snapshot::{first, give_back, last, whole};
@@ -121,10 +122,12 @@ pub(super) async fn of_range(shared: &Shared, query: &SumQuery) -> Result<(Head,
     let pg = lease.pg();
     let read = match numbers() {
         Some(numbers) => whole(&lease, parts_of(pg, query, Some(numbers))).await,
-        None => match first(&lease, names::find(names, pg, query.tenant, [&query.kind], [&query.scope])).await {
-            Ok(()) => last(&lease, parts_of(pg, query, numbers())).await,
-            Err(error) => Err(error),
-        },
+        None => {
+            match first(&lease, names::find(names, pg, query.tenant, [&query.kind], [&query.scope])).await {
+                Ok(()) => last(&lease, parts_of(pg, query, numbers())).await,
+                Err(error) => Err(error),
+            }
+        }
     };
     give_back(lease, read).await
 }
@@ -144,7 +147,8 @@ async fn parts_of(
     let (after, until) = (start_id(query.after.as_ref()), until_id(query.until.as_ref()));
     let few = FEW;
     let head = LoadHead { tenant_no }.get_result::<HeadRow>(&mut { pg });
-    let counted = CountOfRange { tenant_no, kind_no, scope_no, after: after.clone(), until: until.clone(), few };
+    let counted =
+        CountOfRange { tenant_no, kind_no, scope_no, after: after.clone(), until: until.clone(), few };
     let counted = counted.get_result::<i64>(&mut { pg });
     let members = MembersOfRange { tenant_no, kind_no, scope_no, after, until, few };
     let members = members.load_stream::<(String, i64)>(&mut pg);
