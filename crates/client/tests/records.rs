@@ -248,6 +248,8 @@ fn deltas_apply_only_where_the_device_stands() {
         (10, 12, true, false),
         (9, 12, false, true),
         (11, 12, false, true),
+        // Written by another node of the server: where the place before was is not told.
+        (12, 12, false, true),
         (8, 10, false, false),
         (3, 9, false, false),
     ];
@@ -263,7 +265,7 @@ fn deltas_apply_only_where_the_device_stands() {
 
 #[test]
 fn only_own_writes_bridge_the_gap_before_a_delta() {
-    for (prev_seq, applied) in [(10, true), (11, true), (12, true), (13, false)] {
+    for (prev_seq, applied) in [(10, true), (11, true), (12, true), (13, false), (14, false)] {
         let mut device = Device::synced("");
         device.edit(create("x", "{}"));
         device.edit(create("y", "{}"));

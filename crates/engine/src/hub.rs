@@ -1,7 +1,8 @@
-//! Committed changes on their way to the sessions of a tenant.
+//! Committed changes on their way to the sessions of a tenant, and what else a store tells its node.
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
@@ -10,6 +11,7 @@ use driftline_protocol::{Change, RecordView, encode_changes};
 use futures_channel::mpsc;
 use futures_util::Stream;
 
+use crate::policies::Policies;
 use crate::ports::Listeners;
 use crate::review::ConflictRow;
 
@@ -24,7 +26,8 @@ pub struct Committed {
     pub seq: Seq,
     /// The highest stored clock after.
     pub hlc: Hlc,
-    /// The changes in their order; nothing when nobody listened while they were planned.
+    /// The changes in their order; nothing when nobody listened while they were planned, or when another node made
+    /// them: then sessions have their clients pull.
     pub changes: Option<Arc<[CommittedChange]>>,
     /// Conflicts that were opened, joined or decided, as they are now.
     pub conflicts: Arc<[CommittedConflict]>,
@@ -108,12 +111,16 @@ pub struct CommittedConflict {
     pub record: Option<RecordView>,
 }
 
-/// Knows the sessions of every tenant.
+/// Knows the sessions of every tenant, and what a node holds of its store that the store may take back: policies, and
+/// how far numbers can be trusted. One hub belongs to one store and one engine.
 #[derive(Debug)]
 pub struct Hub {
     /// Senders by tenant. The lock is held for a push, a removal or one round of sends, none of which waits.
     tenants: Mutex<HashMap<TenantNo, Vec<Subscriber>>>,
     queue: usize,
+    policies: Policies,
+    /// Counts how often numbers were voided.
+    numbering: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -145,7 +152,8 @@ impl Subscriber {
     }
 }
 
-/// The commits of one tenant, as one session hears them. It ends when dropped.
+/// The commits of one tenant, as one session hears them. It ends when dropped, and when the tenant's number was voided:
+/// then no commit comes under it any more.
 ///
 /// A session that falls behind by more than the hub's queue misses commits, but never the last one; it notices by
 /// `prev_seq`. Dropping a future that waits for the next commit loses none.
@@ -182,7 +190,19 @@ impl Hub {
     /// Makes a hub that lets `queue` commits wait for each session.
     #[must_use]
     pub fn new(queue: usize) -> Self {
-        Self { tenants: Mutex::default(), queue }
+        Self { tenants: Mutex::default(), queue, policies: Policies::default(), numbering: AtomicU64::new(0) }
+    }
+
+    /// The policies in force, as far as they are known.
+    pub(crate) fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// Returns how often numbers of tenants and devices were voided. A number that was found before it rose may stand
+    /// for nobody.
+    #[must_use]
+    pub fn numbering(&self) -> u64 {
+        self.numbering.load(Ordering::SeqCst)
     }
 
     /// Starts to listen to a tenant.
@@ -216,6 +236,17 @@ impl Listeners for Hub {
         if subscribers.is_empty() {
             tenants.remove(&tenant);
         }
+    }
+
+    fn policies_changed(&self, tenant: TenantNo) {
+        self.policies.forget(tenant);
+    }
+
+    fn numbers_voided(&self) {
+        // The count rises first: who subscribes under a voided number after the round below sees that it rose.
+        self.numbering.fetch_add(1, Ordering::SeqCst);
+        self.policies.forget_all();
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
@@ -255,6 +286,29 @@ mod tests {
         hub.committed(commit(6));
         let later = slow.try_next().expect("still subscribed");
         assert_eq!((later.prev_seq, later.seq), (Seq::new(5), Seq::new(6)));
+    }
+
+    #[test]
+    fn voided_numbers_end_every_subscription_behind_what_was_told() {
+        let hub = Hub::new(4);
+        let (mut one, mut other) = (hub.subscribe(TenantNo::new(1)), hub.subscribe(TenantNo::new(2)));
+        hub.committed(commit(1));
+        assert_eq!(hub.numbering(), 0);
+        hub.numbers_voided();
+        assert_eq!(hub.numbering(), 1);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut next = |subscription: &mut Subscription| match Pin::new(subscription).poll_next(&mut context)
+        {
+            Poll::Ready(committed) => Some(committed.map(|committed| committed.seq.number())),
+            Poll::Pending => None,
+        };
+        assert_eq!(
+            (next(&mut one), next(&mut one), next(&mut other)),
+            (Some(Some(1)), Some(None), Some(None))
+        );
+        let mut later = hub.subscribe(TenantNo::new(1));
+        assert_eq!(next(&mut later), None, "who comes afterwards listens");
+        assert!(hub.listening(TenantNo::new(1)) && !hub.listening(TenantNo::new(2)));
     }
 
     #[test]

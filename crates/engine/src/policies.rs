@@ -232,6 +232,13 @@ impl Policies {
         tenants.remove(&tenant);
     }
 
+    /// Forgets the policies of all tenants, whose numbers may stand for nobody now.
+    pub(crate) fn forget_all(&self) {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        tenants.clear();
+    }
+
     /// Returns the policy in force for a kind.
     pub(crate) fn policy(
         own: &TenantPolicies,

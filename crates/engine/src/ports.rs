@@ -48,11 +48,20 @@ impl Observer for NullObserver {
 }
 
 /// Is told of every commit, in the order of the tenant's sequence.
+///
+/// A store that shares its database with other nodes also tells what it hears of those. Nothing here may wait: a store
+/// calls it between two groups.
 pub trait Listeners: Send + Sync + 'static {
     /// Tells whether anybody listens to a tenant, so that its changes are worth collecting.
     fn listening(&self, tenant: TenantNo) -> bool;
     /// Takes what one commit group changed of one tenant.
     fn committed(&self, committed: Committed);
+    /// Another node changed a tenant's policies: those that were read before are in force no more. It is told once a
+    /// read gives the new ones.
+    fn policies_changed(&self, _: TenantNo) {}
+    /// The database lost transactions: numbers that it gave for tenants and devices may stand for nobody now, so that
+    /// whoever holds one has to ask for it again. It is told once asking gives the numbers that hold.
+    fn numbers_voided(&self) {}
 }
 
 /// Listens to nothing.

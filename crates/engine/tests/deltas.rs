@@ -2,8 +2,8 @@
 
 mod support;
 
-use driftline_engine::{Catalogue, KindRule, ScopeRule};
-use driftline_model::{KindName, Limits, Object, Seq};
+use driftline_engine::{Catalogue, Committed, KindRule, ScopeRule};
+use driftline_model::{Hlc, KindName, Limits, Object, Seq};
 use driftline_protocol::{Change, ChangeKind, ItemCode, Rows, ServerMessage};
 use driftline_testkit::{Rng, World, create, delete, patch};
 
@@ -173,6 +173,35 @@ fn a_lost_commit_shows() {
     desk.ask(&pull(""));
     office.push(&bob, [create("e", "{}")]);
     assert_eq!(deltas(&mut desk), [told(4, 5, &["e"])]);
+}
+
+#[test]
+fn a_commit_of_another_node_sends_the_client_to_pull() {
+    let office = office();
+    let bob = office.author("bob", "phone");
+    let mut desk = office.desk("ada", "phone").start("");
+    // What another node commits reaches this one as the head alone.
+    office.push(&bob, [create("a", "{}"), create("b", "{}")]);
+    desk.lose();
+    let elsewhere = |prev_seq, seq| {
+        let (prev_seq, seq) = (Seq::new(prev_seq), Seq::new(seq));
+        Committed::new(desk.identity.tenant, prev_seq, seq, Hlc::ZERO, None)
+    };
+    let (heard, late) = (elsewhere(0, 2), elsewhere(1, 2));
+    desk.session.handle_commit(&heard, desk.now_ms);
+    desk.poll();
+    assert_eq!(deltas(&mut desk), [told(2, 2, &[])], "the client stands at 0, so that it pulls");
+    // Told again, or late, it is no news.
+    desk.session.handle_commit(&late, desk.now_ms);
+    desk.poll();
+    assert_eq!(deltas(&mut desk), []);
+
+    let frames = desk.ask(&pull(""));
+    let [frame] = &frames[..] else { panic!("{frames:?}") };
+    let ServerMessage::Page(page) = frame.message() else { panic!("{frame:?}") };
+    assert_eq!((page.seq, page.changes.len()), (Seq::new(2), 2));
+    office.push(&bob, [create("c", "{}")]);
+    assert_eq!(deltas(&mut desk), [told(2, 3, &["c"])], "what this node commits follows as before");
 }
 
 #[test]

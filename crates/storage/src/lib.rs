@@ -33,13 +33,19 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod codec;
+mod group;
 #[cfg(test)]
 mod handmade;
 mod marks;
 mod memory;
+mod names;
 mod paging;
 mod parts;
+mod postgres;
+mod rows;
 mod sqlite;
 
 pub use memory::MemoryStore;
+pub use postgres::{Failover, PostgresError, PostgresOptions, PostgresStore, PostgresTarget};
 pub use sqlite::{Fatal, OpenError, SqliteOptions, SqliteStore};

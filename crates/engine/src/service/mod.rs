@@ -16,7 +16,7 @@ use driftline_protocol::{
 
 use crate::catalogue::{Catalogue, canonical_name};
 use crate::hub::{Hub, Subscription};
-use crate::policies::{Policies, doc_of_policy};
+use crate::policies::doc_of_policy;
 use crate::ports::{Head, Identity, Observer, Row, Store, StoreError};
 use crate::pull::{PullFault, Step};
 use crate::push::{Gate, answer};
@@ -29,7 +29,6 @@ pub struct Engine<S, O> {
     store: S,
     hub: Arc<Hub>,
     catalogue: Catalogue,
-    policies: Policies,
     limits: Arc<Limits>,
     users: Users,
     cursor_key: CursorKey,
@@ -95,7 +94,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let cursor_key = CursorKey::new(&store.cursor_secret());
         let limits = Arc::new(limits);
         let users = Users::new(&limits);
-        Self { store, hub, catalogue, policies: Policies::default(), limits, users, cursor_key, observer }
+        Self { store, hub, catalogue, limits, users, cursor_key, observer }
     }
 
     /// Lifts rates and admission, for measuring, as [`Limits::lifted`] does. It is done before anybody is let in: who
@@ -171,7 +170,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
         self.store.head(identity.tenant).await.map_err(|error| unavailable(&error))
     }
 
-    /// Starts to listen to the identity's tenant.
+    /// Returns how often the store voided numbers of tenants and devices, as [`Hub::numbering`] says. An [`Identity`]
+    /// that was asked for before it rose is to be asked for again.
+    pub fn numbering(&self) -> u64 {
+        self.hub.numbering()
+    }
+
+    /// Starts to listen to the identity's tenant. It ends when the tenant's number is voided.
     pub fn subscribe(&self, identity: &Identity) -> Subscription {
         self.hub.subscribe(identity.tenant)
     }

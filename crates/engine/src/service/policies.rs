@@ -17,12 +17,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
         identity: &Identity,
         now_ms: u64,
     ) -> Result<Arc<HashMap<KindName, PolicyView>>, Fault> {
-        if let Some(own) = self.policies.fresh(identity.tenant, now_ms) {
+        let policies = self.hub.policies();
+        if let Some(own) = policies.fresh(identity.tenant, now_ms) {
             return Ok(own);
         }
-        let generation = self.policies.generation();
+        let generation = policies.generation();
         let stored = self.store.policies(identity.tenant).await.map_err(|error| unavailable(&error))?;
-        Ok(self.policies.load(identity.tenant, stored, generation, now_ms))
+        Ok(policies.load(identity.tenant, stored, generation, now_ms))
     }
 
     /// Lists the policies in force for the tenant's kinds, with their versions; version 0 is the declared one.
@@ -84,7 +85,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             fault
         })?;
         let version = self.store.set_policy(identity.tenant, kind, Some(doc.to_json())).await;
-        self.policies.forget(identity.tenant);
+        self.hub.policies().forget(identity.tenant);
         version.map_err(|error| unavailable(&error))?.ok_or_else(not_found)
     }
 
@@ -94,7 +95,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// `NOT_FOUND` when there is none; `STORE_UNAVAILABLE`.
     pub async fn remove_policy(&self, identity: &Identity, kind: &KindName) -> Result<(), Fault> {
         let removed = self.store.set_policy(identity.tenant, kind, None).await;
-        self.policies.forget(identity.tenant);
+        self.hub.policies().forget(identity.tenant);
         removed.map_err(|error| unavailable(&error))?.map(|_| ()).ok_or_else(not_found)
     }
 }

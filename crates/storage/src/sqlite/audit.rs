@@ -3,78 +3,16 @@
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
-use driftline_engine::{AuditEntry, AuditQuery, AuditRow, History, StoreError};
+use driftline_engine::{AuditEntry, AuditQuery, History, StoreError};
 use driftline_model::{DeviceNo, KindName, RecordId, TenantNo};
 
-use super::codec::{corrupt, decode_code, decode_op, encode_code};
 use super::filter::Filter;
-use super::names::{Names, tenant_sql};
-use super::queries::{device_key, device_of, record, snapshot};
-use super::rows::{seq_of, sql};
+use super::queries::{record, snapshot};
 use super::store_error;
-use super::writer::device_sql;
+use crate::codec::{decode_op, encode_code};
 use crate::marks::every_mark;
-
-#[derive(QueryableByName)]
-struct AuditSql {
-    #[diesel(sql_type = BigInt)]
-    audit_id: i64,
-    #[diesel(sql_type = BigInt)]
-    at: i64,
-    #[diesel(sql_type = Integer)]
-    kind_no: i32,
-    #[diesel(sql_type = Text)]
-    id: String,
-    #[diesel(sql_type = BigInt)]
-    seq: i64,
-    #[diesel(sql_type = Integer)]
-    device_no: i32,
-    #[diesel(sql_type = Text)]
-    device_sub: String,
-    #[diesel(sql_type = Text)]
-    device_id: String,
-    #[diesel(sql_type = Text)]
-    sub: String,
-    #[diesel(sql_type = Nullable<Binary>)]
-    op_id: Option<Vec<u8>>,
-    #[diesel(sql_type = BigInt)]
-    n: i64,
-    #[diesel(sql_type = Integer)]
-    code: i32,
-    #[diesel(sql_type = Text)]
-    strategy: String,
-    #[diesel(sql_type = BigInt)]
-    policy_version: i64,
-    #[diesel(sql_type = Text)]
-    correlation_id: String,
-    #[diesel(sql_type = Text)]
-    detail: String,
-}
-
-impl AuditSql {
-    fn entry(self, names: &Names) -> Result<(DeviceNo, AuditEntry), StoreError> {
-        let unsigned = |number: i64| u64::try_from(number).map_err(|_| corrupt("audit"));
-        let entry = AuditEntry {
-            kind: names.kind_name(self.kind_no)?,
-            id: RecordId::new(&self.id).map_err(|_| corrupt("id"))?,
-            seq: seq_of(self.seq)?,
-            user: self.sub.into(),
-            n: unsigned(self.n)?,
-            strategy: self.strategy,
-            correlation: self.correlation_id,
-            row: AuditRow {
-                audit_id: unsigned(self.audit_id)?,
-                at_ms: unsigned(self.at)?,
-                device: device_key(&self.device_sub, &self.device_id),
-                op_id: self.op_id.as_deref().map(decode_op).transpose()?,
-                code: decode_code(self.code)?,
-                policy_version: unsigned(self.policy_version)?,
-                detail: self.detail,
-            },
-        };
-        Ok((device_of(self.device_no), entry))
-    }
-}
+use crate::names::{Names, device_key, device_sql, tenant_sql};
+use crate::rows::{AuditSql, sql};
 
 const SELECT: &str = "SELECT a.audit_id AS audit_id, a.at AS at, a.kind_no AS kind_no, a.id AS id, a.seq AS seq, \
      a.device_no AS device_no, d.sub AS device_sub, d.device_id AS device_id, a.sub AS sub, a.op_id AS op_id, \

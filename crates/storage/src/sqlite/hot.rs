@@ -10,6 +10,8 @@ use diesel::result::Error;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use crate::rows::{AuditInsert, HeadSql, KnownSql, RecordSql, RecordWrite, ResultRow};
+
 /// The rows of one table that go into one statement.
 pub(super) trait Rows: Sized {
     /// Everything before the rows.
@@ -80,26 +82,6 @@ macro_rules! binds {
     }};
 }
 
-/// A row of `records` to be written.
-pub(super) struct RecordWrite<'a> {
-    pub(super) tenant_no: i32,
-    pub(super) kind_no: i32,
-    pub(super) id: &'a str,
-    pub(super) seq: i64,
-    pub(super) scope_no: i32,
-    pub(super) owner: &'a str,
-    pub(super) fields: &'a str,
-    pub(super) default_mark: Vec<u8>,
-    pub(super) marks: Option<Vec<u8>>,
-    pub(super) del: Option<Vec<u8>>,
-    pub(super) live: Option<Vec<u8>>,
-    pub(super) schema_version: i32,
-    pub(super) states: Option<Vec<u8>>,
-    pub(super) entered: i64,
-    /// When the change was received; tombstones age by it, never by a device's clock.
-    pub(super) changed_at: i64,
-}
-
 impl QueryId for RecordWrite<'_> {
     type QueryId = RecordWrite<'static>;
     const HAS_STATIC_QUERY_ID: bool = true;
@@ -121,20 +103,6 @@ impl Rows for RecordWrite<'_> {
     }
 }
 
-/// A row of `op_results` to be written.
-#[derive(QueryId)]
-pub(super) struct ResultRow {
-    pub(super) device_no: i32,
-    pub(super) n: i64,
-    pub(super) tenant_no: i32,
-    pub(super) op_id: Option<Vec<u8>>,
-    pub(super) hash: i64,
-    pub(super) code: i32,
-    pub(super) seq: i64,
-    pub(super) more: Option<String>,
-    pub(super) at: i64,
-}
-
 impl Rows for ResultRow {
     const HEAD: &'static str =
         "INSERT INTO op_results (device_no, n, tenant_no, op_id, hash, code, seq, more, at) VALUES ";
@@ -144,25 +112,6 @@ impl Rows for ResultRow {
         binds!(self, out, Integer => device_no, BigInt => n, Integer => tenant_no, Nullable<Binary> => op_id,
             BigInt => hash, Integer => code, BigInt => seq, Nullable<Text> => more, BigInt => at)
     }
-}
-
-/// A row of `audit` to be written.
-#[derive(QueryId)]
-pub(super) struct AuditInsert {
-    pub(super) tenant_no: i32,
-    pub(super) at: i64,
-    pub(super) kind_no: i32,
-    pub(super) id: String,
-    pub(super) seq: i64,
-    pub(super) device_no: i32,
-    pub(super) sub: String,
-    pub(super) op_id: Option<Vec<u8>>,
-    pub(super) n: i64,
-    pub(super) code: i32,
-    pub(super) strategy: &'static str,
-    pub(super) policy_version: i64,
-    pub(super) correlation_id: String,
-    pub(super) detail: String,
 }
 
 impl Rows for AuditInsert {
@@ -205,40 +154,6 @@ macro_rules! statement {
 
 pub(super) use {binds, statement};
 
-/// The columns of a record as a query gives them.
-pub(super) type RecordSql = (
-    Integer,
-    Text,
-    BigInt,
-    Integer,
-    Text,
-    Text,
-    Binary,
-    Nullable<Binary>,
-    Nullable<Binary>,
-    Nullable<Binary>,
-    Integer,
-    Nullable<Binary>,
-    BigInt,
-);
-
-/// A record as a query gives it.
-pub(super) type RecordRow = (
-    i32,
-    String,
-    i64,
-    i32,
-    String,
-    String,
-    Vec<u8>,
-    Option<Vec<u8>>,
-    Option<Vec<u8>>,
-    Option<Vec<u8>>,
-    i32,
-    Option<Vec<u8>>,
-    i64,
-);
-
 statement! {
     /// The records of one kind whose ids stand in a JSON array.
     LoadRecords { ids: String => Text, tenant_no: i32 => Integer, kind_no: i32 => Integer } =
@@ -252,12 +167,6 @@ statement! {
 impl Query for LoadRecords {
     type SqlType = RecordSql;
 }
-
-/// The columns of a remembered answer.
-pub(super) type KnownSql = (BigInt, Nullable<Binary>, BigInt, Integer, BigInt, Nullable<Text>);
-
-/// A remembered answer as a query gives it.
-pub(super) type KnownRow = (i64, Option<Vec<u8>>, i64, i32, i64, Option<String>);
 
 statement! {
     /// Remembered answers by number; the numbers stand in a JSON array.
@@ -320,12 +229,6 @@ statement! {
     ", " ? at: BigInt
     ") ON CONFLICT DO UPDATE SET at = excluded.at"
 }
-
-/// The columns of a head.
-pub(super) type HeadSql = (Text, BigInt, BigInt, BigInt, BigInt, BigInt);
-
-/// A head as a query gives it.
-pub(super) type HeadRow = (String, i64, i64, i64, i64, i64);
 
 statement! {
     /// A tenant's head.

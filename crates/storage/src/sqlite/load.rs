@@ -6,18 +6,18 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Text};
-use driftline_engine::{DeviceState, GroupState, Known, RowKey, StoreError, Submission};
+use driftline_engine::{DeviceState, GroupState, RowKey, StoreError, Submission};
 use driftline_model::{DeviceNo, KindName, TenantNo};
 
-use super::codec::{decode_code, decode_more, decode_op, encode_op};
-use super::conflicts::{ConflictSql, OpenConflicts};
-use super::hot::{HeadRow, KnownByName, KnownByNumber, KnownRow, LoadHead, LoadRecords, RecordRow};
-use super::names::tenant_sql;
-use super::queries::device_key;
-use super::rows::{head_of, row_of, seq_of};
+use super::conflicts::OpenConflicts;
+use super::hot::{KnownByName, KnownByNumber, LoadHead, LoadRecords};
 use super::store_error;
-use super::writer::{GroupError, Lookup, Writer, device_sql};
+use super::writer::{GroupError, Writer};
+use crate::codec::encode_op;
+use crate::group::Lookup;
 use crate::marks::every_mark;
+use crate::names::{device_key, device_sql, tenant_sql};
+use crate::rows::{ConflictSql, HeadRow, KnownRow, RecordRow, head_of, known_of, row_of};
 
 /// Devices whose state and name are held in memory.
 const DEVICES_MAX: usize = 200_000;
@@ -131,15 +131,8 @@ impl Writer {
             let query = KnownByName { names: format!("[\"{}\"]", names.join("\",\"")), device_no };
             rows.extend(query.load::<KnownRow>(&mut self.connection)?);
         }
-        for (n, op_id, hash, code, version, more) in rows {
-            let known = Known {
-                op_id: op_id.as_deref().map(decode_op).transpose()?,
-                n: u64::try_from(n).map_err(|_| StoreError::Corrupt("n".into()))?,
-                hash: hash.cast_unsigned(),
-                code: decode_code(code)?,
-                version: seq_of(version)?,
-                more: more.as_deref().map(decode_more).transpose()?.map(Box::new),
-            };
+        for row in rows {
+            let known = known_of(row)?;
             if let Some(op_id) = &known.op_id {
                 state.by_op.insert((submission.device, op_id.clone()), known.clone());
             }

@@ -1,7 +1,6 @@
 //! The embedded store: one SQLite file, one writing thread, a few reading ones.
 
 mod audit;
-mod codec;
 mod conflicts;
 mod filter;
 mod hot;
@@ -11,8 +10,6 @@ mod open;
 mod pages;
 mod queries;
 mod readers;
-mod rows;
-mod states;
 mod sums;
 mod write;
 mod writer;
@@ -36,7 +33,7 @@ use tokio::sync::oneshot;
 
 pub use open::{Fatal, OpenError, SqliteOptions};
 
-use names::Names;
+use crate::names::Names;
 use readers::Readers;
 use writer::{Job, Queued, Writer};
 
@@ -142,7 +139,7 @@ impl SqliteStore {
         now_ms: u64,
     ) -> Result<(), StoreError> {
         self.write(move |writer| {
-            let now = rows::sql(now_ms);
+            let now = crate::rows::sql(now_ms);
             writer.write(&planned, &state, now).map_err(|error| match error {
                 writer::GroupError::Store(error) => error,
                 writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
@@ -157,7 +154,7 @@ impl SqliteStore {
         group: Vec<Submission>,
     ) -> Result<driftline_engine::GroupState, StoreError> {
         self.run(move |writer| {
-            writer.load(&group, writer::Lookup::Thorough).map_err(|error| match error {
+            writer.load(&group, crate::group::Lookup::Thorough).map_err(|error| match error {
                 writer::GroupError::Store(error) => error,
                 writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
             })

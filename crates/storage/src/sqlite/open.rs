@@ -11,10 +11,10 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use driftline_engine::{Clock, Listeners, Random};
 use thiserror::Error;
 
-use super::names::Names;
 use super::readers::Readers;
 use super::writer::Writer;
-use super::{Shared, SqliteStore, sums};
+use super::{Shared, SqliteStore, names, sums};
+use crate::names::Names;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
 
@@ -111,7 +111,7 @@ impl SqliteStore {
         let mut connection = Self::migrated(&file)?;
         let cursor_secret = secret(&mut connection, &options)?;
         let names = Arc::new(Names::default());
-        names.load(&mut connection).map_err(|error| file_error(&file, &error))?;
+        names::load(&names, &mut connection).map_err(|error| file_error(&file, &error))?;
         sums::make(&mut connection, &names).map_err(|error| file_error(&file, &error))?;
         let heads = Arc::default();
         let limits = (options.skew_ms_max, options.record_bytes);

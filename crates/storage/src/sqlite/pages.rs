@@ -7,13 +7,13 @@ use diesel::sqlite::Sqlite;
 use driftline_engine::{Head, Left, Only, Page, PageQuery, Place, StoreError};
 use driftline_model::{KindName, RecordId, ScopeName, Seq};
 
-use super::codec::corrupt;
-use super::hot::{RecordRow, RecordSql, statement};
-use super::names::{Names, tenant_sql};
+use super::hot::statement;
 use super::queries::{head, snapshot};
-use super::rows::{row_of, seq_of, sql};
 use super::{store_error, sums};
+use crate::codec::corrupt;
+use crate::names::{Names, tenant_sql};
 use crate::paging::{Item, cut};
+use crate::rows::{RecordRow, RecordSql, row_of, seq_of, sql};
 
 statement! {
     /// The records of one scope that changed after a place.

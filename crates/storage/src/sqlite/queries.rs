@@ -7,11 +7,11 @@ use diesel::sql_types::{BigInt, Binary, Integer, Text};
 use driftline_engine::{Head, Row, SessionProgress, StoreError, StoredPolicy};
 use driftline_model::{DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo};
 
-use super::hot::{HeadRow, LoadHead, LoadRecords, RecordRow};
-use super::names::{Names, tenant_of, tenant_sql};
-use super::rows::{head_of, row_of, sql};
+use super::hot::{LoadHead, LoadRecords};
 use super::store_error;
-use super::writer::{Writer, device_sql};
+use super::writer::Writer;
+use crate::names::{Names, device_of, device_sql, tenant_of, tenant_sql};
+use crate::rows::{HeadRow, RecordRow, head_of, row_of, sql};
 
 #[derive(QueryableByName)]
 struct Number {
@@ -130,15 +130,6 @@ pub(super) fn find_device(
     .optional()
     .map_err(store_error)?;
     Ok(found.map(|found| device_of(found.number)))
-}
-
-/// Joins the stored halves of a device's name.
-pub(super) fn device_key(user: &str, device: &str) -> DeviceKey {
-    DeviceKey::from_text(&format!("{user}\u{1}{device}"))
-}
-
-pub(super) fn device_of(number: i32) -> DeviceNo {
-    DeviceNo::new(u32::try_from(number).expect("the store gives devices positive numbers"))
 }
 
 pub(super) fn register_device(

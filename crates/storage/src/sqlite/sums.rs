@@ -11,24 +11,14 @@ use driftline_engine::{Head, PartSum, ScopeSum, StoreError, SumQuery};
 use driftline_model::{RecordId, TenantNo};
 use driftline_protocol::row_sum;
 
-use super::codec::{corrupt, decode_del};
 use super::hot::{Rows, binds, insert, statement};
-use super::names::{Names, tenant_sql};
 use super::queries::{head, snapshot};
-use super::rows::seq_of;
 use super::store_error;
+use crate::codec::{corrupt, decode_del};
+use crate::names::{Names, tenant_sql};
 use crate::paging::sort_sums;
 use crate::parts::Parts;
-
-/// What is added to a row of `scope_sums`.
-#[derive(QueryId)]
-pub(super) struct SumAdd {
-    pub(super) tenant_no: i32,
-    pub(super) scope_no: i32,
-    pub(super) kind_no: i32,
-    pub(super) count: i64,
-    pub(super) sum: i64,
-}
+use crate::rows::{SumAdd, seq_of};
 
 impl Rows for SumAdd {
     const HEAD: &'static str = "INSERT INTO scope_sums (tenant_no, scope_no, kind_no, count, sum) VALUES ";

@@ -8,15 +8,10 @@ use diesel::sql_types::{BigInt, Integer, Text};
 use diesel::sqlite::Sqlite;
 use driftline_engine::{ExitWrite, GroupState, Planned};
 
-use super::codec::{encode_code, encode_more, encode_op};
-use super::conflicts;
-use super::hot::{
-    AnswerBatch, AuditInsert, ForgetAnswers, MoveDevice, MoveHead, ResultRow, Rows, binds, insert, statement,
-};
-use super::names::tenant_sql;
-use super::rows::{sql, write_of};
-use super::sums::SumAdd;
-use super::writer::{GroupError, Writer, device_sql};
+use super::hot::{AnswerBatch, ForgetAnswers, MoveDevice, MoveHead, Rows, binds, insert, statement};
+use super::writer::{GroupError, Writer};
+use crate::names::{device_sql, tenant_sql};
+use crate::rows::{AuditInsert, ConflictWrite, ResultRow, SumAdd, sql, write_of};
 
 /// A row of `scope_exits` to be written.
 #[derive(QueryId)]
@@ -117,7 +112,7 @@ impl Writer {
         for (tenant, row) in &planned.writes.conflicts {
             let kind_no = self.intern_kind(*tenant, &row.kind)?;
             let scope_no = self.intern_scope(*tenant, &row.scope)?;
-            rows.push(conflicts::write_of(*tenant, (kind_no, scope_no), row));
+            rows.push(ConflictWrite::new(*tenant, (kind_no, scope_no), row));
         }
         insert(&mut self.connection, &rows)?;
         Ok(())
@@ -129,21 +124,7 @@ impl Writer {
             let acked_n = sql(device.state.acked_n);
             ForgetAnswers { device_no: device_sql(device.device), acked_n }.execute(&mut self.connection)?;
         }
-        let results: Vec<ResultRow> = writes
-            .results
-            .iter()
-            .map(|result| ResultRow {
-                device_no: device_sql(result.device),
-                n: sql(result.known.n),
-                tenant_no: tenant_sql(result.tenant),
-                op_id: result.known.op_id.as_ref().map(encode_op),
-                hash: result.known.hash.cast_signed(),
-                code: encode_code(result.known.code),
-                seq: sql(result.known.version.number()),
-                more: result.known.more.as_deref().map(encode_more),
-                at: now,
-            })
-            .collect();
+        let results: Vec<_> = writes.results.iter().map(|result| ResultRow::new(result, now)).collect();
         insert(&mut self.connection, &results)?;
         Ok(())
     }
@@ -176,22 +157,8 @@ impl Writer {
     fn write_audit(&mut self, planned: &Planned, now: i64) -> Result<(), GroupError> {
         let mut rows = Vec::with_capacity(planned.writes.audits.len());
         for audit in &planned.writes.audits {
-            rows.push(AuditInsert {
-                tenant_no: tenant_sql(audit.tenant),
-                at: now,
-                kind_no: self.intern_kind(audit.tenant, &audit.kind)?,
-                id: audit.id.as_str().to_owned(),
-                seq: sql(audit.seq.number()),
-                device_no: device_sql(audit.device),
-                sub: audit.user.to_string(),
-                op_id: audit.op_id.as_ref().map(encode_op),
-                n: sql(audit.n),
-                code: encode_code(audit.code),
-                strategy: audit.strategy,
-                policy_version: sql(audit.policy_version),
-                correlation_id: audit.correlation.to_string(),
-                detail: audit.detail.clone(),
-            });
+            let kind_no = self.intern_kind(audit.tenant, &audit.kind)?;
+            rows.push(AuditInsert::new(audit, kind_no, now));
         }
         insert(&mut self.connection, &rows)?;
         Ok(())

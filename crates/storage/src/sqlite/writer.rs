@@ -11,19 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use driftline_conflict::DeviceOrder;
 use driftline_engine::{
     Clock, DeviceState, GroupState, Head, Listeners, PlanEnv, Planned, Random, Receipt, StoreError,
     Submission, Task, plan,
 };
-use driftline_model::{DeviceKey, DeviceNo, KindName, ScopeName, TenantNo};
-use driftline_protocol::{ItemClass, ItemCode};
+use driftline_model::{DeviceNo, KindName, ScopeName, TenantNo};
 use tokio::sync::oneshot;
 
 use super::hot::is_unique_violation;
-use super::names::{Fresh, Names};
-use super::rows::sql;
-use super::{Fatal, store_error};
+use super::{Fatal, names, store_error};
+use crate::group::{DeviceNames, GROUP_BATCHES, GROUP_BYTES, Lookup, QUEUED_BYTES_MAX, unproven};
+use crate::names::{Fresh, Names};
+use crate::rows::sql;
 
 /// What the writer is asked to do.
 pub(super) enum Job {
@@ -39,9 +38,6 @@ pub(super) struct Queued {
     waiting: Arc<AtomicUsize>,
 }
 
-/// Bytes of batches that may wait for the writer.
-const QUEUED_BYTES_MAX: usize = 256 << 20;
-
 impl Queued {
     /// Counts a batch in, unless too much waits already.
     pub(super) fn count(waiting: &Arc<AtomicUsize>, bytes: usize) -> Option<Self> {
@@ -56,10 +52,6 @@ impl Drop for Queued {
         self.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
-
-/// A commit group holds at most this many batches and bytes.
-const GROUP_BATCHES: usize = 64;
-const GROUP_BYTES: usize = 4 << 20;
 
 pub(super) struct Writer {
     pub(super) connection: SqliteConnection,
@@ -80,15 +72,6 @@ pub(super) struct Writer {
     pub(super) fresh: Fresh,
 }
 
-/// How answers that came before are looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lookup {
-    /// Only where an item's number is not new; a name that came under another number fails on its key.
-    Likely,
-    /// For every item.
-    Thorough,
-}
-
 /// Why a group was not committed.
 pub(super) enum GroupError {
     /// A name of a change came again under another number, or may have: every answer must be looked up.
@@ -106,20 +89,6 @@ impl From<diesel::result::Error> for GroupError {
     fn from(error: diesel::result::Error) -> Self {
         if is_unique_violation(&error) { Self::DoubledName } else { Self::Store(store_error(error)) }
     }
-}
-
-/// The names of devices, for the order of equal clocks.
-#[derive(Default)]
-pub(super) struct DeviceNames(pub(super) HashMap<DeviceNo, DeviceKey>);
-
-impl DeviceOrder for DeviceNames {
-    fn bytes(&self, device: DeviceNo) -> &[u8] {
-        self.0.get(&device).map_or(&[], |key| key.as_str().as_bytes())
-    }
-}
-
-pub(super) fn device_sql(device: DeviceNo) -> i32 {
-    i32::try_from(device.number()).expect("the store gives devices numbers of 31 bits")
 }
 
 impl Writer {
@@ -272,11 +241,11 @@ impl Writer {
     }
 
     pub(super) fn intern_kind(&mut self, tenant: TenantNo, kind: &KindName) -> Result<i32, StoreError> {
-        self.names.intern_kind(&mut self.connection, tenant, kind, &mut self.fresh)
+        names::intern_kind(&self.names, &mut self.connection, tenant, kind, &mut self.fresh)
     }
 
     pub(super) fn intern_scope(&mut self, tenant: TenantNo, scope: &ScopeName) -> Result<i32, StoreError> {
-        self.names.intern_scope(&mut self.connection, tenant, scope, &mut self.fresh)
+        names::intern_scope(&self.names, &mut self.connection, tenant, scope, &mut self.fresh)
     }
 
     /// Gives numbers to new kinds and scopes, before the transaction, so that they stay if it fails.
@@ -321,16 +290,4 @@ impl Writer {
         self.write(&planned, &state, now)?;
         Ok((planned, state))
     }
-}
-
-/// Whether a change with a name got an answer that is not written: only the key of a written one shows that its name
-/// never came before.
-fn unproven(group: &[Submission], planned: &Planned) -> bool {
-    group.iter().zip(&planned.receipts).any(|(submission, receipt)| {
-        submission.entries.iter().zip(&receipt.results).any(|(entry, result)| {
-            let fails_group = entry.group.is_some() && result.code.class() != ItemClass::Done;
-            let written = result.code.is_remembered() && !fails_group;
-            entry.op_id.is_some() && !written && !result.duplicate && result.code != ItemCode::EpochChanged
-        })
-    })
 }

@@ -1,35 +1,39 @@
 //! Marks, names of changes and codes as they are stored.
 
+mod states;
+
 use driftline_conflict::{Mark, Winner};
 use driftline_engine::{KnownMore, StoreError};
 use driftline_model::{ConflictId, DeviceNo, Hlc, Object, OpId, Seq, elements};
 use driftline_protocol::{Document, ItemCode, write_json_string};
 
-pub(super) fn corrupt(what: &str) -> StoreError {
+pub(crate) use states::{decode_states, encode_states};
+
+pub(crate) fn corrupt(what: &str) -> StoreError {
     StoreError::Corrupt(what.to_owned())
 }
 
 /// A mark: `fv`, the 8 bytes of the clock, device and `n`; numbers with seven bits a byte, low bits first.
-pub(super) fn encode_mark(mark: &Mark, out: &mut Vec<u8>) {
+pub(crate) fn encode_mark(mark: &Mark, out: &mut Vec<u8>) {
     number(mark.fv.number(), out);
     out.extend_from_slice(&mark.hlc.bits().to_be_bytes());
     number(u64::from(mark.device.number()), out);
     number(mark.n, out);
 }
 
-pub(super) fn mark_bytes(mark: &Mark) -> Vec<u8> {
+pub(crate) fn mark_bytes(mark: &Mark) -> Vec<u8> {
     let mut out = Vec::with_capacity(20);
     encode_mark(mark, &mut out);
     out
 }
 
-pub(super) fn decode_mark(bytes: &[u8]) -> Result<Mark, StoreError> {
+pub(crate) fn decode_mark(bytes: &[u8]) -> Result<Mark, StoreError> {
     let mut reader = Reader(bytes);
     reader.mark()
 }
 
 /// Marks of single fields: the distinct marks, then each name with the place of its mark.
-pub(super) fn encode_marks(marks: &[(Box<str>, Mark)]) -> Option<Vec<u8>> {
+pub(crate) fn encode_marks(marks: &[(Box<str>, Mark)]) -> Option<Vec<u8>> {
     if marks.is_empty() {
         return None;
     }
@@ -53,7 +57,7 @@ pub(super) fn encode_marks(marks: &[(Box<str>, Mark)]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-pub(super) fn decode_marks(bytes: Option<&[u8]>) -> Result<Vec<(Box<str>, Mark)>, StoreError> {
+pub(crate) fn decode_marks(bytes: Option<&[u8]>) -> Result<Vec<(Box<str>, Mark)>, StoreError> {
     let Some(bytes) = bytes else { return Ok(Vec::new()) };
     let mut reader = Reader(bytes);
     let distinct = reader.number()?;
@@ -68,7 +72,7 @@ pub(super) fn decode_marks(bytes: Option<&[u8]>) -> Result<Vec<(Box<str>, Mark)>
 }
 
 /// A delete's mark behind a byte that tells whether it is in force.
-pub(super) fn encode_del(del: Option<&Mark>, deleted: bool) -> Option<Vec<u8>> {
+pub(crate) fn encode_del(del: Option<&Mark>, deleted: bool) -> Option<Vec<u8>> {
     let del = del?;
     let mut out = Vec::with_capacity(20);
     out.push(u8::from(deleted));
@@ -76,7 +80,7 @@ pub(super) fn encode_del(del: Option<&Mark>, deleted: bool) -> Option<Vec<u8>> {
     Some(out)
 }
 
-pub(super) fn decode_del(bytes: Option<&[u8]>) -> Result<(Option<Mark>, bool), StoreError> {
+pub(crate) fn decode_del(bytes: Option<&[u8]>) -> Result<(Option<Mark>, bool), StoreError> {
     match bytes {
         None => Ok((None, false)),
         Some([deleted, mark @ ..]) => Ok((Some(decode_mark(mark)?), *deleted == 1)),
@@ -85,7 +89,7 @@ pub(super) fn decode_del(bytes: Option<&[u8]>) -> Result<(Option<Mark>, bool), S
 }
 
 /// A name of a change: UUIDs take 16 bytes, other texts their own.
-pub(super) fn encode_op(op_id: &OpId) -> Vec<u8> {
+pub(crate) fn encode_op(op_id: &OpId) -> Vec<u8> {
     let text = op_id.as_str();
     let mut out = Vec::with_capacity(17);
     if let Some(uuid) = uuid_bytes(text) {
@@ -98,7 +102,7 @@ pub(super) fn encode_op(op_id: &OpId) -> Vec<u8> {
     out
 }
 
-pub(super) fn decode_op(bytes: &[u8]) -> Result<OpId, StoreError> {
+pub(crate) fn decode_op(bytes: &[u8]) -> Result<OpId, StoreError> {
     let text = match bytes {
         [b'u', uuid @ ..] if uuid.len() == 16 => uuid_text(uuid),
         [b't', text @ ..] => std::str::from_utf8(text).map_err(|_| corrupt("op_id"))?.to_owned(),
@@ -142,7 +146,7 @@ fn uuid_text(bytes: &[u8]) -> String {
 }
 
 /// Names of fields, which are canonical JSON text already, as a JSON array.
-pub(super) fn join_names(names: &[Box<str>]) -> String {
+pub(crate) fn join_names(names: &[Box<str>]) -> String {
     let mut out = String::from("[");
     for name in names {
         if out.len() > 1 {
@@ -156,7 +160,7 @@ pub(super) fn join_names(names: &[Box<str>]) -> String {
     out
 }
 
-pub(super) fn split_names(array: &str) -> Result<Vec<Box<str>>, StoreError> {
+pub(crate) fn split_names(array: &str) -> Result<Vec<Box<str>>, StoreError> {
     let names = elements(array).ok_or_else(|| corrupt("names"))?;
     let bare = |name: &str| Some(Box::from(name.strip_prefix('"')?.strip_suffix('"')?));
     names.into_iter().map(|name| bare(name).ok_or_else(|| corrupt("names"))).collect()
@@ -170,7 +174,7 @@ const WINNERS: [(Winner, &str); 4] = [
 ];
 
 /// The rarer half of an answer: a canonical object whose winners stand as names and winners by turns.
-pub(super) fn encode_more(more: &KnownMore) -> String {
+pub(crate) fn encode_more(more: &KnownMore) -> String {
     let mut out = String::from("{");
     if let Some(conflict_id) = &more.conflict_id {
         out.push_str("\"conflict_id\":");
@@ -187,7 +191,7 @@ pub(super) fn encode_more(more: &KnownMore) -> String {
     out
 }
 
-pub(super) fn decode_more(text: &str) -> Result<KnownMore, StoreError> {
+pub(crate) fn decode_more(text: &str) -> Result<KnownMore, StoreError> {
     let object = Object::from_canonical(text.to_owned()).map_err(|_| corrupt("more"))?;
     let conflict_id = object.get("conflict_id").map(|text| {
         let document = Document::parse(text.as_bytes(), 1).ok()?;
@@ -230,16 +234,16 @@ const CODES: [(ItemCode, i32); 19] = [
     (ItemCode::EpochChanged, 41),
 ];
 
-pub(super) fn encode_code(code: ItemCode) -> i32 {
+pub(crate) fn encode_code(code: ItemCode) -> i32 {
     CODES.iter().find(|(known, _)| *known == code).map_or(0, |(_, number)| *number)
 }
 
-pub(super) fn decode_code(number: i32) -> Result<ItemCode, StoreError> {
+pub(crate) fn decode_code(number: i32) -> Result<ItemCode, StoreError> {
     let found = CODES.iter().find(|(_, known)| *known == number).map(|(code, _)| *code);
     found.ok_or_else(|| corrupt("code"))
 }
 
-pub(super) fn number(mut number: u64, out: &mut Vec<u8>) {
+pub(crate) fn number(mut number: u64, out: &mut Vec<u8>) {
     while number >= 0x80 {
         out.push((number & 0x7f) as u8 | 0x80);
         number >>= 7;
@@ -248,21 +252,21 @@ pub(super) fn number(mut number: u64, out: &mut Vec<u8>) {
 }
 
 /// A text behind its length.
-pub(super) fn text(text: &str, out: &mut Vec<u8>) {
+pub(crate) fn text(text: &str, out: &mut Vec<u8>) {
     number(text.len() as u64, out);
     out.extend_from_slice(text.as_bytes());
 }
 
 /// Reads what the functions above wrote; whatever else it meets is corrupt.
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    pub(super) const fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
     /// Tells whether everything was read.
-    pub(super) const fn is_done(&self) -> bool {
+    pub(crate) const fn is_done(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -272,7 +276,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    pub(super) fn number(&mut self) -> Result<u64, StoreError> {
+    pub(crate) fn number(&mut self) -> Result<u64, StoreError> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
             let byte = self.bytes(1)?[0];
@@ -285,17 +289,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a number that is a length or a place.
-    pub(super) fn size(&mut self) -> Result<usize, StoreError> {
+    pub(crate) fn size(&mut self) -> Result<usize, StoreError> {
         usize::try_from(self.number()?).map_err(|_| corrupt("length"))
     }
 
     /// Reads a text behind its length.
-    pub(super) fn text(&mut self) -> Result<Box<str>, StoreError> {
+    pub(crate) fn text(&mut self) -> Result<Box<str>, StoreError> {
         let len = self.size()?;
         Ok(std::str::from_utf8(self.bytes(len)?).map_err(|_| corrupt("text"))?.into())
     }
 
-    pub(super) fn mark(&mut self) -> Result<Mark, StoreError> {
+    pub(crate) fn mark(&mut self) -> Result<Mark, StoreError> {
         let fv = Seq::new(self.number()?);
         let hlc = self.bytes(8)?.try_into().map_err(|_| corrupt("mark"))?;
         let device = u32::try_from(self.number()?).map_err(|_| corrupt("mark"))?;

@@ -9,7 +9,7 @@ use driftline_conflict::{Assertion, FieldState, Life, Mark, Parts};
 use driftline_engine::StoreError;
 use driftline_model::Seq;
 
-use super::codec::{Reader, corrupt, encode_mark, number, text};
+use super::{Reader, corrupt, encode_mark, number, text};
 
 const CLOCKS: u64 = 0;
 const URGENT: u64 = 1;
@@ -22,7 +22,7 @@ const LIST: u64 = 2;
 const ORDERED: u64 = 3;
 
 /// The life and the states of a record; nothing when neither says anything.
-pub(super) fn encode_states(life: &Life, states: &[(Box<str>, FieldState)]) -> Option<Vec<u8>> {
+pub(crate) fn encode_states(life: &Life, states: &[(Box<str>, FieldState)]) -> Option<Vec<u8>> {
     if *life == Life::Clocks && states.is_empty() {
         return None;
     }
@@ -40,7 +40,7 @@ pub(super) fn encode_states(life: &Life, states: &[(Box<str>, FieldState)]) -> O
 /// A record's life and states.
 type LifeAndStates = (Life, Vec<(Box<str>, FieldState)>);
 
-pub(super) fn decode_states(bytes: Option<&[u8]>) -> Result<LifeAndStates, StoreError> {
+pub(crate) fn decode_states(bytes: Option<&[u8]>) -> Result<LifeAndStates, StoreError> {
     let Some(bytes) = bytes else { return Ok((Life::Clocks, Vec::new())) };
     let mut bytes = Reader::new(bytes);
     let count = bytes.number()?;

@@ -1,0 +1,64 @@
+//! What a node remembers of the tables: numbers never change their names, so nothing here ages but by a failover.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+
+use driftline_model::{DeviceKey, DeviceNo, TenantId, TenantNo};
+
+use crate::names::Names;
+
+/// Entries that each of the maps holds at most.
+const ENTRIES_MAX: usize = 200_000;
+
+#[derive(Default)]
+pub(super) struct Caches {
+    pub(super) names: Names,
+    pub(super) tenants: Cache<TenantId, TenantNo>,
+    pub(super) devices: Cache<(TenantNo, DeviceKey), DeviceNo>,
+    pub(super) device_names: Cache<DeviceNo, DeviceKey>,
+    /// The highest number that each device was seen with; another node may know a higher one.
+    pub(super) last_ns: Cache<DeviceNo, u64>,
+}
+
+impl Caches {
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        self.names.clear();
+        self.tenants.clear();
+        self.devices.clear();
+        self.device_names.clear();
+        self.last_ns.clear();
+    }
+}
+
+/// A bounded map. The lock is held for a look-up or an insertion.
+pub(super) struct Cache<K, V>(Mutex<HashMap<K, V>>);
+
+impl<K, V> Default for Cache<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+    pub(super) fn get(&self, key: &K) -> Option<V> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    pub(super) fn insert(&self, key: K, value: V) {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if map.len() >= ENTRIES_MAX {
+            map.clear();
+        }
+        map.insert(key, value);
+    }
+
+    pub(super) fn values(&self) -> Vec<V> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}

@@ -1,0 +1,354 @@
+//! Commit groups: load, plan, write, commit, in two flights of statements.
+//!
+//! A flight is statements that travel together. The first begins the transaction, locks the head and loads what the
+//! plan needs: under READ COMMITTED every statement behind the lock sees all that was committed before it was granted.
+//! The second writes and commits: when one of its statements fails, the commit that follows it takes everything back.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use diesel::QueryableByName;
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_query;
+use diesel::sql_types::BigInt;
+use diesel_async::RunQueryDsl;
+use driftline_engine::{PlanEnv, Planned, Receipt, StoreError, Submission, plan};
+use driftline_model::{KindName, ScopeName, TenantNo};
+use tokio::time::Instant;
+
+use super::connect::Lease;
+use super::lanes::Answer;
+use super::load::{Loaded, load};
+use super::write::{Numbers, write};
+use super::{Shared, names, store_error};
+use crate::group::{Lookup, unproven};
+use crate::rows::sql;
+
+/// Why a group was not committed.
+pub(super) enum Failure {
+    /// A name of a change came again under another number, or may have: every answer must be looked up.
+    DoubledName,
+    /// The audit has no partition for the time of receipt yet.
+    NoMonth(u64),
+    /// Kinds and scopes that have no numbers yet: they showed in the plan.
+    Unnamed(BTreeSet<KindName>, BTreeSet<ScopeName>),
+    /// The connection went away before the commit was asked for: nothing was applied.
+    Lost(String),
+    /// The connection went away while the commit was under way: nobody knows what became of it.
+    Unknown(String),
+    /// The database or the store refused; nothing was applied.
+    Refused(StoreError),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => Self::DoubledName,
+            other => Self::Refused(store_error(other)),
+        }
+    }
+}
+
+impl Failure {
+    fn reason(&self) -> StoreError {
+        match self {
+            Self::DoubledName => StoreError::Unavailable("a doubled key".into()),
+            Self::Unnamed(..) => StoreError::Unavailable("a name has no number".into()),
+            Self::NoMonth(_) => StoreError::Unavailable("the audit has no partition for this month".into()),
+            Self::Lost(reason) => StoreError::Unavailable(reason.clone()),
+            Self::Unknown(reason) => {
+                StoreError::Unavailable(format!("{reason}; whether the batch was applied is not known yet"))
+            }
+            Self::Refused(error) => error.clone(),
+        }
+    }
+}
+
+/// How long is waited before a group is tried again, in milliseconds; so many times it is.
+const AGAIN_MS: [u64; 4] = [20, 100, 500, 2_000];
+
+/// Writes a group, and answers each of its batches: with its receipt, or that it must be sent again.
+pub(super) async fn run_group(
+    shared: &Shared,
+    tenant: TenantNo,
+    mut group: Vec<Submission>,
+    mut answers: Vec<Answer>,
+) {
+    let begun = Instant::now();
+    let mut lookup = Lookup::Likely;
+    let mut tries = AGAIN_MS.iter();
+    let failure = loop {
+        let failure = match transact(shared, tenant, &group, lookup).await {
+            Ok(receipts) => {
+                for (answer, receipt) in answers.into_iter().zip(receipts) {
+                    // Nobody waits any more: the batch is applied all the same and a resend is recognised.
+                    let _ = answer.send(Ok(receipt));
+                }
+                return;
+            }
+            Err(failure) => failure,
+        };
+        match prepare(shared, tenant, &failure).await {
+            None => {}
+            Some(Ok(())) if tries.next().is_some() => continue,
+            Some(Ok(())) => break failure,
+            Some(Err(error)) => break Failure::Refused(error),
+        }
+        match failure {
+            Failure::Lost(_) => {}
+            // What was committed is recognised when it is planned again, if it can be recognised at all.
+            Failure::Unknown(_) => (group, answers) = keep_recognisable(group, answers, &failure),
+            _ => break failure,
+        }
+        tracing::warn!(reason = %failure.reason(), batches = group.len(), "commit group lost its connection, trying again");
+        lookup = Lookup::Thorough;
+        match tries.next() {
+            Some(wait_ms) if begun.elapsed() < shared.wait && !group.is_empty() => {
+                tokio::time::sleep(Duration::from_millis(*wait_ms)).await;
+            }
+            _ => break failure,
+        }
+    };
+    one_by_one(shared, tenant, group, answers, failure).await;
+}
+
+/// Makes what a group lacked, if that is why it failed.
+async fn prepare(shared: &Shared, tenant: TenantNo, failure: &Failure) -> Option<Result<(), StoreError>> {
+    match failure {
+        Failure::NoMonth(at_ms) => Some(make_month(shared, *at_ms).await),
+        Failure::Unnamed(kinds, scopes) => Some(name(shared, tenant, kinds, scopes).await),
+        _ => None,
+    }
+}
+
+async fn name(
+    shared: &Shared,
+    tenant: TenantNo,
+    kinds: &BTreeSet<KindName>,
+    scopes: &BTreeSet<ScopeName>,
+) -> Result<(), StoreError> {
+    let lease = shared.writer().await?;
+    names::intern(&shared.caches.names, lease.pg(), tenant, kinds, scopes).await?;
+    lease.done();
+    Ok(())
+}
+
+/// Answers the batches that cannot be recognised when they come again.
+fn keep_recognisable(
+    group: Vec<Submission>,
+    answers: Vec<Answer>,
+    failure: &Failure,
+) -> (Vec<Submission>, Vec<Answer>) {
+    let mut kept = (Vec::new(), Vec::new());
+    for (submission, answer) in group.into_iter().zip(answers) {
+        if submission.entries.iter().all(|entry| entry.n.is_some() || entry.op_id.is_some()) {
+            kept.0.push(submission);
+            kept.1.push(answer);
+        } else {
+            let _ = answer.send(Err(failure.reason()));
+        }
+    }
+    kept
+}
+
+/// One batch is at fault, or a name came again: each batch runs alone, with every answer looked up. A database that is
+/// away is not asked again for each of them.
+async fn one_by_one(
+    shared: &Shared,
+    tenant: TenantNo,
+    group: Vec<Submission>,
+    answers: Vec<Answer>,
+    failure: Failure,
+) {
+    let away = matches!(failure, Failure::Lost(_) | Failure::Unknown(_));
+    if let Failure::Refused(error) = &failure {
+        tracing::warn!(%error, batches = group.len(), "commit group failed, batches run one by one");
+    }
+    for (submission, answer) in group.into_iter().zip(answers) {
+        if away || answer.is_closed() {
+            let _ = answer.send(Err(failure.reason()));
+            continue;
+        }
+        let done = alone(shared, tenant, &submission).await;
+        let _ = answer.send(match done {
+            Ok(mut receipts) => receipts.pop().ok_or_else(|| StoreError::Unavailable("no receipt".into())),
+            Err(failure) => Err(failure.reason()),
+        });
+    }
+}
+
+async fn alone(shared: &Shared, tenant: TenantNo, submission: &Submission) -> Result<Vec<Receipt>, Failure> {
+    let batch = std::slice::from_ref(submission);
+    for _ in AGAIN_MS {
+        let failure = match transact(shared, tenant, batch, Lookup::Thorough).await {
+            Ok(receipts) => return Ok(receipts),
+            Err(failure) => failure,
+        };
+        match prepare(shared, tenant, &failure).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err(failure),
+        }
+    }
+    Err(StoreError::Unavailable("the batch needs new names again and again".into()).into())
+}
+
+/// Loads, plans, writes and commits; or leaves everything as it was.
+async fn transact(
+    shared: &Shared,
+    tenant: TenantNo,
+    group: &[Submission],
+    lookup: Lookup,
+) -> Result<Vec<Receipt>, Failure> {
+    let lease = shared.writer().await?;
+    let (kinds, scopes) = names::of_group(group);
+    if let Err(error) = names::intern(&shared.caches.names, lease.pg(), tenant, &kinds, &scopes).await {
+        return Err(ended(lease, error.into()).await);
+    }
+    let loaded = match load(shared, lease.pg(), tenant, group, lookup).await {
+        Ok(loaded) => loaded,
+        Err(failure) => return Err(ended(lease, failure).await),
+    };
+    #[cfg(test)]
+    if let Some(faults) = shared.faults.get() {
+        faults.pause().await;
+    }
+    let (planned, loaded) = match planned(shared, group, loaded, lookup) {
+        Ok(planned) => planned,
+        Err(failure) => return Err(ended(lease, failure).await),
+    };
+    let state = &loaded.state;
+    let numbers = match Numbers::of(&shared.caches.names, tenant, &planned.writes, state) {
+        Ok(numbers) => numbers,
+        Err(failure) => return Err(ended(lease, failure).await),
+    };
+    let written = write(lease.pg(), tenant, (&planned, state), &numbers, loaded.now_ms).await;
+    if let Err(error) = written {
+        if lease.is_lost() || is_closed(&error) {
+            return Err(Failure::Unknown(error.to_string()));
+        }
+        // The commit behind the statement that failed has taken everything back.
+        lease.done();
+        return Err(error.into());
+    }
+    lease.done();
+    Ok(told(shared, tenant, planned))
+}
+
+/// Plans a loaded group.
+fn planned(
+    shared: &Shared,
+    group: &[Submission],
+    mut loaded: Loaded,
+    lookup: Lookup,
+) -> Result<(Planned, Loaded), Failure> {
+    let env = PlanEnv {
+        now_ms: loaded.now_ms,
+        skew_ms_max: shared.skew_ms_max,
+        record_bytes: shared.record_bytes,
+        devices: &loaded.devices,
+        listening: &|tenant| shared.listeners.listening(tenant),
+    };
+    let planned = plan(group, &mut loaded.state, &env);
+    if lookup == Lookup::Likely && unproven(group, &planned) {
+        return Err(Failure::DoubledName);
+    }
+    if !planned.writes.audits.is_empty() && !shared.months.cover(loaded.now_ms) {
+        return Err(Failure::NoMonth(loaded.now_ms));
+    }
+    Ok((planned, loaded))
+}
+
+/// Tells of a commit, after it.
+fn told(shared: &Shared, tenant: TenantNo, planned: Planned) -> Vec<Receipt> {
+    for write in &planned.writes.devices {
+        shared.caches.last_ns.insert(write.device, write.state.last_n);
+    }
+    for (_, head) in &planned.writes.heads {
+        shared.lanes.note_told(tenant, head.seq);
+    }
+    for committed in planned.commits {
+        shared.listeners.committed(committed);
+    }
+    planned.receipts
+}
+
+/// Ends a transaction that failed before its commit was asked for.
+async fn ended(lease: Lease, failure: Failure) -> Failure {
+    let stood = lease.roll_back().await;
+    match failure {
+        Failure::Refused(StoreError::Unavailable(reason)) if !stood => Failure::Lost(reason),
+        other => other,
+    }
+}
+
+/// Whether a statement found no connection to travel on.
+fn is_closed(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, _)
+    )
+}
+
+/// The months that the audit is known to have partitions for.
+#[derive(Default)]
+pub(super) struct Months {
+    /// Beginnings and ends. The lock is held for a look-up or an insertion.
+    known: Mutex<Vec<(u64, u64)>>,
+}
+
+impl Months {
+    fn cover(&self, at_ms: u64) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().any(|(begin, end)| (*begin..*end).contains(&at_ms))
+    }
+}
+
+#[derive(QueryableByName)]
+struct Month {
+    #[diesel(sql_type = BigInt)]
+    month_begin: i64,
+    #[diesel(sql_type = BigInt)]
+    month_end: i64,
+}
+
+/// Makes the audit's partition for a time, unless it is there.
+pub(super) async fn make_month(shared: &Shared, at_ms: u64) -> Result<(), StoreError> {
+    let lease = shared.writer().await?;
+    let made = sql_query("SELECT month_begin, month_end FROM audit_month($1)")
+        .bind::<BigInt, _>(sql(at_ms))
+        .get_result::<Month>(&mut lease.pg())
+        .await;
+    let month = made.map_err(store_error)?;
+    lease.done();
+    let bound = |ms: i64| u64::try_from(ms).unwrap_or_default();
+    let mut known = shared.months.known.lock().unwrap_or_else(PoisonError::into_inner);
+    known.push((bound(month.month_begin), bound(month.month_end)));
+    Ok(())
+}
+
+/// What tests make worse.
+#[cfg(test)]
+#[derive(Default)]
+pub(super) struct Faults {
+    /// Milliseconds, drawn anew for every transaction, that it waits between its two flights.
+    pub(super) pause_ms: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
+    /// Leaves the head unlocked.
+    pub(super) head_unlocked: bool,
+}
+
+#[cfg(test)]
+impl Faults {
+    async fn pause(&self) {
+        if let Some(draw) = &self.pause_ms {
+            tokio::time::sleep(Duration::from_millis(draw())).await;
+        }
+    }
+}

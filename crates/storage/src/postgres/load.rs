@@ -1,0 +1,328 @@
+//! What a commit group needs to be planned.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use diesel::QueryResult;
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use driftline_engine::{DeviceState, Entry, GroupState, RowKey, StoreError, Submission, Task};
+use driftline_model::{DeviceNo, KindName, TenantNo};
+use tokio::join;
+
+use super::commit::Failure;
+use super::sql::{
+    DeviceRow, KnownByName, KnownByNumber, KnownRowOf, LoadDevices, LoadRecords, LockHead, LockedHead,
+    OpenConflicts,
+};
+use super::{Shared, names};
+use crate::codec::{corrupt, encode_op};
+use crate::group::{DeviceNames, Lookup};
+use crate::marks::every_mark;
+use crate::names::{device_key, device_of, device_sql, tenant_sql};
+use crate::rows::{ConflictSql, RecordRow, head_of, known_of, row_of, sql};
+
+/// A group's state, with what surrounds its plan.
+pub(super) struct Loaded {
+    pub(super) state: GroupState,
+    pub(super) devices: DeviceNames,
+    /// The time of receipt: the clock's, and never an earlier one than the tenant has seen.
+    pub(super) now_ms: u64,
+}
+
+/// What the first flight asks for.
+struct Asked<'a> {
+    devices: BTreeSet<DeviceNo>,
+    /// The kinds' numbers, and the records.
+    rows: (Vec<i32>, Vec<&'a str>),
+    conflicts: (Vec<i32>, Vec<&'a str>),
+    /// Changes whose first answer may be remembered.
+    known: KnownKeys,
+}
+
+#[derive(Default)]
+struct KnownKeys {
+    numbers: (Vec<i32>, Vec<i64>),
+    names: (Vec<i32>, Vec<Vec<u8>>),
+}
+
+impl KnownKeys {
+    fn add(&mut self, device: DeviceNo, entry: &Entry) {
+        if let Some(n) = entry.n {
+            self.numbers.0.push(device_sql(device));
+            self.numbers.1.push(sql(n));
+        }
+        if let Some(op_id) = &entry.op_id {
+            self.names.0.push(device_sql(device));
+            self.names.1.push(encode_op(op_id));
+        }
+    }
+}
+
+/// Begins the transaction, locks the head and loads.
+pub(super) async fn load(
+    shared: &Shared,
+    pg: &AsyncPgConnection,
+    tenant: TenantNo,
+    group: &[Submission],
+    lookup: Lookup,
+) -> Result<Loaded, Failure> {
+    // As this node knows it; the rest is asked for when the devices' states are here.
+    let believed: HashMap<DeviceNo, u64> = group
+        .iter()
+        .filter_map(|submission| Some((submission.device, shared.caches.last_ns.get(&submission.device)?)))
+        .collect();
+    let old = |submission: &Submission, entry: &Entry| {
+        let last_n = believed.get(&submission.device);
+        lookup == Lookup::Thorough || last_n.zip(entry.n).is_none_or(|(last_n, n)| n <= *last_n)
+    };
+    let asked = ask(shared, tenant, group, old)?;
+    let fetched = fetch(shared, pg, tenant, asked).await?;
+    let mut loaded = sort(shared, pg, tenant, group, fetched).await?;
+    // Another node may have moved a device on.
+    let mut missed = KnownKeys::default();
+    for submission in group {
+        let last_n = loaded.state.devices.get(&submission.device).map_or(0, |device| device.last_n);
+        for entry in &submission.entries {
+            if !old(submission, entry) && entry.n.is_some_and(|n| n <= last_n) {
+                missed.add(submission.device, entry);
+            }
+        }
+    }
+    let (by_number, by_name) = join!(known_by_number(pg, missed.numbers), known_by_name(pg, missed.names));
+    keep_known(&mut loaded.state, by_number?.into_iter().chain(by_name?))?;
+    Ok(loaded)
+}
+
+fn ask<'a>(
+    shared: &Shared,
+    tenant: TenantNo,
+    group: &'a [Submission],
+    old: impl Fn(&Submission, &Entry) -> bool,
+) -> Result<Asked<'a>, Failure> {
+    let mut asked = Asked {
+        devices: group.iter().map(|submission| submission.device).collect(),
+        rows: Default::default(),
+        conflicts: Default::default(),
+        known: KnownKeys::default(),
+    };
+    let mut wanted: BTreeMap<(i32, &str), bool> = BTreeMap::new();
+    let mut last: Option<(&KindName, Option<i32>)> = None;
+    for submission in group {
+        for entry in &submission.entries {
+            if old(submission, entry) {
+                asked.known.add(submission.device, entry);
+            }
+            let (Some(kind), Some(id)) = (&entry.kind, &entry.id) else { continue };
+            let kind_no = match last {
+                Some((known, number)) if known == kind => number,
+                _ => shared.caches.names.kind(tenant, kind),
+            };
+            last = Some((kind, kind_no));
+            // A create of a new record is looked for as well: it may exist.
+            match kind_no {
+                Some(kind_no) => *wanted.entry((kind_no, id.as_str())).or_default() |= entry.may_review(),
+                None if matches!(entry.task, Task::Refuse(..)) => {}
+                // A failover came between: the record must not count as missing.
+                None => return Err(StoreError::Unavailable("the kind's number was forgotten".into()).into()),
+            }
+        }
+    }
+    for ((kind_no, id), may_review) in wanted {
+        asked.rows.0.push(kind_no);
+        asked.rows.1.push(id);
+        if may_review {
+            asked.conflicts.0.push(kind_no);
+            asked.conflicts.1.push(id);
+        }
+    }
+    Ok(asked)
+}
+
+struct Fetched {
+    head: LockedHead,
+    devices: Vec<DeviceRow>,
+    rows: Vec<RecordRow>,
+    conflicts: Vec<ConflictSql>,
+    known: Vec<KnownRowOf>,
+}
+
+/// The first flight.
+async fn fetch(
+    shared: &Shared,
+    pg: &AsyncPgConnection,
+    tenant: TenantNo,
+    asked: Asked<'_>,
+) -> Result<Fetched, Failure> {
+    let tenant_no = tenant_sql(tenant);
+    let devices = asked.devices.iter().map(|device| device_sql(*device)).collect();
+    let mut first = pg;
+    let (begun, head, devices, rows, conflicts, by_number, by_name) = join!(
+        biased;
+        first.batch_execute("BEGIN"),
+        lock_head(shared, pg, tenant_no),
+        LoadDevices { tenant_no, devices }.load::<DeviceRow>(&mut &*pg),
+        load_records(pg, tenant_no, asked.rows),
+        load_conflicts(pg, tenant_no, asked.conflicts),
+        known_by_number(pg, asked.known.numbers),
+        known_by_name(pg, asked.known.names),
+    );
+    begun?;
+    let mut known = by_number?;
+    known.extend(by_name?);
+    Ok(Fetched { head: head?, devices: devices?, rows: rows?, conflicts: conflicts?, known })
+}
+
+async fn lock_head(shared: &Shared, mut pg: &AsyncPgConnection, tenant_no: i32) -> QueryResult<LockedHead> {
+    #[cfg(test)]
+    if shared.faults.get().is_some_and(|faults| faults.head_unlocked) {
+        return super::sql::ReadHead { tenant_no }.get_result(&mut pg).await;
+    }
+    let _ = shared;
+    LockHead { tenant_no }.get_result(&mut pg).await
+}
+
+async fn load_records(
+    mut pg: &AsyncPgConnection,
+    tenant_no: i32,
+    (kinds, ids): (Vec<i32>, Vec<&str>),
+) -> QueryResult<Vec<RecordRow>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    LoadRecords { tenant_no, kinds, ids }.load(&mut pg).await
+}
+
+async fn load_conflicts(
+    mut pg: &AsyncPgConnection,
+    tenant_no: i32,
+    (kinds, ids): (Vec<i32>, Vec<&str>),
+) -> QueryResult<Vec<ConflictSql>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    OpenConflicts { tenant_no, kinds, ids }.load(&mut pg).await
+}
+
+async fn known_by_number(
+    mut pg: &AsyncPgConnection,
+    (devices, numbers): (Vec<i32>, Vec<i64>),
+) -> QueryResult<Vec<KnownRowOf>> {
+    if numbers.is_empty() {
+        return Ok(Vec::new());
+    }
+    KnownByNumber { devices, numbers }.load(&mut pg).await
+}
+
+async fn known_by_name(
+    mut pg: &AsyncPgConnection,
+    (devices, names): (Vec<i32>, Vec<Vec<u8>>),
+) -> QueryResult<Vec<KnownRowOf>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    KnownByName { devices, names }.load(&mut pg).await
+}
+
+/// Makes a group's state of what was fetched, looking up names that this node does not know.
+async fn sort(
+    shared: &Shared,
+    pg: &AsyncPgConnection,
+    tenant: TenantNo,
+    group: &[Submission],
+    fetched: Fetched,
+) -> Result<Loaded, Failure> {
+    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at, database_ms) = fetched.head;
+    let received_ms = u64::try_from(received_at).map_err(|_| corrupt("received_at"))?;
+    let mut loaded = Loaded {
+        state: GroupState::default(),
+        devices: DeviceNames::default(),
+        now_ms: shared.now(database_ms).max(received_ms),
+    };
+    let state = &mut loaded.state;
+    state.heads.insert(tenant, head_of((epoch, seq, hlc, scopes_version, gc_floor, epoch_seq))?);
+    keep_devices(shared, &mut loaded.devices, Some(&mut *state), fetched.devices)?;
+    for submission in group {
+        if !state.devices.contains_key(&submission.device) {
+            return Err(StoreError::Unavailable(
+                "the device is not registered any more: connect again".into(),
+            )
+            .into());
+        }
+    }
+    let caches = &shared.caches.names;
+    let kinds = fetched.rows.iter().map(|row| row.0);
+    names::learn(caches, pg, kinds, fetched.rows.iter().map(|row| row.3)).await?;
+    let mut marked = HashSet::new();
+    for row in fetched.rows {
+        let row = row_of(caches, row)?;
+        marked.extend(every_mark(&row.record).map(|mark| mark.device));
+        let key = RowKey { tenant, kind: row.kind.clone(), id: row.id.clone() };
+        state.rows.insert(key, Some(row));
+    }
+    let scopes = fetched.conflicts.iter().map(ConflictSql::scope_no);
+    names::learn(caches, pg, fetched.conflicts.iter().map(ConflictSql::kind_no), scopes).await?;
+    for row in fetched.conflicts {
+        let (tenant, row) = row.row(caches)?;
+        let key = RowKey { tenant, kind: row.kind.clone(), id: row.id.clone() };
+        state.conflicts.entry(key).or_default().push(row);
+    }
+    keep_known(state, fetched.known)?;
+    name_devices(shared, pg, tenant, &mut loaded.devices, marked).await?;
+    Ok(loaded)
+}
+
+fn keep_known(state: &mut GroupState, rows: impl IntoIterator<Item = KnownRowOf>) -> Result<(), StoreError> {
+    for (device_no, n, op_id, hash, code, seq, more) in rows {
+        let (device, known) = (device_of(device_no), known_of((n, op_id, hash, code, seq, more))?);
+        if let Some(op_id) = &known.op_id {
+            state.by_op.insert((device, op_id.clone()), known.clone());
+        }
+        state.by_n.insert((device, known.n), known);
+    }
+    Ok(())
+}
+
+/// Keeps the names of devices, and their states where these are wanted.
+fn keep_devices(
+    shared: &Shared,
+    devices: &mut DeviceNames,
+    mut state: Option<&mut GroupState>,
+    rows: Vec<DeviceRow>,
+) -> Result<(), StoreError> {
+    let number = |value: i64| u64::try_from(value).map_err(|_| corrupt("device"));
+    for (device_no, sub, device_id, last_n, acked_n) in rows {
+        let (device, key) = (device_of(device_no), device_key(&sub, &device_id));
+        shared.caches.device_names.insert(device, key.clone());
+        devices.0.insert(device, key);
+        if let Some(state) = &mut state {
+            let own = DeviceState { last_n: number(last_n)?, acked_n: number(acked_n)? };
+            state.devices.insert(device, own);
+        }
+    }
+    Ok(())
+}
+
+/// Finds the names of the devices of marks, which decide ties.
+async fn name_devices(
+    shared: &Shared,
+    mut pg: &AsyncPgConnection,
+    tenant: TenantNo,
+    devices: &mut DeviceNames,
+    marked: HashSet<DeviceNo>,
+) -> Result<(), Failure> {
+    let mut unknown = Vec::new();
+    for device in marked {
+        if devices.0.contains_key(&device) {
+            continue;
+        }
+        match shared.caches.device_names.get(&device) {
+            Some(key) => drop(devices.0.insert(device, key)),
+            None => unknown.push(device_sql(device)),
+        }
+    }
+    if !unknown.is_empty() {
+        let query = LoadDevices { tenant_no: tenant_sql(tenant), devices: unknown };
+        let rows = query.load::<DeviceRow>(&mut pg).await?;
+        keep_devices(shared, devices, None, rows)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! What is past its retention goes.
+//!
+//! Nodes write meanwhile, so rows are removed a transaction of bounded size at a time, each of one tenant and under its
+//! locked head, as every writer does it. Every node prunes; whoever comes while another is at it leaves the work to it.
+
+use std::collections::BTreeMap;
+
+use diesel::QueryResult;
+use diesel::QueryableByName;
+use diesel::pg::Pg;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use driftline_engine::StoreError;
+use tokio::join;
+
+use super::snapshot::give_back;
+use super::sql::{Commit, LockHead, LockedHead, statement};
+use super::{Shared, store_error};
+use crate::rows::sql;
+
+const DAY_MS: u64 = 24 * 3_600_000;
+
+/// Rows that one transaction removes at most.
+const REMOVED: usize = 10_000;
+/// Rows that one search gives at most. More than are removed at once: what was removed is passed over by the next
+/// search until the table is vacuumed.
+const SOUGHT: i64 = 50_000;
+
+/// Removes what is past its retention; gives the number of removed rows.
+pub(super) async fn prune(shared: &Shared, now_ms: u64) -> Result<u64, StoreError> {
+    make_months(shared, now_ms).await?;
+    let before = |days: u64| sql(now_ms.saturating_sub(days * DAY_MS));
+    let mut removed = 0;
+    for (table, days) in
+        [(Table::Answers, 90), (Table::Batches, 1), (Table::Tombstones, 30), (Table::Exits, 30)]
+    {
+        match prune_table(shared, table, before(days)).await? {
+            Pruned::All(rows) => removed += rows,
+            Pruned::Elsewhere(rows) => return Ok(removed + rows),
+        }
+    }
+    Ok(removed)
+}
+
+statement! {
+    /// Makes the partition of the audit that holds a time; gives when the next month begins.
+    MakeMonth { at: i64 => BigInt } =
+    "SELECT month_end FROM audit_month(" ? at: BigInt
+    ")"
+}
+
+impl Query for MakeMonth {
+    type SqlType = BigInt;
+}
+
+/// Makes the partitions of the audit for this month and the next.
+async fn make_months(shared: &Shared, now_ms: u64) -> Result<(), StoreError> {
+    let lease = shared.writer().await?;
+    let mut pg = lease.pg();
+    let next: i64 = MakeMonth { at: sql(now_ms) }.get_result(&mut pg).await.map_err(store_error)?;
+    let _: i64 = MakeMonth { at: next }.get_result(&mut pg).await.map_err(store_error)?;
+    lease.done();
+    Ok(())
+}
+
+/// What ages.
+#[derive(Clone, Copy)]
+enum Table {
+    /// Answers to changes. What is forgotten is too old from then on, and never new.
+    Answers,
+    /// Batches that were answered.
+    Batches,
+    /// Deleted records; readers that stand before them must pull anew.
+    Tombstones,
+    /// Exits from scopes; as with deleted records.
+    Exits,
+}
+
+/// How far a table was pruned, and the rows that were removed.
+enum Pruned {
+    All(u64),
+    /// Another node is at it.
+    Elsewhere(u64),
+}
+
+/// The key of a row that is to go: its tenant, and of what else makes the table's key a number, another and a text.
+#[derive(QueryableByName)]
+struct Key {
+    #[diesel(sql_type = Integer)]
+    tenant_no: i32,
+    #[diesel(sql_type = Integer)]
+    number: i32,
+    #[diesel(sql_type = BigInt)]
+    other: i64,
+    #[diesel(sql_type = Text)]
+    text: String,
+}
+
+#[derive(QueryableByName)]
+struct Count {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+async fn prune_table(shared: &Shared, table: Table, before: i64) -> Result<Pruned, StoreError> {
+    let mut removed = 0;
+    loop {
+        let found = table.old(shared, before).await?;
+        let last = found.len() < usize::try_from(SOUGHT).unwrap_or(usize::MAX);
+        let mut tenants: BTreeMap<i32, Vec<Key>> = BTreeMap::new();
+        for key in found {
+            tenants.entry(key.tenant_no).or_default().push(key);
+        }
+        let mut gone = 0;
+        for (tenant_no, keys) in tenants {
+            for keys in keys.chunks(REMOVED) {
+                match remove(shared, table, tenant_no, keys, before).await? {
+                    Some(rows) => gone += rows,
+                    None => return Ok(Pruned::Elsewhere(removed + gone)),
+                }
+            }
+        }
+        removed += gone;
+        // Rows that were written again since they were found stay.
+        if last || gone == 0 {
+            return Ok(Pruned::All(removed));
+        }
+    }
+}
+
+/// Removes rows of one tenant; gives their number, or nothing while another node is at it.
+async fn remove(
+    shared: &Shared,
+    table: Table,
+    tenant_no: i32,
+    keys: &[Key],
+    before: i64,
+) -> Result<Option<u64>, StoreError> {
+    let lease = shared.writer().await?;
+    let removed = match locked(lease.pg(), tenant_no).await {
+        Ok(true) => removed(lease.pg(), table, tenant_no, keys, before).await.map(Some),
+        Ok(false) => {
+            lease.roll_back().await;
+            return Ok(None);
+        }
+        Err(error) => Err(error),
+    };
+    give_back(lease, removed.map_err(store_error)).await
+}
+
+statement! {
+    /// Takes the turn to prune until the transaction ends, unless somebody else has it.
+    TakeTurn {} = "SELECT pg_try_advisory_xact_lock(hashtext('driftline.prune'))"
+}
+
+impl Query for TakeTurn {
+    type SqlType = Bool;
+}
+
+/// Begins a transaction and locks the tenant's head in it. Tells whether it is this node's turn.
+async fn locked(mut pg: &AsyncPgConnection, tenant_no: i32) -> QueryResult<bool> {
+    let turn = TakeTurn {}.get_result::<bool>(&mut { pg });
+    let head = LockHead { tenant_no }.load::<LockedHead>(&mut { pg });
+    let (begun, turn, head) = join!(pg.batch_execute("BEGIN"), turn, head);
+    begun?;
+    head?;
+    turn
+}
+
+/// Removes rows and ends the transaction.
+async fn removed(
+    pg: &AsyncPgConnection,
+    table: Table,
+    tenant_no: i32,
+    keys: &[Key],
+    before: i64,
+) -> QueryResult<u64> {
+    let removal = sql_query(table.removal())
+        .bind::<Integer, _>(tenant_no)
+        .bind::<BigInt, _>(before)
+        .bind::<Array<Integer>, _>(keys.iter().map(|key| key.number).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(keys.iter().map(|key| key.other).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(keys.iter().map(|key| key.text.as_str()).collect::<Vec<_>>());
+    let (removed, ended) = join!(removal.get_result::<Count>(&mut { pg }), Commit {}.execute(&mut { pg }));
+    let removed = removed?;
+    ended?;
+    Ok(removed.count.unsigned_abs())
+}
+
+impl Table {
+    /// Finds rows that were last written before a time.
+    async fn old(self, shared: &Shared, before: i64) -> Result<Vec<Key>, StoreError> {
+        let lease = shared.reader().await?;
+        let search = sql_query(self.search()).bind::<BigInt, _>(before).bind::<BigInt, _>(SOUGHT);
+        let found = search.load(&mut lease.pg()).await.map_err(store_error);
+        give_back(lease, found).await
+    }
+
+    const fn search(self) -> &'static str {
+        match self {
+            Self::Answers => {
+                "SELECT tenant_no, device_no AS number, n AS other, '' AS text FROM op_results WHERE at < $1 LIMIT $2"
+            }
+            Self::Batches => {
+                "SELECT tenant_no, device_no AS number, batch_seq AS other, sync_id AS text FROM sync_batches \
+                 WHERE at < $1 LIMIT $2"
+            }
+            Self::Tombstones => {
+                "SELECT tenant_no, kind_no AS number, 0::BIGINT AS other, id AS text FROM records \
+                 WHERE get_byte(del, 0) = 1 AND changed_at < $1 ORDER BY changed_at LIMIT $2"
+            }
+            Self::Exits => {
+                "SELECT tenant_no, scope_no AS number, kind_no::BIGINT AS other, id AS text FROM scope_exits \
+                 WHERE at < $1 ORDER BY at LIMIT $2"
+            }
+        }
+    }
+
+    /// Removes rows by key, but for those that were written again.
+    const fn removal(self) -> &'static str {
+        match self {
+            Self::Answers => {
+                "WITH gone AS (DELETE FROM op_results AS o USING unnest($3, $4) AS w(device_no, n) \
+                 WHERE o.device_no = w.device_no AND o.n = w.n AND o.tenant_no = $1 AND o.at < $2 \
+                 RETURNING o.device_no, o.n), raised AS (UPDATE devices AS d SET acked_n = greatest(d.acked_n, m.n) \
+                 FROM (SELECT device_no, max(n) AS n FROM gone GROUP BY device_no) AS m \
+                 WHERE d.device_no = m.device_no) SELECT count(*) AS count FROM gone"
+            }
+            Self::Batches => {
+                "WITH gone AS (DELETE FROM sync_batches AS b USING unnest($3, $4, $5) AS w(device_no, batch_seq, sync_id) \
+                 WHERE b.tenant_no = $1 AND b.device_no = w.device_no AND b.sync_id = w.sync_id \
+                 AND b.batch_seq = w.batch_seq AND b.at < $2 RETURNING 1) SELECT count(*) AS count FROM gone"
+            }
+            Self::Tombstones => {
+                "WITH gone AS (DELETE FROM records AS r USING unnest($3, $5) AS w(kind_no, id) WHERE r.tenant_no = $1 \
+                 AND r.kind_no = w.kind_no AND r.id = w.id AND get_byte(r.del, 0) = 1 AND r.changed_at < $2 \
+                 RETURNING r.seq), raised AS (UPDATE stream_head \
+                 SET gc_floor = greatest(gc_floor, (SELECT max(seq) FROM gone)) WHERE tenant_no = $1) \
+                 SELECT count(*) AS count FROM gone"
+            }
+            Self::Exits => {
+                "WITH gone AS (DELETE FROM scope_exits AS e USING unnest($3, $4, $5) AS w(scope_no, kind_no, id) \
+                 WHERE e.tenant_no = $1 AND e.scope_no = w.scope_no AND e.kind_no = w.kind_no AND e.id = w.id \
+                 AND e.at < $2 RETURNING e.seq), raised AS (UPDATE stream_head \
+                 SET gc_floor = greatest(gc_floor, (SELECT max(seq) FROM gone)) WHERE tenant_no = $1) \
+                 SELECT count(*) AS count FROM gone"
+            }
+        }
+    }
+}

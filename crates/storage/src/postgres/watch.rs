@@ -1,0 +1,86 @@
+//! What other nodes commit, by comparing heads.
+
+use std::collections::HashMap;
+use std::sync::Weak;
+use std::time::Duration;
+
+use diesel::QueryableByName;
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Integer};
+use diesel_async::RunQueryDsl;
+use driftline_engine::{Committed, StoreError};
+use driftline_model::{Hlc, Seq, TenantNo};
+
+use super::{Shared, store_error};
+use crate::names::{tenant_of, tenant_sql};
+
+#[derive(QueryableByName)]
+struct Stood {
+    #[diesel(sql_type = Integer)]
+    tenant_no: i32,
+    #[diesel(sql_type = BigInt)]
+    seq: i64,
+    #[diesel(sql_type = BigInt)]
+    hlc: i64,
+    #[diesel(sql_type = BigInt)]
+    policies_version: i64,
+}
+
+/// Looks at the heads until the store is gone. Whoever listens to a tenant whose head moved elsewhere is told of the
+/// new head without its changes, and pulls them.
+pub(super) async fn watch(shared: Weak<Shared>, every: Duration) {
+    let mut policies: HashMap<TenantNo, i64> = HashMap::new();
+    let mut away = false;
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(shared) = shared.upgrade() else { return };
+        match look(&shared, &mut policies).await {
+            Ok(()) => away = false,
+            Err(error) => {
+                // Once per time that it is away.
+                if !away {
+                    tracing::warn!(%error, "the heads cannot be compared");
+                }
+                away = true;
+            }
+        }
+    }
+}
+
+async fn look(shared: &Shared, policies: &mut HashMap<TenantNo, i64>) -> Result<(), StoreError> {
+    let tenants: Vec<i32> = shared.caches.tenants.values().into_iter().map(tenant_sql).collect();
+    if tenants.is_empty() {
+        return Ok(());
+    }
+    let lease = shared.reader().await?;
+    let heads: Vec<Stood> =
+        sql_query("SELECT tenant_no, seq, hlc, policies_version FROM stream_head WHERE tenant_no = ANY($1)")
+            .bind::<Array<Integer>, _>(tenants)
+            .load(&mut lease.pg())
+            .await
+            .map_err(store_error)?;
+    lease.done();
+    for head in heads {
+        let tenant = tenant_of(head.tenant_no);
+        let known = policies.insert(tenant, head.policies_version);
+        if known.is_some_and(|known| known != head.policies_version) {
+            shared.listeners.policies_changed(tenant);
+        }
+        compare(shared, tenant, &head);
+    }
+    Ok(())
+}
+
+/// Tells of a head that moved without this node.
+fn compare(shared: &Shared, tenant: TenantNo, head: &Stood) {
+    let seq = Seq::new(u64::try_from(head.seq).unwrap_or_default());
+    let hlc = Hlc::from_bits(u64::try_from(head.hlc).unwrap_or_default());
+    shared.lanes.tell_idle(tenant, |told| {
+        // A tenant that was never looked at: whoever listens has read the head by itself, or is about to.
+        let told = told.unwrap_or(seq);
+        if seq > told && shared.listeners.listening(tenant) {
+            shared.listeners.committed(Committed::new(tenant, told, seq, hlc, None));
+        }
+        told.max(seq)
+    });
+}

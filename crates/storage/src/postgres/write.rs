@@ -1,0 +1,263 @@
+//! What a commit group writes: one statement per table, all of them and the commit in one flight.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use diesel::QueryResult;
+use diesel::pg::Pg;
+use diesel::query_builder::{QueryFragment, QueryId};
+use diesel_async::methods::ExecuteDsl;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use driftline_engine::{GroupState, Planned, Writes};
+use driftline_model::{KindName, ScopeName, TenantNo};
+use futures_util::future::{BoxFuture, join_all};
+
+use super::commit::Failure;
+use super::sql::{
+    AddSums, Commit, ForgetAnswers, ForgetExits, MoveDevices, MoveHead, PutAnswers, PutAudit, PutBatches,
+    PutConflicts, PutExits, PutRecords,
+};
+use crate::names::{Names, device_sql, tenant_sql};
+use crate::rows::{AuditInsert, ConflictWrite, ResultRow, sql, write_of};
+
+/// The numbers of every name that a group writes, taken down at one moment.
+pub(super) struct Numbers<'a> {
+    kinds: HashMap<&'a KindName, i32>,
+    scopes: HashMap<&'a ScopeName, i32>,
+}
+
+impl<'a> Numbers<'a> {
+    /// Finds the numbers; fails with the names that have none yet.
+    pub(super) fn of(
+        names: &Names,
+        tenant: TenantNo,
+        writes: &'a Writes,
+        state: &'a GroupState,
+    ) -> Result<Self, Failure> {
+        let mut kinds: BTreeSet<&KindName> = BTreeSet::new();
+        let mut scopes: BTreeSet<&ScopeName> = BTreeSet::new();
+        for key in &writes.rows {
+            kinds.insert(&key.kind);
+            scopes.extend(state.rows.get(key).and_then(Option::as_ref).map(|row| &row.scope));
+        }
+        kinds.extend(writes.exits.iter().map(|exit| &exit.kind));
+        scopes.extend(writes.exits.iter().map(|exit| &exit.scope));
+        kinds.extend(writes.sums.iter().map(|add| &add.kind));
+        scopes.extend(writes.sums.iter().map(|add| &add.scope));
+        kinds.extend(writes.conflicts.iter().map(|(_, row)| &row.kind));
+        scopes.extend(writes.conflicts.iter().map(|(_, row)| &row.scope));
+        kinds.extend(writes.audits.iter().map(|audit| &audit.kind));
+        let mut unnamed = (BTreeSet::new(), BTreeSet::new());
+        let mut numbers = Self { kinds: HashMap::new(), scopes: HashMap::new() };
+        for kind in kinds {
+            match names.kind(tenant, kind) {
+                Some(number) => drop(numbers.kinds.insert(kind, number)),
+                None => drop(unnamed.0.insert(kind.clone())),
+            }
+        }
+        for scope in scopes {
+            match names.scope(tenant, scope) {
+                Some(number) => drop(numbers.scopes.insert(scope, number)),
+                None => drop(unnamed.1.insert(scope.clone())),
+            }
+        }
+        if unnamed.0.is_empty() && unnamed.1.is_empty() {
+            Ok(numbers)
+        } else {
+            Err(Failure::Unnamed(unnamed.0, unnamed.1))
+        }
+    }
+
+    fn kind(&self, kind: &KindName) -> i32 {
+        *self.kinds.get(kind).expect("every name of the writes was taken down")
+    }
+
+    fn scope(&self, scope: &ScopeName) -> i32 {
+        *self.scopes.get(scope).expect("every name of the writes was taken down")
+    }
+}
+
+/// Statements that travel together, in this order. More than this many futures would not be polled in their order.
+const FLIGHT_MAX: usize = 30;
+
+struct Flight<'a> {
+    pg: &'a AsyncPgConnection,
+    numbers: &'a Numbers<'a>,
+    tenant_no: i32,
+    now: i64,
+    statements: Vec<BoxFuture<'a, QueryResult<usize>>>,
+}
+
+/// Writes everything that was planned, and commits.
+pub(super) async fn write(
+    pg: &AsyncPgConnection,
+    tenant: TenantNo,
+    (planned, state): (&Planned, &GroupState),
+    numbers: &Numbers<'_>,
+    now_ms: u64,
+) -> QueryResult<()> {
+    let writes = &planned.writes;
+    let mut flight =
+        Flight { pg, numbers, tenant_no: tenant_sql(tenant), now: sql(now_ms), statements: Vec::new() };
+    flight.records(tenant, writes, state);
+    flight.exits(writes);
+    flight.sums(writes);
+    flight.answers(writes);
+    flight.audit(writes);
+    flight.conflicts(writes);
+    flight.devices(writes);
+    flight.heads(writes);
+    flight.batches(writes);
+    flight.add(Commit {});
+    debug_assert!(flight.statements.len() <= FLIGHT_MAX);
+    let done = join_all(flight.statements).await;
+    done.into_iter().try_for_each(|done| done.map(drop))
+}
+
+impl<'a> Flight<'a> {
+    fn add<S>(&mut self, statement: S)
+    where
+        S: QueryFragment<Pg> + QueryId + ExecuteDsl<&'a AsyncPgConnection> + 'a,
+    {
+        let mut pg = self.pg;
+        self.statements.push(statement.execute(&mut pg));
+    }
+
+    fn records(&mut self, tenant: TenantNo, writes: &Writes, state: &'a GroupState) {
+        let mut put = PutRecords::of(self.tenant_no, self.now, writes.rows.len());
+        for key in &writes.rows {
+            let Some(Some(row)) = state.rows.get(key) else { continue };
+            let numbers = (self.numbers.kind(&key.kind), self.numbers.scope(&row.scope));
+            put.push(write_of(tenant, numbers, row, self.now));
+        }
+        if !put.id.is_empty() {
+            self.add(put);
+        }
+    }
+
+    /// Records that left a scope or came back, each as the last of its rows says.
+    fn exits(&mut self, writes: &Writes) {
+        let (tenant_no, now) = (self.tenant_no, self.now);
+        let keyed = writes.exits.iter().map(|exit| ((&exit.scope, &exit.kind, &exit.id), exit.seq));
+        let last: BTreeMap<_, _> = keyed.collect();
+        let mut put = PutExits { tenant_no, now, scope_no: vec![], kind_no: vec![], id: vec![], seq: vec![] };
+        let mut forget = ForgetExits { tenant_no, scope_no: vec![], kind_no: vec![], id: vec![] };
+        for ((scope, kind, id), seq) in last {
+            let (scope_no, kind_no, id) =
+                (self.numbers.scope(scope), self.numbers.kind(kind), id.as_str().to_owned());
+            if let Some(seq) = seq {
+                put.scope_no.push(scope_no);
+                put.kind_no.push(kind_no);
+                put.id.push(id);
+                put.seq.push(sql(seq.number()));
+            } else {
+                forget.scope_no.push(scope_no);
+                forget.kind_no.push(kind_no);
+                forget.id.push(id);
+            }
+        }
+        if !forget.id.is_empty() {
+            self.add(forget);
+        }
+        if !put.id.is_empty() {
+            self.add(put);
+        }
+    }
+
+    fn sums(&mut self, writes: &Writes) {
+        let mut adds: BTreeMap<(i32, i32), (i64, u64)> = BTreeMap::new();
+        for add in writes.sums.iter().filter(|add| (add.count, add.sum) != (0, 0)) {
+            let key = (self.numbers.scope(&add.scope), self.numbers.kind(&add.kind));
+            let (count, sum) = adds.entry(key).or_default();
+            *count += add.count;
+            *sum = sum.wrapping_add(add.sum);
+        }
+        let tenant_no = self.tenant_no;
+        let mut put = AddSums { tenant_no, scope_no: vec![], kind_no: vec![], count: vec![], sum: vec![] };
+        for ((scope_no, kind_no), (count, sum)) in adds {
+            put.scope_no.push(scope_no);
+            put.kind_no.push(kind_no);
+            put.count.push(count);
+            put.sum.push(sum.cast_signed());
+        }
+        if !put.sum.is_empty() {
+            self.add(put);
+        }
+    }
+
+    fn answers(&mut self, writes: &Writes) {
+        let mut forget = ForgetAnswers { device_no: vec![], acked_n: vec![] };
+        for device in writes.devices.iter().filter(|device| device.state.acked_n > device.acked_before) {
+            forget.device_no.push(device_sql(device.device));
+            forget.acked_n.push(sql(device.state.acked_n));
+        }
+        if !forget.device_no.is_empty() {
+            self.add(forget);
+        }
+        let mut put = PutAnswers::of(self.tenant_no, self.now, writes.results.len());
+        for result in &writes.results {
+            put.push(ResultRow::new(result, self.now));
+        }
+        if !put.n.is_empty() {
+            self.add(put);
+        }
+    }
+
+    fn audit(&mut self, writes: &Writes) {
+        let mut put = PutAudit::of(self.tenant_no, self.now, writes.audits.len());
+        for audit in &writes.audits {
+            put.push(AuditInsert::new(audit, self.numbers.kind(&audit.kind), self.now));
+        }
+        if !put.n.is_empty() {
+            self.add(put);
+        }
+    }
+
+    fn conflicts(&mut self, writes: &Writes) {
+        let mut put = PutConflicts::of(self.tenant_no, writes.conflicts.len());
+        for (tenant, row) in &writes.conflicts {
+            let numbers = (self.numbers.kind(&row.kind), self.numbers.scope(&row.scope));
+            put.push(ConflictWrite::new(*tenant, numbers, row));
+        }
+        if !put.n.is_empty() {
+            self.add(put);
+        }
+    }
+
+    fn devices(&mut self, writes: &Writes) {
+        let mut moved = MoveDevices { device_no: vec![], last_n: vec![], acked_n: vec![], now: self.now };
+        for device in &writes.devices {
+            moved.device_no.push(device_sql(device.device));
+            moved.last_n.push(sql(device.state.last_n));
+            moved.acked_n.push(sql(device.state.acked_n));
+        }
+        if !moved.device_no.is_empty() {
+            self.add(moved);
+        }
+    }
+
+    fn heads(&mut self, writes: &Writes) {
+        for (tenant, head) in &writes.heads {
+            let (seq, hlc) = (sql(head.seq.number()), head.hlc.bits().cast_signed());
+            self.add(MoveHead { seq, hlc, now: self.now, tenant_no: tenant_sql(*tenant) });
+        }
+    }
+
+    /// Answered batches, each once: one may have come twice in a group.
+    fn batches(&mut self, writes: &Writes) {
+        let (tenant_no, now) = (self.tenant_no, self.now);
+        let answered: BTreeSet<_> = writes
+            .batches
+            .iter()
+            .map(|(_, device, sync_id, number)| (*device, sync_id.as_str(), *number))
+            .collect();
+        let mut put = PutBatches { tenant_no, now, device_no: vec![], sync_id: vec![], batch_seq: vec![] };
+        for (device, sync_id, number) in answered {
+            put.device_no.push(device_sql(device));
+            put.sync_id.push(sync_id.to_owned());
+            put.batch_seq.push(sql(number));
+        }
+        if !put.batch_seq.is_empty() {
+            self.add(put);
+        }
+    }
+}
