@@ -46,4 +46,7 @@ mod rows;
 mod sqlite;
 
 pub use memory::MemoryStore;
-pub use sqlite::{Fatal, OpenError, SqliteOptions, SqliteStore};
+pub use sqlite::{
+    BackupError, Contents, Fatal, Finding, OpenError, Report, RestoreError, Restored, SqliteOptions,
+    SqliteStore,
+};
