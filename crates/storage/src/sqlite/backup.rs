@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::SqliteStore;
 use super::check::{Contents, Finding, contents, history, open_unchanging};
 use super::files::{beside, remove, sync, sync_folder, uri};
+use super::seal::seal;
 
 /// Why no backup was made.
 #[derive(Debug, Error)]
@@ -45,6 +46,8 @@ impl SqliteStore {
     /// writer wait. While it lasts the write-ahead log grows by what is written. The copy is written and synced under
     /// another name beside the target (`<target>.partial-<process id>`) and gets its own at the end, so that a call that
     /// is killed at any moment leaves nothing or everything under the target's name.
+    ///
+    /// The copy carries a sum of its bytes, which [`SqliteStore::check`] and [`SqliteStore::restore`] compare.
     ///
     /// The function blocks for as long as the copying takes. A second call with the same target may run at the same
     /// time; one of them fails.
@@ -92,7 +95,7 @@ fn copy(file: &Path, partial: &Path) -> Result<Contents, BackupError> {
     vacuum.execute(&mut connection).map_err(|error| at_target(partial, &error))?;
     drop(connection);
 
-    let finished = permissions(file, &absolute).and_then(|()| sync(&absolute));
+    let finished = seal(&absolute).and_then(|()| permissions(file, &absolute)).and_then(|()| sync(&absolute));
     finished.map_err(|error| at_target(partial, &error))?;
     let mut copied = open_unchanging(&absolute).map_err(|error| at_target(partial, &error))?;
     let found = contents(&mut copied).map_err(|error| at_target(partial, &error))?;

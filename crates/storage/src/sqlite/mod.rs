@@ -15,6 +15,7 @@ mod pages;
 mod queries;
 mod readers;
 mod restore;
+mod seal;
 mod side;
 mod sums;
 mod write;

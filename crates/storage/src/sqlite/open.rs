@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::lock::Lock;
 use super::readers::Readers;
+use super::seal::unseal;
 use super::side::{self, Side};
 use super::writer::Writer;
 use super::{Shared, SqliteStore, names, restore, sums};
@@ -125,6 +126,8 @@ impl SqliteStore {
         let lock = Lock::take(&file)?;
         restore::finish(&file).map_err(|error| file_error(&file, &error))?;
         let mut connection = Self::migrated(&file)?;
+        // A backup that was put in place by hand has one.
+        unseal(&mut connection).map_err(|error| file_error(&file, &error))?;
         let cursor_secret = secret(&mut connection, &options)?;
         let names = Arc::new(Names::default());
         names::load(&names, &mut connection).map_err(|error| file_error(&file, &error))?;

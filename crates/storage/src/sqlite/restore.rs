@@ -21,6 +21,7 @@ use super::check::{Contents, Report, check};
 use super::files::{beside, remove, rename, sync, sync_folder};
 use super::lock::Lock;
 use super::open::{OpenError, connect, run_migrations};
+use super::seal::unseal;
 use super::side::{Marks, begin_epochs, places, rewrite};
 
 /// What a restore did.
@@ -128,6 +129,7 @@ fn stage(
         return Err(not_whole(report));
     }
     let mut connection = connect(staged)?;
+    unseal(&mut connection).map_err(|error| at_files(&error))?;
     let migrated = run_migrations(staged, &mut connection)?;
     if !migrated.is_empty() {
         let report = check(&mut connection);

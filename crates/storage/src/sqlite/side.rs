@@ -367,3 +367,74 @@ pub(super) fn rewrite(database: &Path, mut marks: Marks, places: &[Place]) -> io
     remove(&beside(database, "-marks-new"))?;
     sync_folder(database)
 }
+
+#[cfg(test)]
+mod tests {
+    use driftline_testkit::{Rng, SeededRandom};
+
+    use super::*;
+
+    fn place(tenant: &str, epoch: u32, seq: u64) -> Place {
+        Place { tenant: TenantId::new(tenant).expect("a name"), epoch: Epoch::new(epoch), seq }
+    }
+
+    fn some() -> Marks {
+        let mut marks = Marks::default();
+        for place in [place("acme", 1, 7), place("two words, é", 2, 0), place("acme", 3, 9), place("-", 4, 1)]
+        {
+            marks.observe(&place);
+        }
+        marks
+    }
+
+    #[test]
+    fn marks_round_trip_and_whatever_is_not_whole_is_refused() {
+        let text = some().encode();
+        assert_eq!(Marks::decode(text.as_bytes()), Some(some()));
+        assert_eq!(Marks::decode(Marks::default().encode().as_bytes()), Some(Marks::default()));
+        for cut in 0..text.len() {
+            assert_eq!(Marks::decode(&text.as_bytes()[..cut]), None, "cut at {cut}");
+        }
+        let rng = &mut Rng::new(1);
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1 << rng.below(8);
+            assert_eq!(Marks::decode(&bytes), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_tenant_is_behind_below_its_mark_or_in_an_epoch_of_the_past() {
+        let marks = some();
+        let table = [
+            (place("acme", 3, 9), false),
+            (place("acme", 3, 10), false),
+            (place("acme", 3, 8), true),
+            // An older epoch is old even where its numbers were higher.
+            (place("acme", 1, 100), true),
+            // One that was never seen began after the last look.
+            (place("acme", 5, 0), false),
+            (place("globex", 3, 0), false),
+        ];
+        for (place, behind) in table {
+            assert_eq!(marks.is_ahead_of(&place), behind, "{place:?}");
+        }
+    }
+
+    #[test]
+    fn epochs_of_the_past_are_bounded_and_never_drawn_again() {
+        let mut marks = Marks::default();
+        for epoch in 0..100 {
+            marks.observe(&place("acme", epoch, 1));
+        }
+        let past = &marks.0[&TenantId::new("acme").expect("a name")].past;
+        assert_eq!((past.len(), past.last()), (PAST_MAX, Some(&Epoch::new(98))));
+
+        let drawn = marks.fresh_epoch(&place("acme", 99, 1), &SeededRandom::new(1));
+        let mut marks = marks.clone();
+        marks.observe(&place("acme", drawn.number(), 1));
+        marks.observe(&place("acme", 7, 1));
+        let other = marks.fresh_epoch(&place("acme", 7, 1), &SeededRandom::new(1));
+        assert_eq!(other.number(), drawn.number().wrapping_add(1), "the same draw was had already");
+    }
+}

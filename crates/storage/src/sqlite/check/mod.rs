@@ -18,6 +18,7 @@ pub use report::{Contents, Finding, Report};
 use super::SqliteStore;
 use super::files::{beside, uri};
 use super::open::MIGRATIONS;
+use super::seal::{self, Seal};
 use tables::Tables;
 
 /// Findings of one kind that are listed; the others are counted.
@@ -39,11 +40,24 @@ impl SqliteStore {
         match open_unchanging(file) {
             Ok(mut connection) => {
                 report = check(&mut connection);
+                look_at_seal(file, &mut report);
                 report.contents.bytes = file.metadata().map_or(0, |file| file.len());
             }
             Err(reason) => report.findings.push(Finding::NotADatabase(reason)),
         }
         report
+    }
+}
+
+/// A seal is a backup's; what is nobody's has none that could be broken.
+fn look_at_seal(file: &Path, report: &mut Report) {
+    if matches!(report.findings[..], [Finding::NotADatabase(_) | Finding::Foreign, ..]) {
+        return;
+    }
+    match seal::look(file) {
+        Ok(Seal::Broken) => report.findings.push(Finding::Seal),
+        Ok(seal) => report.sealed = seal == Seal::Whole,
+        Err(error) => report.findings.push(Finding::Damaged(error.to_string())),
     }
 }
 
@@ -66,7 +80,7 @@ pub(super) fn check(connection: &mut SqliteConnection) -> Report {
     };
     report.findings.extend(history.newer.into_iter().map(Finding::Newer));
     report.pending = history.pending;
-    report.findings.extend(damage(connection, "PRAGMA integrity_check").into_iter().map(Finding::Damaged));
+    report.findings.extend(damage(connection, "integrity_check").into_iter().map(Finding::Damaged));
     // Rows of a damaged file, or of another schema, say nothing about the rows.
     if report.findings.is_empty() && report.pending.is_empty() {
         Tables::default().check(connection, &mut report);
@@ -83,11 +97,11 @@ struct Line {
     text: String,
 }
 
-/// What one of SQLite's own checks finds.
-pub(super) fn damage(connection: &mut SqliteConnection, pragma: &str) -> Vec<String> {
-    let (column, limit) = (pragma.trim_start_matches("PRAGMA "), LISTED_MAX);
-    // As a table, the pragma's column has the name that is asked for.
-    let lines = sql_query(format!("SELECT {column} AS text FROM pragma_{column}({limit})")).load(connection);
+/// What one of SQLite's own checks finds: `integrity_check` or `quick_check`.
+pub(super) fn damage(connection: &mut SqliteConnection, check: &str) -> Vec<String> {
+    // Asked as a table: the column has the pragma's name.
+    let lines =
+        sql_query(format!("SELECT {check} AS text FROM pragma_{check} LIMIT {LISTED_MAX}")).load(connection);
     match lines {
         Ok(lines) => lines.into_iter().map(|line: Line| line.text).filter(|text| text != "ok").collect(),
         Err(error) => vec![error.to_string()],

@@ -41,6 +41,9 @@ pub enum Finding {
     /// A program that knows more wrote it.
     #[error("it was written by a newer version of this program: migration {0} is not known")]
     Newer(String),
+    /// A backup's bytes are not those that were written.
+    #[error("its bytes are not those of the backup that was made")]
+    Seal,
     /// Pages or indexes do not fit together.
     #[error("the file is damaged: {0}")]
     Damaged(String),
@@ -102,6 +105,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Migrations that the file is still to go through. Its rows are read after that, and not before.
     pub pending: Vec<String>,
+    /// Whether the file has the seal of a backup. Without one nobody can tell whether a letter changed within a text.
+    pub sealed: bool,
     /// What the file holds, as far as it could be read.
     pub contents: Contents,
 }
