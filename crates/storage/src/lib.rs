@@ -47,6 +47,6 @@ mod sqlite;
 
 pub use memory::MemoryStore;
 pub use sqlite::{
-    BackupError, Contents, Fatal, Finding, OpenError, Report, RestoreError, Restored, SqliteOptions,
-    SqliteStore,
+    BackupError, Contents, Diagnosis, Fatal, Finding, OpenError, Report, RestoreError, Restored, SideFile,
+    SqliteOptions, SqliteStore,
 };

@@ -4,6 +4,7 @@ mod audit;
 mod backup;
 mod check;
 mod conflicts;
+mod diagnose;
 mod files;
 mod filter;
 mod hot;
@@ -40,6 +41,7 @@ use tokio::sync::oneshot;
 
 pub use backup::BackupError;
 pub use check::{Contents, Finding, Report};
+pub use diagnose::{Diagnosis, SideFile};
 pub use open::{Fatal, OpenError, SqliteOptions};
 pub use restore::{RestoreError, Restored};
 
