@@ -71,8 +71,9 @@ impl Failure {
     }
 }
 
-/// How long is waited before a group is tried again, in milliseconds; so many times it is.
-const AGAIN_MS: [u64; 4] = [20, 100, 500, 2_000];
+/// How long is waited before a group is tried again, in milliseconds; so many times it is. That outlasts a restart of
+/// the database; the last waits are short, because what a tenant sends meanwhile waits behind its group.
+const AGAIN_MS: [u64; 10] = [20, 100, 250, 250, 250, 250, 250, 250, 250, 250];
 
 /// Writes a group, and answers each of its batches: with its receipt, or that it must be sent again.
 pub(super) async fn run_group(
@@ -107,7 +108,10 @@ pub(super) async fn run_group(
             Failure::Unknown(_) => (group, answers) = keep_recognisable(group, answers, &failure),
             _ => break failure,
         }
-        tracing::warn!(reason = %failure.reason(), batches = group.len(), "commit group lost its connection, trying again");
+        // Once per group, which is tried again and again.
+        if lookup == Lookup::Likely {
+            tracing::warn!(reason = %failure.reason(), batches = group.len(), "commit group lost its connection, trying again");
+        }
         lookup = Lookup::Thorough;
         match tries.next() {
             Some(wait_ms) if begun.elapsed() < shared.wait && !group.is_empty() => {

@@ -72,6 +72,7 @@ fn a_deadlock_with_a_foreign_session_is_survived() {
             assert!(other.run("COMMIT"), "{name}");
             sending.join().expect("the batch is written");
         });
+        assert!(bed.cluster.log().contains("deadlock detected"), "{name}");
         bed.check(&store, &device.journal);
     }
 }
