@@ -90,7 +90,8 @@ fn write(store: &PostgresStore, writer: usize, batches: u64) -> Vec<u64> {
     let mut rng = Rng::new(writer as u64);
     let mut versions = Vec::new();
     for batch in 0..batches {
-        let receipt = block_on(store.commit(author.batch(drafts(writer, batch, &mut rng)))).expect("a commit");
+        let receipt =
+            block_on(store.commit(author.batch(drafts(writer, batch, &mut rng)))).expect("a commit");
         for result in receipt.results {
             assert_eq!(result.code.class(), ItemClass::Done, "{result:?}");
             if matches!(result.code, ItemCode::Applied | ItemCode::Merged) {
@@ -135,7 +136,8 @@ fn read(store: &PostgresStore, reader: usize, done: &AtomicBool) -> (HashMap<Str
 
 fn run(changes: u64, head_unlocked: bool) -> Found {
     let world = World::new(1);
-    let template = Template::new("nodes", |url| drop(PostgresStore::migrate(&target(url)).expect("it migrates")));
+    let template =
+        Template::new("nodes", |url| drop(PostgresStore::migrate(&target(url)).expect("it migrates")));
     let database = Cluster::shared().database(&template);
     let nodes: Vec<PostgresStore> = (0..NODES)
         .map(|at| node(&database, &world, Faults { pause_ms: Some(pauses(at as u64)), head_unlocked }))

@@ -8,8 +8,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use driftline_model::Limits;
 use driftline_storage::{
-    Failover, MemoryStore, OpenError, PostgresError, PostgresOptions, PostgresStore, PostgresTarget, SqliteOptions,
-    SqliteStore,
+    Failover, MemoryStore, OpenError, PostgresError, PostgresOptions, PostgresStore, PostgresTarget,
+    SqliteOptions, SqliteStore,
 };
 use driftline_testkit::World;
 use driftline_testkit::postgres::{Cluster, Database, Template};
@@ -53,7 +53,9 @@ pub(crate) fn open_with(file: &Path, world: &World, readers: usize) -> Result<Sq
 pub(crate) fn migrated() -> Database {
     static TEMPLATE: OnceLock<Template> = OnceLock::new();
     let template = TEMPLATE.get_or_init(|| {
-        Template::new("migrated", |url| drop(PostgresStore::migrate(&target(url)).expect("the migrations run")))
+        Template::new("migrated", |url| {
+            drop(PostgresStore::migrate(&target(url)).expect("the migrations run"))
+        })
     });
     Cluster::shared().database(template)
 }
@@ -66,7 +68,8 @@ pub(crate) fn target(url: &str) -> PostgresTarget {
 pub(crate) fn postgres(world: &World) -> PostgresStore {
     static DATABASES: Mutex<Option<HashMap<PathBuf, Database>>> = Mutex::new(None);
     let mut databases = DATABASES.lock().unwrap_or_else(PoisonError::into_inner);
-    let database = databases.get_or_insert_default().entry(world.folder.path().to_owned()).or_insert_with(migrated);
+    let database =
+        databases.get_or_insert_default().entry(world.folder.path().to_owned()).or_insert_with(migrated);
     open_postgres(&database.url(), world).expect("the store opens")
 }
 
