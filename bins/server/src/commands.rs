@@ -1,5 +1,8 @@
 //! The commands that do not serve.
 
+mod backup;
+mod doctor;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -12,6 +15,9 @@ use crate::config::Config;
 use crate::key;
 use crate::run::{DATABASE, data_dir};
 use crate::store::DataPlace;
+
+pub(crate) use backup::{BackupArguments, RestoreArguments, backup, restore};
+pub(crate) use doctor::{DoctorArguments, doctor};
 
 /// What a token is made for.
 #[derive(Debug, Args)]

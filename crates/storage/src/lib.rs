@@ -50,4 +50,7 @@ mod sqlite;
 pub use any::AnyStore;
 pub use memory::MemoryStore;
 pub use postgres::{Failover, PostgresError, PostgresOptions, PostgresStore, PostgresTarget};
-pub use sqlite::{Fatal, OpenError, SqliteOptions, SqliteStore};
+pub use sqlite::{
+    BackupError, Contents, Diagnosis, Fatal, Finding, OpenError, Report, RestoreError, Restored, SideFile,
+    SqliteOptions, SqliteStore,
+};

@@ -31,7 +31,7 @@ const SOUGHT: i64 = 50_000;
 /// Removes what is past its retention; gives the number of removed rows.
 pub(super) async fn prune(shared: &Shared, now_ms: u64) -> Result<u64, StoreError> {
     make_months(shared, now_ms).await?;
-    let before = |days: u64| sql(now_ms.saturating_sub(days * DAY_MS));
+    let before = |days: u64| i64::try_from(now_ms.saturating_sub(days * DAY_MS)).unwrap_or(i64::MAX);
     let mut removed = 0;
     for (table, days) in
         [(Table::Answers, 90), (Table::Batches, 1), (Table::Tombstones, 30), (Table::Exits, 30)]
@@ -55,8 +55,14 @@ impl Query for MakeMonth {
     type SqlType = BigInt;
 }
 
+/// The year 10000: no clock shows it, and no month is made for it.
+const CALENDAR_END_MS: u64 = 253_402_300_800_000;
+
 /// Makes the partitions of the audit for this month and the next.
 async fn make_months(shared: &Shared, now_ms: u64) -> Result<(), StoreError> {
+    if now_ms >= CALENDAR_END_MS {
+        return Ok(());
+    }
     let lease = shared.writer().await?;
     let mut pg = lease.pg();
     let next: i64 = MakeMonth { at: sql(now_ms) }.get_result(&mut pg).await.map_err(store_error)?;
