@@ -59,8 +59,7 @@ statement! {
     " AND e.scope_no = s.scope_no AND e.seq > " ? after: BigInt
     " AND (e.kind_no = ANY(" ? kinds: Nullable<Array<Integer>>
     ")) IS NOT FALSE AND ((SELECT r.scope_no FROM records AS r WHERE r.tenant_no = e.tenant_no \
-     AND (r.kind_no, r.id) >= (e.kind_no, e.id) AND (r.kind_no, r.id) <= (e.kind_no, e.id) ORDER BY r.kind_no, r.id \
-     LIMIT 1) = ANY(" ? scopes: Array<Integer>
+     AND r.kind_no = e.kind_no AND r.id >= e.id AND r.id <= e.id ORDER BY r.id LIMIT 1) = ANY(" ? scopes: Array<Integer>
     ")) IS NOT TRUE ORDER BY e.seq LIMIT " ? rows: BigInt
     ") AS l ORDER BY l.seq LIMIT " ? rows: BigInt
     ""
@@ -177,8 +176,7 @@ statement! {
     ", " ? id: Text
     ") AND (e.kind_no = ANY(" ? kinds: Nullable<Array<Integer>>
     ")) IS NOT FALSE AND ((SELECT r.scope_no FROM records AS r WHERE r.tenant_no = e.tenant_no \
-     AND (r.kind_no, r.id) >= (e.kind_no, e.id) AND (r.kind_no, r.id) <= (e.kind_no, e.id) ORDER BY r.kind_no, r.id \
-     LIMIT 1) = ANY(" ? scopes: Array<Integer>
+     AND r.kind_no = e.kind_no AND r.id >= e.id AND r.id <= e.id ORDER BY r.id LIMIT 1) = ANY(" ? scopes: Array<Integer>
     ")) IS NOT TRUE ORDER BY e.kind_no, e.id LIMIT " ? rows: BigInt
     ") AS l) AS w ORDER BY kind_no, id, seq DESC, here DESC, scope_no LIMIT " ? rows: BigInt
     ""
