@@ -25,6 +25,12 @@ enum Command {
     Token(commands::TokenArguments),
     /// Bring the database to the newest schema.
     Migrate(commands::MigrateArguments),
+    /// Copy the database, while the server runs or not.
+    Backup(commands::BackupArguments),
+    /// Put a backup in the place of the database of a server that does not run, or check one.
+    Restore(commands::RestoreArguments),
+    /// Test everything that the server needs, and say what to mend.
+    Doctor(commands::DoctorArguments),
 }
 
 /// Runs the program on the arguments of the process.
@@ -40,6 +46,9 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => run::run(&arguments, run::Mode::Serve),
         Command::Token(arguments) => commands::token(&arguments),
         Command::Migrate(arguments) => commands::migrate(&arguments),
+        Command::Backup(arguments) => commands::backup(&arguments),
+        Command::Restore(arguments) => commands::restore(&arguments),
+        Command::Doctor(arguments) => commands::doctor(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,17 +1,23 @@
 //! The commands that do not serve.
 
+mod backup;
+mod doctor;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use driftline_engine::Clock as _;
-use driftline_storage::SqliteStore;
 use driftline_transport::{Grant, SystemClock};
 use serde_json::{Map, Value};
 
 use crate::config::Config;
 use crate::key;
 use crate::run::{DATABASE, data_dir};
+use crate::store::DataPlace;
+
+pub(crate) use backup::{BackupArguments, RestoreArguments, backup, restore};
+pub(crate) use doctor::{DoctorArguments, doctor};
 
 /// What a token is made for.
 #[derive(Debug, Args)]
@@ -48,7 +54,7 @@ pub(crate) struct MigrateArguments {
     /// The configuration file.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// The data folder.
+    /// The data folder of the embedded database.
     #[arg(long)]
     data_dir: Option<PathBuf>,
 }
@@ -77,13 +83,18 @@ pub(crate) fn token(arguments: &TokenArguments) -> anyhow::Result<()> {
 pub(crate) fn migrate(arguments: &MigrateArguments) -> anyhow::Result<()> {
     let config = Config::load(arguments.config.as_deref())?;
     let folder = data_dir(arguments.data_dir.as_deref(), &config);
-    let file = database(&folder)?;
-    let ran = SqliteStore::migrate(&file)?;
-    for name in &ran {
+    let place = data_place(&config, &folder)?;
+    for name in &place.migrate()? {
         println!("ran {name}");
     }
-    println!("{} is at the newest schema", file.display());
+    println!("{place} is at the newest schema");
     Ok(())
+}
+
+/// Finds where the data is; the folder is made if it is needed.
+pub(crate) fn data_place(config: &Config, folder: &Path) -> anyhow::Result<DataPlace> {
+    let file = if config.store.url.is_some() { PathBuf::new() } else { database(folder)? };
+    Ok(config.data_place(file))
 }
 
 pub(crate) fn database(folder: &Path) -> anyhow::Result<PathBuf> {

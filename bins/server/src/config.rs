@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use driftline_engine::{Catalogue, KindRule, ScopeRule, policy_of_doc};
 use driftline_model::{KindName, Limits};
 use driftline_protocol::{FieldPolicyDoc, KindSchema, PolicyDoc};
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::limits::LimitsConfig;
+use crate::store::{DataPlace, DatabaseUrl, StoreConfig};
 
 /// The whole file; unknown keys are refused.
 #[derive(Debug, Default, Deserialize)]
@@ -21,6 +22,7 @@ use crate::limits::LimitsConfig;
 pub struct Config {
     pub(crate) server: Server,
     pub(crate) auth: Auth,
+    pub(crate) store: StoreConfig,
     limits: LimitsConfig,
     kind: Vec<Kind>,
     /// Where the file lies, which the paths in it start from.
@@ -91,7 +93,7 @@ impl Config {
     /// # Errors
     /// The error says what is wrong with the text, and where.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        Ok(toml::from_str(text)?)
+        toml::from_str(text).map_err(|error| unreadable(text, &error))
     }
 
     /// Reads the file, or takes the defaults without one; the environment overrides single values.
@@ -115,7 +117,16 @@ impl Config {
         if let Ok(secret) = std::env::var("DRIFTLINE_AUTH_SECRET") {
             config.auth.secret = Some(secret);
         }
+        if let Ok(url) = std::env::var("DRIFTLINE_STORE_URL") {
+            config.store.url = Some(DatabaseUrl::new(url));
+        }
+        config.store.check()?;
         Ok(config)
+    }
+
+    /// Finds where the data is: in the database that `[store]` names, else in this file.
+    pub(crate) fn data_place(&self, file: PathBuf) -> DataPlace {
+        DataPlace::of(&self.store, &self.folder, file)
     }
 
     /// Returns the limits: those that the file sets, else the defaults.
@@ -175,6 +186,18 @@ impl Config {
     pub(crate) fn kind_names(&self) -> Vec<&str> {
         self.kind.iter().map(|kind| kind.name.as_str()).collect()
     }
+}
+
+/// Says what is wrong with which key on which line. The parser's own words repeat the line, and with it a secret that
+/// may stand there.
+fn unreadable(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let Some(span) = error.span() else { return anyhow!("{}", error.message()) };
+    let before = &text.as_bytes()[..span.start.min(text.len())];
+    let at = before.iter().filter(|byte| **byte == b'\n').count();
+    let key = text.lines().nth(at).and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
+    let is_bare = |key: &&str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+    let key = key.filter(is_bare).map(|key| format!(": {key}")).unwrap_or_default();
+    anyhow!("line {}{key}: {}", at + 1, error.message())
 }
 
 impl Kind {
@@ -341,6 +364,22 @@ mod tests {
         // What is said of defaults is true: without its values the file means the same.
         let config = Config::parse(example).unwrap();
         assert_eq!(config.limits().unwrap(), Limits::default());
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_numbered_and_not_repeated() {
+        let table = [
+            ("[server]\n\n[store]\nurl = \"postgres://ada:sesame@one/app\n", "line 4: url: "),
+            ("[auth]\nsecret = 'sesame", "line 2: secret: "),
+            (
+                "[store]\nurl = \"postgres://ada:sesame@one/app\"\nurl = \"postgres://ada:sesame@two/app\"",
+                "line 3: ",
+            ),
+        ];
+        for (text, named) in table {
+            let error = format!("{:?}", Config::parse(text).unwrap_err());
+            assert!(error.contains(named) && !error.contains("sesame"), "{text}: {error}");
+        }
     }
 
     #[test]

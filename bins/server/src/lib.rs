@@ -9,6 +9,7 @@ mod config;
 mod key;
 mod limits;
 mod run;
+mod store;
 
 pub use cli::main;
 pub use config::Config;

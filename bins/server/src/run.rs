@@ -9,16 +9,17 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use driftline_engine::{Clock, Engine, Hub, Listeners, Random, Store as _};
-use driftline_storage::{SqliteOptions, SqliteStore};
+use driftline_storage::AnyStore;
 use driftline_transport::{
     App, Grant, MetricsObserver, Settings, SharedSecret, SystemClock, SystemRandom, install_metrics, serve,
 };
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::commands::database;
+use crate::commands::data_place;
 use crate::config::Config;
 use crate::key;
+use crate::store::{self, DataPlace, Surroundings};
 
 /// The database's file in the data folder.
 pub(crate) const DATABASE: &str = "driftline.db";
@@ -75,7 +76,13 @@ pub(crate) fn run(arguments: &RunArguments, mode: Mode) -> anyhow::Result<()> {
             ),
         },
     };
-    runtime()?.block_on(run_until_stopped(arguments, mode, &config, &folder, secret))
+    let place = data_place(&config, &folder)?;
+    // Opening a store blocks, so it comes before anything asynchronous.
+    let unlimited = arguments.limits == Some(LimitsSwitch::Off);
+    let (store, app) = assemble(&config, &place, mode, &secret, unlimited)?;
+    let listen = arguments.listen.or(config.server.listen);
+    let introduce = move |address| introduce(address, &place, &config, &secret, mode);
+    runtime()?.block_on(run_until_stopped(listen, mode, store, app, introduce))
 }
 
 /// One core is served best by one thread that never hands work over.
@@ -90,25 +97,18 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 async fn run_until_stopped(
-    arguments: &RunArguments,
+    listen: Option<SocketAddr>,
     mode: Mode,
-    config: &Config,
-    folder: &Path,
-    secret: SharedSecret,
+    store: AnyStore,
+    app: Arc<App<AnyStore>>,
+    introduce: impl FnOnce(SocketAddr),
 ) -> anyhow::Result<()> {
-    let metrics = install_metrics();
-    let listener = bind(arguments.listen.or(config.server.listen), mode).await?;
+    let listener = bind(listen, mode).await?;
     let address = listener.local_addr().context("the listener has no address")?;
-    let unlimited = arguments.limits == Some(LimitsSwitch::Off);
-    let (store, app) = assemble(config, folder, mode, &secret, unlimited, metrics)?;
-    // Whoever reads the next line may end the server at once.
+    // Whoever reads what is printed next may end the server at once.
     let mut stop = StopSignals::listen().context("signals cannot be heard")?;
-    println!("listening on http://{address}");
-    if mode == Mode::Dev {
-        introduce(address, folder, config, &secret);
-    }
+    introduce(address);
     std::io::stdout().flush().context("cannot write to stdout")?;
-    tracing::info!(%address, folder = %folder.display(), "listening");
     let upkeep = tokio::spawn(keep_up(store));
     let stopping = Arc::clone(&app);
     let stopper = tokio::spawn(async move {
@@ -125,31 +125,24 @@ async fn run_until_stopped(
 /// Opens the store and puts engine and doors on it.
 fn assemble(
     config: &Config,
-    folder: &Path,
+    place: &DataPlace,
     mode: Mode,
     secret: &SharedSecret,
     unlimited: bool,
-    metrics: Option<driftline_transport::MetricsHandle>,
-) -> anyhow::Result<(SqliteStore, Arc<App<SqliteStore>>)> {
+) -> anyhow::Result<(AnyStore, Arc<App<AnyStore>>)> {
     let limits = config.limits()?;
     let catalogue = config.catalogue(mode == Mode::Dev)?;
+    // What is counted before the recorder stands is lost.
+    let metrics = install_metrics();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
     let hub = Arc::new(Hub::new(limits.pending_deltas));
-    let store = SqliteStore::open(SqliteOptions {
-        file: database(folder)?,
+    let surroundings = Surroundings {
         clock: Arc::clone(&clock),
         random: Arc::clone(&random),
         listeners: Arc::clone(&hub) as Arc<dyn Listeners>,
-        fatal: Box::new(|reason| {
-            // Nobody can tell what is on the disk now; a restart reads it afresh.
-            tracing::error!(reason, "the disk cannot be trusted, ending the process");
-            std::process::exit(74);
-        }),
-        skew_ms_max: limits.skew_ms_max,
-        record_bytes: limits.record_bytes,
-        readers: 2,
-    })?;
+    };
+    let store = store::open(place, &config.store, &limits, surroundings)?;
     let engine = Engine::new(store.clone(), hub, catalogue, limits, MetricsObserver::default());
     let settings = Settings { origins: config.server.origins.clone(), unlimited, echo: mode == Mode::Dev };
     let app = App::new(engine, Box::new(secret.clone()), clock, random, settings, metrics);
@@ -178,8 +171,17 @@ async fn bind(wanted: Option<SocketAddr>, mode: Mode) -> anyhow::Result<TcpListe
     bail!("no port from {} to {} is free", PORTS.start, PORTS.end - 1)
 }
 
-/// Tells a newcomer what to do next.
-fn introduce(address: SocketAddr, folder: &Path, config: &Config, secret: &SharedSecret) {
+/// Tells where the server is and where its data is; in development also what a newcomer does next.
+fn introduce(address: SocketAddr, place: &DataPlace, config: &Config, secret: &SharedSecret, mode: Mode) {
+    println!("listening on http://{address}");
+    tracing::info!(%address, data = %place, "listening");
+    match mode {
+        Mode::Dev => welcome(address, place, config, secret),
+        Mode::Serve => println!("data in {place}"),
+    }
+}
+
+fn welcome(address: SocketAddr, place: &DataPlace, config: &Config, secret: &SharedSecret) {
     let expires_s = SystemClock.now_ms() / 1000 + 30 * 86_400;
     let token = secret.mint(&Grant {
         tenant: "default".into(),
@@ -192,9 +194,8 @@ fn introduce(address: SocketAddr, folder: &Path, config: &Config, secret: &Share
     let any = config.accepts_undeclared(true);
     let kinds = if any { "any kind".to_owned() } else { config.kind_names().join(", ") };
     println!(
-        "data in {folder}; this machine only; records: {kinds}\n\
-         token (30 days, tenant default, user dev):\n  {token}",
-        folder = folder.display(),
+        "data in {place}; this machine only; records: {kinds}\n\
+         token (30 days, tenant default, user dev):\n  {token}"
     );
     // The example's kind may not be among those that are declared.
     if !any {
@@ -210,7 +211,7 @@ fn introduce(address: SocketAddr, folder: &Path, config: &Config, secret: &Share
 }
 
 /// Removes what is past its retention, once an hour.
-async fn keep_up(store: SqliteStore) {
+async fn keep_up(store: AnyStore) {
     let mut hourly = tokio::time::interval(Duration::from_secs(3600));
     loop {
         hourly.tick().await;

@@ -18,10 +18,8 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_driftline-server");
 fn command(arguments: &[&str], folder: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
-    for name in
-        ["DRIFTLINE_AUTH_SECRET", "DRIFTLINE_SERVER_LISTEN", "DRIFTLINE_SERVER_DATA_DIR", "DRIFTLINE_LOG"]
-    {
-        command.env_remove(name);
+    for name in ["AUTH_SECRET", "SERVER_LISTEN", "SERVER_DATA_DIR", "STORE_URL", "LOG"] {
+        command.env_remove(format!("DRIFTLINE_{name}"));
     }
     command
 }
@@ -149,6 +147,38 @@ fn serve_needs_a_key() {
 }
 
 #[test]
+fn a_database_that_cannot_be_used_is_named_without_its_password() {
+    let folder = TempFolder::new();
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let nobody = free.local_addr().expect("it is bound");
+    drop(free);
+    let write = |store: &str| {
+        let config = format!("[auth]\nsecret = \"a secret of enough bytes\"\n[store]\n{store}\n");
+        std::fs::write(folder.path().join("c.toml"), config).expect("writable");
+    };
+    let url = format!("url = \"postgres://ada:sesame@{nobody}/app\"");
+    let broken = "url = \"postgres://ada:sesame@127.0.0.1:notaport/app\"";
+    let place = format!("PostgreSQL at {nobody}, database app");
+    let table: [(&str, &[&str]); 5] = [
+        (&url, &[&place, "cannot connect"]),
+        (broken, &["PostgreSQL", "connection string"]),
+        ("url = \"ada:sesame\"", &["store.url"]),
+        ("failover = \"lossless\"", &["store.failover", "DRIFTLINE_STORE_URL"]),
+        (&format!("{url}\ntls_ca_file = \"ca.pem\""), &[&place, "ca.pem"]),
+    ];
+    for (store, words) in table {
+        write(store);
+        for command in [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate"]] {
+            let arguments = [command, &["--config", "c.toml"]].concat();
+            refused(&arguments, folder.path(), words);
+            let said = run(&arguments, folder.path()).stderr;
+            assert!(!text(&said).contains("sesame"), "{}", text(&said));
+        }
+    }
+    assert!(!folder.path().join("driftline-data").exists(), "no other database was taken");
+}
+
+#[test]
 fn serve_runs_with_a_key() {
     let folder = TempFolder::new();
     let config = "[auth]\nsecret = \"a secret of enough bytes\"\n[[kind]]\nname = \"note\"\n";
@@ -169,6 +199,7 @@ fn serve_runs_with_a_key() {
     let response = runtime.block_on(undeclared.send(address.parse().expect("an address")));
     assert_eq!(response.status, 404, "only declared kinds are known");
     server.signal("INT");
+    assert_eq!(server.line().as_deref(), Some("data in data/driftline.db"));
     assert_eq!(server.line(), None, "no token is printed to others");
     assert_eq!(server.wait().code(), Some(0));
 }

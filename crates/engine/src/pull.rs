@@ -2,11 +2,14 @@
 
 use driftline_conflict::Life;
 use driftline_model::{Epoch, KindName, Object, RecordId, ScopeName, Seq};
-use driftline_protocol::{Change, ChangeKind, Checksum, Cursor, Missing, Phase, Progress, Resume};
+use driftline_protocol::{
+    Change, ChangeKind, Checksum, Cursor, ErrorCode, Fault, Missing, Phase, Progress, Resume, ResyncReason,
+};
 use thiserror::Error;
 
 use crate::plan::{change_row, changed_since};
 use crate::ports::{Head, Identity, Left, Only, Page, PageQuery, Place, Row, ScopeSum, StoreError};
+use crate::service::unavailable;
 
 /// Why a pull gave no page.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -27,6 +30,31 @@ pub enum PullFault {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl PullFault {
+    /// Returns what the reader is told. What the store says of itself is not for readers.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        let code = match self {
+            Self::CursorInvalid(_) | Self::EpochChanged(_) | Self::Ahead(_) => ErrorCode::CursorInvalid,
+            Self::CursorExpired(_) => ErrorCode::CursorExpired,
+            Self::Store(error) => return unavailable(error),
+        };
+        Fault::new(code, self.to_string())
+    }
+
+    /// Returns what the reader has to do before it pulls again, if anything.
+    #[must_use]
+    pub fn resync(&self) -> Option<(ResyncReason, Epoch)> {
+        match self {
+            Self::CursorInvalid(epoch) | Self::CursorExpired(epoch) => {
+                Some((ResyncReason::CursorExpired, *epoch))
+            }
+            Self::EpochChanged(epoch) | Self::Ahead(epoch) => Some((ResyncReason::EpochChanged, *epoch)),
+            Self::Store(_) => None,
+        }
+    }
 }
 
 /// One step of a pull: what to ask the store and how to tell the rows.

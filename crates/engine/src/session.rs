@@ -543,20 +543,8 @@ impl Session {
     }
 
     fn pull_fault(&mut self, fault: &PullFault, waiting: Waiting, now_ms: u64) {
-        let (code, resync) = match fault {
-            PullFault::CursorInvalid(epoch) => {
-                (ErrorCode::CursorInvalid, Some((ResyncReason::CursorExpired, *epoch)))
-            }
-            PullFault::EpochChanged(epoch) | PullFault::Ahead(epoch) => {
-                (ErrorCode::CursorInvalid, Some((ResyncReason::EpochChanged, *epoch)))
-            }
-            PullFault::CursorExpired(epoch) => {
-                (ErrorCode::CursorExpired, Some((ResyncReason::CursorExpired, *epoch)))
-            }
-            PullFault::Store(_) => (ErrorCode::StoreUnavailable, None),
-        };
-        self.error(&Fault::new(code, fault.to_string()), waiting.reply_to, now_ms);
-        if let Some((reason, epoch)) = resync {
+        self.error(&fault.fault(), waiting.reply_to, now_ms);
+        if let Some((reason, epoch)) = fault.resync() {
             if let (Some(sync), ResyncReason::EpochChanged) = (&mut self.sync, reason) {
                 (sync.epoch, sync.stale, sync.fresh) = (epoch, true, false);
                 sync.sealer.begin(epoch);

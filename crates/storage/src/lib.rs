@@ -33,6 +33,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod any;
 mod codec;
 mod group;
 #[cfg(test)]
@@ -46,6 +47,10 @@ mod postgres;
 mod rows;
 mod sqlite;
 
+pub use any::AnyStore;
 pub use memory::MemoryStore;
 pub use postgres::{Failover, PostgresError, PostgresOptions, PostgresStore, PostgresTarget};
-pub use sqlite::{Fatal, OpenError, SqliteOptions, SqliteStore};
+pub use sqlite::{
+    BackupError, Contents, Diagnosis, Fatal, Finding, OpenError, Report, RestoreError, Restored, SideFile,
+    SqliteOptions, SqliteStore,
+};

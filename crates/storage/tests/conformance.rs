@@ -25,8 +25,18 @@ fn the_sqlite_store_conforms() {
 }
 
 #[test]
+fn the_postgres_store_conforms() {
+    conformance::run_all(support::postgres);
+}
+
+#[test]
 fn the_sqlite_store_is_durable() {
     conformance::run_durable(support::sqlite);
+}
+
+#[test]
+fn the_postgres_store_is_durable() {
+    conformance::run_durable(support::postgres);
 }
 
 /// One store with its devices.

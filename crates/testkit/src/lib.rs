@@ -24,6 +24,7 @@ mod folder;
 pub mod http;
 pub mod memory;
 pub mod postgres;
+pub mod proxy;
 mod rng;
 pub mod server;
 pub mod socket;

@@ -1,4 +1,9 @@
 //! The real server as a process of its own.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `DRIFTLINE_SERVER` | the server's program; else the one that was built beside the running test |
+//! | `DRIFTLINE_TEST_STORE` | `postgres`: every server gets an empty database in the [`Cluster`] that the process shares; `sqlite`, or nothing: a file in its data folder |
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -10,6 +15,14 @@ use std::thread;
 
 use crate::folder::TempFolder;
 use crate::http::PATIENCE;
+use crate::postgres::{Cluster, Database};
+
+/// Tells the server where its database is.
+const STORE_URL: &str = "DRIFTLINE_STORE_URL";
+/// Tells the server what it signs tokens with.
+const SECRET: &str = "DRIFTLINE_AUTH_SECRET";
+/// What servers on one database share, so that each takes the tokens of the others.
+const SHARED_SECRET: &str = "known to all servers of a test";
 
 /// Finds the server's program: `DRIFTLINE_SERVER`, else the one that was built beside the running test.
 ///
@@ -46,9 +59,12 @@ pub struct TokenFor<'a> {
 pub struct Server {
     program: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     process: Process,
     address: SocketAddr,
     folder: TempFolder,
+    /// Dropped when the process is gone.
+    _database: Option<Database>,
 }
 
 impl Server {
@@ -64,13 +80,35 @@ impl Server {
     /// Starts a program with further arguments behind `dev`.
     ///
     /// # Panics
-    /// When it does not say in time that it listens.
+    /// When it does not say in time that it listens, or `DRIFTLINE_TEST_STORE` names no store.
     #[must_use]
     pub fn with(program: &Path, arguments: &[&str]) -> Self {
+        let database = database_of_its_own();
+        let environment = database.iter().map(|database| (STORE_URL, database.url())).collect();
+        Self::launched(program, arguments, environment, database)
+    }
+
+    /// Starts the server on a PostgreSQL database, which several servers may share. They take each other's tokens.
+    ///
+    /// # Panics
+    /// When it does not say in time that it listens.
+    #[must_use]
+    pub fn on(url: &str, arguments: &[&str]) -> Self {
+        let environment = vec![(STORE_URL, url.to_owned()), (SECRET, SHARED_SECRET.to_owned())];
+        Self::launched(&program(), arguments, environment, None)
+    }
+
+    fn launched(
+        program: &Path,
+        arguments: &[&str],
+        environment: Vec<(&'static str, String)>,
+        database: Option<Database>,
+    ) -> Self {
         let folder = TempFolder::new();
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let (process, address) = launch(program, &arguments, folder.path());
-        Self { program: program.to_owned(), arguments, process, address, folder }
+        let (process, address) = launch(program, &arguments, &environment, folder.path());
+        let program = program.to_owned();
+        Self { program, arguments, environment, process, address, folder, _database: database }
     }
 
     /// Returns where it listens.
@@ -104,6 +142,7 @@ impl Server {
     #[must_use]
     pub fn token(&self, token: &TokenFor<'_>) -> String {
         let mut command = Command::new(&self.program);
+        command.envs(self.environment.iter().cloned());
         command.arg("token").arg("--data-dir").arg(self.folder.path()).args(["--sub", token.sub]);
         let options = [("--tenant", token.tenant), ("--role", token.role), ("--device-id", token.device_id)];
         for (name, value) in options.iter().filter(|(_, value)| !value.is_empty()) {
@@ -128,7 +167,8 @@ impl Server {
     /// When it does not say in time that it listens.
     pub fn restart(&mut self) {
         self.process.kill();
-        (self.process, self.address) = launch(&self.program, &self.arguments, self.folder.path());
+        (self.process, self.address) =
+            launch(&self.program, &self.arguments, &self.environment, self.folder.path());
     }
 
     /// Asks the server to end (SIGTERM) and waits until it has.
@@ -145,9 +185,25 @@ fn log_file(folder: &Path) -> PathBuf {
     folder.join("server.log")
 }
 
-fn launch(program: &Path, arguments: &[String], folder: &Path) -> (Process, SocketAddr) {
+fn database_of_its_own() -> Option<Database> {
+    let store = std::env::var("DRIFTLINE_TEST_STORE").unwrap_or_default();
+    match store.as_str() {
+        "" | "sqlite" => None,
+        "postgres" => Some(Cluster::shared().empty_database()),
+        _ => panic!("DRIFTLINE_TEST_STORE is `sqlite` or `postgres`, not `{store}`"),
+    }
+}
+
+fn launch(
+    program: &Path,
+    arguments: &[String],
+    environment: &[(&'static str, String)],
+    folder: &Path,
+) -> (Process, SocketAddr) {
     let log = File::options().create(true).append(true).open(log_file(folder)).expect("a log can be written");
     let mut command = Command::new(program);
+    // The store is the one that the test chose, whatever is set where it runs.
+    command.env_remove(STORE_URL).envs(environment.iter().cloned());
     command.args(["dev", "--listen", "127.0.0.1:0"]).arg("--data-dir").arg(folder).args(arguments);
     let mut process = Process::start(command.stderr(log));
     let line = process.line();

@@ -12,6 +12,14 @@ use driftline_model::{
 
 /// What a [`Wrapped`] store does otherwise than the one inside; each hook may still ask that one.
 pub trait Hook<S: Store>: Send + Sync + 'static {
+    /// Is asked before every call; an error is its answer, and the store inside does not hear of it.
+    ///
+    /// # Errors
+    /// None, unless the hook makes some.
+    fn admit(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Stands in for [`Store::commit`].
     fn commit(
         &self,
@@ -58,115 +66,117 @@ impl<S, H> Wrapped<S, H> {
 }
 
 impl<S: Store, H: Hook<S>> Store for Wrapped<S, H> {
-    fn commit(&self, submission: Submission) -> impl Future<Output = Result<Receipt, StoreError>> + Send {
-        self.hook.commit(&self.inner, submission)
+    async fn commit(&self, submission: Submission) -> Result<Receipt, StoreError> {
+        self.hook.admit()?;
+        self.hook.commit(&self.inner, submission).await
     }
 
-    fn page(&self, query: PageQuery) -> impl Future<Output = Result<Page, StoreError>> + Send {
-        self.hook.page(&self.inner, query)
+    async fn page(&self, query: PageQuery) -> Result<Page, StoreError> {
+        self.hook.admit()?;
+        self.hook.page(&self.inner, query).await
     }
 
-    fn policies(
-        &self,
-        tenant: TenantNo,
-    ) -> impl Future<Output = Result<Vec<StoredPolicy>, StoreError>> + Send {
-        self.hook.policies(&self.inner, tenant)
+    async fn policies(&self, tenant: TenantNo) -> Result<Vec<StoredPolicy>, StoreError> {
+        self.hook.admit()?;
+        self.hook.policies(&self.inner, tenant).await
     }
 
-    fn tenant(&self, tenant: &TenantId) -> impl Future<Output = Result<TenantNo, StoreError>> + Send {
-        self.inner.tenant(tenant)
+    async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
+        self.hook.admit()?;
+        self.inner.tenant(tenant).await
     }
 
-    fn device(
-        &self,
-        tenant: TenantNo,
-        device: &DeviceKey,
-    ) -> impl Future<Output = Result<DeviceNo, StoreError>> + Send {
-        self.inner.device(tenant, device)
+    async fn device(&self, tenant: TenantNo, device: &DeviceKey) -> Result<DeviceNo, StoreError> {
+        self.hook.admit()?;
+        self.inner.device(tenant, device).await
     }
 
-    fn head(&self, tenant: TenantNo) -> impl Future<Output = Result<Head, StoreError>> + Send {
-        self.hook.head(&self.inner, tenant)
+    async fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
+        self.hook.admit()?;
+        self.hook.head(&self.inner, tenant).await
     }
 
-    fn record(
-        &self,
-        tenant: TenantNo,
-        kind: &KindName,
-        id: &RecordId,
-    ) -> impl Future<Output = Result<Option<Row>, StoreError>> + Send {
-        self.inner.record(tenant, kind, id)
-    }
-
-    fn history(
+    async fn record(
         &self,
         tenant: TenantNo,
         kind: &KindName,
         id: &RecordId,
-    ) -> impl Future<Output = Result<Option<History>, StoreError>> + Send {
-        self.inner.history(tenant, kind, id)
+    ) -> Result<Option<Row>, StoreError> {
+        self.hook.admit()?;
+        self.inner.record(tenant, kind, id).await
     }
 
-    fn conflict(
+    async fn history(
+        &self,
+        tenant: TenantNo,
+        kind: &KindName,
+        id: &RecordId,
+    ) -> Result<Option<History>, StoreError> {
+        self.hook.admit()?;
+        self.inner.history(tenant, kind, id).await
+    }
+
+    async fn conflict(
         &self,
         tenant: TenantNo,
         conflict_id: &ConflictId,
-    ) -> impl Future<Output = Result<Option<ConflictRow>, StoreError>> + Send {
-        self.inner.conflict(tenant, conflict_id)
+    ) -> Result<Option<ConflictRow>, StoreError> {
+        self.hook.admit()?;
+        self.inner.conflict(tenant, conflict_id).await
     }
 
-    fn conflicts(
+    async fn conflicts(
         &self,
         tenant: TenantNo,
         query: ConflictQuery,
-    ) -> impl Future<Output = Result<Vec<ConflictRow>, StoreError>> + Send {
-        self.inner.conflicts(tenant, query)
+    ) -> Result<Vec<ConflictRow>, StoreError> {
+        self.hook.admit()?;
+        self.inner.conflicts(tenant, query).await
     }
 
-    fn audit(
-        &self,
-        tenant: TenantNo,
-        query: AuditQuery,
-    ) -> impl Future<Output = Result<Vec<AuditEntry>, StoreError>> + Send {
-        self.inner.audit(tenant, query)
+    async fn audit(&self, tenant: TenantNo, query: AuditQuery) -> Result<Vec<AuditEntry>, StoreError> {
+        self.hook.admit()?;
+        self.inner.audit(tenant, query).await
     }
 
-    fn sums(&self, query: SumQuery) -> impl Future<Output = Result<(Head, Vec<PartSum>), StoreError>> + Send {
-        self.inner.sums(query)
+    async fn sums(&self, query: SumQuery) -> Result<(Head, Vec<PartSum>), StoreError> {
+        self.hook.admit()?;
+        self.inner.sums(query).await
     }
 
-    fn set_policy(
+    async fn set_policy(
         &self,
         tenant: TenantNo,
         kind: &KindName,
         doc: Option<String>,
-    ) -> impl Future<Output = Result<Option<u64>, StoreError>> + Send {
-        self.inner.set_policy(tenant, kind, doc)
+    ) -> Result<Option<u64>, StoreError> {
+        self.hook.admit()?;
+        self.inner.set_policy(tenant, kind, doc).await
     }
 
-    fn begin_epoch(
-        &self,
-        tenant: TenantNo,
-        left: Epoch,
-    ) -> impl Future<Output = Result<Head, StoreError>> + Send {
-        self.inner.begin_epoch(tenant, left)
+    async fn begin_epoch(&self, tenant: TenantNo, left: Epoch) -> Result<Head, StoreError> {
+        self.hook.admit()?;
+        self.inner.begin_epoch(tenant, left).await
     }
 
-    fn session(
+    async fn session(
         &self,
         tenant: TenantNo,
         device: DeviceNo,
         sync_id: &SyncId,
-    ) -> impl Future<Output = Result<Option<SessionProgress>, StoreError>> + Send {
-        self.inner.session(tenant, device, sync_id)
+    ) -> Result<Option<SessionProgress>, StoreError> {
+        self.hook.admit()?;
+        self.inner.session(tenant, device, sync_id).await
     }
 
-    fn prune(&self, now_ms: u64) -> impl Future<Output = Result<u64, StoreError>> + Send {
-        self.inner.prune(now_ms)
+    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
+        self.hook.admit()?;
+        self.inner.prune(now_ms).await
     }
 
-    fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
-        self.inner.probe()
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.hook.admit()?;
+        self.inner.probe().await
     }
 
     fn cursor_secret(&self) -> [u8; 32] {

@@ -2,13 +2,14 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use driftline_testkit::postgres::{Cluster, Options, Template, command};
+use driftline_testkit::proxy::{Direction, Proxy};
 
 /// Looks until something holds.
 fn soon(what: &str, mut holds: impl FnMut() -> bool) {
@@ -72,7 +73,7 @@ fn text_sorts_by_language_unless_the_schema_says_otherwise() {
     database
         .sql("CREATE TABLE t (a text, b text COLLATE \"C\"); INSERT INTO t VALUES ('a', 'a'), ('B', 'B')");
     assert_eq!(database.sql("SELECT b FROM t ORDER BY b"), "B\na");
-    if database.sql("SHOW server_version_num") >= "150000".to_owned() {
+    if database.sql("SHOW server_version_num").as_str() >= "150000" {
         assert_eq!(database.sql("SELECT a FROM t ORDER BY a"), "a\nB");
     }
 }
@@ -172,6 +173,28 @@ fn a_restore_goes_back_to_the_backup_on_a_new_timeline() {
 }
 
 #[test]
+fn behind_a_proxy_an_answer_is_lost_and_the_change_is_there() {
+    let database = Cluster::shared().empty_database();
+    database.sql("CREATE TABLE t (v int)");
+    let proxy = Proxy::start(Cluster::shared().address());
+    let insert = || {
+        let url = database.url_through(&[proxy.address()]);
+        let output = command("psql").args([&url, "-q", "-c", "INSERT INTO t VALUES (1)"]).output();
+        output.expect("psql runs").status.success()
+    };
+    assert!(insert());
+    // The last message but the word that it is ready says that the row is in: both are lost.
+    let answers = proxy.passed(Direction::ToClient);
+    proxy.cut_after(answers - 20, Direction::ToClient);
+    assert!(!insert());
+    assert_eq!((proxy.cuts(), database.sql("SELECT count(*) FROM t").as_str()), (1, "2"));
+    // Cut before the end of the request, there is nothing to lose.
+    proxy.cut_after(20, Direction::ToServer);
+    assert!(!insert());
+    assert_eq!((proxy.cuts(), database.sql("SELECT count(*) FROM t").as_str()), (2, "2"));
+}
+
+#[test]
 fn with_tls_only_its_own_authority_vouches_for_the_server() {
     let cluster = Cluster::own(&Options { tls: true, ..Options::default() });
     let database = cluster.empty_database();
@@ -187,12 +210,8 @@ fn with_tls_only_its_own_authority_vouches_for_the_server() {
     assert!(!asks("sslmode=disable"));
 }
 
-/// What the test below starts as a process of its own: it says where its cluster is and waits to be killed.
-#[test]
-fn a_process_with_a_cluster() {
-    if std::env::var_os("TESTKIT_DIES").is_none() {
-        return;
-    }
+/// What the test starts as a process of its own: it says where its cluster is and waits to be killed.
+fn live_with_a_cluster() -> ! {
     let shared = thread::spawn(Cluster::shared).join().expect("it starts");
     assert_eq!(shared.sql("SELECT 1"), "1", "it outlives the thread that started it");
     println!("\ncluster {}", shared.data().display());
@@ -202,16 +221,19 @@ fn a_process_with_a_cluster() {
 
 #[test]
 fn a_cluster_ends_with_its_process() {
+    if std::env::var_os("TESTKIT_IS_KILLED").is_some() {
+        live_with_a_cluster();
+    }
     let mut command = Command::new(std::env::current_exe().expect("a test knows where it is"));
-    command.args(["--exact", "a_process_with_a_cluster", "--nocapture"]).env("TESTKIT_DIES", "1");
+    command.args(["--exact", "a_cluster_ends_with_its_process", "--nocapture"]).env("TESTKIT_IS_KILLED", "1");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
     let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-    let folder = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("cluster ")?.to_owned()));
-    let folder = folder.expect("it says where its cluster is");
-    let status = std::fs::read_to_string(Path::new(&folder).join("postmaster.pid")).expect("it runs");
-    let server = status.lines().next().expect("a number").to_owned();
+    let data = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("cluster ")?.to_owned()));
+    let data = PathBuf::from(data.expect("it says where its cluster is"));
+    let status = std::fs::read_to_string(data.join("postmaster.pid")).expect("it runs");
+    let server = Path::new("/proc").join(status.lines().next().expect("a number"));
     child.kill().expect("it is ours");
     child.wait().expect("it is ours");
-    soon("the end of the server", || !Path::new("/proc").join(&server).exists());
-    soon("the end of the folder", || !Path::new(&folder).parent().expect("a parent").exists());
+    soon("the end of the server", || !server.exists());
+    soon("the end of the folder", || !data.parent().expect("a parent").exists());
 }

@@ -109,12 +109,17 @@ impl<S: Store> App<S> {
         *self.draining.borrow()
     }
 
-    /// Tells whether the store takes writes. It is asked at most once a second, however often readiness is.
+    /// Tells whether the store takes writes. It is asked at most once a second, however often readiness is and however
+    /// long the store takes to answer; meanwhile the last answer holds.
     pub(crate) async fn is_writable(&self) -> bool {
         let now_ms = self.now_ms();
-        let known = *self.probed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, writable)) = known.filter(|(at_ms, _)| now_ms < at_ms + 1000) {
-            return writable;
+        {
+            let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = *probed;
+            if let Some((_, writable)) = known.filter(|(at_ms, _)| now_ms < at_ms + 1000) {
+                return writable;
+            }
+            *probed = known.map(|(_, writable)| (now_ms, writable));
         }
         let probed = self.engine.store().probe().await;
         if let Err(error) = &probed {

@@ -3,9 +3,7 @@
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use driftline_engine::{PullFault, SyncFault};
-use driftline_protocol::{
-    Encoding, ErrorCode, Fault, Problem, ResyncReason, ResyncRequired, msgpack_of_json, to_json,
-};
+use driftline_protocol::{Encoding, ErrorCode, Fault, Problem, ResyncRequired, msgpack_of_json, to_json};
 
 use crate::coding::Coding;
 use crate::negotiate::Wishes;
@@ -38,20 +36,8 @@ impl From<Fault> for Refusal {
 
 impl From<PullFault> for Refusal {
     fn from(fault: PullFault) -> Self {
-        let (code, resync) = match &fault {
-            PullFault::CursorInvalid(epoch) => {
-                (ErrorCode::CursorInvalid, Some((ResyncReason::CursorExpired, *epoch)))
-            }
-            PullFault::CursorExpired(epoch) => {
-                (ErrorCode::CursorExpired, Some((ResyncReason::CursorExpired, *epoch)))
-            }
-            PullFault::EpochChanged(epoch) | PullFault::Ahead(epoch) => {
-                (ErrorCode::CursorInvalid, Some((ResyncReason::EpochChanged, *epoch)))
-            }
-            _ => (ErrorCode::StoreUnavailable, None),
-        };
-        let resync = resync.map(|(reason, epoch)| ResyncRequired::new(reason, epoch));
-        Self { resync, ..Self::from(Fault::new(code, fault.to_string())) }
+        let resync = fault.resync().map(|(reason, epoch)| ResyncRequired::new(reason, epoch));
+        Self { resync, ..Self::from(fault.fault()) }
     }
 }
 

@@ -79,7 +79,8 @@ pub struct RecordPage {
     pub next: Option<RecordId>,
 }
 
-fn unavailable(error: &StoreError) -> Fault {
+/// What is told of a store that failed.
+pub(crate) fn unavailable(error: &StoreError) -> Fault {
     match error {
         StoreError::Unavailable(_) => {
             Fault::new(ErrorCode::StoreUnavailable, "the database is away; nothing was applied")

@@ -217,7 +217,9 @@ async fn transact(
         Err(failure) => return Err(ended(lease, failure).await),
     };
     #[cfg(test)]
-    shared.faults.pause().await;
+    if let Some(faults) = shared.faults.get() {
+        faults.pause().await;
+    }
     let (planned, loaded) = match planned(shared, group, loaded, lookup) {
         Ok(planned) => planned,
         Err(failure) => return Err(ended(lease, failure).await),

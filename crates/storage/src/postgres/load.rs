@@ -173,7 +173,7 @@ async fn fetch(
 
 async fn lock_head(shared: &Shared, mut pg: &AsyncPgConnection, tenant_no: i32) -> QueryResult<LockedHead> {
     #[cfg(test)]
-    if shared.faults.head_unlocked {
+    if shared.faults.get().is_some_and(|faults| faults.head_unlocked) {
         return super::sql::ReadHead { tenant_no }.get_result(&mut pg).await;
     }
     let _ = shared;

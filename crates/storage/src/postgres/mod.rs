@@ -16,6 +16,8 @@ mod filter;
 mod lanes;
 mod load;
 mod names;
+#[cfg(test)]
+mod nodes;
 mod open;
 mod paged;
 mod pages;
@@ -145,7 +147,7 @@ struct Shared {
     months: commit::Months,
     cursor_secret: [u8; 32],
     #[cfg(test)]
-    faults: commit::Faults,
+    faults: std::sync::OnceLock<commit::Faults>,
 }
 
 /// The store's own runtime. It is told to end, and not waited for: the last clone may go within another runtime, where

@@ -113,7 +113,7 @@ fn shared(
         months: commit::Months::default(),
         cursor_secret,
         #[cfg(test)]
-        faults: commit::Faults::default(),
+        faults: std::sync::OnceLock::new(),
     }
 }
 

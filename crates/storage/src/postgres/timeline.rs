@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::QueryableByName;
 use diesel::sql_query;
-use diesel::sql_types::{Binary, Integer, Text};
+use diesel::sql_types::{Binary, Integer, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use driftline_engine::{Listeners, Random};
 use driftline_model::Epoch;
@@ -32,7 +32,7 @@ pub(super) struct Timeline {
     pub(super) random: Arc<dyn Random>,
     pub(super) listeners: Arc<dyn Listeners>,
     pub(super) caches: Arc<Caches>,
-    /// The timeline that this process has met. The lock is held for a comparison or an assignment.
+    /// The timeline that this process met last, as it is stored. The lock is held for an assignment.
     pub(super) met: Mutex<Option<String>>,
 }
 
@@ -40,12 +40,14 @@ pub(super) struct Timeline {
 struct Here {
     #[diesel(sql_type = Text)]
     timeline: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    stored: Option<String>,
 }
 
 #[derive(QueryableByName)]
 struct Stored {
-    #[diesel(sql_type = Binary)]
-    value: Vec<u8>,
+    #[diesel(sql_type = Text)]
+    stored: String,
 }
 
 #[derive(QueryableByName)]
@@ -54,9 +56,11 @@ struct Tenant {
     tenant_no: i32,
 }
 
-/// The file of the write-ahead log that is written now begins with the number of the timeline.
+/// The file of the write-ahead log that is written now begins with the number of the timeline. Two restores of one
+/// backup get the same number, so what is stored goes on with a mark of its own.
 const HERE: &str = "SELECT (SELECT system_identifier FROM pg_control_system()) || '/' \
-     || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS timeline";
+     || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) || '/' AS timeline, \
+     (SELECT convert_from(value, 'UTF8') FROM meta WHERE name = 'timeline') AS stored";
 
 /// Numbers that were given since the last commit which is left, and that are lost with it, must not be given again
 /// while somebody may still hold them.
@@ -69,46 +73,47 @@ impl Timeline {
     /// Looks on which timeline a new connection is.
     pub(super) async fn check(&self, pg: &mut AsyncPgConnection) -> Result<(), PostgresError> {
         let here: Here = sql_query(HERE).get_result(pg).await.map_err(unread)?;
-        let here = here.timeline;
-        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if met.as_ref() == Some(&here) {
-            return Ok(());
-        }
-        let moved = self.compare(pg, &here).await;
-        if moved.is_err() {
-            // The connection is not used for anything else.
-            let _ = pg.batch_execute("ROLLBACK").await;
-        }
-        moved.map_err(unread)?;
-        if met.is_some() && self.failover == Failover::Lossy {
+        let stored = match here.stored {
+            Some(stored) if stored.starts_with(&here.timeline) => stored,
+            _ => self.settle(pg, &here.timeline).await.map_err(unread)?,
+        };
+        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner).replace(stored.clone());
+        if met.is_some_and(|met| met != stored) && self.failover == Failover::Lossy {
             self.caches.clear();
             self.listeners.numbers_voided();
         }
-        *self.met.lock().unwrap_or_else(PoisonError::into_inner) = Some(here);
         Ok(())
     }
 
-    /// Compares the timeline with the stored one; the first to see a new one begins new epochs.
-    async fn compare(&self, pg: &mut AsyncPgConnection, here: &str) -> diesel::QueryResult<()> {
+    /// Stores the timeline; the first to see a new one begins new epochs. Gives what is stored then.
+    async fn settle(&self, pg: &mut AsyncPgConnection, here: &str) -> diesel::QueryResult<String> {
         pg.batch_execute("BEGIN").await?;
+        let marked = format!("{here}{}", fresh_epoch(&*self.random));
         sql_query("INSERT INTO meta (name, value) VALUES ('timeline', $1) ON CONFLICT DO NOTHING")
-            .bind::<Binary, _>(here.as_bytes())
+            .bind::<Binary, _>(marked.as_bytes())
             .execute(pg)
             .await?;
-        let stored: Stored =
-            sql_query("SELECT value FROM meta WHERE name = 'timeline' FOR UPDATE").get_result(pg).await?;
-        if stored.value != here.as_bytes() {
-            let before = String::from_utf8_lossy(&stored.value).into_owned();
-            tracing::warn!(before, now = here, failover = ?self.failover, "the database is on another timeline");
-            sql_query("UPDATE meta SET value = $1 WHERE name = 'timeline'")
-                .bind::<Binary, _>(here.as_bytes())
-                .execute(pg)
-                .await?;
-            if self.failover == Failover::Lossy {
-                self.begin_epochs(pg).await?;
-            }
+        let stored: Stored = sql_query(
+            "SELECT convert_from(value, 'UTF8') AS stored FROM meta WHERE name = 'timeline' FOR UPDATE",
+        )
+        .get_result(pg)
+        .await?;
+        let before = stored.stored;
+        if before.starts_with(here) {
+            // It is new, or another node was first.
+            pg.batch_execute("COMMIT").await?;
+            return Ok(before);
         }
-        pg.batch_execute("COMMIT").await
+        tracing::warn!(before, now = marked, failover = ?self.failover, "the database is on another timeline");
+        sql_query("UPDATE meta SET value = $1 WHERE name = 'timeline'")
+            .bind::<Binary, _>(marked.as_bytes())
+            .execute(pg)
+            .await?;
+        if self.failover == Failover::Lossy {
+            self.begin_epochs(pg).await?;
+        }
+        pg.batch_execute("COMMIT").await?;
+        Ok(marked)
     }
 
     async fn begin_epochs(&self, pg: &mut AsyncPgConnection) -> diesel::QueryResult<()> {

@@ -63,7 +63,8 @@ async fn look(shared: &Shared, policies: &mut HashMap<TenantNo, i64>) -> Result<
     for head in heads {
         let tenant = tenant_of(head.tenant_no);
         let known = policies.insert(tenant, head.policies_version);
-        if known.is_some_and(|known| known != head.policies_version) {
+        // Of a tenant that was never looked at, policies may have been read before somebody else changed them.
+        if known != Some(head.policies_version) {
             shared.listeners.policies_changed(tenant);
         }
         compare(shared, tenant, &head);
@@ -76,11 +77,13 @@ fn compare(shared: &Shared, tenant: TenantNo, head: &Stood) {
     let seq = Seq::new(u64::try_from(head.seq).unwrap_or_default());
     let hlc = Hlc::from_bits(u64::try_from(head.hlc).unwrap_or_default());
     shared.lanes.tell_idle(tenant, |told| {
-        // A tenant that was never looked at: whoever listens has read the head by itself, or is about to.
-        let told = told.unwrap_or(seq);
+        // Of a tenant that was never looked at, a session may have read the head before somebody else moved it. To one
+        // that stands there already it is no news.
+        let told = told.unwrap_or(Seq::ZERO);
         if seq > told && shared.listeners.listening(tenant) {
             shared.listeners.committed(Committed::new(tenant, told, seq, hlc, None));
         }
-        told.max(seq)
+        // Also where it is lower: the database lost commits, and the next ones are to be told again.
+        seq
     });
 }

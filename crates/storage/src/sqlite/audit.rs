@@ -14,7 +14,7 @@ use crate::marks::every_mark;
 use crate::names::{Names, device_key, device_sql, tenant_sql};
 use crate::rows::{AuditSql, sql};
 
-const SELECT: &str = "SELECT a.audit_id AS audit_id, a.at AS at, a.kind_no AS kind_no, a.id AS id, a.seq AS seq, \
+pub(super) const SELECT: &str = "SELECT a.audit_id AS audit_id, a.at AS at, a.kind_no AS kind_no, a.id AS id, a.seq AS seq, \
      a.device_no AS device_no, d.sub AS device_sub, d.device_id AS device_id, a.sub AS sub, a.op_id AS op_id, \
      a.n AS n, a.code AS code, a.strategy AS strategy, a.policy_version AS policy_version, \
      a.correlation_id AS correlation_id, a.detail AS detail \

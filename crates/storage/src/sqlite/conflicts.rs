@@ -50,7 +50,7 @@ impl Query for OpenConflicts {
     type SqlType = ConflictColumns;
 }
 
-const SELECT: &str = "SELECT c.tenant_no AS tenant_no, c.conflict_id AS conflict_id, c.kind_no AS kind_no, c.id AS id, \
+pub(super) const SELECT: &str = "SELECT c.tenant_no AS tenant_no, c.conflict_id AS conflict_id, c.kind_no AS kind_no, c.id AS id, \
      c.scope_no AS scope_no, c.device_no AS device_no, d.sub AS sub, d.device_id AS device_id, c.op_id AS op_id, \
      c.n AS n, c.op AS op, c.reason AS reason, c.fields AS fields, c.base_version AS base_version, \
      c.version AS version, c.base AS base, c.client AS client, c.client_ns AS client_ns, c.server AS server, \

@@ -1,15 +1,23 @@
 //! The embedded store: one SQLite file, one writing thread, a few reading ones.
 
 mod audit;
+mod backup;
+mod check;
 mod conflicts;
+mod diagnose;
+mod files;
 mod filter;
 mod hot;
 mod load;
+mod lock;
 mod names;
 mod open;
 mod pages;
 mod queries;
 mod readers;
+mod restore;
+mod seal;
+mod side;
 mod sums;
 mod write;
 mod writer;
@@ -31,7 +39,11 @@ use driftline_model::{
 };
 use tokio::sync::oneshot;
 
+pub use backup::BackupError;
+pub use check::{Contents, Finding, Report};
+pub use diagnose::{Diagnosis, SideFile};
 pub use open::{Fatal, OpenError, SqliteOptions};
+pub use restore::{RestoreError, Restored};
 
 use crate::names::Names;
 use readers::Readers;
@@ -60,6 +72,9 @@ struct Shared {
     /// As above.
     devices: Mutex<HashMap<(TenantNo, DeviceKey), DeviceNo>>,
     writer: Option<JoinHandle<()>>,
+    side: Option<side::Side>,
+    /// The last one to go: everything else is closed before somebody else may open the file.
+    _lock: lock::Lock,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -75,6 +90,8 @@ impl Drop for Shared {
             // A panic of the writer was reported by the panic hook already.
             let _ = writer.join();
         }
+        // After the last commit, so that it tells of it.
+        self.side = None;
     }
 }
 

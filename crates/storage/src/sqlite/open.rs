@@ -11,12 +11,15 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use driftline_engine::{Clock, Listeners, Random};
 use thiserror::Error;
 
+use super::lock::Lock;
 use super::readers::Readers;
+use super::seal::unseal;
+use super::side::{self, Side};
 use super::writer::Writer;
-use super::{Shared, SqliteStore, names, sums};
+use super::{Shared, SqliteStore, names, restore, sums};
 use crate::names::Names;
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
+pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
 
 /// Jobs that may wait for the writer.
 const QUEUE: usize = 8192;
@@ -78,6 +81,12 @@ pub enum OpenError {
         /// The setting.
         setting: &'static str,
     },
+    /// Somebody else has the file open to write.
+    #[error("{file} is in use: a server runs on this data folder, or a restore")]
+    InUse {
+        /// The file.
+        file: PathBuf,
+    },
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -104,15 +113,27 @@ struct Synchronous {
 impl SqliteStore {
     /// Opens or creates the file, migrates it and starts the threads.
     ///
+    /// One store at a time has a file open: numbers, names and heads are held in memory. A tenant that is behind what the
+    /// side file (`<file>-marks`) says begins a new epoch, because somebody has put an older file in place.
+    ///
     /// # Errors
     /// [`OpenError`] names the file and what is wrong with it.
     pub fn open(options: SqliteOptions) -> Result<Self, OpenError> {
         let file = options.file.clone();
+        if file.as_os_str() == ":memory:" {
+            return Err(OpenError::Setting { file, setting: "journal_mode = WAL" });
+        }
+        let lock = Lock::take(&file)?;
+        restore::finish(&file).map_err(|error| file_error(&file, &error))?;
         let mut connection = Self::migrated(&file)?;
+        // A backup that was put in place by hand has one.
+        unseal(&mut connection).map_err(|error| file_error(&file, &error))?;
         let cursor_secret = secret(&mut connection, &options)?;
         let names = Arc::new(Names::default());
         names::load(&names, &mut connection).map_err(|error| file_error(&file, &error))?;
         sums::make(&mut connection, &names).map_err(|error| file_error(&file, &error))?;
+        let marks = side::compare(&file, &mut connection, &*options.random);
+        let marks = marks.map_err(|error| file_error(&file, &error))?;
         let heads = Arc::default();
         let limits = (options.skew_ms_max, options.record_bytes);
         let writer = Writer::new(
@@ -125,6 +146,7 @@ impl SqliteStore {
             limits,
         );
         let readers = Readers::start(&file, options.readers)?;
+        let side = Side::start(&file, marks)?;
         let (jobs, queue) = mpsc::sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("driftline-writer".into());
         let writer = thread.spawn(move || writer.run(&queue)).map_err(OpenError::Thread)?;
@@ -138,6 +160,8 @@ impl SqliteStore {
             tenants: Mutex::default(),
             devices: Mutex::default(),
             writer: Some(writer),
+            side: Some(side),
+            _lock: lock,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -147,6 +171,10 @@ impl SqliteStore {
     /// # Errors
     /// As [`SqliteStore::open`].
     pub fn migrate(file: &Path) -> Result<Vec<String>, OpenError> {
+        if restore::is_cut_short(file) {
+            let _lock = Lock::take(file)?;
+            restore::finish(file).map_err(|error| file_error(file, &error))?;
+        }
         let mut connection = connect(file)?;
         run_migrations(file, &mut connection)
     }
@@ -158,14 +186,17 @@ impl SqliteStore {
     }
 }
 
-fn run_migrations(file: &Path, connection: &mut SqliteConnection) -> Result<Vec<String>, OpenError> {
+pub(super) fn run_migrations(
+    file: &Path,
+    connection: &mut SqliteConnection,
+) -> Result<Vec<String>, OpenError> {
     let ran = connection
         .run_pending_migrations(MIGRATIONS)
         .map_err(|error| OpenError::Migration { file: file.to_owned(), reason: error.to_string() })?;
     Ok(ran.into_iter().map(|version| version.to_string()).collect())
 }
 
-fn file_error(file: &Path, error: &dyn std::fmt::Display) -> OpenError {
+pub(super) fn file_error(file: &Path, error: &dyn std::fmt::Display) -> OpenError {
     OpenError::File { file: file.to_owned(), reason: error.to_string() }
 }
 

@@ -141,12 +141,17 @@ struct Stored {
     del: Option<Vec<u8>>,
 }
 
-/// Makes the sums of a file that was written before there were any.
-pub(super) fn make(connection: &mut SqliteConnection, names: &Names) -> Result<(), StoreError> {
+/// Tells whether a file has sums, which one that was written before there were any has not.
+pub(super) fn are_made(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
     let made: Count = sql_query("SELECT count(*) AS count FROM meta WHERE name = 'sums'")
         .get_result(connection)
         .map_err(store_error)?;
-    if made.count > 0 {
+    Ok(made.count > 0)
+}
+
+/// Makes the sums of a file that was written before there were any.
+pub(super) fn make(connection: &mut SqliteConnection, names: &Names) -> Result<(), StoreError> {
+    if are_made(connection)? {
         return Ok(());
     }
     let sums = recount(connection, names)?;

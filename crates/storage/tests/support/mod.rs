@@ -2,11 +2,17 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use driftline_model::Limits;
-use driftline_storage::{MemoryStore, OpenError, SqliteOptions, SqliteStore};
+use driftline_storage::{
+    Failover, MemoryStore, OpenError, PostgresError, PostgresOptions, PostgresStore, PostgresTarget,
+    SqliteOptions, SqliteStore,
+};
 use driftline_testkit::World;
+use driftline_testkit::postgres::{Cluster, Database, Template};
 
 pub(crate) fn memory(world: &World) -> MemoryStore {
     let World { clock, random, listeners, .. } = world;
@@ -41,4 +47,52 @@ pub(crate) fn open_with(file: &Path, world: &World, readers: usize) -> Result<Sq
         record_bytes: limits.record_bytes,
         readers,
     })
+}
+
+/// A database with the schema, made once per process and cloned for each test.
+pub(crate) fn migrated() -> Database {
+    static TEMPLATE: OnceLock<Template> = OnceLock::new();
+    let template = TEMPLATE.get_or_init(|| {
+        Template::new("migrated", |url| {
+            drop(PostgresStore::migrate(&target(url)).expect("the migrations run"))
+        })
+    });
+    Cluster::shared().database(template)
+}
+
+pub(crate) fn target(url: &str) -> PostgresTarget {
+    PostgresTarget { url: url.to_owned(), tls_ca: None, connect_ms: 5_000 }
+}
+
+/// Opens the database that belongs to a world, the same one again for the same world.
+pub(crate) fn postgres(world: &World) -> PostgresStore {
+    static DATABASES: Mutex<Option<HashMap<PathBuf, Database>>> = Mutex::new(None);
+    let mut databases = DATABASES.lock().unwrap_or_else(PoisonError::into_inner);
+    let database =
+        databases.get_or_insert_default().entry(world.folder.path().to_owned()).or_insert_with(migrated);
+    open_postgres(&database.url(), world).expect("the store opens")
+}
+
+pub(crate) fn open_postgres(url: &str, world: &World) -> Result<PostgresStore, PostgresError> {
+    PostgresStore::open(PostgresOptions { target: target(url), ..postgres_options(world) })
+}
+
+/// Options with the clock of the world, for a target that is to be filled in.
+pub(crate) fn postgres_options(world: &World) -> PostgresOptions {
+    let World { clock, random, listeners, .. } = world;
+    let limits = Limits::default();
+    PostgresOptions {
+        target: target(""),
+        failover: Failover::Lossy,
+        clock: Some(clock.clone()),
+        random: random.clone(),
+        listeners: listeners.clone(),
+        skew_ms_max: limits.skew_ms_max,
+        record_bytes: limits.record_bytes,
+        write_connections: 4,
+        read_connections: 2,
+        wait_ms: 20_000,
+        watch_ms: 2_000,
+        threads: 1,
+    }
 }

@@ -1,16 +1,14 @@
 //! Backups of the files, and going back to one.
 
 use std::fs;
-use std::path::Path;
 
 use super::cluster::Cluster;
-use super::programs::{Programs, output};
+use super::programs::output;
 use crate::TempFolder;
 
 /// The files of a cluster as they were at a moment.
 #[derive(Debug)]
 pub struct Backup {
-    programs: &'static Programs,
     folder: TempFolder,
 }
 
@@ -24,7 +22,7 @@ impl Cluster {
         let folder = TempFolder::new();
         self.programs().give(folder.path());
         self.copy_files(&folder.path().join("data"), &[]);
-        Backup { programs: self.programs(), folder }
+        Backup { folder }
     }
 
     /// Goes back to a backup of itself, as an operator does: what was committed since is lost, and the server is a
@@ -35,7 +33,7 @@ impl Cluster {
     pub fn restore(&mut self, backup: &Backup) {
         self.kill_immediate();
         let data = self.data();
-        remove(self.programs(), &data);
+        output(self.programs().system("rm").args(["-rf", "--"]).arg(&data));
         let mut copy = self.programs().system("cp");
         output(copy.arg("-R").arg(backup.folder.path().join("data")).arg(&data));
         // There is no archive, so recovery ends where the backup does. That it is asked for makes the new timeline.
@@ -46,14 +44,4 @@ impl Cluster {
         self.start();
         self.wait_for_primary();
     }
-}
-
-impl Drop for Backup {
-    fn drop(&mut self) {
-        remove(self.programs, &self.folder.path().join("data"));
-    }
-}
-
-fn remove(programs: &Programs, folder: &Path) {
-    output(programs.system("rm").args(["-rf", "--"]).arg(folder));
 }

@@ -59,7 +59,7 @@ impl Cluster {
     /// When PostgreSQL is not installed or does not start.
     #[must_use]
     pub fn own(options: &Options) -> Self {
-        let mut cluster = Self::new(options, |programs, folder| seed::unpack(programs, folder));
+        let mut cluster = Self::new(options, seed::unpack);
         cluster.start_on_any_port();
         cluster
     }

@@ -3,8 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::process;
+use std::path::Path;
 
 use super::programs::{Programs, USER, output};
 use crate::TempFolder;
@@ -17,15 +16,11 @@ const EDITION: u32 = 1;
 /// `initdb` takes the better part of a second, so what it made is kept as one file among the temporary ones. It is
 /// renamed to its place when it is whole, so processes that start at once do not disturb each other.
 pub(super) fn unpack(programs: &Programs, folder: &Path) {
-    let own = folder.metadata().expect("the folder is there");
-    let archive = env::temp_dir().join(format!(
-        "driftline-postgres-{}-{EDITION}-{}.tar",
-        programs.version(),
-        own.uid()
-    ));
-    // A file with this name that somebody else put there is not ours to trust.
-    let mine = TempFolder::new().path().metadata().expect("it was just made").uid();
-    if !archive.metadata().is_ok_and(|found| found.uid() == mine) {
+    let own = TempFolder::new().path().metadata().expect("it was just made").uid();
+    let name = format!("driftline-postgres-{}-{EDITION}-{own}.tar", programs.version());
+    let archive = env::temp_dir().join(name);
+    // A file with this name that somebody else put there is not to be trusted.
+    if !archive.metadata().is_ok_and(|found| found.uid() == own) {
         make(programs, &archive);
     }
     let mut tar = programs.system("tar");
@@ -37,15 +32,13 @@ fn make(programs: &Programs, archive: &Path) {
     let folder = TempFolder::new();
     programs.give(folder.path());
     initdb(programs, &folder.path().join("data"));
-    let part = PathBuf::from(format!("{}.{}", archive.display(), process::id()));
+    let part = folder.path().join("tar");
     let mut tar = programs.system("tar");
     tar.args(["-b", "2048", "-cf", "-", "-C"]).arg(folder.path()).arg("data");
     let file = File::create(&part).unwrap_or_else(|error| panic!("{}: {error}", part.display()));
     let status = tar.stdout(file).status().expect("there is a tar");
     assert!(status.success(), "{tar:?}: {status}");
     fs::rename(&part, archive).unwrap_or_else(|error| panic!("{}: {error}", archive.display()));
-    // The folder belongs to the other user, who may remove what is in it.
-    let _ = programs.system("rm").args(["-rf", "--"]).arg(folder.path()).status();
 }
 
 /// Databases sort by language unless a schema says otherwise, as they do where Driftline is deployed: an order of bytes

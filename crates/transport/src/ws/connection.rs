@@ -98,6 +98,7 @@ where
     async fn sync(&mut self, early: Bytes, (claims, device): (Box<Claims>, DeviceId)) -> Result<u16, Fault> {
         let app = &self.app;
         let expires_s = claims.expires_s;
+        let numbering = app.engine.numbering();
         let identity = Arc::new(Box::pin(identity(app, *claims, Some(device))).await?);
         let head = Box::pin(app.engine.head(&identity)).await?;
         let (limits, now_ms) = (Arc::clone(app.engine.limits()), app.now_ms());
@@ -117,6 +118,7 @@ where
             connection_id: self.id.clone(),
             replaced: replaced.unwrap_or_default(),
             expires_s,
+            numbering,
         };
         let mut link = Link::new(Arc::clone(app), session, visitor);
         let reader = Reader::new(&mut self.read, early, bounds, Arc::clone(&app.inbound));

@@ -29,12 +29,15 @@ pub(super) struct Link<S: Store> {
     draining: watch::Receiver<bool>,
     replaced: Arc<Notify>,
     expires_s: u64,
+    /// The engine's numbering when the identity was asked for.
+    numbering: u64,
     /// Work under way; answers come in the order of the asking.
     works: FuturesOrdered<BoxFuture<'static, Box<Done>>>,
     /// Comes to its end when the work before has reached the store.
     turn: Option<oneshot::Receiver<()>>,
     commits: Option<Subscription>,
-    /// Whether the server shuts down: what was asked is answered, nothing more is read.
+    /// Whether the session is to end because the server shuts down or the identity's numbers were voided: what was
+    /// asked is answered, nothing more is read.
     stopping: bool,
 }
 
@@ -47,13 +50,16 @@ pub(super) struct Visitor {
     pub(super) replaced: Arc<Notify>,
     /// When its token ends, in Unix seconds.
     pub(super) expires_s: u64,
+    /// The engine's numbering, taken before the identity was asked for.
+    pub(super) numbering: u64,
 }
 
 /// What happens beside the socket.
 pub(super) enum Event {
     Done(Box<Done>),
     Commit(Arc<Committed>),
-    Missed,
+    /// Commits are told no more: the tenant's number was voided.
+    Voided,
     Drain,
     Replaced,
 }
@@ -61,7 +67,7 @@ pub(super) enum Event {
 impl<S: Store> Link<S> {
     /// Makes the speaker of a session.
     pub(super) fn new(app: Arc<App<S>>, session: Session, visitor: Visitor) -> Self {
-        let Visitor { form, identity, connection_id, replaced, expires_s } = visitor;
+        let Visitor { form, identity, connection_id, replaced, expires_s, numbering } = visitor;
         // A reviewer is told of conflicts from the beginning, whether or not it syncs.
         let commits = (!identity.reviews.is_empty()).then(|| app.engine.subscribe(&identity));
         Self {
@@ -73,6 +79,7 @@ impl<S: Store> Link<S> {
             connection_id,
             replaced,
             expires_s,
+            numbering,
             works: FuturesOrdered::new(),
             turn: None,
             commits,
@@ -98,6 +105,7 @@ impl<S: Store> Link<S> {
         if matches!(work, Work::Start { .. }) {
             self.commits = Some(self.app.engine.subscribe(&self.identity));
         }
+        self.look_for_voided();
         let (app, identity) = (Arc::clone(&self.app), Arc::clone(&self.identity));
         let correlation = self.connection_id.clone();
         let now_ms = app.now_ms();
@@ -117,6 +125,13 @@ impl<S: Store> Link<S> {
                 Poll::Pending => rest.await,
             })
         }));
+    }
+
+    /// Ends a session whose numbers were voided, so that its device comes again and gets those that hold.
+    ///
+    /// Who listens to commits hears of it by their end; this is for the others.
+    fn look_for_voided(&mut self) {
+        self.stopping |= self.app.engine.numbering() != self.numbering;
     }
 
     /// Does what the session wants.
@@ -163,7 +178,7 @@ impl<S: Store> Speaker for Link<S> {
             () = self.replaced.notified() => Event::Replaced,
             Some(done) = self.works.next(), if !self.works.is_empty() => Event::Done(done),
             commit = next_commit(&mut self.commits), if self.commits.is_some() => {
-                commit.map_or(Event::Missed, Event::Commit)
+                commit.map_or(Event::Voided, Event::Commit)
             }
         }
     }
@@ -173,7 +188,10 @@ impl<S: Store> Speaker for Link<S> {
         match event {
             Event::Done(done) => self.session.handle_done(*done, now_ms),
             Event::Commit(committed) => self.session.handle_commit(&committed, now_ms),
-            Event::Missed => self.commits = None,
+            Event::Voided => {
+                self.commits = None;
+                self.stopping = true;
+            }
             Event::Drain => self.stopping = true,
             Event::Replaced => {
                 self.session.end(ErrorCode::Replaced, "the same device connected again", now_ms);
@@ -210,9 +228,10 @@ impl<S: Store> Speaker for Link<S> {
         self.session.end(ErrorCode::SlowConsumer, "the connection does not read", self.app.now_ms());
     }
 
-    /// Lets silent clients and ended tokens go.
+    /// Lets silent clients, ended tokens and voided numbers go.
     fn tick(&mut self, outbox: &mut Outbox) -> Duration {
         let now_ms = self.app.now_ms();
+        self.look_for_voided();
         if !self.listens(outbox) {
             self.session.excuse_silence(now_ms);
         }

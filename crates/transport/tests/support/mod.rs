@@ -50,6 +50,7 @@ pub fn unhurried(limits: Limits) -> Limits {
 /// A server that runs in a task.
 pub struct Harness<S: Store = MemoryStore> {
     pub app: Arc<App<S>>,
+    pub hub: Arc<Hub>,
     pub address: SocketAddr,
     pub clock: Arc<FixedClock>,
     pub serving: JoinHandle<Result<(), ServeError>>,
@@ -81,14 +82,15 @@ pub async fn start_on<S: Store>(setup: Setup, around: impl FnOnce(MemoryStore) -
     );
     // The recorder comes first: what is counted before it stands is lost.
     let metrics = metrics();
-    let engine = Engine::new(around(store), hub, catalogue(kinds), limits, MetricsObserver::default());
+    let engine =
+        Engine::new(around(store), Arc::clone(&hub), catalogue(kinds), limits, MetricsObserver::default());
     let auth = Box::new(SharedSecret::new(SECRET).expect("it is long enough"));
     let app = App::new(engine, auth, Arc::clone(&clock) as Arc<dyn Clock>, random, settings, metrics);
     let app = Arc::new(app);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let serving = tokio::spawn(serve(listener, Arc::clone(&app)));
-    Harness { app, address, clock, serving }
+    Harness { app, hub, address, clock, serving }
 }
 
 /// The recorder of the process, which all its servers share.
