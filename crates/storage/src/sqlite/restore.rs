@@ -84,10 +84,10 @@ impl SqliteStore {
             reason: error.to_string(),
         };
         finish(file).map_err(|error| at_files(&error))?;
-        if let (Ok(one), Ok(other)) = (backup.canonicalize(), file.canonicalize()) {
-            if one == other {
-                return Err(RestoreError::Same(backup.to_owned()));
-            }
+        if let (Ok(one), Ok(other)) = (backup.canonicalize(), file.canonicalize())
+            && one == other
+        {
+            return Err(RestoreError::Same(backup.to_owned()));
         }
         let staged = beside(file, STAGED);
         let done = stage(backup, &staged, file, random);

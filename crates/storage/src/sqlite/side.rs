@@ -357,10 +357,10 @@ impl Keeper {
 
     fn save(&mut self, durability: Durability) {
         let saved = self.marks.save(&self.database, durability);
-        if let Err(error) = &saved {
-            if !self.complained {
-                tracing::warn!(%error, "the side file cannot be written: an older database would not be noticed");
-            }
+        if let Err(error) = &saved
+            && !self.complained
+        {
+            tracing::warn!(%error, "the side file cannot be written: an older database would not be noticed");
         }
         self.complained = saved.is_err();
     }
