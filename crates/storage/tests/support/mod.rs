@@ -54,7 +54,7 @@ pub(crate) fn migrated() -> Database {
     static TEMPLATE: OnceLock<Template> = OnceLock::new();
     let template = TEMPLATE.get_or_init(|| {
         Template::new("migrated", |url| {
-            drop(PostgresStore::migrate(&target(url)).expect("the migrations run"))
+            drop(PostgresStore::migrate(&target(url)).expect("the migrations run"));
         })
     });
     Cluster::shared().database(template)
