@@ -50,7 +50,7 @@ impl PostgresStore {
         run_migrations(&runtime, &connector, connect)?;
         let cursor_secret = runtime.block_on(secret(&connector, connect, &*options.random))?;
         let watch_every = Duration::from_millis(options.watch_ms.max(1));
-        let shared = Arc::new(shared(options, connector, cursor_secret, &runtime));
+        let shared = Arc::new(shared(options, &connector, cursor_secret, &runtime));
         // A first connection shows what the pool would only tell the first user.
         let first = runtime.block_on(shared.writers.lease());
         first.map_err(|error| PostgresError::Connect(error.to_string()))?.done();
@@ -80,7 +80,7 @@ pub(super) fn runtime(threads: usize) -> Result<Runtime, PostgresError> {
 
 fn shared(
     options: PostgresOptions,
-    connector: Connector,
+    connector: &Connector,
     cursor_secret: [u8; 32],
     runtime: &Runtime,
 ) -> Shared {
