@@ -52,7 +52,9 @@ mod sqlite;
 
 pub use any::AnyStore;
 pub use memory::MemoryStore;
-pub use postgres::{Failover, PostgresError, PostgresOptions, PostgresStore, PostgresTarget};
+pub use postgres::{
+    Failover, PostgresDiagnosis, PostgresError, PostgresOptions, PostgresStore, PostgresTarget,
+};
 pub use sqlite::{
     BackupError, Contents, Diagnosis, Fatal, Finding, OpenError, Report, RestoreError, Restored, SideFile,
     SqliteOptions, SqliteStore,
