@@ -97,6 +97,14 @@ pub(crate) fn data_place(config: &Config, folder: &Path) -> anyhow::Result<DataP
     Ok(config.data_place(file))
 }
 
+/// Refuses a command that is for the embedded database while the data is in another one.
+fn require_embedded(config: &Config) -> anyhow::Result<()> {
+    match &config.store.url {
+        None => Ok(()),
+        Some(url) => bail!("the data is in {url}: copy and restore it with the tools of PostgreSQL"),
+    }
+}
+
 pub(crate) fn database(folder: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;

@@ -175,6 +175,14 @@ fn a_database_that_cannot_be_used_is_named_without_its_password() {
             assert!(!text(&said).contains("sesame"), "{}", text(&said));
         }
     }
+    write(&url);
+    for command in [["backup", "copy.db"], ["restore", "copy.db"]] {
+        refused(
+            &[&command[..], &["--config", "c.toml"]].concat(),
+            folder.path(),
+            &[&place, "tools of PostgreSQL"],
+        );
+    }
     assert!(!folder.path().join("driftline-data").exists(), "no other database was taken");
 }
 

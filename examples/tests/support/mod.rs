@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every story takes the part that it needs")]
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use driftline_client::{
@@ -33,6 +34,20 @@ impl Deployment {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deployments").join(file);
         let file = file.to_str().expect("the path is text");
         Self { server: Server::with(&program(), &["--config", file]) }
+    }
+
+    /// Prepares a command of the server's program for this deployment's data.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command.args(arguments).arg("--data-dir").arg(self.server.data_dir()).stdin(Stdio::null());
+        command
+    }
+
+    /// Stops the server as an operator does, has something done, and starts it again; its address is another one then.
+    pub fn while_stopped(&mut self, work: impl FnOnce(&Self)) {
+        assert_eq!(self.server.terminate().code(), Some(0), "{}", self.server.log());
+        work(self);
+        self.server.restart();
     }
 
     /// Has the server's command make a token; claims are `name=value`.

@@ -1,5 +1,6 @@
 //! The `load` command: scenarios, and the parts they are made of.
 
+mod batches;
 mod clock;
 mod connect;
 mod device;

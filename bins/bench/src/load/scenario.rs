@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use clap::Subcommand;
 
-use super::{connect, echo, idle, sync};
+use super::{batches, connect, echo, idle, sync};
 
 /// A kind of load.
 #[derive(Debug, Subcommand)]
@@ -16,6 +16,8 @@ pub(crate) enum Scenario {
     Idle(idle::Options),
     /// Connects, waits until the server greets, closes, and begins again.
     Connect(connect::Options),
+    /// Prints the batches that `sync` would push, for programs that write to a database without a server.
+    Batches(batches::Options),
 }
 
 /// Runs a scenario and prints its report.
@@ -28,6 +30,7 @@ pub(crate) async fn run(scenario: &Scenario) -> Result<()> {
         Scenario::Echo(options) => echo::run(options).await?,
         Scenario::Idle(options) => idle::run(options).await?,
         Scenario::Connect(options) => connect::run(options).await?,
+        Scenario::Batches(options) => return batches::write(options),
     };
     eprintln!("{}", report.summary());
     println!("{}", serde_json::to_string(&report)?);

@@ -7,7 +7,7 @@ use clap::Args;
 use driftline_storage::{Report, RestoreError, SqliteStore};
 use driftline_transport::SystemRandom;
 
-use super::database;
+use super::{database, require_embedded};
 use crate::config::Config;
 use crate::run::{DATABASE, data_dir};
 
@@ -43,6 +43,7 @@ pub(crate) struct RestoreArguments {
 /// Copies the database and says what is in the copy.
 pub(crate) fn backup(arguments: &BackupArguments) -> anyhow::Result<()> {
     let config = Config::load(arguments.config.as_deref())?;
+    require_embedded(&config)?;
     let file = data_dir(arguments.data_dir.as_deref(), &config).join(DATABASE);
     let contents = SqliteStore::backup(&file, &arguments.file)?;
     println!("{} holds {contents}", arguments.file.display());
@@ -58,6 +59,7 @@ pub(crate) fn restore(arguments: &RestoreArguments) -> anyhow::Result<()> {
         return judge(&report, backup);
     }
     let config = Config::load(arguments.config.as_deref())?;
+    require_embedded(&config)?;
     let file = database(&data_dir(arguments.data_dir.as_deref(), &config))?;
     let restored = match SqliteStore::restore(backup, &file, &SystemRandom) {
         Ok(restored) => restored,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_engine::{AuditEntry, AuditQuery, History, Row, StoreError};
 use driftline_model::{KindName, RecordId, TenantNo};
@@ -102,13 +102,14 @@ impl Query for NamesOfDevices {
 statement! {
     /// The names of changes that are still remembered.
     NamesOfChanges { devices: Vec<i32> => Array<Integer>, numbers: Vec<i64> => Array<BigInt> } =
-    "SELECT o.device_no, o.n, o.op_id FROM unnest(" ? devices: Array<Integer>
+    "SELECT w.device_no, w.n, o.op_id FROM unnest(" ? devices: Array<Integer>
     ", " ? numbers: Array<BigInt>
-    ") AS w(device_no, n) JOIN op_results AS o ON o.device_no = w.device_no AND o.n = w.n WHERE o.op_id IS NOT NULL"
+    ") AS w(device_no, n) CROSS JOIN LATERAL (SELECT op_id FROM op_results WHERE device_no = w.device_no AND n = w.n \
+     LIMIT 1) AS o"
 }
 
 impl Query for NamesOfChanges {
-    type SqlType = (Integer, BigInt, Binary);
+    type SqlType = (Integer, BigInt, Nullable<Binary>);
 }
 
 pub(super) async fn history(
@@ -145,7 +146,7 @@ async fn found(
     filter.text("a.id =", id.as_str());
     filter.limit(NEWEST_FIRST, AUDIT_ROWS);
     let (rows, audit) =
-        try_join!(record.load::<RecordRow>(&mut { pg }), filter.query().load::<AuditSql>(&mut pg))
+        try_join!(biased; record.load::<RecordRow>(&mut { pg }), filter.query().load::<AuditSql>(&mut pg))
             .map_err(store_error)?;
     let Some(row) = rows.into_iter().next() else { return Ok(None) };
     names::learn(names, pg, [], [row.3]).await?;
@@ -173,8 +174,9 @@ async fn explained(
     let (devices, numbers): (Vec<i32>, Vec<i64>) = marks.into_iter().unzip();
     let changes = NamesOfChanges { devices: devices.clone(), numbers };
     let (devices, changes) = try_join!(
+        biased;
         NamesOfDevices { devices }.load::<(i32, String, String)>(&mut { pg }),
-        changes.load::<(i32, i64, Vec<u8>)>(&mut pg)
+        changes.load::<(i32, i64, Option<Vec<u8>>)>(&mut pg)
     )
     .map_err(store_error)?;
     for (device, sub, device_id) in devices {
@@ -184,6 +186,7 @@ async fn explained(
         }
     }
     for (device, n, op_id) in changes {
+        let Some(op_id) = op_id else { continue };
         let (device, n) = (device_of(device), u64::try_from(n).map_err(|_| corrupt("n"))?);
         if !history.ops.iter().any(|(known, number, _)| (*known, *number) == (device, n)) {
             history.ops.push((device, n, decode_op(&op_id)?));

@@ -15,7 +15,6 @@ use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
 use driftline_engine::{PlanEnv, Planned, Receipt, StoreError, Submission, plan};
 use driftline_model::{KindName, ScopeName, TenantNo};
-use tokio::time::Instant;
 
 use super::connect::Lease;
 use super::lanes::Answer;
@@ -51,6 +50,10 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => Self::DoubledName,
+            // The primary has become a standby; another one takes the writes.
+            Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, told) => {
+                Self::Lost(told.message().to_owned())
+            }
             other => Self::Refused(store_error(other)),
         }
     }
@@ -82,7 +85,6 @@ pub(super) async fn run_group(
     mut group: Vec<Submission>,
     mut answers: Vec<Answer>,
 ) {
-    let begun = Instant::now();
     let mut lookup = Lookup::Likely;
     let mut tries = AGAIN_MS.iter();
     let failure = loop {
@@ -114,7 +116,8 @@ pub(super) async fn run_group(
         }
         lookup = Lookup::Thorough;
         match tries.next() {
-            Some(wait_ms) if begun.elapsed() < shared.wait && !group.is_empty() => {
+            // Whoever asked is told to come again when the time to wait is over.
+            Some(wait_ms) if !answers.iter().all(Answer::is_closed) => {
                 tokio::time::sleep(Duration::from_millis(*wait_ms)).await;
             }
             _ => break failure,
@@ -303,6 +306,10 @@ fn told(shared: &Shared, tenant: TenantNo, planned: Planned) -> Vec<Receipt> {
 
 /// Ends a transaction that failed before its commit was asked for.
 async fn ended(lease: Lease, failure: Failure) -> Failure {
+    if matches!(failure, Failure::Lost(_)) {
+        drop(lease);
+        return failure;
+    }
     let stood = lease.roll_back().await;
     match failure {
         Failure::Refused(StoreError::Unavailable(reason)) if !stood => Failure::Lost(reason),

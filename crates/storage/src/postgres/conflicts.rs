@@ -80,7 +80,7 @@ async fn load(
     filter: Filter,
 ) -> Result<Vec<ConflictRow>, StoreError> {
     let found: Vec<ConflictSql> = filter.query().load(&mut pg).await.map_err(store_error)?;
-    names::learn(names, pg, found.iter().map(|row| row.kind_no), found.iter().map(|row| row.scope_no))
+    names::learn(names, pg, found.iter().map(ConflictSql::kind_no), found.iter().map(ConflictSql::scope_no))
         .await?;
     found.into_iter().map(|row| row.row(names).map(|(_, row)| row)).collect()
 }

@@ -83,7 +83,8 @@ impl Connector {
 
     /// Connects to the first host that takes writes.
     pub(super) async fn connect(&self) -> Result<Connection, PostgresError> {
-        let (client, connection) = self.config.connect(self.tls.clone()).await.map_err(refused)?;
+        let (client, connection) =
+            self.config.connect(self.tls.clone()).await.map_err(|error| refused(&error))?;
         let driver = tokio::spawn(async move {
             // What ended the connection is told to the statement that waits, or to nobody.
             let _ = connection.await;
@@ -114,11 +115,11 @@ fn plain(error: &tokio_postgres::Error) -> String {
     text.split(':').next().unwrap_or_default().to_owned()
 }
 
-fn refused(error: tokio_postgres::Error) -> PostgresError {
+fn refused(error: &tokio_postgres::Error) -> PostgresError {
     match error.as_db_error() {
         Some(told) => PostgresError::Connect(told.message().to_owned()),
         None => {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
             PostgresError::Connect(format!("{error}{}", cause.unwrap_or_default()))
         }
     }

@@ -107,7 +107,27 @@ impl Lanes {
 }
 
 async fn run(shared: Arc<Shared>, tenant: TenantNo) {
+    let lane = Lane { lanes: &shared.lanes, tenant };
     while let Some((group, answers)) = shared.lanes.next(tenant) {
         run_group(&shared, tenant, group, answers).await;
+    }
+    drop(lane);
+}
+
+/// A lane at work. A panic in it fails what waits, and does not leave the tenant without a lane for ever.
+struct Lane<'a> {
+    lanes: &'a Lanes,
+    tenant: TenantNo,
+}
+
+impl Drop for Lane<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let waiting = self.lanes.lanes.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.tenant);
+        for (submission, _) in waiting.into_iter().flatten() {
+            self.lanes.left(1, submission.bytes());
+        }
     }
 }

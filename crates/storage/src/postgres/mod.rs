@@ -12,6 +12,7 @@ mod caches;
 mod commit;
 mod conflicts;
 mod connect;
+mod diagnose;
 mod filter;
 mod lanes;
 mod load;
@@ -47,6 +48,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 pub use connect::PostgresTarget;
+pub use diagnose::PostgresDiagnosis;
 pub use timeline::Failover;
 
 use caches::Caches;

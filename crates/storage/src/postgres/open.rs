@@ -16,10 +16,10 @@ use super::connect::{Connector, Manager, Pool};
 use super::timeline::Timeline;
 use super::{PostgresError, PostgresOptions, PostgresStore, PostgresTarget, Shared, Threads, commit, watch};
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/postgres");
+pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/postgres");
 
 /// The oldest version that serves, as the database numbers it.
-const VERSION_MIN: i32 = 140_000;
+pub(super) const VERSION_MIN: i32 = 140_000;
 
 /// Held while migrations run, so that nodes that start together run them once. Any number serves.
 const MIGRATION_LOCK: i64 = 0x6472_6966_746c_696e;
@@ -50,7 +50,7 @@ impl PostgresStore {
         run_migrations(&runtime, &connector, connect)?;
         let cursor_secret = runtime.block_on(secret(&connector, connect, &*options.random))?;
         let watch_every = Duration::from_millis(options.watch_ms.max(1));
-        let shared = Arc::new(shared(options, connector, cursor_secret, &runtime));
+        let shared = Arc::new(shared(options, &connector, cursor_secret, &runtime));
         // A first connection shows what the pool would only tell the first user.
         let first = runtime.block_on(shared.writers.lease());
         first.map_err(|error| PostgresError::Connect(error.to_string()))?.done();
@@ -72,7 +72,7 @@ impl PostgresStore {
     }
 }
 
-fn runtime(threads: usize) -> Result<Runtime, PostgresError> {
+pub(super) fn runtime(threads: usize) -> Result<Runtime, PostgresError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(threads.max(1)).thread_name("driftline-postgres").enable_all();
     builder.build().map_err(|error| PostgresError::Thread(error.to_string()))
@@ -80,7 +80,7 @@ fn runtime(threads: usize) -> Result<Runtime, PostgresError> {
 
 fn shared(
     options: PostgresOptions,
-    connector: Connector,
+    connector: &Connector,
     cursor_secret: [u8; 32],
     runtime: &Runtime,
 ) -> Shared {
@@ -117,7 +117,10 @@ fn shared(
     }
 }
 
-async fn connected(connector: &Connector, connect: Duration) -> Result<AsyncPgConnection, PostgresError> {
+pub(super) async fn connected(
+    connector: &Connector,
+    connect: Duration,
+) -> Result<AsyncPgConnection, PostgresError> {
     match tokio::time::timeout(connect, connector.connect()).await {
         Ok(connection) => Ok(connection?.pg),
         Err(_) => Err(PostgresError::Connect("it did not answer in time".into())),

@@ -4,8 +4,9 @@
 //! stands how many there were before the bytes were looked at. Fields of rows that are left out are not even read, as
 //! their length is known without.
 //!
-//! Plans are made once, for tables of any size, so each statement leaves one way to read its rows: the addition of a
-//! zero keeps a column from an index that is not meant.
+//! A plan may be made while the tables are still empty, when every way to read them looks the same, and be kept while
+//! they grow. So each statement leaves one way only: the addition of a zero keeps a column from an index that is not
+//! meant, and what has a limit of its own, or gives one value, is looked up with the whole key for each row around it.
 
 use diesel::QueryResult;
 use diesel::pg::Pg;
@@ -57,9 +58,9 @@ statement! {
      WHERE e.tenant_no = " ? tenant_no: Integer
     " AND e.scope_no = s.scope_no AND e.seq > " ? after: BigInt
     " AND (e.kind_no = ANY(" ? kinds: Nullable<Array<Integer>>
-    ")) IS NOT FALSE AND NOT EXISTS (SELECT 1 FROM records AS r WHERE r.tenant_no = e.tenant_no \
-     AND r.kind_no = e.kind_no AND r.id = e.id AND r.scope_no + 0 = ANY(" ? scopes: Array<Integer>
-    ")) ORDER BY e.seq LIMIT " ? rows: BigInt
+    ")) IS NOT FALSE AND ((SELECT r.scope_no FROM records AS r WHERE r.tenant_no = e.tenant_no \
+     AND r.kind_no = e.kind_no AND r.id >= e.id AND r.id <= e.id ORDER BY r.id LIMIT 1) = ANY(" ? scopes: Array<Integer>
+    ")) IS NOT TRUE ORDER BY e.seq LIMIT " ? rows: BigInt
     ") AS l ORDER BY l.seq LIMIT " ? rows: BigInt
     ""
 }
@@ -90,14 +91,16 @@ statement! {
     ")) IS NOT FALSE AND (kind_no = ANY(" ? only_kinds: Nullable<Array<Integer>>
     ") OR scope_no = ANY(" ? only_scopes: Nullable<Array<Integer>>
     ")) IS NOT FALSE AND (get_byte(del, 0) = 1) IS NOT TRUE ORDER BY kind_no, id LIMIT " ? rows: BigInt
-    ") UNION ALL (SELECT * FROM records WHERE (SELECT few FROM held) AND tenant_no = " ? tenant_no: Integer
-    " AND (kind_no + 0, id) > (" ? kind_no: Integer
+    ") UNION ALL (SELECT r.* FROM unnest(" ? scopes: Array<Integer>
+    ") AS s(scope_no) CROSS JOIN LATERAL (SELECT * FROM records WHERE (SELECT few FROM held) AND tenant_no = "
+    ? tenant_no: Integer
+    " AND scope_no = s.scope_no AND (kind_no + 0, id) > (" ? kind_no: Integer
     ", " ? id: Text
-    ") AND scope_no = ANY(" ? scopes: Array<Integer>
     ") AND (kind_no = ANY(" ? kinds: Nullable<Array<Integer>>
     ")) IS NOT FALSE AND (kind_no = ANY(" ? only_kinds: Nullable<Array<Integer>>
     ") OR scope_no = ANY(" ? only_scopes: Nullable<Array<Integer>>
     ")) IS NOT FALSE AND (get_byte(del, 0) = 1) IS NOT TRUE ORDER BY kind_no + 0, id LIMIT " ? rows: BigInt
+    ") AS r ORDER BY kind_no, id LIMIT " ? rows: BigInt
     ")) AS p) AS c WHERE before <= " ? bytes: BigInt
     " ORDER BY kind_no, id"
 }
@@ -158,23 +161,23 @@ statement! {
     ") AND scope_no <> ALL(" ? scopes: Array<Integer>
     ") AND (kind_no = ANY(" ? kinds: Nullable<Array<Integer>>
     ")) IS NOT FALSE ORDER BY kind_no, id LIMIT " ? rows: BigInt
-    ") UNION ALL (SELECT kind_no, id, scope_no, seq, 1 AS here FROM records WHERE (SELECT few FROM held) \
+    ") UNION ALL SELECT r.kind_no, r.id, r.scope_no, r.seq, 1 AS here FROM unnest(" ? lost: Array<Integer>
+    ") AS s(scope_no) CROSS JOIN LATERAL (SELECT kind_no, id, scope_no, seq FROM records WHERE (SELECT few FROM held) \
      AND tenant_no = " ? tenant_no: Integer
-    " AND (kind_no + 0, id) > (" ? kind_no: Integer
+    " AND scope_no = s.scope_no AND (kind_no + 0, id) > (" ? kind_no: Integer
     ", " ? id: Text
-    ") AND scope_no = ANY(" ? lost: Array<Integer>
     ") AND scope_no <> ALL(" ? scopes: Array<Integer>
     ") AND (kind_no = ANY(" ? kinds: Nullable<Array<Integer>>
     ")) IS NOT FALSE ORDER BY kind_no + 0, id LIMIT " ? rows: BigInt
-    ") UNION ALL SELECT l.kind_no, l.id, l.scope_no, l.seq, 0 AS here FROM unnest(" ? lost: Array<Integer>
+    ") AS r UNION ALL SELECT l.kind_no, l.id, l.scope_no, l.seq, 0 AS here FROM unnest(" ? lost: Array<Integer>
     ") AS s(scope_no) CROSS JOIN LATERAL (SELECT e.kind_no, e.id, e.scope_no, e.seq FROM scope_exits AS e \
      WHERE e.tenant_no = " ? tenant_no: Integer
     " AND e.scope_no = s.scope_no AND (e.kind_no, e.id) > (" ? kind_no: Integer
     ", " ? id: Text
     ") AND (e.kind_no = ANY(" ? kinds: Nullable<Array<Integer>>
-    ")) IS NOT FALSE AND NOT EXISTS (SELECT 1 FROM records AS r WHERE r.tenant_no = e.tenant_no \
-     AND r.kind_no = e.kind_no AND r.id = e.id AND r.scope_no + 0 = ANY(" ? scopes: Array<Integer>
-    ")) ORDER BY e.kind_no, e.id LIMIT " ? rows: BigInt
+    ")) IS NOT FALSE AND ((SELECT r.scope_no FROM records AS r WHERE r.tenant_no = e.tenant_no \
+     AND r.kind_no = e.kind_no AND r.id >= e.id AND r.id <= e.id ORDER BY r.id LIMIT 1) = ANY(" ? scopes: Array<Integer>
+    ")) IS NOT TRUE ORDER BY e.kind_no, e.id LIMIT " ? rows: BigInt
     ") AS l) AS w ORDER BY kind_no, id, seq DESC, here DESC, scope_no LIMIT " ? rows: BigInt
     ""
 }

@@ -23,7 +23,7 @@ pub(super) async fn whole<T>(
     lease: &Lease,
     reads: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    let (begun, read, ended) = join!(begun(lease.pg()), reads, committed(lease.pg()));
+    let (begun, read, ended) = join!(biased; begun(lease.pg()), reads, committed(lease.pg()));
     begun.map_err(store_error)?;
     let read = read?;
     ended.map_err(store_error)?;
@@ -35,7 +35,7 @@ pub(super) async fn first<T>(
     lease: &Lease,
     reads: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    let (begun, read) = join!(begun(lease.pg()), reads);
+    let (begun, read) = join!(biased; begun(lease.pg()), reads);
     begun.map_err(store_error)?;
     read
 }
@@ -45,7 +45,7 @@ pub(super) async fn last<T>(
     lease: &Lease,
     reads: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    let (read, ended) = join!(reads, committed(lease.pg()));
+    let (read, ended) = join!(biased; reads, committed(lease.pg()));
     let read = read?;
     ended.map_err(store_error)?;
     Ok(read)

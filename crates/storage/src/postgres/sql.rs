@@ -2,6 +2,10 @@
 //!
 //! Each is a query of its own with a static identity, so that it is prepared once per connection. What concerns many
 //! rows takes one array per column, so that there is one statement per table however many rows there are.
+//!
+//! A plan may be made while the tables are still empty, when every way to read them looks the same, and be kept while
+//! they grow. So a look-up leaves one way only: an order that the index of the whole key gives for nothing, with a limit
+//! that keeps it from being planned together with the rest; and an addition of zero keeps a column from an index.
 
 use diesel::QueryResult;
 use diesel::pg::Pg;
@@ -91,7 +95,7 @@ statement! {
     /// Names and states of devices.
     LoadDevices { tenant_no: i32 => Integer, devices: Vec<i32> => Array<Integer> } =
     "SELECT device_no, sub, device_id, last_n, acked_n FROM devices WHERE device_no = ANY(" ? devices: Array<Integer>
-    ") AND tenant_no = " ? tenant_no: Integer
+    ") AND tenant_no + 0 = " ? tenant_no: Integer
     ""
 }
 
@@ -108,8 +112,8 @@ statement! {
     "SELECT r.kind_no, r.id, r.seq, r.scope_no, r.owner, r.fields, r.default_mark, r.marks, r.del, r.live, \
      r.schema_version, r.states, r.entered FROM unnest(" ? kinds: Array<Integer>
     ", " ? ids: Array<Text>
-    ") AS w(kind_no, id) JOIN records AS r ON r.tenant_no = " ? tenant_no: Integer
-    " AND r.kind_no = w.kind_no AND r.id = w.id"
+    ") AS w(kind_no, id) CROSS JOIN LATERAL (SELECT * FROM records WHERE tenant_no = " ? tenant_no: Integer
+    " AND kind_no = w.kind_no AND id >= w.id AND id <= w.id ORDER BY id LIMIT 1) AS r"
 }
 
 impl Query for LoadRecords<'_> {
@@ -153,8 +157,8 @@ statement! {
      c.reason, c.fields, c.base_version, c.version, c.base, c.client, c.client_ns, c.server, c.policy_version, c.opened_at, \
      c.resolved_at, c.resolved_by, c.resolution, c.seq FROM unnest(" ? kinds: Array<Integer>
     ", " ? ids: Array<Text>
-    ") AS w(kind_no, id) JOIN conflicts AS c ON c.tenant_no = " ? tenant_no: Integer
-    " AND c.kind_no = w.kind_no AND c.id = w.id AND c.status = 'open' \
+    ") AS w(kind_no, id) CROSS JOIN LATERAL (SELECT * FROM conflicts WHERE tenant_no = " ? tenant_no: Integer
+    " AND kind_no = w.kind_no AND id >= w.id AND id <= w.id AND status = 'open' ORDER BY id) AS c \
      JOIN devices AS d ON d.device_no = c.device_no ORDER BY c.opened_at, c.conflict_id"
 }
 
@@ -297,11 +301,11 @@ statement! {
         tenant_no: i32 => Integer, scope_no: Vec<i32> => Array<Integer>, kind_no: Vec<i32> => Array<Integer>,
         id: Vec<String> => Array<Text>,
     } =
-    "DELETE FROM scope_exits AS e USING unnest(" ? scope_no: Array<Integer>
+    "DELETE FROM scope_exits WHERE ctid = ANY(ARRAY(SELECT e.ctid FROM unnest(" ? scope_no: Array<Integer>
     ", " ? kind_no: Array<Integer>
     ", " ? id: Array<Text>
-    ") AS w(scope_no, kind_no, id) WHERE e.tenant_no = " ? tenant_no: Integer
-    " AND e.scope_no = w.scope_no AND e.kind_no = w.kind_no AND e.id = w.id"
+    ") AS w(scope_no, kind_no, id) CROSS JOIN LATERAL (SELECT ctid FROM scope_exits WHERE tenant_no = " ? tenant_no: Integer
+    " AND scope_no = w.scope_no AND kind_no = w.kind_no AND id >= w.id AND id <= w.id ORDER BY id LIMIT 1) AS e))"
 }
 
 statement! {

@@ -53,65 +53,31 @@ pub(super) fn named(names: &Names, rows: Vec<SumRow>) -> Result<Vec<ScopeSum>, S
 }
 
 statement! {
-    /// How many live records a kind and scope have within a range of ids.
-    ///
-    /// A scope of few rows is read by itself and any other by the keys of the kind, one of the two; the additions of
-    /// zero keep each from the other's index.
-    CountOfRange {
-        tenant_no: i32 => Integer, kind_no: i32 => Integer, scope_no: i32 => Integer, after: String => Text,
-        until: String => Text, few: i64 => BigInt,
-    } =
-    "SELECT (SELECT count(*) FROM records WHERE tenant_no = " ? tenant_no: Integer
-    " AND kind_no = " ? kind_no: Integer
-    " AND id > " ? after: Text
-    " AND id <= " ? until: Text
-    " AND scope_no + 0 = " ? scope_no: Integer
-    " AND (get_byte(del, 0) = 1) IS NOT TRUE AND NOT s.few) + (SELECT count(*) FROM records WHERE tenant_no = "
-    ? tenant_no: Integer
-    " AND kind_no + 0 = " ? kind_no: Integer
-    " AND id > " ? after: Text
-    " AND id <= " ? until: Text
-    " AND scope_no = " ? scope_no: Integer
-    " AND (get_byte(del, 0) = 1) IS NOT TRUE AND s.few) FROM (SELECT coalesce(sum(count), 0) <= " ? few: BigInt
-    " AS few FROM scope_sums WHERE tenant_no = " ? tenant_no: Integer
-    " AND scope_no = " ? scope_no: Integer
-    ") AS s"
-}
-
-impl Query for CountOfRange {
-    type SqlType = BigInt;
-}
-
-statement! {
-    /// The live records of a kind and scope within a range of ids, in their order; as [`CountOfRange`] about the two ways
-    /// to read them.
+    /// The live records of a kind and scope within a range of ids, in their order; beside each how many there are.
     MembersOfRange {
         tenant_no: i32 => Integer, kind_no: i32 => Integer, scope_no: i32 => Integer, after: String => Text,
         until: String => Text, few: i64 => BigInt,
     } =
-    "(SELECT id, seq FROM records WHERE tenant_no = " ? tenant_no: Integer
+    "WITH held AS MATERIALIZED (SELECT coalesce(sum(count), 0) <= " ? few: BigInt
+    " AS few FROM scope_sums WHERE tenant_no = " ? tenant_no: Integer
+    " AND scope_no = " ? scope_no: Integer
+    ") SELECT id, seq, count(*) OVER () FROM ((SELECT id, seq FROM records WHERE NOT (SELECT few FROM held) \
+     AND tenant_no = " ? tenant_no: Integer
     " AND kind_no = " ? kind_no: Integer
     " AND id > " ? after: Text
     " AND id <= " ? until: Text
     " AND scope_no + 0 = " ? scope_no: Integer
-    " AND (get_byte(del, 0) = 1) IS NOT TRUE AND (SELECT coalesce(sum(count), 0) FROM scope_sums WHERE tenant_no = "
-    ? tenant_no: Integer
-    " AND scope_no = " ? scope_no: Integer
-    ") > " ? few: BigInt
-    " ORDER BY id) UNION ALL (SELECT id, seq FROM records WHERE tenant_no = " ? tenant_no: Integer
+    " AND (get_byte(del, 0) = 1) IS NOT TRUE ORDER BY id) UNION ALL (SELECT id, seq FROM records \
+     WHERE (SELECT few FROM held) AND tenant_no = " ? tenant_no: Integer
     " AND kind_no + 0 = " ? kind_no: Integer
     " AND id > " ? after: Text
     " AND id <= " ? until: Text
     " AND scope_no = " ? scope_no: Integer
-    " AND (get_byte(del, 0) = 1) IS NOT TRUE AND (SELECT coalesce(sum(count), 0) FROM scope_sums WHERE tenant_no = "
-    ? tenant_no: Integer
-    " AND scope_no = " ? scope_no: Integer
-    ") <= " ? few: BigInt
-    " ORDER BY id) ORDER BY id"
+    " AND (get_byte(del, 0) = 1) IS NOT TRUE ORDER BY id)) AS m ORDER BY id"
 }
 
 impl Query for MembersOfRange {
-    type SqlType = (Text, BigInt);
+    type SqlType = (Text, BigInt, BigInt);
 }
 
 /// Sums a range in parts, at one moment.
@@ -145,16 +111,16 @@ async fn parts_of(
         return Ok((head_of(head)?, parts.finish()));
     };
     let (after, until) = (start_id(query.after.as_ref()), until_id(query.until.as_ref()));
-    let few = FEW;
     let head = LoadHead { tenant_no }.get_result::<HeadRow>(&mut { pg });
-    let counted =
-        CountOfRange { tenant_no, kind_no, scope_no, after: after.clone(), until: until.clone(), few };
-    let counted = counted.get_result::<i64>(&mut { pg });
-    let members = MembersOfRange { tenant_no, kind_no, scope_no, after, until, few };
-    let members = members.load_stream::<(String, i64)>(&mut pg);
-    let (head, counted, mut members) = try_join!(head, counted, members).map_err(store_error)?;
-    parts.expect(u64::try_from(counted).map_err(|_| corrupt("count"))?);
-    while let Some((id, seq)) = members.try_next().await.map_err(store_error)? {
+    let members = MembersOfRange { tenant_no, kind_no, scope_no, after, until, few: FEW };
+    let members = members.load_stream::<(String, i64, i64)>(&mut pg);
+    let (head, mut members) = try_join!(biased; head, members).map_err(store_error)?;
+    let mut expected = false;
+    while let Some((id, seq, total)) = members.try_next().await.map_err(store_error)? {
+        if !expected {
+            parts.expect(u64::try_from(total).map_err(|_| corrupt("count"))?);
+            expected = true;
+        }
         let id = RecordId::new(&id).map_err(|_| corrupt("id"))?;
         parts.add(row_sum(&query.kind, &id, seq_of(seq)?), id);
     }

@@ -94,11 +94,11 @@ pub(crate) struct ConflictSql {
     #[diesel(sql_type = Text)]
     conflict_id: String,
     #[diesel(sql_type = Integer)]
-    pub(crate) kind_no: i32,
+    kind_no: i32,
     #[diesel(sql_type = Text)]
     id: String,
     #[diesel(sql_type = Integer)]
-    pub(crate) scope_no: i32,
+    scope_no: i32,
     #[diesel(sql_type = Integer)]
     device_no: i32,
     #[diesel(sql_type = Text)]

@@ -65,15 +65,28 @@ impl SqliteStore {
         let mut connection = connect(file)?;
         let history = history(&mut connection).map_err(|finding| at_file(&finding))?;
         let damage = damage(&mut connection, "quick_check");
-        let found = contents(&mut connection).map_err(|error| at_file(&error))?;
+        // What cannot be read of a damaged file is told as damage already.
+        let whole = damage.is_empty();
+        let found = match contents(&mut connection) {
+            Err(error) if whole => return Err(at_file(&error)),
+            found => found.unwrap_or_default(),
+        };
+        let side = match side(file, &mut connection) {
+            Err(error) if whole => return Err(at_file(&error)),
+            side => side.unwrap_or(SideFile::Fits),
+        };
+        let hlc = match highest_clock(&mut connection) {
+            Err(error) if whole => return Err(at_file(&error)),
+            hlc => hlc.unwrap_or(Hlc::ZERO),
+        };
         Ok(Diagnosis {
             in_use,
             restoring: is_cut_short(file),
             pending: history.pending,
             newer: history.newer,
             damage,
-            side: side(file, &mut connection).map_err(|error| at_file(&error))?,
-            hlc_ms: highest_clock(&mut connection).map_err(|error| at_file(&error))?.millis(),
+            side,
+            hlc_ms: hlc.millis(),
             contents: Contents { bytes, ..found },
         })
     }
