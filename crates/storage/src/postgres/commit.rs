@@ -260,8 +260,11 @@ fn unwritten(lease: Lease, failed: Unwritten) -> Failure {
         Unwritten::Unknown(error) => Failure::Unknown(error.to_string()),
         Unwritten::Ended(error) => Failure::Lost(error.to_string()),
         Unwritten::TakenBack(error) => {
-            lease.done();
-            error.into()
+            let failure = error.into();
+            if !matches!(failure, Failure::Lost(_)) {
+                lease.done();
+            }
+            failure
         }
     }
 }
