@@ -15,6 +15,7 @@ mod connect;
 mod filter;
 mod lanes;
 mod load;
+mod migrate;
 mod names;
 #[cfg(test)]
 mod nodes;
@@ -26,7 +27,10 @@ mod queries;
 mod snapshot;
 mod sql;
 mod sums;
+mod target;
 mod timeline;
+#[cfg(test)]
+mod under_way;
 mod watch;
 mod write;
 
@@ -46,7 +50,7 @@ use thiserror::Error;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-pub use connect::PostgresTarget;
+pub use target::PostgresTarget;
 pub use timeline::Failover;
 
 use caches::Caches;
@@ -144,7 +148,6 @@ struct Shared {
     skew_ms_max: u64,
     record_bytes: usize,
     wait: Duration,
-    months: commit::Months,
     cursor_secret: [u8; 32],
     #[cfg(test)]
     faults: std::sync::OnceLock<commit::Faults>,
