@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use driftline_model::{DeviceKey, DeviceNo, TenantId, TenantNo};
 
+use super::commit::Months;
 use crate::names::Names;
 
 /// Entries that each of the maps holds at most.
@@ -19,6 +20,7 @@ pub(super) struct Caches {
     pub(super) device_names: Cache<DeviceNo, DeviceKey>,
     /// The highest number that each device was seen with; another node may know a higher one.
     pub(super) last_ns: Cache<DeviceNo, u64>,
+    pub(super) months: Months,
 }
 
 impl Caches {
@@ -29,6 +31,7 @@ impl Caches {
         self.devices.clear();
         self.device_names.clear();
         self.last_ns.clear();
+        self.months.clear();
     }
 }
 
