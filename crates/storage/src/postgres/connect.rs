@@ -93,7 +93,7 @@ impl Connector {
     }
 
     async fn open(&self, host: &Config) -> Result<Connection, PostgresError> {
-        let (client, connection) = host.connect(self.tls.clone()).await.map_err(refused)?;
+        let (client, connection) = host.connect(self.tls.clone()).await.map_err(|error| refused(&error))?;
         let driver = tokio::spawn(async move {
             // What ended the connection is told to the statement that waits, or to nobody.
             let _ = connection.await;
@@ -171,11 +171,11 @@ fn settings() -> String {
     )
 }
 
-fn refused(error: tokio_postgres::Error) -> PostgresError {
+fn refused(error: &tokio_postgres::Error) -> PostgresError {
     if let Some(told) = error.as_db_error() {
         return PostgresError::Connect(told.message().to_owned());
     }
-    let cause = std::error::Error::source(&error);
+    let cause = std::error::Error::source(error);
     let told = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
     // What rustls says, as one of the causes of the driver's error.
     let unverified = told.contains("invalid peer certificate");
