@@ -344,7 +344,12 @@ impl Store for PostgresStore {
 
     async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
         let shared = Arc::clone(&self.shared);
-        self.run(async move { prune::prune(&shared, now_ms).await }).await
+        let (answer, answered) = oneshot::channel();
+        // However long it takes: nobody is told to prune again.
+        self.shared.runtime.spawn(async move {
+            let _ = answer.send(prune::prune(&shared, now_ms).await);
+        });
+        answered.await.map_err(|_| stopped())?
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
