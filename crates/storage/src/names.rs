@@ -23,6 +23,8 @@ struct Maps {
     /// found one under its old name cannot meet another's rows.
     last_kind: i32,
     last_scope: i32,
+    /// How often every name was forgotten.
+    forgotten: u64,
 }
 
 /// Numbers that were given in a transaction which is not committed yet. They are in the maps already, because a read
@@ -81,17 +83,28 @@ impl Names {
         maps.scope_names.get(&number).cloned().ok_or_else(|| StoreError::Corrupt("scope_no".into()))
     }
 
-    /// Takes note of a kind's number.
-    pub(crate) fn keep_kind(&self, tenant: TenantNo, kind: KindName, number: i32) {
+    /// Returns what numbers that are asked for now are kept with.
+    pub(crate) fn generation(&self) -> u64 {
+        self.maps.read().unwrap_or_else(PoisonError::into_inner).forgotten
+    }
+
+    /// Takes note of a kind's number, unless every name was forgotten since it was asked for.
+    pub(crate) fn keep_kind(&self, generation: u64, tenant: TenantNo, kind: KindName, number: i32) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        if maps.forgotten != generation {
+            return;
+        }
         maps.last_kind = maps.last_kind.max(number);
         maps.kind_names.insert(number, kind.clone());
         maps.kinds.insert((tenant, kind), number);
     }
 
-    /// Takes note of a scope's number.
-    pub(crate) fn keep_scope(&self, tenant: TenantNo, scope: ScopeName, number: i32) {
+    /// Takes note of a scope's number, unless every name was forgotten since it was asked for.
+    pub(crate) fn keep_scope(&self, generation: u64, tenant: TenantNo, scope: ScopeName, number: i32) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        if maps.forgotten != generation {
+            return;
+        }
         maps.last_scope = maps.last_scope.max(number);
         maps.scope_names.insert(number, scope.clone());
         maps.scopes.insert((tenant, scope), number);
@@ -116,7 +129,8 @@ impl Names {
 
     /// Forgets every name, after a failover that may have lost some.
     pub(crate) fn clear(&self) {
-        *self.maps.write().unwrap_or_else(PoisonError::into_inner) = Maps::default();
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        *maps = Maps { forgotten: maps.forgotten + 1, ..Maps::default() };
     }
 
     /// Takes numbers back whose rows were rolled back.

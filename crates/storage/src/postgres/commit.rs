@@ -287,7 +287,7 @@ fn planned(
     if lookup == Lookup::Likely && unproven(group, &planned) {
         return Err(Failure::DoubledName);
     }
-    if !planned.writes.audits.is_empty() && !shared.months.cover(loaded.now_ms) {
+    if !planned.writes.audits.is_empty() && !shared.caches.months.cover(loaded.now_ms) {
         return Err(Failure::NoMonth(loaded.now_ms));
     }
     Ok((planned, loaded))
@@ -332,6 +332,10 @@ impl Months {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.iter().any(|(begin, end)| (*begin..*end).contains(&at_ms))
     }
+
+    pub(super) fn clear(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 #[derive(QueryableByName)]
@@ -355,7 +359,7 @@ async fn make_month(shared: &Shared, at_ms: u64) -> Result<(), Failure> {
     };
     lease.done();
     let bound = |ms: i64| u64::try_from(ms).unwrap_or_default();
-    let mut known = shared.months.known.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = shared.caches.months.known.lock().unwrap_or_else(PoisonError::into_inner);
     known.push((bound(month.month_begin), bound(month.month_end)));
     Ok(())
 }

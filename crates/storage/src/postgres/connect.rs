@@ -1,7 +1,8 @@
 //! Connections: where to, how secured, how many, and how one that hangs is ended.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use deadpool::Runtime;
@@ -12,38 +13,24 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio_postgres::config::TargetSessionAttrs;
+use tokio::time::timeout;
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::PostgresError;
+use super::target::{PostgresTarget, Understood, understand};
 use super::timeline::Timeline;
-
-/// Where a database is, and how it is reached.
-#[derive(Clone)]
-pub struct PostgresTarget {
-    /// A connection string: `postgres://user@host/db` or `host=… dbname=…`. Several hosts are tried in their order,
-    /// and only one that takes writes is used. `sslmode` is `disable`, `prefer` (the default) or `require`; a
-    /// certificate is always verified, the host's name included.
-    pub url: String,
-    /// A PEM file with the certificates of the authorities that may sign the database's certificate; none: those
-    /// that the operating system trusts.
-    pub tls_ca: Option<PathBuf>,
-    /// Milliseconds that making a connection may take.
-    pub connect_ms: u64,
-}
-
-impl std::fmt::Debug for PostgresTarget {
-    /// Leaves the connection string out: it may hold a password.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PostgresTarget").field("tls_ca", &self.tls_ca).finish_non_exhaustive()
-    }
-}
 
 /// The target, read and checked once.
 #[derive(Clone)]
 pub(super) struct Connector {
-    config: tokio_postgres::Config,
+    hosts: Arc<[Config]>,
+    /// The place of the host that served last.
+    served: Arc<AtomicUsize>,
     tls: MakeRustlsConnect,
+    /// How long making a connection may take, over all hosts.
+    limit: Duration,
 }
 
 /// How long the server lets a transaction wait for its client: so long a node that hangs inside of one may hold up
@@ -57,34 +44,56 @@ const STATEMENT_MS: u64 = 30_000;
 
 impl Connector {
     pub(super) fn new(target: &PostgresTarget) -> Result<Self, PostgresError> {
-        let parsed = target.url.parse::<tokio_postgres::Config>();
-        // The parser's own words may repeat parts of the string, and with them a password.
-        let mut config = parsed.map_err(|error| PostgresError::Url(plain(&error)))?;
-        if config.get_hosts().is_empty() {
-            return Err(PostgresError::Url("it names no host".into()));
-        }
-        if config.get_dbname().is_none() {
-            return Err(PostgresError::Url("it names no database".into()));
-        }
-        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        if config.get_application_name().is_none() {
-            config.application_name("driftline");
-        }
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(Duration::from_millis(target.connect_ms.max(1)));
-        }
-        config.keepalives_idle(Duration::from_secs(5));
-        config.keepalives_interval(Duration::from_secs(2)).keepalives_retries(3);
-        if config.get_tcp_user_timeout().is_none() {
-            config.tcp_user_timeout(Duration::from_secs(10));
-        }
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls_config(target.tls_ca.as_deref())?) })
+        let Understood { config, tls_ca } = understand(&target.url)?;
+        let limit = Duration::from_millis(target.connect_ms.max(1));
+        let hosts: Arc<[Config]> = (0..config.get_hosts().len()).map(|at| host(&config, at, limit)).collect();
+        let tls_ca = target.tls_ca.as_deref().or(tls_ca.as_deref());
+        let tls = MakeRustlsConnect::new(tls_config(tls_ca)?);
+        Ok(Self { hosts, served: Arc::default(), tls, limit })
     }
 
-    /// Connects to the first host that takes writes.
-    pub(super) async fn connect(&self) -> Result<Connection, PostgresError> {
-        let (client, connection) =
-            self.config.connect(self.tls.clone()).await.map_err(|error| refused(&error))?;
+    /// Connects to a host that takes writes, and that `timeline` does not refuse: the one that served last, or the
+    /// first of the others. A host that does not answer takes its share of the time, so that each has its turn.
+    pub(super) async fn connect(&self, timeline: Option<&Timeline>) -> Result<Connection, PostgresError> {
+        let share = self.limit / u32::try_from(self.hosts.len()).unwrap_or(1);
+        let first = self.served.load(Ordering::Relaxed);
+        let mut failed = Vec::new();
+        for turn in 0..self.hosts.len() {
+            let at = if turn == 0 { first } else { turn - usize::from(turn <= first) };
+            let made = match timeout(share, self.open(&self.hosts[at])).await {
+                Ok(Ok(connection)) => checked(connection, timeline, self.limit).await,
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(PostgresError::Connect("it did not answer in time".into())),
+            };
+            match made {
+                Ok(connection) => {
+                    self.served.store(at, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Err(error) => failed.push((at, error)),
+            }
+        }
+        Err(self.told(failed))
+    }
+
+    /// Says what was wrong with each host.
+    fn told(&self, mut failed: Vec<(usize, PostgresError)>) -> PostgresError {
+        if failed.len() == 1 {
+            return failed.swap_remove(0).1;
+        }
+        failed.sort_by_key(|(at, _)| *at);
+        let reasons: Vec<String> = failed
+            .into_iter()
+            .map(|(at, error)| match error {
+                PostgresError::Connect(reason) => format!("{}: {reason}", name(&self.hosts[at])),
+                other => format!("{}: {other}", name(&self.hosts[at])),
+            })
+            .collect();
+        PostgresError::Connect(reasons.join("; "))
+    }
+
+    async fn open(&self, host: &Config) -> Result<Connection, PostgresError> {
+        let (client, connection) = host.connect(self.tls.clone()).await.map_err(|error| refused(&error))?;
         let driver = tokio::spawn(async move {
             // What ended the connection is told to the statement that waits, or to nobody.
             let _ = connection.await;
@@ -94,6 +103,59 @@ impl Connector {
             .map_err(|error| PostgresError::Connect(error.to_string()))?;
         pg.batch_execute(&settings()).await.map_err(|error| PostgresError::Connect(error.to_string()))?;
         Ok(Connection { pg, driver, clean: true })
+    }
+}
+
+async fn checked(
+    mut connection: Connection,
+    timeline: Option<&Timeline>,
+    limit: Duration,
+) -> Result<Connection, PostgresError> {
+    if let Some(timeline) = timeline {
+        let driver = connection.driver.abort_handle();
+        timeline.check(&mut connection.pg, driver, limit).await?;
+    }
+    Ok(connection)
+}
+
+/// The settings for one of the hosts.
+fn host(all: &Config, at: usize, limit: Duration) -> Config {
+    let mut config = Config::new();
+    match &all.get_hosts()[at] {
+        Host::Tcp(name) => drop(config.host(name)),
+        #[cfg(unix)]
+        Host::Unix(path) => drop(config.host_path(path)),
+    }
+    if let Some(address) = all.get_hostaddrs().get(at) {
+        config.hostaddr(*address);
+    }
+    if let Some(port) = all.get_ports().get(at).or_else(|| all.get_ports().first()) {
+        config.port(*port);
+    }
+    all.get_user().map(|user| config.user(user));
+    all.get_password().map(|password| config.password(password));
+    all.get_dbname().map(|name| config.dbname(name));
+    all.get_options().map(|options| config.options(options));
+    config.application_name(all.get_application_name().unwrap_or("driftline"));
+    config.ssl_mode(all.get_ssl_mode()).ssl_negotiation(all.get_ssl_negotiation());
+    config.channel_binding(all.get_channel_binding());
+    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    // A name may stand for two addresses, of which the first does not answer.
+    let share = limit / u32::try_from(2 * all.get_hosts().len()).unwrap_or(u32::MAX);
+    config.connect_timeout(all.get_connect_timeout().map_or(share, |given| share.min(*given)));
+    config.keepalives(all.get_keepalives()).keepalives_idle(Duration::from_secs(5));
+    config.keepalives_interval(Duration::from_secs(2)).keepalives_retries(3);
+    let unacknowledged = all.get_tcp_user_timeout().copied();
+    config.tcp_user_timeout(unacknowledged.unwrap_or(Duration::from_secs(10)));
+    config
+}
+
+fn name(host: &Config) -> String {
+    match host.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        #[cfg(unix)]
+        Some(Host::Unix(path)) => path.display().to_string(),
+        None => String::new(),
     }
 }
 
@@ -109,20 +171,16 @@ fn settings() -> String {
     )
 }
 
-/// What the driver says, without what it quotes of the connection string.
-fn plain(error: &tokio_postgres::Error) -> String {
-    let text = error.to_string();
-    text.split(':').next().unwrap_or_default().to_owned()
-}
-
 fn refused(error: &tokio_postgres::Error) -> PostgresError {
-    match error.as_db_error() {
-        Some(told) => PostgresError::Connect(told.message().to_owned()),
-        None => {
-            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-            PostgresError::Connect(format!("{error}{}", cause.unwrap_or_default()))
-        }
+    if let Some(told) = error.as_db_error() {
+        return PostgresError::Connect(told.message().to_owned());
     }
+    let cause = std::error::Error::source(error);
+    let told = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+    // What rustls says, as one of the causes of the driver's error.
+    let unverified = told.contains("invalid peer certificate");
+    let hint = if unverified { " (tls_ca names who signs it; sslmode=disable does without)" } else { "" };
+    PostgresError::Connect(format!("{told}{hint}"))
 }
 
 fn tls_config(authorities: Option<&Path>) -> Result<ClientConfig, PostgresError> {
@@ -176,9 +234,7 @@ impl managed::Manager for Manager {
     type Error = PostgresError;
 
     async fn create(&self) -> Result<Connection, PostgresError> {
-        let mut connection = self.connector.connect().await?;
-        self.timeline.check(&mut connection.pg).await?;
-        Ok(connection)
+        self.connector.connect(Some(&self.timeline)).await
     }
 
     async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<PostgresError> {
@@ -198,12 +254,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(manager: Manager, size: usize, wait: Duration, connect: Duration) -> Self {
+    pub(super) fn new(manager: Manager, size: usize, wait: Duration) -> Self {
+        // How long a connection may take is bounded where it is made: new epochs for many tenants may take longer.
         let pool = managed::Pool::builder(manager)
             .max_size(size.max(1))
             .wait_timeout(Some(wait))
-            .create_timeout(Some(connect))
-            .recycle_timeout(Some(connect))
             .runtime(Runtime::Tokio1)
             .build()
             .expect("a pool with a runtime can have timeouts");
@@ -234,7 +289,6 @@ impl Pool {
 fn pool_error(error: &PoolError<PostgresError>) -> String {
     match error {
         PoolError::Timeout(TimeoutType::Wait) => "no database connection was free in time".into(),
-        PoolError::Timeout(_) => "the database did not take a connection in time".into(),
         PoolError::Backend(error) => error.to_string(),
         other => other.to_string(),
     }

@@ -1,7 +1,6 @@
 //! A look at a database, for whoever sets it up.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use diesel::QueryableByName;
 use diesel::migration::{Migration, MigrationSource as _};
@@ -12,7 +11,8 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_model::Hlc;
 
 use super::connect::Connector;
-use super::open::{MIGRATIONS, VERSION_MIN, connected, runtime};
+use super::migrate::VERSION_MIN;
+use super::open::{MIGRATIONS, runtime};
 use super::{PostgresError, PostgresStore, PostgresTarget};
 
 /// The state of a database.
@@ -107,9 +107,8 @@ impl PostgresStore {
     /// [`PostgresError`] says what is wrong with the target, or why the database lets nobody in.
     pub fn diagnose(target: &PostgresTarget) -> Result<PostgresDiagnosis, PostgresError> {
         let connector = Connector::new(target)?;
-        let connect = Duration::from_millis(target.connect_ms.max(1));
         runtime(1)?.block_on(async {
-            let mut pg = connected(&connector, connect).await?;
+            let mut pg = connector.connect(None).await?.pg;
             look(&mut pg).await.map_err(|error| PostgresError::Connect(error.to_string()))
         })
     }

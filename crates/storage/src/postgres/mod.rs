@@ -16,6 +16,7 @@ mod diagnose;
 mod filter;
 mod lanes;
 mod load;
+mod migrate;
 mod names;
 #[cfg(test)]
 mod nodes;
@@ -27,7 +28,10 @@ mod queries;
 mod snapshot;
 mod sql;
 mod sums;
+mod target;
 mod timeline;
+#[cfg(test)]
+mod under_way;
 mod watch;
 mod write;
 
@@ -47,8 +51,8 @@ use thiserror::Error;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-pub use connect::PostgresTarget;
 pub use diagnose::PostgresDiagnosis;
+pub use target::PostgresTarget;
 pub use timeline::Failover;
 
 use caches::Caches;
@@ -146,7 +150,6 @@ struct Shared {
     skew_ms_max: u64,
     record_bytes: usize,
     wait: Duration,
-    months: commit::Months,
     cursor_secret: [u8; 32],
     #[cfg(test)]
     faults: std::sync::OnceLock<commit::Faults>,
@@ -341,7 +344,12 @@ impl Store for PostgresStore {
 
     async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
         let shared = Arc::clone(&self.shared);
-        self.run(async move { prune::prune(&shared, now_ms).await }).await
+        let (answer, answered) = oneshot::channel();
+        // However long it takes: nobody is told to prune again.
+        self.shared.runtime.spawn(async move {
+            let _ = answer.send(prune::prune(&shared, now_ms).await);
+        });
+        answered.await.map_err(|_| stopped())?
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

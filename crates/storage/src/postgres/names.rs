@@ -53,17 +53,18 @@ pub(super) async fn find(
     kinds: impl IntoIterator<Item = &KindName>,
     scopes: impl IntoIterator<Item = &ScopeName>,
 ) -> Result<(), StoreError> {
+    let generation = names.generation();
     let kinds: BTreeSet<&KindName> =
         kinds.into_iter().filter(|kind| names.kind(tenant, kind).is_none()).collect();
     let scopes: BTreeSet<&ScopeName> =
         scopes.into_iter().filter(|scope| names.scope(tenant, scope).is_none()).collect();
     if !kinds.is_empty() {
         let found = look(pg, KINDS.find, tenant, kinds.iter().map(|kind| kind.as_str())).await?;
-        keep_kinds(names, found)?;
+        keep_kinds(names, generation, found)?;
     }
     if !scopes.is_empty() {
         let found = look(pg, SCOPES.find, tenant, scopes.iter().map(|scope| scope.as_str())).await?;
-        keep_scopes(names, found)?;
+        keep_scopes(names, generation, found)?;
     }
     Ok(())
 }
@@ -76,18 +77,19 @@ pub(super) async fn intern(
     kinds: &BTreeSet<KindName>,
     scopes: &BTreeSet<ScopeName>,
 ) -> Result<(), StoreError> {
+    let generation = names.generation();
     find(names, pg, tenant, kinds, scopes).await?;
     let new: Vec<&str> =
         kinds.iter().filter(|kind| names.kind(tenant, kind).is_none()).map(KindName::as_str).collect();
     if !new.is_empty() {
         give(pg, KINDS.give, tenant, &new).await?;
-        keep_kinds(names, look(pg, KINDS.find, tenant, new.into_iter()).await?)?;
+        keep_kinds(names, generation, look(pg, KINDS.find, tenant, new.into_iter()).await?)?;
     }
     let new: Vec<&str> =
         scopes.iter().filter(|scope| names.scope(tenant, scope).is_none()).map(ScopeName::as_str).collect();
     if !new.is_empty() {
         give(pg, SCOPES.give, tenant, &new).await?;
-        keep_scopes(names, look(pg, SCOPES.find, tenant, new.into_iter()).await?)?;
+        keep_scopes(names, generation, look(pg, SCOPES.find, tenant, new.into_iter()).await?)?;
     }
     Ok(())
 }
@@ -99,14 +101,15 @@ pub(super) async fn learn(
     kinds: impl IntoIterator<Item = i32>,
     scopes: impl IntoIterator<Item = i32>,
 ) -> Result<(), StoreError> {
+    let generation = names.generation();
     let kinds: BTreeSet<i32> = kinds.into_iter().filter(|number| names.kind_name(*number).is_err()).collect();
     let scopes: BTreeSet<i32> =
         scopes.into_iter().filter(|number| names.scope_name(*number).is_err()).collect();
     if !kinds.is_empty() {
-        keep_kinds(names, named(pg, KINDS.all, kinds).await?)?;
+        keep_kinds(names, generation, named(pg, KINDS.all, kinds).await?)?;
     }
     if !scopes.is_empty() {
-        keep_scopes(names, named(pg, SCOPES.all, scopes).await?)?;
+        keep_scopes(names, generation, named(pg, SCOPES.all, scopes).await?)?;
     }
     Ok(())
 }
@@ -167,18 +170,18 @@ async fn named(
     sql_query(sql).bind::<Array<Integer>, _>(numbers).load(&mut pg).await.map_err(store_error)
 }
 
-fn keep_kinds(names: &Names, rows: Vec<Numbered>) -> Result<(), StoreError> {
+fn keep_kinds(names: &Names, generation: u64, rows: Vec<Numbered>) -> Result<(), StoreError> {
     for row in rows {
         let kind = KindName::new(&row.name).map_err(|_| corrupt("kind"))?;
-        names.keep_kind(tenant_of(row.tenant_no), kind, row.number);
+        names.keep_kind(generation, tenant_of(row.tenant_no), kind, row.number);
     }
     Ok(())
 }
 
-fn keep_scopes(names: &Names, rows: Vec<Numbered>) -> Result<(), StoreError> {
+fn keep_scopes(names: &Names, generation: u64, rows: Vec<Numbered>) -> Result<(), StoreError> {
     for row in rows {
         let scope = ScopeName::new(&row.name).map_err(|_| corrupt("scope"))?;
-        names.keep_scope(tenant_of(row.tenant_no), scope, row.number);
+        names.keep_scope(generation, tenant_of(row.tenant_no), scope, row.number);
     }
     Ok(())
 }

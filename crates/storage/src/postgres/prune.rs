@@ -30,6 +30,8 @@ const SOUGHT: i64 = 50_000;
 
 /// Removes what is past its retention; gives the number of removed rows.
 pub(super) async fn prune(shared: &Shared, now_ms: u64) -> Result<u64, StoreError> {
+    // A node whose clock runs ahead must not remove what the others still need.
+    let now_ms = if shared.clock.is_some() { now_ms } else { database_ms(shared).await? };
     make_months(shared, now_ms).await?;
     let before = |days: u64| i64::try_from(now_ms.saturating_sub(days * DAY_MS)).unwrap_or(i64::MAX);
     let mut removed = 0;
@@ -42,6 +44,22 @@ pub(super) async fn prune(shared: &Shared, now_ms: u64) -> Result<u64, StoreErro
         }
     }
     Ok(removed)
+}
+
+statement! {
+    /// The database's clock.
+    DatabaseClock {} = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT"
+}
+
+impl Query for DatabaseClock {
+    type SqlType = BigInt;
+}
+
+async fn database_ms(shared: &Shared) -> Result<u64, StoreError> {
+    let lease = shared.reader().await?;
+    let now: i64 = DatabaseClock {}.get_result(&mut lease.pg()).await.map_err(store_error)?;
+    lease.done();
+    Ok(u64::try_from(now).unwrap_or_default())
 }
 
 statement! {

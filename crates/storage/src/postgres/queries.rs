@@ -68,10 +68,11 @@ fn returned<T>(lease: Lease, done: Result<T, StoreError>) -> Result<T, StoreErro
 
 pub(super) async fn tenant(shared: &Shared, tenant: &TenantId) -> Result<TenantNo, StoreError> {
     let lease = shared.writer().await?;
+    let generation = shared.caches.generation();
     (&mut lease.pg()).batch_execute("BEGIN").await.map_err(store_error)?;
     let found = find_or_make_tenant(shared, &lease, tenant).await;
     let number = finish(lease, found).await?;
-    shared.caches.tenants.insert(tenant.clone(), number);
+    shared.caches.keep_tenant(generation, tenant, number);
     Ok(number)
 }
 
@@ -116,10 +117,10 @@ pub(super) async fn device(
     device: &DeviceKey,
 ) -> Result<DeviceNo, StoreError> {
     let lease = shared.writer().await?;
+    let generation = shared.caches.generation();
     let found = find_or_register(&lease, tenant, device).await;
     let number = returned(lease, found)?;
-    shared.caches.devices.insert((tenant, device.clone()), number);
-    shared.caches.device_names.insert(number, device.clone());
+    shared.caches.keep_device(generation, (tenant, device.clone()), number);
     Ok(number)
 }
 

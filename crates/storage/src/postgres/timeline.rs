@@ -1,17 +1,21 @@
 //! The database's timeline: whether it is still the one whose commits were acknowledged.
 //!
 //! A standby that is promoted, and a restore to a point in time, begin a new timeline of the write-ahead log; another
-//! cluster has another system identifier. Either may lack commits that were acknowledged before. So every tenant gets
-//! a new epoch then, which has its devices compare what they hold with what is left, and send again what is missing.
+//! cluster has another system identifier, and what a dump is read into has other object numbers. Each may lack commits
+//! that were acknowledged before. So every tenant gets a new epoch then, which has its devices compare what they hold
+//! with what is left, and send again what is missing.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use diesel::QueryableByName;
 use diesel::sql_query;
-use diesel::sql_types::{Binary, Integer, Nullable, Text};
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use driftline_engine::{Listeners, Random};
 use driftline_model::Epoch;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use super::PostgresError;
 use super::caches::Caches;
@@ -23,7 +27,8 @@ pub enum Failover {
     /// waited for, and for restores.
     #[default]
     Lossy,
-    /// Nothing is lost: commits wait for the standby that is promoted (`synchronous_standby_names`). Epochs stay.
+    /// Nothing is lost: commits wait for the standby that is promoted (`synchronous_standby_names`). Epochs stay. A
+    /// restore to a point in time cannot be told from such a promotion: the first start after one is to be lossy.
     Lossless,
 }
 
@@ -32,22 +37,66 @@ pub(super) struct Timeline {
     pub(super) random: Arc<dyn Random>,
     pub(super) listeners: Arc<dyn Listeners>,
     pub(super) caches: Arc<Caches>,
-    /// The timeline that this process met last, as it is stored. The lock is held for an assignment.
-    pub(super) met: Mutex<Option<String>>,
+    /// The lock is held while what was known of the timeline before is forgotten, so that nobody uses a connection of
+    /// the new one together with numbers of the old one.
+    pub(super) met: Mutex<Met>,
+}
+
+/// What this process met last.
+#[derive(Default)]
+pub(super) struct Met {
+    stored: Option<Stored>,
+    /// The connections on that timeline.
+    drivers: Vec<AbortHandle>,
+}
+
+/// A timeline as it is stored: `database/number/begun/mark`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stored {
+    /// The system identifier, and the object numbers of the database and of the table this is stored in.
+    database: String,
+    /// The timeline's number.
+    number: String,
+    /// Unix milliseconds at which a store first saw it. They rise from one timeline to the next.
+    begun_ms: i64,
+    /// Two restores of one backup get the same number.
+    mark: String,
+}
+
+impl Stored {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('/');
+        let mut part = || parts.next().map(str::to_owned);
+        let (database, number, begun, mark) = (part()?, part()?, part()?, part()?);
+        let begun_ms = begun.parse().ok()?;
+        parts.next().is_none().then_some(Self { database, number, begun_ms, mark })
+    }
+
+    fn text(&self) -> String {
+        format!("{}/{}/{}/{}", self.database, self.number, self.begun_ms, self.mark)
+    }
+
+    fn is_at(&self, here: &Here) -> bool {
+        self.database == here.database && self.number == here.number
+    }
 }
 
 #[derive(QueryableByName)]
 struct Here {
     #[diesel(sql_type = Text)]
-    timeline: String,
+    database: String,
+    #[diesel(sql_type = Text)]
+    number: String,
+    #[diesel(sql_type = BigInt)]
+    now_ms: i64,
     #[diesel(sql_type = Nullable<Text>)]
     stored: Option<String>,
 }
 
-#[derive(QueryableByName)]
-struct Stored {
-    #[diesel(sql_type = Text)]
-    stored: String,
+impl Here {
+    fn stored(&self) -> Option<Stored> {
+        self.stored.as_deref().and_then(Stored::parse)
+    }
 }
 
 #[derive(QueryableByName)]
@@ -56,64 +105,104 @@ struct Tenant {
     tenant_no: i32,
 }
 
-/// The file of the write-ahead log that is written now begins with the number of the timeline. Two restores of one
-/// backup get the same number, so what is stored goes on with a mark of its own.
-const HERE: &str = "SELECT (SELECT system_identifier FROM pg_control_system()) || '/' \
-     || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) || '/' AS timeline, \
+/// The file of the write-ahead log that is written now begins with the number of the timeline.
+const HERE: &str = "SELECT (SELECT system_identifier FROM pg_control_system()) || '.' \
+     || (SELECT oid FROM pg_database WHERE datname = current_database()) || '.' || 'meta'::REGCLASS::OID AS database, \
+     substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) AS number, \
+     (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT AS now_ms, \
      (SELECT convert_from(value, 'UTF8') FROM meta WHERE name = 'timeline') AS stored";
 
 /// Numbers that were given since the last commit which is left, and that are lost with it, must not be given again
-/// while somebody may still hold them.
-const SKIP_NUMBERS: &str = "SELECT setval(s, nextval(s) + 10000) FROM unnest(ARRAY[\
+/// while somebody may still hold them. The distance is drawn, so that a second failover which loses this as well does
+/// not come to the same place.
+const SKIP_NUMBERS: &str = "SELECT setval(s::REGCLASS, nextval(s::REGCLASS) + 10000 + (random() * 40000)::BIGINT) \
+     FROM unnest(ARRAY[\
      pg_get_serial_sequence('tenants', 'tenant_no'), pg_get_serial_sequence('kinds', 'kind_no'), \
      pg_get_serial_sequence('scopes', 'scope_no'), pg_get_serial_sequence('topics', 'topic_no'), \
      pg_get_serial_sequence('devices', 'device_no'), 'audit_ids']) AS s";
 
 impl Timeline {
-    /// Looks on which timeline a new connection is.
-    pub(super) async fn check(&self, pg: &mut AsyncPgConnection) -> Result<(), PostgresError> {
-        let here: Here = sql_query(HERE).get_result(pg).await.map_err(unread)?;
-        let stored = match here.stored {
-            Some(stored) if stored.starts_with(&here.timeline) => stored,
-            _ => self.settle(pg, &here.timeline).await.map_err(unread)?,
+    /// Looks on which timeline a new connection is, whose task `driver` ends. That takes at most `limit`; new epochs,
+    /// where they are to be begun, take as long as the database lets a statement take.
+    ///
+    /// A timeline that is older than the one met last is refused: somebody promoted a standby, and the former primary
+    /// goes on or came back. What is written there is lost.
+    pub(super) async fn check(
+        &self,
+        pg: &mut AsyncPgConnection,
+        driver: AbortHandle,
+        limit: Duration,
+    ) -> Result<(), PostgresError> {
+        let looked = timeout(limit, sql_query(HERE).get_result::<Here>(pg)).await;
+        let here = looked.map_err(|_| PostgresError::Connect("it did not answer in time".into()))?;
+        let here = here.map_err(unread)?;
+        let stored = match here.stored() {
+            Some(stored) if stored.is_at(&here) => stored,
+            _ => self.settle(pg, here).await.map_err(unread)?,
         };
-        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner).replace(stored.clone());
-        if met.is_some_and(|met| met != stored) && self.failover == Failover::Lossy {
+        self.meet(stored, driver)
+    }
+
+    fn meet(&self, stored: Stored, driver: AbortHandle) -> Result<(), PostgresError> {
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = met.stored.as_ref().filter(|known| **known != stored) {
+            if stored.begun_ms < known.begun_ms {
+                tracing::warn!(here = stored.text(), met = known.text(), "a former primary takes writes");
+                return Err(PostgresError::Connect(
+                    "it is on a timeline that was left: a former primary".into(),
+                ));
+            }
+            let lossy = self.loses(known, &stored.database);
+            met.drivers.drain(..).for_each(|driver| driver.abort());
             self.caches.clear();
-            self.listeners.numbers_voided();
+            if lossy {
+                self.listeners.numbers_voided();
+            }
         }
+        met.stored = Some(stored);
+        met.drivers.retain(|driver| !driver.is_finished());
+        met.drivers.push(driver);
         Ok(())
     }
 
+    /// Whether commits that were acknowledged on a timeline may be missing. Of another database nobody promised anything.
+    fn loses(&self, before: &Stored, database: &str) -> bool {
+        self.failover == Failover::Lossy || before.database != database
+    }
+
     /// Stores the timeline; the first to see a new one begins new epochs. Gives what is stored then.
-    async fn settle(&self, pg: &mut AsyncPgConnection, here: &str) -> diesel::QueryResult<String> {
+    async fn settle(&self, pg: &mut AsyncPgConnection, here: Here) -> diesel::QueryResult<Stored> {
         pg.batch_execute("BEGIN").await?;
-        let marked = format!("{here}{}", fresh_epoch(&*self.random));
+        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner).stored.clone();
+        let begun = [here.stored(), met].iter().flatten().map(|stored| stored.begun_ms + 1).max();
+        let fresh = Stored {
+            database: here.database.clone(),
+            number: here.number.clone(),
+            begun_ms: here.now_ms.max(begun.unwrap_or_default()),
+            mark: fresh_epoch(&*self.random).to_string(),
+        };
+        let text = fresh.text();
         sql_query("INSERT INTO meta (name, value) VALUES ('timeline', $1) ON CONFLICT DO NOTHING")
-            .bind::<Binary, _>(marked.as_bytes())
+            .bind::<Binary, _>(text.as_bytes())
             .execute(pg)
             .await?;
-        let stored: Stored = sql_query(
-            "SELECT convert_from(value, 'UTF8') AS stored FROM meta WHERE name = 'timeline' FOR UPDATE",
-        )
-        .get_result(pg)
-        .await?;
-        let before = stored.stored;
-        if before.starts_with(here) {
+        sql_query("SELECT 1 FROM meta WHERE name = 'timeline' FOR UPDATE").execute(pg).await?;
+        let now: Here = sql_query(HERE).get_result(pg).await?;
+        if let Some(stored) = now.stored().filter(|stored| stored.is_at(&now)) {
             // It is new, or another node was first.
             pg.batch_execute("COMMIT").await?;
-            return Ok(before);
+            return Ok(stored);
         }
-        tracing::warn!(before, now = marked, failover = ?self.failover, "the database is on another timeline");
+        tracing::warn!(before = now.stored, now = text, failover = ?self.failover, "the database is on another timeline");
         sql_query("UPDATE meta SET value = $1 WHERE name = 'timeline'")
-            .bind::<Binary, _>(marked.as_bytes())
+            .bind::<Binary, _>(text.as_bytes())
             .execute(pg)
             .await?;
-        if self.failover == Failover::Lossy {
+        if now.stored().is_none_or(|before| self.loses(&before, &fresh.database)) {
             self.begin_epochs(pg).await?;
         }
         pg.batch_execute("COMMIT").await?;
-        Ok(marked)
+        Ok(fresh)
     }
 
     async fn begin_epochs(&self, pg: &mut AsyncPgConnection) -> diesel::QueryResult<()> {

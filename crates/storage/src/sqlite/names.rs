@@ -37,11 +37,11 @@ pub(super) fn load(names: &Names, connection: &mut SqliteConnection) -> Result<(
         sql_query("SELECT scope_no, tenant_no, scope FROM scopes").load(connection).map_err(store_error)?;
     for row in kinds {
         let kind = KindName::new(&row.kind).map_err(|_| StoreError::Corrupt("kind".into()))?;
-        names.keep_kind(tenant_of(row.tenant_no), kind, row.kind_no);
+        names.keep_kind(names.generation(), tenant_of(row.tenant_no), kind, row.kind_no);
     }
     for row in scopes {
         let scope = ScopeName::new(&row.scope).map_err(|_| StoreError::Corrupt("scope".into()))?;
-        names.keep_scope(tenant_of(row.tenant_no), scope, row.scope_no);
+        names.keep_scope(names.generation(), tenant_of(row.tenant_no), scope, row.scope_no);
     }
     Ok(())
 }
@@ -64,7 +64,7 @@ pub(super) fn intern_kind(
         .bind::<Text, _>(kind.as_str())
         .execute(connection)
         .map_err(store_error)?;
-    names.keep_kind(tenant, kind.clone(), number);
+    names.keep_kind(names.generation(), tenant, kind.clone(), number);
     fresh.kinds.push(number);
     Ok(number)
 }
@@ -87,7 +87,7 @@ pub(super) fn intern_scope(
         .bind::<Text, _>(scope.as_str())
         .execute(connection)
         .map_err(store_error)?;
-    names.keep_scope(tenant, scope.clone(), number);
+    names.keep_scope(names.generation(), tenant, scope.clone(), number);
     fresh.scopes.push(number);
     Ok(number)
 }
