@@ -6,6 +6,7 @@
 mod load;
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -225,4 +226,35 @@ async fn killing_servers_loses_and_doubles_nothing() {
     scene.report("a server", &told, begun);
     scene.check(&told).await;
     assert!(told.iter().any(|told| told.gone > 0), "devices lost their servers");
+}
+
+/// A server that stands still may hold the lock of its tenant, for as long as PostgreSQL lets it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stands_still_holds_nobody_up_for_long() {
+    let seed = 0x57a11;
+    println!("seed {seed:#x}");
+    let (mut rng, begun) = (Rng::new(seed), now());
+    let mut scene = Scene::new();
+    for number in 0..kills().div_ceil(5) {
+        let stop = |scene: &mut Scene| {
+            let at = usize::try_from(number % 2).expect("a bit");
+            let pid = scene.servers[at].pid();
+            signal("STOP", pid);
+            let before = scene.field.writes();
+            std::thread::sleep(Duration::from_secs(8));
+            let written = scene.field.writes() - before;
+            signal("CONT", pid);
+            assert!(written > BETWEEN, "{written} writes: the other server gets through");
+        };
+        scene.round(&mut rng, stop).await;
+    }
+    let told = scene.end().await;
+    scene.report("a server stands still", &told, begun);
+    scene.check(&told).await;
+}
+
+fn signal(name: &str, pid: u32) {
+    let command = format!("kill -{name} {pid}");
+    let status = Command::new("sh").args(["-c", &command]).status().expect("there is a shell");
+    assert!(status.success(), "{command}");
 }
