@@ -189,7 +189,8 @@ fn a_promoted_standby_begins_new_epochs_and_gives_new_numbers() {
     assert_eq!(two.join("acme", "phone").device, ada.device);
     two.commit(&ada, create("more", "{}").kind("rare")).expect("a commit");
     one.commit(&again[0], patch("kept", 1, r#"{"a":1}"#)).expect("a commit");
-    let rows = pair.on_standby("SELECT id, kind FROM records JOIN kinds USING (kind_no) WHERE seq > 1 ORDER BY 1");
+    let rows =
+        pair.on_standby("SELECT id, kind FROM records JOIN kinds USING (kind_no) WHERE seq > 1 ORDER BY 1");
     assert_eq!(rows, "kept|note\nmore|rare", "the kind has a number that stands for it");
 }
 
@@ -205,7 +206,8 @@ fn a_second_failover_begins_new_epochs_again() {
     pair.standby.promote();
     let second = node.head("acme").epoch;
     let next = Cluster::standby_of(&pair.standby);
-    let after = Node::open(&pair.database.url_through(&[pair.standby.address(), next.address()]), Failover::Lossy, 2);
+    let after =
+        Node::open(&pair.database.url_through(&[pair.standby.address(), next.address()]), Failover::Lossy, 2);
     assert_eq!(after.head("acme").epoch, second, "a node that starts later begins none");
     pair.standby.kill9();
     next.promote();
@@ -233,7 +235,9 @@ fn with_nothing_lost_epochs_stay() {
     for node in &nodes {
         assert_eq!(node.head("acme"), before);
         assert_eq!(node.voided(), 0);
-        node.commit(&ada, patch("x0", 1, r#"{"a":1}"#)).expect("a commit");
+    }
+    for (number, node) in nodes.iter().enumerate() {
+        node.write(&ada, &format!("more{number}"));
     }
 }
 
@@ -332,7 +336,10 @@ fn copy(from: &Database, to: &Database, options: &[&str]) {
     let dump = command("pg_dump").arg(from.url()).args(options).output().expect("pg_dump runs");
     assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
     let mut psql = command("psql");
-    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1"]).arg(to.url()).stdin(Stdio::piped()).stdout(Stdio::null());
+    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1"])
+        .arg(to.url())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
     let mut psql = psql.spawn().expect("psql runs");
     psql.stdin.take().expect("it is piped").write_all(&dump.stdout).expect("it reads");
     assert!(psql.wait().expect("it is ours").success());
@@ -342,7 +349,10 @@ fn copy(from: &Database, to: &Database, options: &[&str]) {
 fn a_dump_that_is_read_in_begins_new_epochs() {
     let (here, elsewhere) = (Cluster::shared(), Cluster::own(&Options::default()));
     let database = here.empty_database();
-    let epoch_of = |database: &Database, failover| Node::open(&database.url(), failover, 7).head("acme");
+    let seed = AtomicU64::new(2);
+    let epoch_of = |database: &Database, failover| {
+        Node::open(&database.url(), failover, seed.fetch_add(1, Ordering::SeqCst)).head("acme")
+    };
     let first = {
         let node = Node::open(&database.url(), Failover::Lossy, 1);
         let ada = node.join("acme", "phone");

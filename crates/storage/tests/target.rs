@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use driftline_model::TenantId;
 use driftline_engine::Store as _;
+use driftline_model::TenantId;
 use driftline_storage::{PostgresError, PostgresOptions, PostgresStore, PostgresTarget};
 use driftline_testkit::postgres::{Cluster, Options};
 use driftline_testkit::proxy::Proxy;
@@ -18,7 +18,11 @@ const CONNECT_MS: u64 = 3_000;
 fn open(url: &str, tls_ca: Option<&Path>) -> Result<PostgresStore, PostgresError> {
     let world = World::new(1);
     PostgresStore::open(PostgresOptions {
-        target: PostgresTarget { url: url.to_owned(), tls_ca: tls_ca.map(Path::to_owned), connect_ms: CONNECT_MS },
+        target: PostgresTarget {
+            url: url.to_owned(),
+            tls_ca: tls_ca.map(Path::to_owned),
+            connect_ms: CONNECT_MS,
+        },
         wait_ms: 10_000,
         ..support::postgres_options(&world)
     })
@@ -31,8 +35,7 @@ fn refused(url: &str, tls_ca: Option<&Path>) -> String {
     error.to_string()
 }
 
-const TLS_OF_APP: &str =
-    "SELECT bool_and(s.ssl) FROM pg_stat_ssl AS s JOIN pg_stat_activity AS a USING (pid) WHERE application_name = 'driftline'";
+const TLS_OF_APP: &str = "SELECT bool_and(s.ssl) FROM pg_stat_ssl AS s JOIN pg_stat_activity AS a USING (pid) WHERE application_name = 'driftline'";
 
 #[test]
 fn a_certificate_is_verified_whatever_the_mode() {
@@ -40,7 +43,9 @@ fn a_certificate_is_verified_whatever_the_mode() {
     let database = cluster.empty_database();
     let url = database.url();
     let (ca, other) = (cluster.ca(), cluster.other_ca());
-    let pairs = url.replace("postgres://driftline@127.0.0.1:", "user=driftline host=127.0.0.1 port=").replace('/', " dbname=");
+    let pairs = url
+        .replace("postgres://driftline@127.0.0.1:", "user=driftline host=127.0.0.1 port=")
+        .replace('/', " dbname=");
     for (url, tls_ca) in [
         (format!("{url}?sslmode=require"), Some(ca)),
         (url.clone(), Some(ca)),
@@ -60,7 +65,13 @@ fn a_certificate_is_verified_whatever_the_mode() {
         }
     }
     let elsewhere = cluster.address().port();
-    let told = refused(&format!("host=db.example hostaddr=127.0.0.1 port={elsewhere} user=driftline dbname={} sslmode=require", database.name()), Some(ca));
+    let told = refused(
+        &format!(
+            "host=db.example hostaddr=127.0.0.1 port={elsewhere} user=driftline dbname={} sslmode=require",
+            database.name()
+        ),
+        Some(ca),
+    );
     assert!(told.contains("not valid for name"), "{told}");
     let told = refused(&format!("{url}?sslmode=disable"), None);
     assert!(told.contains("no encryption"), "{told}");
@@ -88,7 +99,10 @@ fn without_tls_on_the_other_side_only_who_requires_it_is_refused() {
 
 #[test]
 fn a_password_opens_and_is_never_shown() {
-    let cluster = Cluster::own(&Options { settings: vec!["password_encryption=scram-sha-256".into()], ..Options::default() });
+    let cluster = Cluster::own(&Options {
+        settings: vec!["password_encryption=scram-sha-256".into()],
+        ..Options::default()
+    });
     let database = cluster.empty_database();
     cluster.sql("CREATE ROLE app LOGIN PASSWORD 's?e@s/a%me sesame'");
     cluster.sql(&format!("ALTER DATABASE {} OWNER TO app", database.name()));
@@ -98,7 +112,8 @@ fn a_password_opens_and_is_never_shown() {
     cluster.sql("SELECT pg_reload_conf()");
     let (host, name) = (cluster.address(), database.name());
     let url = |password: &str| format!("postgres://app:{password}@{host}/{name}");
-    let pairs = format!("user=app host=127.0.0.1 port={} dbname={name} password='s?e@s/a%me sesame'", host.port());
+    let pairs =
+        format!("user=app host=127.0.0.1 port={} dbname={name} password='s?e@s/a%me sesame'", host.port());
     for right in [url("s%3Fe%40s%2Fa%25me%20sesame"), pairs] {
         let store = open(&right, None).expect("the password is right");
         assert!(!format!("{store:?}").contains("sesame"));
@@ -147,7 +162,10 @@ fn the_host_that_takes_writes_is_found() {
     }
     for (hosts, wanted) in [
         (vec![standby], vec!["database does not allow writes"]),
-        (vec![dead, standby], vec!["127.0.0.1: error connecting to server", "; 127.0.0.1: ", "does not allow writes"]),
+        (
+            vec![dead, standby],
+            vec!["127.0.0.1: error connecting to server", "; 127.0.0.1: ", "does not allow writes"],
+        ),
         (vec![hole], vec!["it did not answer in time"]),
         (vec![hole, dead], vec!["it did not answer in time; 127.0.0.1: error connecting"]),
     ] {

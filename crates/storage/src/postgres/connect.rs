@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -53,15 +53,13 @@ impl Connector {
     }
 
     /// Connects to a host that takes writes, and that `timeline` does not refuse: the one that served last, or the
-    /// first of the others. A host that does not answer takes its share of the time, so that each has its turn.
+    /// first of the others. Each has the same share of the time, so that one that does not answer leaves the others theirs.
     pub(super) async fn connect(&self, timeline: Option<&Timeline>) -> Result<Connection, PostgresError> {
-        let begun = Instant::now();
+        let share = self.limit / u32::try_from(self.hosts.len()).unwrap_or(u32::MAX);
         let first = self.served.load(Ordering::Relaxed);
         let mut failed = Vec::new();
         for turn in 0..self.hosts.len() {
             let at = if turn == 0 { first } else { turn - usize::from(turn <= first) };
-            let left = self.limit.saturating_sub(begun.elapsed());
-            let share = left / u32::try_from(self.hosts.len() - turn).unwrap_or(1);
             let made = match timeout(share, self.open(&self.hosts[at])).await {
                 Ok(Ok(connection)) => checked(connection, timeline, self.limit).await,
                 Ok(Err(error)) => Err(error),
