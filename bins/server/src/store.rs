@@ -152,6 +152,24 @@ impl StoreConfig {
         Ok(())
     }
 
+    /// Tells whether a promoted standby lacks nothing that was acknowledged.
+    pub(crate) fn is_lossless(&self) -> bool {
+        self.failover == Some(FailoverChoice::Lossless)
+    }
+
+    /// Returns how many connections one server holds.
+    pub(crate) fn connections(&self) -> usize {
+        self.write_connections().saturating_add(self.read_connections())
+    }
+
+    fn write_connections(&self) -> usize {
+        self.write_connections.unwrap_or(CONNECTIONS)
+    }
+
+    fn read_connections(&self) -> usize {
+        self.read_connections.unwrap_or(CONNECTIONS)
+    }
+
     /// Where the PostgreSQL database is, if there is one; `folder` is where paths start from.
     pub(crate) fn target(&self, folder: &Path) -> Option<PostgresTarget> {
         let url = self.url.as_ref()?;
@@ -239,18 +257,15 @@ pub(crate) fn open(
     };
     let options = PostgresOptions {
         target,
-        failover: match config.failover {
-            Some(FailoverChoice::Lossless) => Failover::Lossless,
-            Some(FailoverChoice::Lossy) | None => Failover::Lossy,
-        },
+        failover: if config.is_lossless() { Failover::Lossless } else { Failover::Lossy },
         // All nodes go by the one clock that they share.
         clock: None,
         random,
         listeners,
         skew_ms_max,
         record_bytes,
-        write_connections: config.write_connections.unwrap_or(CONNECTIONS),
-        read_connections: config.read_connections.unwrap_or(CONNECTIONS),
+        write_connections: config.write_connections(),
+        read_connections: config.read_connections(),
         wait_ms: config.wait_ms.unwrap_or(WAIT_MS),
         watch_ms: WATCH_MS,
         threads: threads(),

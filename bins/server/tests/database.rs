@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::process::Command;
+
 use driftline_testkit::TempFolder;
 use driftline_testkit::http::{Request, soon};
 use driftline_testkit::postgres::{Cluster, Options, command};
@@ -21,6 +23,37 @@ async fn a_role_that_owns_its_database_is_enough() {
     assert!(node.is_ready().await);
     assert_eq!(database.sql("SELECT count(*) FROM records"), "1");
     assert_eq!(database.sql("SELECT tableowner FROM pg_tables WHERE tablename = 'records'"), "app");
+}
+
+#[test]
+fn the_doctor_looks_at_the_database_and_changes_nothing() {
+    let (folder, cluster) = (TempFolder::new(), Cluster::own(&Options { fsync: true, ..Options::default() }));
+    let database = cluster.empty_database();
+    let run = |arguments: &[&str], store: &str| {
+        let config =
+            format!("[auth]\nsecret = \"a secret of enough bytes\"\n[store]\nconnect_ms = 2000\n{store}\n");
+        std::fs::write(folder.path().join("c.toml"), config).expect("the folder is writable");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_driftline-server"));
+        command.args(arguments).args(["--config", "c.toml"]).current_dir(folder.path());
+        let output = command.env("DRIFTLINE_STORE_URL", database.url()).output().expect("the program runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let check = |store: &str, wanted: &[&str]| {
+        let said = run(&["doctor"], store);
+        for wanted in wanted {
+            assert!(said.contains(wanted), "{wanted:?} is not in\n{said}");
+        }
+    };
+    check("", &["ok   database: PostgreSQL at 127.0.0.1", "note schema: ", "_base still to run"]);
+    assert_eq!(database.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0");
+    assert!(run(&["migrate"], "").contains("is at the newest schema"));
+    check(
+        "",
+        &["ok   schema: up to date", "note durability: no standby", "ok   connections: one server takes 16"],
+    );
+    check("failover = \"lossless\"", &["bad  durability: store.failover is lossless"]);
+    check("read_connections = 5000", &["bad  connections: "]);
+    assert!(!folder.path().join("driftline-data").exists(), "the embedded database is not looked for");
 }
 
 /// The standby gets nothing of what is written last, and is promoted when the primary dies.

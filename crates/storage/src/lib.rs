@@ -3,6 +3,9 @@
 //! Both pass one conformance suite, and nothing outside this crate can tell which of them runs. The stores
 //! load and save; every decision is the engine's, whose `plan` runs inside the store's transaction.
 //!
+//! A [`SqliteStore`]'s file can be copied while it is in use, checked, and put back: [`SqliteStore::backup`],
+//! [`SqliteStore::check`], [`SqliteStore::restore`].
+//!
 //! What the crate does not do: it knows no wire format, no rights and no conflict policy.
 //!
 //! ```
@@ -49,7 +52,9 @@ mod sqlite;
 
 pub use any::AnyStore;
 pub use memory::MemoryStore;
-pub use postgres::{Failover, PostgresError, PostgresOptions, PostgresStore, PostgresTarget};
+pub use postgres::{
+    Failover, PostgresDiagnosis, PostgresError, PostgresOptions, PostgresStore, PostgresTarget,
+};
 pub use sqlite::{
     BackupError, Contents, Diagnosis, Fatal, Finding, OpenError, Report, RestoreError, Restored, SideFile,
     SqliteOptions, SqliteStore,

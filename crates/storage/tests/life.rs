@@ -302,6 +302,32 @@ fn a_restore_keeps_what_was_there_and_begins_new_epochs() {
     assert_eq!(restored.replaced, Some(scene.path("driftline.db.replaced-2")));
 }
 
+/// Whoever may not read the database may not read its copy, at no moment.
+#[test]
+fn a_copy_has_the_rights_of_the_database() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scene = Scene::new();
+    drop(scene.open());
+    let mode = |path: &Path| path.metadata().expect("a file").permissions().mode() & 0o777;
+    fs::set_permissions(&scene.file, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let kept = scene.path("kept.db");
+    SqliteStore::backup(&scene.file, &kept).expect("a backup");
+    assert_eq!(mode(&kept), 0o600);
+    fs::set_permissions(&kept, fs::Permissions::from_mode(0o444)).expect("it is ours");
+    SqliteStore::restore(&kept, &scene.file, &*scene.world.random).expect("a restore");
+    assert_eq!(mode(&scene.file), 0o600);
+}
+
+/// A log without its database, which somebody removed, is joined by no other.
+#[test]
+fn a_log_that_was_left_over_joins_no_other_database() {
+    let scene = Scene::new();
+    let kept = scene.backup();
+    fs::write(scene.path("driftline.db.replaced-1-wal"), "left over").expect("a file");
+    let restored = SqliteStore::restore(&kept, &scene.file, &*scene.world.random).expect("a restore");
+    assert_eq!(restored.replaced, Some(scene.path("driftline.db.replaced-2")));
+}
+
 #[test]
 fn a_damaged_backup_replaces_nothing() {
     let scene = Scene::new();
@@ -367,10 +393,10 @@ fn a_restore_that_was_decided_is_finished() {
         fs::copy(&kept, scene.path("driftline.db-restoring")).expect("a copy");
         let moved = |from: &str, to: &str| fs::rename(scene.path(from), scene.path(to)).expect("a file");
         if step >= 1 {
-            moved("driftline.db-wal", "driftline.db.replaced-1-wal");
+            moved("driftline.db", "driftline.db.replaced-1");
         }
         if step >= 2 {
-            moved("driftline.db", "driftline.db.replaced-1");
+            moved("driftline.db-wal", "driftline.db.replaced-1-wal");
         }
         if step >= 3 {
             moved("driftline.db-restoring", "driftline.db");
@@ -387,6 +413,19 @@ fn a_restore_that_was_decided_is_finished() {
         assert_eq!(block_on(dead.head(ada.tenant)).expect("a head").seq, lost, "step {step}");
         drop(dead);
         assert!(!scene.path("driftline.db-restoring").exists());
+    }
+}
+
+/// Who copies the file of a stopped server has everything.
+#[test]
+fn a_store_that_ends_leaves_no_log() {
+    let scene = Scene::new();
+    for round in 0..20 {
+        let (store, ada) = scene.open();
+        block_on(store.commit(ada.batch([create(&format!("x{round}"), "{}")]))).expect("a commit");
+        drop(store);
+        let expected = ["driftline.db", "driftline.db-marks", "driftline.lock"];
+        assert_eq!(scene.names(), expected, "round {round}");
     }
 }
 

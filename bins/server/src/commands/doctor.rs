@@ -2,6 +2,7 @@
 
 mod database;
 mod machine;
+mod postgres;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use clap::Args;
 
 use crate::config::Config;
 use crate::run::{DATABASE, data_dir};
+use crate::store::DataPlace;
 
 /// Whose server is tested.
 #[derive(Debug, Args)]
@@ -73,7 +75,9 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> anyhow::Result<()> {
     let (config, line) = configuration(arguments.config.as_deref());
     let folder = data_dir(arguments.data_dir.as_deref(), &config);
     let mut lines = vec![line, machine::key(&config, arguments.config.is_some())];
-    lines.extend(machine::folder(&folder));
+    if config.store.url.is_none() {
+        lines.extend(machine::folder(&folder));
+    }
     let store = store(&config, &folder);
     lines.extend(store.lines);
     lines.push(machine::clock(&config, store.hlc_ms));
@@ -119,6 +123,9 @@ struct StoreTested {
 }
 
 /// Tests the store that the configuration names.
-fn store(_config: &Config, folder: &Path) -> StoreTested {
-    database::embedded(&folder.join(DATABASE))
+fn store(config: &Config, folder: &Path) -> StoreTested {
+    match config.data_place(folder.join(DATABASE)) {
+        DataPlace::Embedded(file) => database::embedded(&file),
+        DataPlace::Postgres { target, shown } => postgres::shared(&config.store, &target, &shown),
+    }
 }

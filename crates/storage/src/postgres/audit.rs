@@ -146,7 +146,7 @@ async fn found(
     filter.text("a.id =", id.as_str());
     filter.limit(NEWEST_FIRST, AUDIT_ROWS);
     let (rows, audit) =
-        try_join!(record.load::<RecordRow>(&mut { pg }), filter.query().load::<AuditSql>(&mut pg))
+        try_join!(biased; record.load::<RecordRow>(&mut { pg }), filter.query().load::<AuditSql>(&mut pg))
             .map_err(store_error)?;
     let Some(row) = rows.into_iter().next() else { return Ok(None) };
     names::learn(names, pg, [], [row.3]).await?;
@@ -174,6 +174,7 @@ async fn explained(
     let (devices, numbers): (Vec<i32>, Vec<i64>) = marks.into_iter().unzip();
     let changes = NamesOfChanges { devices: devices.clone(), numbers };
     let (devices, changes) = try_join!(
+        biased;
         NamesOfDevices { devices }.load::<(i32, String, String)>(&mut { pg }),
         changes.load::<(i32, i64, Option<Vec<u8>>)>(&mut pg)
     )

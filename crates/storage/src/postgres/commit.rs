@@ -19,7 +19,7 @@ use driftline_model::{KindName, ScopeName, TenantNo};
 use super::connect::Lease;
 use super::lanes::Answer;
 use super::load::{Loaded, load};
-use super::write::{Numbers, write};
+use super::write::{Numbers, Unwritten, write};
 use super::{Shared, names, store_error};
 use crate::group::{Lookup, unproven};
 use crate::rows::sql;
@@ -32,7 +32,7 @@ pub(super) enum Failure {
     NoMonth(u64),
     /// Kinds and scopes that have no numbers yet: they showed in the plan.
     Unnamed(BTreeSet<KindName>, BTreeSet<ScopeName>),
-    /// The connection went away before the commit was asked for: nothing was applied.
+    /// There was no connection, or it went away before the commit was asked for: nothing was applied.
     Lost(String),
     /// The connection went away while the commit was under way: nobody knows what became of it.
     Unknown(String),
@@ -74,8 +74,9 @@ impl Failure {
     }
 }
 
-/// How long is waited before a group is tried again, in milliseconds; so many times it is.
-const AGAIN_MS: [u64; 4] = [20, 100, 500, 2_000];
+/// How long is waited before a group is tried again, in milliseconds; so many times it is. That outlasts a restart of
+/// the database; the last waits are short, because what a tenant sends meanwhile waits behind its group.
+const AGAIN_MS: [u64; 10] = [20, 100, 250, 250, 250, 250, 250, 250, 250, 250];
 
 /// Writes a group, and answers each of its batches: with its receipt, or that it must be sent again.
 pub(super) async fn run_group(
@@ -97,19 +98,22 @@ pub(super) async fn run_group(
             }
             Err(failure) => failure,
         };
-        match prepare(shared, tenant, &failure).await {
-            None => {}
+        let failure = match prepare(shared, tenant, &failure).await {
+            None => failure,
             Some(Ok(())) if tries.next().is_some() => continue,
             Some(Ok(())) => break failure,
-            Some(Err(error)) => break Failure::Refused(error),
-        }
+            Some(Err(failure)) => failure,
+        };
         match failure {
             Failure::Lost(_) => {}
             // What was committed is recognised when it is planned again, if it can be recognised at all.
             Failure::Unknown(_) => (group, answers) = keep_recognisable(group, answers, &failure),
             _ => break failure,
         }
-        tracing::warn!(reason = %failure.reason(), batches = group.len(), "commit group lost its connection, trying again");
+        // Once per group, which is tried again and again.
+        if lookup == Lookup::Likely {
+            tracing::warn!(reason = %failure.reason(), batches = group.len(), "commit group lost its connection, trying again");
+        }
         lookup = Lookup::Thorough;
         match tries.next() {
             // Whoever asked is told to come again when the time to wait is over.
@@ -123,7 +127,7 @@ pub(super) async fn run_group(
 }
 
 /// Makes what a group lacked, if that is why it failed.
-async fn prepare(shared: &Shared, tenant: TenantNo, failure: &Failure) -> Option<Result<(), StoreError>> {
+async fn prepare(shared: &Shared, tenant: TenantNo, failure: &Failure) -> Option<Result<(), Failure>> {
     match failure {
         Failure::NoMonth(at_ms) => Some(make_month(shared, *at_ms).await),
         Failure::Unnamed(kinds, scopes) => Some(name(shared, tenant, kinds, scopes).await),
@@ -131,14 +135,24 @@ async fn prepare(shared: &Shared, tenant: TenantNo, failure: &Failure) -> Option
     }
 }
 
+/// Borrows a connection to write; without one, nothing was applied.
+async fn writer(shared: &Shared) -> Result<Lease, Failure> {
+    shared.writer().await.map_err(|error| match error {
+        StoreError::Unavailable(reason) => Failure::Lost(reason),
+        other => other.into(),
+    })
+}
+
 async fn name(
     shared: &Shared,
     tenant: TenantNo,
     kinds: &BTreeSet<KindName>,
     scopes: &BTreeSet<ScopeName>,
-) -> Result<(), StoreError> {
-    let lease = shared.writer().await?;
-    names::intern(&shared.caches.names, lease.pg(), tenant, kinds, scopes).await?;
+) -> Result<(), Failure> {
+    let lease = writer(shared).await?;
+    if let Err(error) = names::intern(&shared.caches.names, lease.pg(), tenant, kinds, scopes).await {
+        return Err(ended(lease, error.into()).await);
+    }
     lease.done();
     Ok(())
 }
@@ -170,7 +184,7 @@ async fn one_by_one(
     answers: Vec<Answer>,
     failure: Failure,
 ) {
-    let away = matches!(failure, Failure::Lost(_) | Failure::Unknown(_));
+    let mut away = matches!(failure, Failure::Lost(_) | Failure::Unknown(_));
     if let Failure::Refused(error) = &failure {
         tracing::warn!(%error, batches = group.len(), "commit group failed, batches run one by one");
     }
@@ -180,6 +194,7 @@ async fn one_by_one(
             continue;
         }
         let done = alone(shared, tenant, &submission).await;
+        away = matches!(done, Err(Failure::Lost(_)));
         let _ = answer.send(match done {
             Ok(mut receipts) => receipts.pop().ok_or_else(|| StoreError::Unavailable("no receipt".into())),
             Err(failure) => Err(failure.reason()),
@@ -196,7 +211,7 @@ async fn alone(shared: &Shared, tenant: TenantNo, submission: &Submission) -> Re
         };
         match prepare(shared, tenant, &failure).await {
             Some(Ok(())) => {}
-            Some(Err(error)) => return Err(error.into()),
+            Some(Err(failure)) => return Err(failure),
             None => return Err(failure),
         }
     }
@@ -210,7 +225,7 @@ async fn transact(
     group: &[Submission],
     lookup: Lookup,
 ) -> Result<Vec<Receipt>, Failure> {
-    let lease = shared.writer().await?;
+    let lease = writer(shared).await?;
     let (kinds, scopes) = names::of_group(group);
     if let Err(error) = names::intern(&shared.caches.names, lease.pg(), tenant, &kinds, &scopes).await {
         return Err(ended(lease, error.into()).await);
@@ -232,17 +247,26 @@ async fn transact(
         Ok(numbers) => numbers,
         Err(failure) => return Err(ended(lease, failure).await),
     };
-    let written = write(lease.pg(), tenant, (&planned, state), &numbers, loaded.now_ms).await;
-    if let Err(error) = written {
-        if lease.is_lost() || is_closed(&error) {
-            return Err(Failure::Unknown(error.to_string()));
-        }
-        // The commit behind the statement that failed has taken everything back.
-        lease.done();
-        return Err(error.into());
+    match write(lease.pg(), tenant, (&planned, state), &numbers, loaded.now_ms).await {
+        Ok(()) => lease.done(),
+        Err(failed) => return Err(unwritten(lease, failed)),
     }
-    lease.done();
     Ok(told(shared, tenant, planned))
+}
+
+/// Says what became of a group whose writes or commit failed.
+fn unwritten(lease: Lease, failed: Unwritten) -> Failure {
+    match failed {
+        Unwritten::Unknown(error) => Failure::Unknown(error.to_string()),
+        Unwritten::Ended(error) => Failure::Lost(error.to_string()),
+        Unwritten::TakenBack(error) => {
+            let failure = error.into();
+            if !matches!(failure, Failure::Lost(_)) {
+                lease.done();
+            }
+            failure
+        }
+    }
 }
 
 /// Plans a loaded group.
@@ -296,14 +320,6 @@ async fn ended(lease: Lease, failure: Failure) -> Failure {
     }
 }
 
-/// Whether a statement found no connection to travel on.
-fn is_closed(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, _)
-    )
-}
-
 /// The months that the audit is known to have partitions for.
 #[derive(Default)]
 pub(super) struct Months {
@@ -331,13 +347,16 @@ struct Month {
 }
 
 /// Makes the audit's partition for a time, unless it is there.
-pub(super) async fn make_month(shared: &Shared, at_ms: u64) -> Result<(), StoreError> {
-    let lease = shared.writer().await?;
+async fn make_month(shared: &Shared, at_ms: u64) -> Result<(), Failure> {
+    let lease = writer(shared).await?;
     let made = sql_query("SELECT month_begin, month_end FROM audit_month($1)")
         .bind::<BigInt, _>(sql(at_ms))
         .get_result::<Month>(&mut lease.pg())
         .await;
-    let month = made.map_err(store_error)?;
+    let month = match made {
+        Ok(month) => month,
+        Err(error) => return Err(ended(lease, store_error(error).into()).await),
+    };
     lease.done();
     let bound = |ms: i64| u64::try_from(ms).unwrap_or_default();
     let mut known = shared.caches.months.known.lock().unwrap_or_else(PoisonError::into_inner);

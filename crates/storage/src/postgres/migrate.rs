@@ -20,7 +20,7 @@ use super::PostgresError;
 use super::connect::Connector;
 
 /// The oldest version that serves, as the database numbers it.
-const VERSION_MIN: i32 = 140_000;
+pub(super) const VERSION_MIN: i32 = 140_000;
 
 /// Held while migrations run, so that nodes that start together run them once. Any number serves.
 const MIGRATION_LOCK: i64 = 0x6472_6966_746c_696e;

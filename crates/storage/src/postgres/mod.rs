@@ -12,6 +12,7 @@ mod caches;
 mod commit;
 mod conflicts;
 mod connect;
+mod diagnose;
 mod filter;
 mod lanes;
 mod load;
@@ -50,6 +51,7 @@ use thiserror::Error;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
+pub use diagnose::PostgresDiagnosis;
 pub use target::PostgresTarget;
 pub use timeline::Failover;
 

@@ -15,7 +15,7 @@ use super::connect::{Connector, Manager, Pool};
 use super::timeline::Timeline;
 use super::{PostgresError, PostgresOptions, PostgresStore, PostgresTarget, Shared, Threads, migrate, watch};
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/postgres");
+pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/postgres");
 
 #[derive(QueryableByName)]
 struct Secret {

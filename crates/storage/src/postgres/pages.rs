@@ -162,7 +162,7 @@ impl<'a> Reader<'a> {
             let head = LoadHead { tenant_no: self.tenant_no }.get_result::<HeadRow>(&mut { self.pg }).await;
             head.map_err(store_error)
         };
-        let (head, (rows, left), sums) = try_join!(head, self.items(), self.sums())?;
+        let (head, (rows, left), sums) = try_join!(biased; head, self.items(), self.sums())?;
         Ok(Found { head, rows, left, sums })
     }
 
@@ -192,7 +192,7 @@ impl<'a> Reader<'a> {
         let changed =
             PageByLog { scopes: scopes.clone(), tenant_no, after, kinds: kinds.clone(), rows, bytes };
         let left = LeftByLog { scopes, tenant_no, after, kinds, rows };
-        try_join!(changed.load(&mut { self.pg }), left.load(&mut { self.pg })).map_err(store_error)
+        try_join!(biased; changed.load(&mut { self.pg }), left.load(&mut { self.pg })).map_err(store_error)
     }
 
     async fn by_key(

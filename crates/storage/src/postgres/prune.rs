@@ -169,7 +169,7 @@ impl Query for TakeTurn {
 async fn locked(mut pg: &AsyncPgConnection, tenant_no: i32) -> QueryResult<bool> {
     let turn = TakeTurn {}.get_result::<bool>(&mut { pg });
     let head = LockHead { tenant_no }.load::<LockedHead>(&mut { pg });
-    let (begun, turn, head) = join!(pg.batch_execute("BEGIN"), turn, head);
+    let (begun, turn, head) = join!(biased; pg.batch_execute("BEGIN"), turn, head);
     begun?;
     head?;
     turn
@@ -189,7 +189,8 @@ async fn removed(
         .bind::<Array<Integer>, _>(keys.iter().map(|key| key.number).collect::<Vec<_>>())
         .bind::<Array<BigInt>, _>(keys.iter().map(|key| key.other).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(keys.iter().map(|key| key.text.as_str()).collect::<Vec<_>>());
-    let (removed, ended) = join!(removal.get_result::<Count>(&mut { pg }), Commit {}.execute(&mut { pg }));
+    let (removed, ended) =
+        join!(biased; removal.get_result::<Count>(&mut { pg }), Commit {}.execute(&mut { pg }));
     let removed = removed?;
     ended?;
     Ok(removed.count.unsigned_abs())

@@ -114,7 +114,7 @@ async fn parts_of(
     let head = LoadHead { tenant_no }.get_result::<HeadRow>(&mut { pg });
     let members = MembersOfRange { tenant_no, kind_no, scope_no, after, until, few: FEW };
     let members = members.load_stream::<(String, i64, i64)>(&mut pg);
-    let (head, mut members) = try_join!(head, members).map_err(store_error)?;
+    let (head, mut members) = try_join!(biased; head, members).map_err(store_error)?;
     let mut expected = false;
     while let Some((id, seq, total)) = members.try_next().await.map_err(store_error)? {
         if !expected {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::{QueryFragment, QueryId};
+use diesel::result::{DatabaseErrorKind, Error};
 use diesel_async::methods::ExecuteDsl;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_engine::{GroupState, Planned, Writes};
@@ -87,6 +88,17 @@ struct Flight<'a> {
     statements: Vec<BoxFuture<'a, QueryResult<usize>>>,
 }
 
+/// Why a flight of writes did not end well.
+pub(super) enum Unwritten {
+    /// The database refused a statement, and the commit behind it took everything back.
+    TakenBack(Error),
+    /// The database refused a statement and ended the connection: nothing was applied.
+    Ended(Error),
+    /// A statement or the commit got no answer, or the commit got a bad one: it may have been done before the connection
+    /// was ended.
+    Unknown(Error),
+}
+
 /// Writes everything that was planned, and commits.
 pub(super) async fn write(
     pg: &AsyncPgConnection,
@@ -94,7 +106,7 @@ pub(super) async fn write(
     (planned, state): (&Planned, &GroupState),
     numbers: &Numbers<'_>,
     now_ms: u64,
-) -> QueryResult<()> {
+) -> Result<(), Unwritten> {
     let writes = &planned.writes;
     let mut flight =
         Flight { pg, numbers, tenant_no: tenant_sql(tenant), now: sql(now_ms), statements: Vec::new() };
@@ -109,8 +121,26 @@ pub(super) async fn write(
     flight.batches(writes);
     flight.add(Commit {});
     debug_assert!(flight.statements.len() <= FLIGHT_MAX);
-    let done = join_all(flight.statements).await;
-    done.into_iter().try_for_each(|done| done.map(drop))
+    outcome(join_all(flight.statements).await)
+}
+
+/// What the answers to a flight's statements, of which the last is the commit, say of all of it.
+fn outcome(mut done: Vec<QueryResult<usize>>) -> Result<(), Unwritten> {
+    let committed = done.pop().unwrap_or(Ok(0));
+    let failed = done.into_iter().find_map(Result::err);
+    match (failed, committed) {
+        (None, Ok(_)) => Ok(()),
+        (None, Err(error)) => Err(Unwritten::Unknown(error)),
+        (Some(error), _) if !is_refused(&error) => Err(Unwritten::Unknown(error)),
+        (Some(error), Ok(_)) => Err(Unwritten::TakenBack(error)),
+        (Some(error), Err(_)) => Err(Unwritten::Ended(error)),
+    }
+}
+
+/// Whether the database itself said that a statement failed.
+fn is_refused(error: &Error) -> bool {
+    use DatabaseErrorKind::{ClosedConnection, UnableToSendCommand};
+    matches!(error, Error::DatabaseError(kind, _) if !matches!(kind, ClosedConnection | UnableToSendCommand))
 }
 
 impl<'a> Flight<'a> {
@@ -258,6 +288,43 @@ impl<'a> Flight<'a> {
         }
         if !put.batch_seq.is_empty() {
             self.add(put);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(kind: DatabaseErrorKind) -> QueryResult<usize> {
+        Err(Error::DatabaseError(kind, Box::new("failed".to_owned())))
+    }
+
+    #[test]
+    fn the_answers_to_a_flight_tell_what_became_of_it() {
+        use DatabaseErrorKind::{CheckViolation, UnableToSendCommand, Unknown};
+        let table: [(&str, [QueryResult<usize>; 3], &str); 7] = [
+            ("all is well", [Ok(1), Ok(1), Ok(0)], "written"),
+            ("a statement is refused", [Ok(1), failed(CheckViolation), Ok(0)], "taken back"),
+            ("and the connection ended", [Ok(1), failed(Unknown), failed(UnableToSendCommand)], "ended"),
+            (
+                "no answer but the first",
+                [Ok(1), failed(UnableToSendCommand), failed(UnableToSendCommand)],
+                "unknown",
+            ),
+            ("no answer to the commit", [Ok(1), Ok(1), failed(UnableToSendCommand)], "unknown"),
+            // Told to end behind a commit that was done, before it was answered.
+            ("a bad answer to the commit", [Ok(1), Ok(1), failed(Unknown)], "unknown"),
+            ("an answer that cannot be read", [Ok(1), Err(Error::NotFound), Ok(0)], "unknown"),
+        ];
+        for (what, done, wanted) in table {
+            let told = match outcome(done.into()) {
+                Ok(()) => "written",
+                Err(Unwritten::TakenBack(_)) => "taken back",
+                Err(Unwritten::Ended(_)) => "ended",
+                Err(Unwritten::Unknown(_)) => "unknown",
+            };
+            assert_eq!(told, wanted, "{what}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A consistent copy of a database that is in use.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::SqliteStore;
 use super::check::{Contents, Finding, contents, history, open_unchanging};
 use super::files::{beside, remove, sync, sync_folder, uri};
+use super::restore::is_cut_short;
 use super::seal::seal;
 
 /// Why no backup was made.
@@ -86,16 +87,20 @@ fn copy(file: &Path, partial: &Path) -> Result<Contents, BackupError> {
     let into = absolute.to_str().ok_or_else(|| at_target(partial, &"the path is not UTF-8"))?;
     // What a killed process of the same number left.
     remove(&absolute).map_err(|error| at_target(partial, &error))?;
+    if is_cut_short(file) {
+        return Err(at_source(file, &"a restore was cut short; the next start of the server finishes it"));
+    }
     let mut connection = open_existing(file)?;
     let history = history(&mut connection).map_err(|finding: Finding| at_source(file, &finding))?;
     if let Some(newer) = history.newer.into_iter().next() {
         return Err(at_source(file, &Finding::Newer(newer)));
     }
+    make(file, &absolute).map_err(|error| at_target(partial, &error))?;
     let vacuum = sql_query("VACUUM INTO ?").bind::<Text, _>(into);
     vacuum.execute(&mut connection).map_err(|error| at_target(partial, &error))?;
     drop(connection);
 
-    let finished = seal(&absolute).and_then(|()| permissions(file, &absolute)).and_then(|()| sync(&absolute));
+    let finished = seal(&absolute).and_then(|()| sync(&absolute));
     finished.map_err(|error| at_target(partial, &error))?;
     let mut copied = open_unchanging(&absolute).map_err(|error| at_target(partial, &error))?;
     let found = contents(&mut copied).map_err(|error| at_target(partial, &error))?;
@@ -114,9 +119,9 @@ fn open_existing(file: &Path) -> Result<SqliteConnection, BackupError> {
     Ok(connection)
 }
 
-/// A copy may be read by those who may read the database, and by nobody else.
-fn permissions(file: &Path, copy: &Path) -> io::Result<()> {
-    fs::set_permissions(copy, file.metadata()?.permissions())
+/// Makes the empty file that the copy is written to. Those who may read the database may read it, and nobody else.
+fn make(file: &Path, copy: &Path) -> io::Result<()> {
+    File::create_new(copy)?.set_permissions(file.metadata()?.permissions())
 }
 
 /// Gives the copy its name, unless something has it by now.

@@ -85,6 +85,8 @@ impl std::fmt::Debug for SqliteStore {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        // One connection after the other: of two that close at once neither folds the log into the file.
+        self.readers.stop();
         self.jobs = None;
         if let Some(writer) = self.writer.take() {
             // A panic of the writer was reported by the panic hook already.

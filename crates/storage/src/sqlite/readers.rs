@@ -55,13 +55,20 @@ impl Readers {
     }
 }
 
-impl Drop for Readers {
-    fn drop(&mut self) {
+impl Readers {
+    /// Ends the threads when they have done what they were asked for.
+    pub(super) fn stop(&mut self) {
         self.jobs = None;
         for thread in self.threads.drain(..) {
             // A panic of a reader was reported by the panic hook already.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! The copy is made, checked, migrated and given new epochs under a name of its own. Then it is renamed to
 //! `<database>-restoring`: from here on the restore is decided, and whoever opens the database next goes on with it. The
-//! replaced database moves away before its successor comes, and its log before it, so that at no moment a log stands
-//! beside a database that it does not belong to.
+//! replaced database and its log move away before its successor comes, so that at no moment a log stands beside a database
+//! that it does not belong to.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use super::SqliteStore;
 use super::check::{Contents, Report, check};
-use super::files::{beside, remove, rename, sync, sync_folder};
+use super::files::{beside, folder, remove, rename, sync, sync_folder};
 use super::lock::Lock;
 use super::open::{OpenError, connect, run_migrations};
 use super::seal::unseal;
@@ -36,7 +36,7 @@ pub struct Restored {
     pub migrated: Vec<String>,
 }
 
-/// Why a backup was not put in place. The database is as it was.
+/// Why a backup was not put in place.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RestoreError {
@@ -66,6 +66,7 @@ pub enum RestoreError {
 
 const STAGED: &str = "-restore-partial";
 const DECIDED: &str = "-restoring";
+const REPLACED: &str = ".replaced-";
 
 impl SqliteStore {
     /// Puts a backup in the place of a database that nobody has open, and begins a new epoch for every tenant.
@@ -75,7 +76,7 @@ impl SqliteStore {
     /// A call that is killed leaves the database as it was, or is finished by the next opening.
     ///
     /// # Errors
-    /// [`RestoreError`]; the database is as it was then.
+    /// [`RestoreError`]. The database is as it was then, unless a file could not be moved: the next opening goes on.
     pub fn restore(backup: &Path, file: &Path, random: &dyn Random) -> Result<Restored, RestoreError> {
         let _lock = Lock::take(file)?;
         let at_files = |error: &dyn std::fmt::Display| RestoreError::Files {
@@ -83,10 +84,10 @@ impl SqliteStore {
             reason: error.to_string(),
         };
         finish(file).map_err(|error| at_files(&error))?;
-        if let (Ok(one), Ok(other)) = (backup.canonicalize(), file.canonicalize()) {
-            if one == other {
-                return Err(RestoreError::Same(backup.to_owned()));
-            }
+        if let (Ok(one), Ok(other)) = (backup.canonicalize(), file.canonicalize())
+            && one == other
+        {
+            return Err(RestoreError::Same(backup.to_owned()));
         }
         let staged = beside(file, STAGED);
         let done = stage(backup, &staged, file, random);
@@ -100,7 +101,9 @@ impl SqliteStore {
         };
         rename(&staged, &beside(file, DECIDED)).map_err(|error| at_files(&error))?;
         let replaced = finish(file).map_err(|error| at_files(&error))?;
-        keep_marks(file).map_err(|error| at_files(&error))?;
+        if let Err(reason) = keep_marks(file) {
+            tracing::warn!(%reason, "the side file cannot be written: an older database would not be noticed");
+        }
         Ok(Restored { contents, replaced, migrated })
     }
 }
@@ -148,10 +151,11 @@ fn stage(
 
 /// Copies bytes, under the rights of the database that is there.
 fn copy(backup: &Path, staged: &Path, database: &Path) -> io::Result<()> {
-    io::copy(&mut File::open(backup)?, &mut File::create(staged)?)?;
+    let mut file = File::create(staged)?;
     if let Ok(there) = database.metadata() {
-        fs::set_permissions(staged, there.permissions())?;
+        file.set_permissions(there.permissions())?;
     }
+    io::copy(&mut File::open(backup)?, &mut file)?;
     Ok(())
 }
 
@@ -191,18 +195,18 @@ pub(super) fn finish(database: &Path) -> io::Result<Option<PathBuf>> {
     if !decided.exists() {
         return Ok(None);
     }
-    let mut replaced = None;
     let (log, index) = (beside(database, "-wal"), beside(database, "-shm"));
-    if database.exists() || log.exists() {
-        let away = free_name(database);
-        // The log first: as long as the database itself did not move, the same name is free when this is repeated.
-        if log.exists() {
-            rename(&log, &beside(&away, "-wal"))?;
-        }
-        if database.exists() {
-            rename(database, &away)?;
-            replaced = Some(away);
-        }
+    let last = last_number(database)?;
+    let mut replaced = None;
+    if database.exists() {
+        let away = away(database, last + 1);
+        rename(database, &away)?;
+        replaced = Some(away);
+    }
+    if log.exists() {
+        // Without a database, the one that it belongs to went the last time, under the last number.
+        let away = replaced.clone().unwrap_or_else(|| away(database, last.max(1)));
+        rename(&log, &beside(&away, "-wal"))?;
     }
     // The index of the log is made anew from the log.
     remove(&index)?;
@@ -211,11 +215,23 @@ pub(super) fn finish(database: &Path) -> io::Result<Option<PathBuf>> {
     Ok(replaced)
 }
 
-/// The first name for a replaced database that no other has.
-fn free_name(database: &Path) -> PathBuf {
-    let name = |number: u64| beside(database, &format!(".replaced-{number}"));
-    let free = (1..u64::MAX).map(name).find(|name| name.symlink_metadata().is_err());
-    free.unwrap_or_else(|| name(u64::MAX))
+/// The name of a replaced database.
+fn away(database: &Path, number: u64) -> PathBuf {
+    beside(database, &format!("{REPLACED}{number}"))
+}
+
+/// The highest number that a replaced database has, or the log of one; 0 without any.
+fn last_number(database: &Path) -> io::Result<u64> {
+    let own = database.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut last = 0;
+    for entry in folder(database).read_dir()? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        let number = name.strip_prefix(&own).and_then(|rest| rest.strip_prefix(REPLACED));
+        let number = number.map(|rest| rest.strip_suffix("-wal").unwrap_or(rest));
+        last = last.max(number.and_then(|number| number.parse().ok()).unwrap_or(0));
+    }
+    Ok(last)
 }
 
 /// Remembers the epochs that begin now and those that ended, so that a file of either is known to be old later.

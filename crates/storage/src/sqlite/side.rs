@@ -25,6 +25,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Text};
@@ -112,7 +113,7 @@ impl Marks {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
         let (body, sum) = text.strip_suffix('\n')?.rsplit_once("sum ")?;
-        if u64::from_str_radix(sum, 16).ok()? != XxHash64::oneshot(0, body.as_bytes()) {
+        if sum != format!("{:016x}", XxHash64::oneshot(0, body.as_bytes())) {
             return None;
         }
         let lines = body.strip_prefix(TITLE)?.strip_prefix('\n')?.lines();
@@ -270,7 +271,12 @@ impl Side {
     /// Begins to keep the side file of a database. A file that cannot be written is a warning.
     pub(super) fn start(database: &Path, marks: Marks) -> Result<Self, OpenError> {
         let url = super::files::uri(database, "mode=rw").map_err(|error| file_error(database, &error))?;
-        let connection = SqliteConnection::establish(&url).map_err(|error| file_error(database, &error))?;
+        let mut connection =
+            SqliteConnection::establish(&url).map_err(|error| file_error(database, &error))?;
+        // It is the last one to close, and folds the log into the file then.
+        connection
+            .batch_execute("PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL")
+            .map_err(|error| file_error(database, &error))?;
         let mut keeper =
             Keeper { database: database.to_owned(), connection, marks, version: None, complained: false };
         keeper.save(Durability::Synced);
@@ -351,10 +357,10 @@ impl Keeper {
 
     fn save(&mut self, durability: Durability) {
         let saved = self.marks.save(&self.database, durability);
-        if let Err(error) = &saved {
-            if !self.complained {
-                tracing::warn!(%error, "the side file cannot be written: an older database would not be noticed");
-            }
+        if let Err(error) = &saved
+            && !self.complained
+        {
+            tracing::warn!(%error, "the side file cannot be written: an older database would not be noticed");
         }
         self.complained = saved.is_err();
     }

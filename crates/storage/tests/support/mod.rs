@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use driftline_model::Limits;
 use driftline_storage::{
@@ -54,7 +54,7 @@ pub(crate) fn migrated() -> Database {
     static TEMPLATE: OnceLock<Template> = OnceLock::new();
     let template = TEMPLATE.get_or_init(|| {
         Template::new("migrated", |url| {
-            drop(PostgresStore::migrate(&target(url)).expect("the migrations run"))
+            drop(PostgresStore::migrate(&target(url)).expect("the migrations run"));
         })
     });
     Cluster::shared().database(template)
@@ -64,13 +64,17 @@ pub(crate) fn target(url: &str) -> PostgresTarget {
     PostgresTarget { url: url.to_owned(), tls_ca: None, connect_ms: 5_000 }
 }
 
-/// Opens the database that belongs to a world, the same one again for the same world.
-pub(crate) fn postgres(world: &World) -> PostgresStore {
-    static DATABASES: Mutex<Option<HashMap<PathBuf, Database>>> = Mutex::new(None);
+/// The database that belongs to a world, always the same one.
+pub(crate) fn database(world: &World) -> Arc<Database> {
+    static DATABASES: Mutex<Option<HashMap<PathBuf, Arc<Database>>>> = Mutex::new(None);
     let mut databases = DATABASES.lock().unwrap_or_else(PoisonError::into_inner);
-    let database =
-        databases.get_or_insert_default().entry(world.folder.path().to_owned()).or_insert_with(migrated);
-    open_postgres(&database.url(), world).expect("the store opens")
+    let databases = databases.get_or_insert_default();
+    Arc::clone(databases.entry(world.folder.path().to_owned()).or_insert_with(|| Arc::new(migrated())))
+}
+
+/// Opens the database that belongs to a world.
+pub(crate) fn postgres(world: &World) -> PostgresStore {
+    open_postgres(&database(world).url(), world).expect("the store opens")
 }
 
 pub(crate) fn open_postgres(url: &str, world: &World) -> Result<PostgresStore, PostgresError> {

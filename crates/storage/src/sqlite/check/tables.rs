@@ -74,6 +74,9 @@ impl Query for AllSums {
     type SqlType = (Integer, Integer, Integer, BigInt, BigInt);
 }
 
+/// Goes through one table.
+type Look = fn(&mut Tables, &mut SqliteConnection, &mut Report) -> QueryResult<()>;
+
 /// Goes through the tables, row by row.
 #[derive(Default)]
 pub(super) struct Tables {
@@ -90,8 +93,7 @@ impl Tables {
             return;
         }
         self.secret(connection, report);
-        let tables: [(&'static str, fn(&mut Self, &mut SqliteConnection, &mut Report) -> QueryResult<()>);
-            6] = [
+        let tables: [(&'static str, Look); 6] = [
             ("stream_head", Self::heads),
             ("records", Self::records),
             ("op_results", Self::answers),
@@ -105,10 +107,10 @@ impl Tables {
             }
         }
         // A row that cannot be read would be told a second time.
-        if report.findings.is_empty() {
-            if let Err(error) = self.sums(connection, report) {
-                self.unreadable(report, "scope_sums", "all rows".into(), &error);
-            }
+        if report.findings.is_empty()
+            && let Err(error) = self.sums(connection, report)
+        {
+            self.unreadable(report, "scope_sums", "all rows".into(), &error);
         }
         for (table, count) in self.counted {
             let count = count.saturating_sub(LISTED_MAX as u64);

@@ -1,0 +1,160 @@
+//! What PostgreSQL is read with: both ways to read scopes give the same, and statements that were planned while the
+//! tables were empty still go by the keys when they are full.
+
+mod support;
+
+use driftline_engine::{Left, Only, Page, PageQuery, Place, Row, Store, SumQuery};
+use driftline_model::{KindName, RecordId, ScopeName};
+use driftline_storage::{PostgresOptions, PostgresStore};
+use driftline_testkit::postgres::Database;
+use driftline_testkit::{Author, Draft, Rng, World, block_on, create, delete, patch};
+
+const TEAMS: [&str; 3] = ["a", "b", "c"];
+const KINDS: [&str; 2] = ["note", "car"];
+
+fn team(name: &str) -> ScopeName {
+    ScopeName::group("team", name).expect("a scope's name")
+}
+
+fn kind(name: &str) -> KindName {
+    name.parse().expect("a kind's name")
+}
+
+/// Opens a store with one connection to write and one to read.
+fn open(database: &Database, world: &World) -> PostgresStore {
+    let options = PostgresOptions {
+        target: support::target(&database.url()),
+        write_connections: 1,
+        read_connections: 1,
+        ..support::postgres_options(world)
+    };
+    PostgresStore::open(options).expect("the store opens")
+}
+
+fn push(store: &PostgresStore, author: &Author, drafts: impl IntoIterator<Item = Draft>) {
+    let mut batch = author.batch(drafts.into_iter().map(|draft| draft.grouped("team")));
+    batch.scopes.extend(TEAMS.map(team));
+    block_on(store.commit(batch)).expect("a commit");
+}
+
+/// A change of one of some records; it may come, go, or move to another team.
+fn some_draft(rng: &mut Rng) -> Draft {
+    let id = format!("r{}", rng.below(150));
+    let fields = format!(r#"{{"team":"{}","title":"{}"}}"#, TEAMS[rng.place(3)], "x".repeat(rng.place(60)));
+    let draft = match rng.below(10) {
+        0 => delete(&id, 0),
+        1..=5 => patch(&id, 0, &fields),
+        _ => create(&id, &fields),
+    };
+    draft.kind(KINDS[rng.place(2)])
+}
+
+/// The name of the last item of a page by key.
+fn last_of(page: &Page) -> Option<(KindName, RecordId)> {
+    let row = page.rows.last().map(|Row { kind, id, .. }| (kind.clone(), id.clone()));
+    row.or_else(|| page.left.last().map(|Left { kind, id, .. }| (kind.clone(), id.clone())))
+}
+
+/// Reads small pages to the end.
+fn walk(
+    store: &PostgresStore,
+    query: &PageQuery,
+    place: impl Fn(Option<(KindName, RecordId)>) -> Place,
+) -> Vec<String> {
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = block_on(store.page(PageQuery { place: place(after), ..query.clone() })).expect("a page");
+        seen.push(format!("{:?} {:?} {}", page.rows, page.left, page.more));
+        if !page.more {
+            return seen;
+        }
+        after = last_of(&page);
+    }
+}
+
+/// Everything that is read by key, in every way that it can be asked for.
+fn read(store: &PostgresStore, author: &Author, rows: usize, bytes: usize) -> Vec<String> {
+    let scopes = vec![team("a"), team("b")];
+    let place = Place::Key { after: None, only: Only::All };
+    let query = PageQuery {
+        tenant: author.tenant,
+        scopes: scopes.clone(),
+        kinds: Vec::new(),
+        place,
+        rows,
+        bytes,
+        sums: false,
+    };
+    let some = || Only::Some { kinds: vec![kind("car")], scopes: vec![team("b")] };
+    let mut seen = walk(store, &query, |after| Place::Key { after, only: Only::All });
+    seen.extend(walk(store, &query, |after| Place::Key { after, only: some() }));
+    let cars = PageQuery { kinds: vec![kind("car")], ..query.clone() };
+    seen.extend(walk(store, &cars, |after| Place::Key { after, only: Only::All }));
+    let left = PageQuery { scopes: vec![team("a")], ..query.clone() };
+    let lost = || vec![team("b"), team("c")];
+    seen.extend(walk(store, &left, |after| Place::Lost { after, lost: lost() }));
+    let until = Some("r60".parse::<RecordId>().expect("an id"));
+    seen.extend(walk(store, &query, |after| Place::Range {
+        kind: kind("note"),
+        scope: team("b"),
+        after: after.map(|(_, id)| id),
+        until: until.clone(),
+    }));
+    for until in [None, until] {
+        let (kind, scope, after) = (kind("note"), team("a"), "r2".parse().ok());
+        let sums = SumQuery { tenant: author.tenant, kind, scope, after, until, parts: 5 };
+        seen.push(format!("{:?}", block_on(store.sums(sums)).expect("sums").1));
+    }
+    seen
+}
+
+#[test]
+fn scopes_of_few_and_of_many_rows_read_alike() {
+    for seed in 0..3 {
+        println!("seed {seed}");
+        let (database, world, mut rng) = (support::migrated(), World::new(seed), Rng::new(seed));
+        let store = open(&database, &world);
+        let ada = Author::join(&store, "acme", "ada", "phone");
+        for _ in 0..12 {
+            push(&store, &ada, (0..50).map(|_| some_draft(&mut rng)).collect::<Vec<_>>());
+        }
+        let sizes = [(7, 1 << 20), (1000, 150), (1000, 1 << 20)];
+        let few = sizes.map(|(rows, bytes)| read(&store, &ada, rows, bytes));
+        let pages = few.each_ref().map(Vec::len);
+        assert!(pages[0] > 40 && pages[1] > pages[2] + 10, "there are pages to go through: {pages:?}");
+        // As if the scopes were large.
+        database.sql("UPDATE scope_sums SET count = count + 1000000");
+        let many = sizes.map(|(rows, bytes)| read(&store, &ada, rows, bytes));
+        assert_eq!(few, many, "seed {seed}");
+    }
+}
+
+#[test]
+fn plans_of_empty_tables_serve_full_ones() {
+    let (database, world) = (support::migrated(), World::new(1));
+    // Nothing has the plans made again.
+    for table in ["records", "scope_exits", "conflicts", "devices", "op_results", "scope_sums"] {
+        database.sql(&format!("ALTER TABLE {table} SET (autovacuum_enabled = off)"));
+    }
+    let store = open(&database, &world);
+    let ada = Author::join(&store, "acme", "ada", "phone");
+    for round in 0..40 {
+        let new = (0..50).map(|n| create(&format!("r{round}-{n}"), r#"{"team":"a"}"#));
+        // The team is left and entered again.
+        let moved = |team: &str| patch(&format!("r{}-1", round / 2), 0, &format!(r#"{{"team":"{team}"}}"#));
+        push(&store, &ada, new.collect::<Vec<_>>());
+        push(&store, &ada, [moved("b")]);
+        push(&store, &ada, [moved("a")]);
+        block_on(store.record(ada.tenant, &kind("note"), &"r0-1".parse().expect("an id"))).expect("a record");
+    }
+    drop(store);
+
+    // A connection tells what it read when it ends.
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    assert!((0..1000).any(|_| database.sql(others).trim() == "0"), "the connections end");
+    let read = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname IN \
+         ('records', 'scope_exits', 'conflicts', 'devices')";
+    let read: u64 = database.sql(read).trim().parse().expect("a number");
+    // 2,080 changes look up a record, an exit or none, and a device per batch.
+    assert!((100..10_000).contains(&read), "{read} entries of indexes were read");
+}
