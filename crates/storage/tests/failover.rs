@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use driftline_engine::{AuditQuery, Committed, Head, Listeners, Place, Store, StoreError};
 use driftline_model::{DeviceNo, Seq, TenantId, TenantNo};
@@ -36,6 +36,7 @@ impl Listeners for Ears {
 struct Node {
     store: PostgresStore,
     ears: Arc<Ears>,
+    seed: u64,
 }
 
 impl Node {
@@ -50,7 +51,7 @@ impl Node {
             watch_ms: 50,
             ..support::postgres_options(&world)
         });
-        Self { store: store.expect("the store opens"), ears }
+        Self { store: store.expect("the store opens"), ears, seed }
     }
 
     fn two(url: &str, failover: Failover) -> [Self; 2] {
@@ -235,7 +236,9 @@ fn with_nothing_lost_epochs_stay() {
     for node in &nodes {
         assert_eq!(node.head("acme"), before);
         assert_eq!(node.voided(), 0);
-        node.commit(&ada, patch("x0", 1, r#"{"a":1}"#)).expect("a commit");
+    }
+    for (number, node) in nodes.iter().enumerate() {
+        node.write(&ada, &format!("more{number}"));
     }
 }
 
@@ -255,6 +258,47 @@ fn a_crash_is_no_new_epoch() {
             assert_eq!(node.voided(), 0);
         }
     }
+}
+
+/// Nobody says that it is over: connections stay, and nothing is answered.
+#[test]
+fn a_primary_that_hangs_is_left_for_the_promoted_standby() {
+    let mut pair = Pair::start();
+    let nodes = Node::two(&pair.url(), Failover::Lossy);
+    let authors = ["acme", "globex", "initech"].map(|tenant| nodes[0].join(tenant, "phone"));
+    for (node, author) in nodes.iter().flat_map(|node| authors.iter().map(move |author| (node, author))) {
+        node.write(author, &format!("x{}", node.seed));
+    }
+    pair.catch_up();
+    let before = nodes[0].head("acme");
+    pair.primary.pause();
+    let begun = now();
+    assert!(
+        nodes[0].commit(&authors[0], create("away", "{}")).is_err(),
+        "it hangs in the middle of a commit"
+    );
+    pair.standby.promote();
+    for node in &nodes {
+        for author in &authors {
+            let id = format!("on{}", node.seed);
+            soon("a commit", || node.commit(author, create(&id, "{}")).ok());
+        }
+    }
+    println!("{} ms from the hang until every tenant was written to again", begun.elapsed().as_millis());
+    // Less than the time after which a statement that hangs is given up.
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    pair.primary.resume();
+    for node in &nodes {
+        assert_ne!(node.head("acme").epoch, before.epoch);
+        assert_eq!(node.voided(), 1);
+    }
+    assert_eq!(pair.database.sql("SELECT count(*) FROM records WHERE id LIKE 'on%'"), "0");
+    assert_eq!(pair.on_standby("SELECT count(*) FROM records WHERE id LIKE 'on%'"), "6");
+}
+
+#[allow(clippy::disallowed_methods, reason = "how long it takes is what is looked at")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// A former primary that is reachable again goes on taking writes; they would be lost.
@@ -347,7 +391,10 @@ fn copy(from: &Database, to: &Database, options: &[&str]) {
 fn a_dump_that_is_read_in_begins_new_epochs() {
     let (here, elsewhere) = (Cluster::shared(), Cluster::own(&Options::default()));
     let database = here.empty_database();
-    let epoch_of = |database: &Database, failover| Node::open(&database.url(), failover, 7).head("acme");
+    let seed = AtomicU64::new(2);
+    let epoch_of = |database: &Database, failover| {
+        Node::open(&database.url(), failover, seed.fetch_add(1, Ordering::SeqCst)).head("acme")
+    };
     let first = {
         let node = Node::open(&database.url(), Failover::Lossy, 1);
         let ada = node.join("acme", "phone");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use deadpool::Runtime;
@@ -28,6 +28,8 @@ pub(super) struct Connector {
     hosts: Arc<[Config]>,
     /// The place of the host that served last.
     served: Arc<AtomicUsize>,
+    /// How often a connection that waited for a borrower was found not to answer.
+    doubts: Arc<AtomicU64>,
     tls: MakeRustlsConnect,
     /// How long making a connection may take, over all hosts.
     limit: Duration,
@@ -39,6 +41,9 @@ const IDLE_IN_TRANSACTION_MS: u64 = 4_000;
 /// How long a statement waits for a lock; longer than the above, so that whoever waits for a node that hangs gets its
 /// turn.
 const LOCK_MS: u64 = 6_000;
+/// A connection that nobody used for so long is tried before it is lent: a database that hangs, or that the network hides,
+/// takes what is sent to it and never answers.
+const UNTRIED: Duration = Duration::from_secs(1);
 /// How long a statement may run.
 const STATEMENT_MS: u64 = 30_000;
 
@@ -49,13 +54,13 @@ impl Connector {
         let hosts: Arc<[Config]> = (0..config.get_hosts().len()).map(|at| host(&config, at, limit)).collect();
         let tls_ca = target.tls_ca.as_deref().or(tls_ca.as_deref());
         let tls = MakeRustlsConnect::new(tls_config(tls_ca)?);
-        Ok(Self { hosts, served: Arc::default(), tls, limit })
+        Ok(Self { hosts, served: Arc::default(), doubts: Arc::default(), tls, limit })
     }
 
     /// Connects to a host that takes writes, and that `timeline` does not refuse: the one that served last, or the
-    /// first of the others. A host that does not answer takes its share of the time, so that each has its turn.
+    /// first of the others. Each has the same share of the time, so that one that does not answer leaves the others theirs.
     pub(super) async fn connect(&self, timeline: Option<&Timeline>) -> Result<Connection, PostgresError> {
-        let share = self.limit / u32::try_from(self.hosts.len()).unwrap_or(1);
+        let share = self.share();
         let first = self.served.load(Ordering::Relaxed);
         let mut failed = Vec::new();
         for turn in 0..self.hosts.len() {
@@ -76,6 +81,16 @@ impl Connector {
         Err(self.told(failed))
     }
 
+    /// The time that each host gets.
+    fn share(&self) -> Duration {
+        self.limit / u32::try_from(self.hosts.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether the database at the other end of a connection still answers.
+    async fn answers(&self, connection: &mut Connection) -> bool {
+        matches!(timeout(self.share(), connection.pg.batch_execute("")).await, Ok(Ok(())))
+    }
+
     /// Says what was wrong with each host.
     fn told(&self, mut failed: Vec<(usize, PostgresError)>) -> PostgresError {
         if failed.len() == 1 {
@@ -93,6 +108,7 @@ impl Connector {
     }
 
     async fn open(&self, host: &Config) -> Result<Connection, PostgresError> {
+        let doubts = self.doubts.load(Ordering::Relaxed);
         let (client, connection) = host.connect(self.tls.clone()).await.map_err(|error| refused(&error))?;
         let driver = tokio::spawn(async move {
             // What ended the connection is told to the statement that waits, or to nobody.
@@ -102,7 +118,7 @@ impl Connector {
             .await
             .map_err(|error| PostgresError::Connect(error.to_string()))?;
         pg.batch_execute(&settings()).await.map_err(|error| PostgresError::Connect(error.to_string()))?;
-        Ok(Connection { pg, driver, clean: true })
+        Ok(Connection { pg, driver, clean: true, doubts })
     }
 }
 
@@ -214,6 +230,8 @@ pub(super) struct Connection {
     driver: JoinHandle<()>,
     /// Whether no transaction is open on it.
     clean: bool,
+    /// The connector's doubts when it was made.
+    doubts: u64,
 }
 
 impl Connection {
@@ -237,12 +255,21 @@ impl managed::Manager for Manager {
         self.connector.connect(Some(&self.timeline)).await
     }
 
-    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<PostgresError> {
-        if connection.clean && !connection.is_lost() {
-            Ok(())
-        } else {
-            Err(RecycleError::message("the connection was left in the middle of something"))
+    async fn recycle(&self, connection: &mut Connection, metrics: &Metrics) -> RecycleResult<PostgresError> {
+        if !connection.clean || connection.is_lost() {
+            return Err(RecycleError::message("the connection was left in the middle of something"));
         }
+        if connection.doubts != self.connector.doubts.load(Ordering::Relaxed) {
+            return Err(RecycleError::message("another connection of its age did not answer"));
+        }
+        if metrics.last_used() < UNTRIED || self.connector.answers(connection).await {
+            return Ok(());
+        }
+        // The others that wait were made to the same database: whoever comes next makes a new one.
+        let doubts = connection.doubts;
+        let _ =
+            self.connector.doubts.compare_exchange(doubts, doubts + 1, Ordering::Relaxed, Ordering::Relaxed);
+        Err(RecycleError::message("the database did not answer in time"))
     }
 }
 
@@ -278,6 +305,11 @@ impl Pool {
             driver.abort();
         });
         Ok(Lease { connection, watchdog: watchdog.abort_handle() })
+    }
+
+    /// Has the connections that wait for a borrower replaced, of all pools of the store: a database did not answer.
+    pub(super) fn doubt(&self) {
+        self.pool.manager().connector.doubts.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ends the connections that wait for a borrower; those that are lent end when they come back.

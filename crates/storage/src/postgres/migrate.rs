@@ -196,3 +196,26 @@ impl<S: MigrationSource<Pg>> MigrationSource<Pg> for Borrowed<'_, S> {
         self.0.migrations()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_older_than_14_is_refused() {
+        for (number, name, serves) in [
+            (90_624, "9.6.24", false),
+            (130_023, "13.23 (Debian 13.23-1)", false),
+            (140_000, "14.0", true),
+            (150_018, "15.18", true),
+            (180_000, "18beta1", true),
+        ] {
+            let checked = check_version(number, name.to_owned());
+            assert_eq!(checked.is_ok(), serves, "{name}");
+            if let Err(error) = checked {
+                let wanted = format!("the database is PostgreSQL {name}, and 14 is the oldest that serves");
+                assert_eq!(error.to_string(), wanted);
+            }
+        }
+    }
+}

@@ -233,3 +233,118 @@ pub(super) fn fresh_epoch(random: &dyn Random) -> Epoch {
 fn unread(error: diesel::result::Error) -> PostgresError {
     PostgresError::Connect(format!("the timeline cannot be read: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use driftline_engine::{Committed, Listeners};
+    use driftline_model::{TenantId, TenantNo};
+    use driftline_testkit::World;
+    use tokio::task::JoinHandle;
+
+    use super::{Failover, PostgresError, Stored, Timeline};
+
+    #[derive(Default)]
+    struct Ears(AtomicU64);
+
+    impl Listeners for Ears {
+        fn listening(&self, _: TenantNo) -> bool {
+            false
+        }
+
+        fn committed(&self, _: Committed) {}
+
+        fn numbers_voided(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    struct Scene {
+        timeline: Timeline,
+        ears: Arc<Ears>,
+        acme: TenantId,
+    }
+
+    impl Scene {
+        fn new(failover: Failover) -> Self {
+            let (world, ears) = (World::new(1), Arc::new(Ears::default()));
+            let (random, listeners) = (world.random.clone(), ears.clone());
+            let timeline =
+                Timeline { failover, random, listeners, caches: Arc::default(), met: Mutex::default() };
+            Self { timeline, ears, acme: TenantId::new("acme").expect("a name") }
+        }
+
+        /// Meets a timeline with a connection that stands, and learns something on it.
+        fn meet(&self, text: &str) -> (Result<(), PostgresError>, JoinHandle<()>) {
+            let connection = tokio::spawn(std::future::pending());
+            let stored = Stored::parse(text).expect("a timeline");
+            assert_eq!(stored.text(), text);
+            let met = self.timeline.meet(stored, connection.abort_handle());
+            if met.is_ok() {
+                self.timeline.caches.tenants.insert(self.acme.clone(), TenantNo::new(1));
+            }
+            (met, connection)
+        }
+
+        fn voided(&self) -> u64 {
+            self.ears.0.load(Ordering::SeqCst)
+        }
+
+        fn knows(&self) -> bool {
+            self.timeline.caches.tenants.get(&self.acme).is_some()
+        }
+    }
+
+    async fn is_ended(connection: JoinHandle<()>) -> bool {
+        connection.await.is_err_and(|ended| ended.is_cancelled())
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_new_timeline_ends_the_connections_to_the_old_one_and_what_was_learnt_there() {
+        let scene = Scene::new(Failover::Lossy);
+        let (first, second) = (scene.meet("7.1.2/00000001/100/aa"), scene.meet("7.1.2/00000001/100/aa"));
+        assert_eq!((first.0, second.0, scene.voided()), (Ok(()), Ok(()), 0));
+        let promoted = Stored::parse("7.1.2/00000002/200/bb").expect("a timeline");
+        let third = tokio::spawn(std::future::pending::<()>());
+        assert_eq!(scene.timeline.meet(promoted, third.abort_handle()), Ok(()));
+        assert!(!scene.knows(), "nothing is known on the new one");
+        assert_eq!(scene.voided(), 1);
+        assert!(is_ended(first.1).await && is_ended(second.1).await);
+        assert!(!third.is_finished());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_timeline_that_was_left_is_refused() {
+        let scene = Scene::new(Failover::Lossy);
+        let (met, new) = scene.meet("7.1.2/00000002/200/bb");
+        assert_eq!(met, Ok(()));
+        let (refused, _) = scene.meet("7.1.2/00000001/100/aa");
+        assert!(
+            matches!(&refused, Err(PostgresError::Connect(reason)) if reason.contains("former")),
+            "{refused:?}"
+        );
+        assert!(scene.knows() && !new.is_finished() && scene.voided() == 0);
+        // A restore of an older backup may have a smaller number, and is later.
+        assert_eq!(scene.meet("7.1.2/00000001/300/cc").0, Ok(()));
+        assert_eq!(scene.voided(), 1);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn lossless_holds_for_the_same_database_only() {
+        let scene = Scene::new(Failover::Lossless);
+        assert_eq!(scene.meet("7.1.2/00000001/100/aa").0, Ok(()));
+        assert_eq!(scene.meet("7.1.2/00000002/200/bb").0, Ok(()));
+        assert_eq!(scene.voided(), 0);
+        assert_eq!(scene.meet("8.1.2/00000001/300/cc").0, Ok(()));
+        assert_eq!(scene.voided(), 1);
+    }
+
+    #[test]
+    fn what_an_earlier_version_stored_is_no_timeline() {
+        for text in ["", "7/00000001/", "7/00000001/aabbccdd", "7.1.2/1/x/aa", "7.1.2/1/1/aa/"] {
+            assert_eq!(Stored::parse(text), None, "{text}");
+        }
+    }
+}

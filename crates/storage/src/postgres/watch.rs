@@ -10,9 +10,14 @@ use diesel::sql_types::{Array, BigInt, Integer};
 use diesel_async::RunQueryDsl;
 use driftline_engine::{Committed, StoreError};
 use driftline_model::{Hlc, Seq, TenantNo};
+use tokio::time::timeout;
 
+use super::connect::Lease;
 use super::{Shared, store_error};
 use crate::names::{tenant_of, tenant_sql};
+
+/// After which time a database that did not answer counts as one that hangs.
+const HANGS: Duration = Duration::from_secs(5);
 
 #[derive(QueryableByName)]
 struct Stood {
@@ -53,12 +58,12 @@ async fn look(shared: &Shared, policies: &mut HashMap<TenantNo, i64>) -> Result<
         return Ok(());
     }
     let lease = shared.reader().await?;
-    let heads: Vec<Stood> =
-        sql_query("SELECT tenant_no, seq, hlc, policies_version FROM stream_head WHERE tenant_no = ANY($1)")
-            .bind::<Array<Integer>, _>(tenants)
-            .load(&mut lease.pg())
-            .await
-            .map_err(store_error)?;
+    let Ok(heads) = timeout(HANGS, heads(&lease, tenants)).await else {
+        // The next look makes a connection. Where it leads to another timeline, what still waits for this one ends.
+        shared.readers.doubt();
+        return Err(StoreError::Unavailable("the database did not answer in time".into()));
+    };
+    let heads = heads?;
     lease.done();
     for head in heads {
         let tenant = tenant_of(head.tenant_no);
@@ -70,6 +75,14 @@ async fn look(shared: &Shared, policies: &mut HashMap<TenantNo, i64>) -> Result<
         compare(shared, tenant, &head);
     }
     Ok(())
+}
+
+async fn heads(lease: &Lease, tenants: Vec<i32>) -> Result<Vec<Stood>, StoreError> {
+    sql_query("SELECT tenant_no, seq, hlc, policies_version FROM stream_head WHERE tenant_no = ANY($1)")
+        .bind::<Array<Integer>, _>(tenants)
+        .load(&mut lease.pg())
+        .await
+        .map_err(store_error)
 }
 
 /// Tells of a head that moved without this node.
