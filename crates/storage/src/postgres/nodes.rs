@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use driftline_engine::{PageQuery, Place, Store};
+use driftline_engine::{PageQuery, Place, Receipt, Store, StoreError, Submission};
 use driftline_model::Seq;
 use driftline_protocol::{ItemClass, ItemCode};
 use driftline_testkit::postgres::{Cluster, Database, Template};
@@ -84,14 +84,26 @@ fn drafts(writer: usize, batch: u64, rng: &mut Rng) -> Vec<Draft> {
         .collect()
 }
 
+/// Commits a batch. With the head unlocked transactions deadlock, and a batch that was refused for it comes again.
+fn commit(store: &PostgresStore, batch: &Submission) -> Receipt {
+    let deadlocks = store.shared.faults.get().is_some_and(|faults| faults.head_unlocked);
+    for _ in 0..100 {
+        match block_on(store.commit(batch.clone())) {
+            Ok(receipt) => return receipt,
+            Err(StoreError::Unavailable(_)) if deadlocks => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("the batch was refused again and again");
+}
+
 /// Writes its share of the changes; gives the versions that its items got.
 fn write(store: &PostgresStore, writer: usize, batches: u64) -> Vec<u64> {
     let author = Author::join(store, "acme", &format!("user-{writer}"), "phone");
     let mut rng = Rng::new(writer as u64);
     let mut versions = Vec::new();
     for batch in 0..batches {
-        let receipt =
-            block_on(store.commit(author.batch(drafts(writer, batch, &mut rng)))).expect("a commit");
+        let receipt = commit(store, &author.batch(drafts(writer, batch, &mut rng)));
         for result in receipt.results {
             assert_eq!(result.code.class(), ItemClass::Done, "{result:?}");
             if matches!(result.code, ItemCode::Applied | ItemCode::Merged) {
