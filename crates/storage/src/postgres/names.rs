@@ -5,18 +5,22 @@
 
 use std::collections::BTreeSet;
 
-use diesel::QueryableByName;
+use diesel::QueryResult;
+use diesel::pg::Pg;
+use diesel::prelude::{Queryable, QueryableByName};
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_query;
 use diesel::sql_types::{Array, Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_engine::{StoreError, Submission, Task};
 use driftline_model::{KindName, ScopeName, TenantNo};
 
+use super::sql::statement;
 use super::store_error;
 use crate::codec::corrupt;
 use crate::names::{Names, tenant_of, tenant_sql};
 
-#[derive(QueryableByName)]
+#[derive(Queryable, QueryableByName)]
 struct Numbered {
     #[diesel(sql_type = Integer)]
     number: i32,
@@ -28,19 +32,40 @@ struct Numbered {
 
 /// The statements for one of the two kinds of names.
 struct Table {
-    find: &'static str,
     give: &'static str,
     all: &'static str,
 }
 
+statement! {
+    /// The numbers of kinds. Whoever reads asks for those of names that have none again and again.
+    FindKinds<'a> { tenant_no: i32 => Integer, names: Vec<&'a str> => Array<Text> } =
+    "SELECT kind_no, tenant_no, kind FROM kinds WHERE tenant_no = " ? tenant_no: Integer
+    " AND kind = ANY(" ? names: Array<Text>
+    ")"
+}
+
+statement! {
+    /// The numbers of scopes, as above.
+    FindScopes<'a> { tenant_no: i32 => Integer, names: Vec<&'a str> => Array<Text> } =
+    "SELECT scope_no, tenant_no, scope FROM scopes WHERE tenant_no = " ? tenant_no: Integer
+    " AND scope = ANY(" ? names: Array<Text>
+    ")"
+}
+
+impl Query for FindKinds<'_> {
+    type SqlType = (Integer, Integer, Text);
+}
+
+impl Query for FindScopes<'_> {
+    type SqlType = (Integer, Integer, Text);
+}
+
 const KINDS: Table = Table {
-    find: "SELECT kind_no AS number, tenant_no, kind AS name FROM kinds WHERE tenant_no = $1 AND kind = ANY($2)",
     give: "INSERT INTO kinds (tenant_no, kind) SELECT $1, name FROM unnest($2) AS w(name) ON CONFLICT DO NOTHING",
     all: "SELECT kind_no AS number, tenant_no, kind AS name FROM kinds WHERE kind_no = ANY($1)",
 };
 
 const SCOPES: Table = Table {
-    find: "SELECT scope_no AS number, tenant_no, scope AS name FROM scopes WHERE tenant_no = $1 AND scope = ANY($2)",
     give: "INSERT INTO scopes (tenant_no, scope) SELECT $1, name FROM unnest($2) AS w(name) ON CONFLICT DO NOTHING",
     all: "SELECT scope_no AS number, tenant_no, scope AS name FROM scopes WHERE scope_no = ANY($1)",
 };
@@ -59,11 +84,11 @@ pub(super) async fn find(
     let scopes: BTreeSet<&ScopeName> =
         scopes.into_iter().filter(|scope| names.scope(tenant, scope).is_none()).collect();
     if !kinds.is_empty() {
-        let found = look(pg, KINDS.find, tenant, kinds.iter().map(|kind| kind.as_str())).await?;
+        let found = look_kinds(pg, tenant, kinds.iter().map(|kind| kind.as_str())).await?;
         keep_kinds(names, generation, found)?;
     }
     if !scopes.is_empty() {
-        let found = look(pg, SCOPES.find, tenant, scopes.iter().map(|scope| scope.as_str())).await?;
+        let found = look_scopes(pg, tenant, scopes.iter().map(|scope| scope.as_str())).await?;
         keep_scopes(names, generation, found)?;
     }
     Ok(())
@@ -83,13 +108,13 @@ pub(super) async fn intern(
         kinds.iter().filter(|kind| names.kind(tenant, kind).is_none()).map(KindName::as_str).collect();
     if !new.is_empty() {
         give(pg, KINDS.give, tenant, &new).await?;
-        keep_kinds(names, generation, look(pg, KINDS.find, tenant, new.into_iter()).await?)?;
+        keep_kinds(names, generation, look_kinds(pg, tenant, new.into_iter()).await?)?;
     }
     let new: Vec<&str> =
         scopes.iter().filter(|scope| names.scope(tenant, scope).is_none()).map(ScopeName::as_str).collect();
     if !new.is_empty() {
         give(pg, SCOPES.give, tenant, &new).await?;
-        keep_scopes(names, generation, look(pg, SCOPES.find, tenant, new.into_iter()).await?)?;
+        keep_scopes(names, generation, look_scopes(pg, tenant, new.into_iter()).await?)?;
     }
     Ok(())
 }
@@ -132,19 +157,22 @@ pub(super) fn of_group(group: &[Submission]) -> (BTreeSet<KindName>, BTreeSet<Sc
     (kinds, scopes)
 }
 
-async fn look(
+async fn look_kinds(
     mut pg: &AsyncPgConnection,
-    sql: &'static str,
     tenant: TenantNo,
     wanted: impl Iterator<Item = &str>,
 ) -> Result<Vec<Numbered>, StoreError> {
-    let wanted: Vec<&str> = wanted.collect();
-    sql_query(sql)
-        .bind::<Integer, _>(tenant_sql(tenant))
-        .bind::<Array<Text>, _>(wanted)
-        .load(&mut pg)
-        .await
-        .map_err(store_error)
+    let find = FindKinds { tenant_no: tenant_sql(tenant), names: wanted.collect() };
+    find.load(&mut pg).await.map_err(store_error)
+}
+
+async fn look_scopes(
+    mut pg: &AsyncPgConnection,
+    tenant: TenantNo,
+    wanted: impl Iterator<Item = &str>,
+) -> Result<Vec<Numbered>, StoreError> {
+    let find = FindScopes { tenant_no: tenant_sql(tenant), names: wanted.collect() };
+    find.load(&mut pg).await.map_err(store_error)
 }
 
 async fn give(
