@@ -368,7 +368,8 @@ pub struct History {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The database is away or busy; nothing was applied.
+    /// The database is away or busy, or did not answer in time. Nothing was half applied: a change that is sent again is
+    /// recognised by its name or number if it was applied.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// The stored bytes are not what this program wrote.

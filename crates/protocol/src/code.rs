@@ -114,7 +114,7 @@ error_codes! {
     HandlerError = "HANDLER_ERROR", 500, Yes, None;
     /// A failure before or around the handler.
     MessageProcessingError = "MESSAGE_PROCESSING_ERROR", 500, Yes, None;
-    /// The database is away; nothing was applied.
+    /// The database is away, or did not answer in time. What is sent again is recognised if it was applied.
     StoreUnavailable = "STORE_UNAVAILABLE", 503, Yes, None;
     /// The server shuts down.
     ServerDraining = "SERVER_DRAINING", 503, Yes, close(1012);

@@ -138,7 +138,7 @@ CREATE TABLE scope_sums (
     PRIMARY KEY (tenant_no, scope_no, kind_no)
 ) WITH (fillfactor = 50);
 
--- One partition per calendar month (UTC): old months go by dropping their table. The numbers of a tenant's rows rise,
+-- One partition per calendar month (UTC), so that a month can go by dropping its table. The numbers of a tenant's rows rise,
 -- because its head is locked while they are given.
 CREATE SEQUENCE audit_ids AS BIGINT;
 CREATE TABLE audit (
@@ -170,12 +170,13 @@ DECLARE
 BEGIN
     month_begin := (extract(epoch FROM month) * 1000)::BIGINT;
     month_end := (extract(epoch FROM month + INTERVAL '1 month') * 1000)::BIGINT;
-    IF to_regclass(partition) IS NOT NULL THEN
+    IF EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'audit'::REGCLASS AND inhrelid = to_regclass(partition)) THEN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('driftline.audit_month'));
-    IF to_regclass(partition) IS NULL THEN
-        EXECUTE format('CREATE TABLE %I (LIKE audit INCLUDING DEFAULTS)', partition);
+    -- Another node may have made it meanwhile: what this session remembers of its absence does not count.
+    EXECUTE format('CREATE TABLE IF NOT EXISTS %I (LIKE audit INCLUDING DEFAULTS)', partition);
+    IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'audit'::REGCLASS AND inhrelid = to_regclass(partition)) THEN
         EXECUTE format('ALTER TABLE audit ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)', partition, month_begin, month_end);
     END IF;
 END

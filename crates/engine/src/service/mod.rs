@@ -83,7 +83,7 @@ pub struct RecordPage {
 pub(crate) fn unavailable(error: &StoreError) -> Fault {
     match error {
         StoreError::Unavailable(_) => {
-            Fault::new(ErrorCode::StoreUnavailable, "the database is away; nothing was applied")
+            Fault::new(ErrorCode::StoreUnavailable, "the database did not answer: send again")
         }
         StoreError::Corrupt(_) => Fault::new(ErrorCode::HandlerError, "the stored data could not be read"),
     }

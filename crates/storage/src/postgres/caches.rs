@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use driftline_model::{DeviceKey, DeviceNo, TenantId, TenantNo};
+use driftline_model::{DeviceKey, DeviceNo, Seq, TenantId, TenantNo};
 
 use super::commit::Months;
 use crate::names::Names;
@@ -24,6 +24,10 @@ pub(super) struct Caches {
     /// The highest number that each device was seen with; another node may know a higher one.
     pub(super) last_ns: Cache<DeviceNo, u64>,
     pub(super) months: Months,
+    /// Tenants that were asked for, with up to where their listeners were told of commits. One entry for each, however
+    /// many there are: a tenant that is not looked at hears nothing of other nodes. The lock is held for a look-up, an
+    /// insertion or while listeners are told.
+    pub(super) told: Mutex<HashMap<TenantNo, Option<Seq>>>,
 }
 
 impl Caches {
@@ -43,8 +47,26 @@ impl Caches {
         self.devices.insert_if(|| self.generation() == generation, key, number);
     }
 
-    /// Forgets everything.
+    /// Takes note of a tenant that may have listeners.
+    pub(super) fn watch(&self, tenant: TenantNo) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).entry(tenant).or_default();
+    }
+
+    /// Takes note that a tenant's listeners were told up to a place.
+    pub(super) fn note_told(&self, tenant: TenantNo, seq: Seq) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant, Some(seq));
+    }
+
+    /// Returns the tenants that may have listeners.
+    pub(super) fn watched(&self) -> Vec<TenantNo> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Forgets everything, but which tenants may have listeners: these may stay.
     pub(super) fn clear(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.values_mut().for_each(|seq| *seq = None);
+        drop(told);
         self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.names.clear();
         self.tenants.clear();
@@ -83,10 +105,6 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
             map.clear();
         }
         map.insert(key, value);
-    }
-
-    pub(super) fn values(&self) -> Vec<V> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     fn clear(&self) {

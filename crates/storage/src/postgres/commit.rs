@@ -32,7 +32,9 @@ pub(super) enum Failure {
     NoMonth(u64),
     /// Kinds and scopes that have no numbers yet: they showed in the plan.
     Unnamed(BTreeSet<KindName>, BTreeSet<ScopeName>),
-    /// There was no connection, or it went away before the commit was asked for: nothing was applied.
+    /// There was no connection: nothing was applied.
+    Away(String),
+    /// The connection went away before the commit was asked for: nothing was applied.
     Lost(String),
     /// The connection went away while the commit was under way: nobody knows what became of it.
     Unknown(String),
@@ -65,7 +67,7 @@ impl Failure {
             Self::DoubledName => StoreError::Unavailable("a doubled key".into()),
             Self::Unnamed(..) => StoreError::Unavailable("a name has no number".into()),
             Self::NoMonth(_) => StoreError::Unavailable("the audit has no partition for this month".into()),
-            Self::Lost(reason) => StoreError::Unavailable(reason.clone()),
+            Self::Away(reason) | Self::Lost(reason) => StoreError::Unavailable(reason.clone()),
             Self::Unknown(reason) => {
                 StoreError::Unavailable(format!("{reason}; whether the batch was applied is not known yet"))
             }
@@ -78,6 +80,9 @@ impl Failure {
 /// the database; the last waits are short, because what a tenant sends meanwhile waits behind its group.
 const AGAIN_MS: [u64; 10] = [20, 100, 250, 250, 250, 250, 250, 250, 250, 250];
 
+/// So many connections a group may cost before its batches run alone.
+const LOST_MAX: usize = 4;
+
 /// Writes a group, and answers each of its batches: with its receipt, or that it must be sent again.
 pub(super) async fn run_group(
     shared: &Shared,
@@ -87,6 +92,7 @@ pub(super) async fn run_group(
 ) {
     let mut lookup = Lookup::Likely;
     let mut tries = AGAIN_MS.iter();
+    let mut lost = 0;
     let failure = loop {
         let failure = match transact(shared, tenant, &group, lookup).await {
             Ok(receipts) => {
@@ -105,10 +111,18 @@ pub(super) async fn run_group(
             Some(Err(failure)) => failure,
         };
         match failure {
-            Failure::Lost(_) => {}
+            Failure::Away(_) => {}
+            Failure::Lost(_) => lost += 1,
             // What was committed is recognised when it is planned again, if it can be recognised at all.
-            Failure::Unknown(_) => (group, answers) = keep_recognisable(group, answers, &failure),
+            Failure::Unknown(_) => {
+                lost += 1;
+                (group, answers) = keep_recognisable(group, answers, &failure);
+            }
             _ => break failure,
+        }
+        // It may be the group that costs the connection: too large a message, or too long a plan.
+        if lost == LOST_MAX {
+            break failure;
         }
         // Once per group, which is tried again and again.
         if lookup == Lookup::Likely {
@@ -138,7 +152,7 @@ async fn prepare(shared: &Shared, tenant: TenantNo, failure: &Failure) -> Option
 /// Borrows a connection to write; without one, nothing was applied.
 async fn writer(shared: &Shared) -> Result<Lease, Failure> {
     shared.writer().await.map_err(|error| match error {
-        StoreError::Unavailable(reason) => Failure::Lost(reason),
+        StoreError::Unavailable(reason) => Failure::Away(reason),
         other => other.into(),
     })
 }
@@ -184,9 +198,9 @@ async fn one_by_one(
     answers: Vec<Answer>,
     failure: Failure,
 ) {
-    let mut away = matches!(failure, Failure::Lost(_) | Failure::Unknown(_));
-    if let Failure::Refused(error) = &failure {
-        tracing::warn!(%error, batches = group.len(), "commit group failed, batches run one by one");
+    let mut away = matches!(failure, Failure::Away(_));
+    if !away && !matches!(failure, Failure::DoubledName) {
+        tracing::warn!(reason = %failure.reason(), batches = group.len(), "commit group failed, batches run one by one");
     }
     for (submission, answer) in group.into_iter().zip(answers) {
         if away || answer.is_closed() {
@@ -194,7 +208,7 @@ async fn one_by_one(
             continue;
         }
         let done = alone(shared, tenant, &submission).await;
-        away = matches!(done, Err(Failure::Lost(_)));
+        away = matches!(done, Err(Failure::Away(_)));
         let _ = answer.send(match done {
             Ok(mut receipts) => receipts.pop().ok_or_else(|| StoreError::Unavailable("no receipt".into())),
             Err(failure) => Err(failure.reason()),
@@ -299,7 +313,7 @@ fn told(shared: &Shared, tenant: TenantNo, planned: Planned) -> Vec<Receipt> {
         shared.caches.last_ns.insert(write.device, write.state.last_n);
     }
     for (_, head) in &planned.writes.heads {
-        shared.lanes.note_told(tenant, head.seq);
+        shared.caches.note_told(tenant, head.seq);
     }
     for committed in planned.commits {
         shared.listeners.committed(committed);

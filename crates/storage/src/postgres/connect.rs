@@ -179,7 +179,7 @@ fn name(host: &Config) -> String {
 /// read a whole table are out of the question.
 fn settings() -> String {
     format!(
-        "SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}; SET lock_timeout = {LOCK_MS}; \
+        "SET default_transaction_isolation = 'read committed'; SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}; SET lock_timeout = {LOCK_MS}; \
          SET statement_timeout = {STATEMENT_MS}; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
          SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
          SELECT set_config('synchronous_commit', 'on', false) \
@@ -242,12 +242,12 @@ impl Connection {
 
 /// Makes connections for the pool. Each new one is asked for the timeline first: a database that left it may have lost
 /// what was acknowledged.
-pub(super) struct Manager {
+pub(super) struct Dialer {
     pub(super) connector: Connector,
     pub(super) timeline: Arc<Timeline>,
 }
 
-impl managed::Manager for Manager {
+impl managed::Manager for Dialer {
     type Type = Connection;
     type Error = PostgresError;
 
@@ -275,13 +275,13 @@ impl managed::Manager for Manager {
 
 /// Connections that are lent, one at a time to each borrower.
 pub(super) struct Pool {
-    pool: managed::Pool<Manager>,
+    pool: managed::Pool<Dialer>,
     /// How long a lease may last.
     lease: Duration,
 }
 
 impl Pool {
-    pub(super) fn new(manager: Manager, size: usize, wait: Duration) -> Self {
+    pub(super) fn new(manager: Dialer, size: usize, wait: Duration) -> Self {
         // How long a connection may take is bounded where it is made: new epochs for many tenants may take longer.
         let pool = managed::Pool::builder(manager)
             .max_size(size.max(1))
@@ -330,7 +330,7 @@ fn pool_error(error: &PoolError<PostgresError>) -> String {
 /// transaction is open on it. A future of its statements is never dropped half way to bound its time: the watchdog
 /// ends the connection, which fails the statement.
 pub(super) struct Lease {
-    connection: Object<Manager>,
+    connection: Object<Dialer>,
     watchdog: AbortHandle,
 }
 
@@ -365,5 +365,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.watchdog.abort();
+        // What is open on it ends now, not when the pool looks at it the next time.
+        if !self.connection.clean {
+            self.connection.driver.abort();
+        }
     }
 }

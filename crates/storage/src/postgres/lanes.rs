@@ -13,6 +13,7 @@ use driftline_model::{Seq, TenantNo};
 use tokio::sync::oneshot;
 
 use super::Shared;
+use super::caches::Caches;
 use super::commit::run_group;
 use crate::group::{GROUP_BATCHES, GROUP_BYTES, QUEUED_BYTES_MAX};
 
@@ -28,8 +29,6 @@ pub(super) struct Lanes {
     lanes: Mutex<HashMap<TenantNo, VecDeque<(Submission, Answer)>>>,
     batches: AtomicUsize,
     bytes: AtomicUsize,
-    /// Up to where each tenant's listeners were told. The lock is held for a look-up or an insertion.
-    told: Mutex<HashMap<TenantNo, Seq>>,
 }
 
 impl Lanes {
@@ -88,21 +87,16 @@ impl Lanes {
         Some((group, answers))
     }
 
-    /// Takes note that a tenant's listeners were told up to a place.
-    pub(super) fn note_told(&self, tenant: TenantNo, seq: Seq) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant, seq);
-    }
-
     /// Runs `tell` with the place up to which listeners were told, unless a commit of this node is under way, which
     /// will tell them itself; `tell` gives the new place.
-    pub(super) fn tell_idle(&self, tenant: TenantNo, tell: impl FnOnce(Option<Seq>) -> Seq) {
+    pub(super) fn tell_idle(&self, caches: &Caches, tenant: TenantNo, tell: impl FnOnce(Option<Seq>) -> Seq) {
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if lanes.contains_key(&tenant) {
             return;
         }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let seq = tell(told.get(&tenant).copied());
-        told.insert(tenant, seq);
+        let mut told = caches.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let seq = tell(told.get(&tenant).copied().flatten());
+        told.insert(tenant, Some(seq));
     }
 }
 

@@ -230,7 +230,8 @@ async fn sort(
     group: &[Submission],
     fetched: Fetched,
 ) -> Result<Loaded, Failure> {
-    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at, database_ms) = fetched.head;
+    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at) = fetched.head;
+    let database_ms = fetched.devices.iter().map(|device| device.5).next().unwrap_or(0);
     let received_ms = u64::try_from(received_at).map_err(|_| corrupt("received_at"))?;
     let mut loaded = Loaded {
         state: GroupState::default(),
@@ -289,7 +290,7 @@ fn keep_devices(
     rows: Vec<DeviceRow>,
 ) -> Result<(), StoreError> {
     let number = |value: i64| u64::try_from(value).map_err(|_| corrupt("device"));
-    for (device_no, sub, device_id, last_n, acked_n) in rows {
+    for (device_no, sub, device_id, last_n, acked_n, _) in rows {
         let (device, key) = (device_of(device_no), device_key(&sub, &device_id));
         shared.caches.device_names.insert(device, key.clone());
         devices.0.insert(device, key);

@@ -235,6 +235,7 @@ impl PostgresStore {
 impl Store for PostgresStore {
     async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
         if let Some(known) = self.shared.caches.tenants.get(tenant) {
+            self.shared.caches.watch(known);
             return Ok(known);
         }
         let (shared, tenant) = (Arc::clone(&self.shared), tenant.clone());

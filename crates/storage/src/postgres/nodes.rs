@@ -178,9 +178,11 @@ fn run(changes: u64, head_unlocked: bool) -> Found {
                 })
             })
             .collect();
-        let versions: Vec<u64> =
-            writers.into_iter().flat_map(|writer| writer.join().expect("a writer ends well")).collect();
+        let writers: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+        // Before anything can fail: the readers go on until then.
         done.store(true, Ordering::SeqCst);
+        let versions: Vec<u64> =
+            writers.into_iter().flat_map(|writer| writer.expect("a writer ends well")).collect();
         let readers: Vec<_> =
             readers.into_iter().map(|reader| reader.join().expect("a reader ends well")).collect();
         (versions, readers)

@@ -11,7 +11,7 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use driftline_engine::Random;
 use tokio::runtime::Runtime;
 
-use super::connect::{Connector, Manager, Pool};
+use super::connect::{Connector, Dialer, Pool};
 use super::timeline::Timeline;
 use super::{PostgresError, PostgresOptions, PostgresStore, PostgresTarget, Shared, Threads, migrate, watch};
 
@@ -78,7 +78,7 @@ fn shared(
     });
     let wait = Duration::from_millis(options.wait_ms.max(1));
     let pool = |size| {
-        let manager = Manager { connector: connector.clone(), timeline: Arc::clone(&timeline) };
+        let manager = Dialer { connector: connector.clone(), timeline: Arc::clone(&timeline) };
         Pool::new(manager, size, wait)
     };
     Shared {

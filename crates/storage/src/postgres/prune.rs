@@ -32,7 +32,8 @@ const SOUGHT: i64 = 50_000;
 pub(super) async fn prune(shared: &Shared, now_ms: u64) -> Result<u64, StoreError> {
     // A node whose clock runs ahead must not remove what the others still need.
     let now_ms = if shared.clock.is_some() { now_ms } else { database_ms(shared).await? };
-    make_months(shared, now_ms).await?;
+    // What is old needs no partition to go.
+    let made = make_months(shared, now_ms).await;
     let before = |days: u64| i64::try_from(now_ms.saturating_sub(days * DAY_MS)).unwrap_or(i64::MAX);
     let mut removed = 0;
     for (table, days) in
@@ -40,10 +41,10 @@ pub(super) async fn prune(shared: &Shared, now_ms: u64) -> Result<u64, StoreErro
     {
         match prune_table(shared, table, before(days)).await? {
             Pruned::All(rows) => removed += rows,
-            Pruned::Elsewhere(rows) => return Ok(removed + rows),
+            Pruned::Elsewhere(rows) => return made.map(|()| removed + rows),
         }
     }
-    Ok(removed)
+    made.map(|()| removed)
 }
 
 statement! {

@@ -52,32 +52,32 @@ statement! {
 }
 
 statement! {
-    /// Locks a tenant's head, the first lock of every writing transaction. The clock is the database's.
+    /// Locks a tenant's head, the first lock of every writing transaction.
     LockHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at, \
-     (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at FROM stream_head \
+     WHERE tenant_no = " ? tenant_no: Integer
     " FOR UPDATE"
 }
 
 impl Query for LockHead {
-    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
+    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
 
-/// A locked head as a query gives it: the head, the last time of receipt and the database's clock.
-pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64, i64);
+/// A locked head as a query gives it: the head and the last time of receipt.
+pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64);
 
 #[cfg(test)]
 statement! {
     /// As [`LockHead`], but for the lock: what goes wrong without it is shown by a test.
     ReadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at, \
-     (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at FROM stream_head \
+     WHERE tenant_no = " ? tenant_no: Integer
     ""
 }
 
 #[cfg(test)]
 impl Query for ReadHead {
-    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
+    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
 
 statement! {
@@ -92,19 +92,20 @@ impl Query for LoadHead {
 }
 
 statement! {
-    /// Names and states of devices.
+    /// Names and states of devices, with the database's clock: behind the lock, for which it may have waited.
     LoadDevices { tenant_no: i32 => Integer, devices: Vec<i32> => Array<Integer> } =
-    "SELECT device_no, sub, device_id, last_n, acked_n FROM devices WHERE device_no = ANY(" ? devices: Array<Integer>
+    "SELECT device_no, sub, device_id, last_n, acked_n, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT \
+     FROM devices WHERE device_no = ANY(" ? devices: Array<Integer>
     ") AND tenant_no + 0 = " ? tenant_no: Integer
     ""
 }
 
 impl Query for LoadDevices {
-    type SqlType = (Integer, Text, Text, BigInt, BigInt);
+    type SqlType = (Integer, Text, Text, BigInt, BigInt, BigInt);
 }
 
 /// A device as a query gives it.
-pub(super) type DeviceRow = (i32, String, String, i64, i64);
+pub(super) type DeviceRow = (i32, String, String, i64, i64, i64);
 
 statement! {
     /// Records by kind and id.

@@ -53,7 +53,7 @@ pub(super) async fn watch(shared: Weak<Shared>, every: Duration) {
 }
 
 async fn look(shared: &Shared, policies: &mut HashMap<TenantNo, i64>) -> Result<(), StoreError> {
-    let tenants: Vec<i32> = shared.caches.tenants.values().into_iter().map(tenant_sql).collect();
+    let tenants: Vec<i32> = shared.caches.watched().into_iter().map(tenant_sql).collect();
     if tenants.is_empty() {
         return Ok(());
     }
@@ -89,7 +89,7 @@ async fn heads(lease: &Lease, tenants: Vec<i32>) -> Result<Vec<Stood>, StoreErro
 fn compare(shared: &Shared, tenant: TenantNo, head: &Stood) {
     let seq = Seq::new(u64::try_from(head.seq).unwrap_or_default());
     let hlc = Hlc::from_bits(u64::try_from(head.hlc).unwrap_or_default());
-    shared.lanes.tell_idle(tenant, |told| {
+    shared.lanes.tell_idle(&shared.caches, tenant, |told| {
         // Of a tenant that was never looked at, a session may have read the head before somebody else moved it. To one
         // that stands there already it is no news.
         let told = told.unwrap_or(Seq::ZERO);

@@ -22,7 +22,8 @@ pub(super) struct Lock {
 impl Lock {
     /// Takes the lock, or tells that somebody has it.
     pub(super) fn take(database: &Path) -> Result<Self, OpenError> {
-        let path = database.with_extension("lock");
+        // By whichever name it is reached, it is one file.
+        let path = database.canonicalize().unwrap_or_else(|_| database.to_owned()).with_extension("lock");
         let failed = |error: &io::Error| OpenError::File {
             file: database.to_owned(),
             reason: format!("its lock {} cannot be taken: {error}", path.display()),

@@ -152,9 +152,9 @@ fn stage(
 /// Copies bytes, under the rights of the database that is there.
 fn copy(backup: &Path, staged: &Path, database: &Path) -> io::Result<()> {
     let mut file = File::create(staged)?;
-    if let Ok(there) = database.metadata() {
-        file.set_permissions(there.permissions())?;
-    }
+    // Whoever could not read the one before, or the backup, cannot read this one.
+    let like = database.metadata().or_else(|_| backup.metadata())?;
+    file.set_permissions(like.permissions())?;
     io::copy(&mut File::open(backup)?, &mut file)?;
     Ok(())
 }
