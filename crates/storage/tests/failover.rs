@@ -19,14 +19,16 @@ use driftline_testkit::{Author, Draft, World, block_on, create, patch};
 
 /// Counts how often numbers were voided.
 #[derive(Default)]
-struct Ears(AtomicU64);
+struct Ears(AtomicU64, AtomicU64);
 
 impl Listeners for Ears {
     fn listening(&self, _: TenantNo) -> bool {
         true
     }
 
-    fn committed(&self, _: Committed) {}
+    fn committed(&self, committed: Committed) {
+        self.1.fetch_max(committed.seq.number(), Ordering::SeqCst);
+    }
 
     fn numbers_voided(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
@@ -240,6 +242,28 @@ fn with_nothing_lost_epochs_stay() {
     for (number, node) in nodes.iter().enumerate() {
         node.write(&ada, &format!("more{number}"));
     }
+}
+
+/// Sessions stay where nothing is lost, and nobody asks for their tenant's number again.
+#[test]
+fn with_nothing_lost_sessions_go_on_hearing_of_other_nodes() {
+    let mut pair = Pair::start();
+    pair.primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
+    pair.primary.sql("SELECT pg_reload_conf()");
+    let waited_for = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+    soon("a synchronous standby", || (pair.primary.sql(waited_for) == "1").then_some(()));
+    let nodes = Node::two(&pair.url(), Failover::Lossless);
+    let ada = nodes[0].join("acme", "phone");
+    nodes[1].join("acme", "phone");
+    let heard = |seq: u64| (nodes[1].ears.1.load(Ordering::SeqCst) >= seq).then_some(());
+    nodes[0].write(&ada, "before");
+    soon("the other node hears", || heard(1));
+    pair.primary.kill9();
+    pair.standby.promote();
+    let _ = nodes[0].head("acme");
+    nodes[0].write(&ada, "after");
+    soon("the other node hears of what came after", || heard(2));
+    assert_eq!(nodes[1].voided(), 0);
 }
 
 #[test]

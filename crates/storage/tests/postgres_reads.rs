@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::thread;
+
 use driftline_engine::{Left, Only, Page, PageQuery, Place, Row, Store, SumQuery};
 use driftline_model::{KindName, RecordId, ScopeName};
 use driftline_storage::{PostgresOptions, PostgresStore};
@@ -157,4 +159,29 @@ fn plans_of_empty_tables_serve_full_ones() {
     let read: u64 = database.sql(read).trim().parse().expect("a number");
     // 2,080 changes look up a record, an exit or none, and a device per batch.
     assert!((100..10_000).contains(&read), "{read} entries of indexes were read");
+}
+
+/// Nodes meet a new month at the same moment.
+#[test]
+fn a_month_is_made_once_by_all_who_need_it() {
+    let database = support::migrated();
+    let day_ms = 86_400_000_u64;
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for month in 0..12 {
+                    let at_ms = (20_000 + month * 31) * day_ms;
+                    let made = database.sql(&format!(
+                        "SELECT month_begin <= {at_ms} AND {at_ms} < month_end FROM audit_month({at_ms})"
+                    ));
+                    assert_eq!(made, "t");
+                }
+            });
+        }
+    });
+    assert_eq!(database.sql("SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit'::REGCLASS"), "12");
+    // A table that is there but is no partition yet becomes one.
+    database.sql("ALTER TABLE audit DETACH PARTITION audit_2024_10");
+    database.sql(&format!("SELECT FROM audit_month({})", 20_000 * day_ms));
+    assert_eq!(database.sql("SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit'::REGCLASS"), "12");
 }
