@@ -426,3 +426,69 @@ impl Queued {
         fields.as_str().len() + intents + self.seen.bytes() + names + 400
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use driftline_model::{KindName, Object, RecordId};
+    use driftline_protocol::ItemOp;
+
+    use super::*;
+
+    fn item(id: &str, group: Option<&str>) -> Item {
+        Item {
+            op_id: None,
+            n: None,
+            kind: KindName::new("k").expect("a kind"),
+            id: RecordId::new(id).expect("a record"),
+            op: ItemOp::Patch,
+            base_version: Seq::ZERO,
+            fields: Object::empty(),
+            intents: None,
+            hlc: None,
+            schema_version: 0,
+            group: group.map(Box::from),
+            hash: 0,
+        }
+    }
+
+    #[test]
+    fn gifts_take_the_numbers_below_an_edit_one_after_the_other_until_none_is_left() {
+        let mut queue = Queue::default();
+        let first = queue.push(item("x", None), Seen::default());
+        let second = queue.push(item("y", None), Seen::default());
+        assert_eq!((first, second, queue.acked_n()), (1 + ROOM, 2 + 2 * ROOM, 0));
+        for gift in 0..ROOM {
+            assert!(queue.has_room_below(second));
+            assert_eq!(queue.push_gift(item("y", None), Some(second)), first + 1 + gift);
+        }
+        assert!(!queue.has_room_below(second));
+        assert_eq!(queue.push_gift(item("y", None), Some(second)), second + 1, "as if nothing waited");
+        assert_eq!(queue.push_gift(item("z", None), None), second + 2);
+    }
+
+    #[test]
+    fn free_numbers_count_as_answered_only_with_the_edit_above_them() {
+        let mut queue = Queue::default();
+        let edit = queue.push(item("x", None), Seen::default());
+        let gift = queue.push_gift(item("x", None), Some(edit));
+        assert_eq!(queue.acked_n(), gift - 1);
+        queue.remove(gift);
+        assert_eq!(queue.acked_n(), gift);
+        queue.remove(edit);
+        assert_eq!(queue.acked_n(), edit);
+    }
+
+    #[test]
+    fn a_gift_between_the_numbers_of_a_group_does_not_part_it() {
+        let mut queue = Queue::default();
+        let ns = ["x", "y", "z"].map(|id| queue.push(item(id, Some("g")), Seen::default()));
+        let gift = queue.push_gift(item("y", None), Some(ns[1]));
+        assert!(ns[0] < gift && gift < ns[1]);
+        for n in ns {
+            assert_eq!(queue.unit(n), ns);
+        }
+        let (_, items) = queue.take_batch(BatchLimits::default(), &Policies::default()).expect("a batch");
+        let sent: Vec<_> = items.iter().filter_map(|item| item.n).collect();
+        assert_eq!(sent, [gift, ns[0], ns[1], ns[2]], "the gift comes first");
+    }
+}

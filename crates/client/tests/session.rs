@@ -190,12 +190,13 @@ fn another_epoch_pulls_a_snapshot_first_and_the_queue_counts_as_base_0() {
     );
     assert_eq!(device.shown("edited").as_deref(), Some(r#"{"a":2,"b":7}"#));
     let push = device.one();
-    assert_eq!(push.matches(r#""base_version":0"#).count(), 3, "{push}");
+    assert_eq!(push.matches(r#""base_version":0"#).count(), 4, "{push}");
     let place = |text: &str| push.find(text).unwrap_or_else(|| panic!("{text} in {push}"));
     assert!(place(r#""id":"lost","op":"create""#) < place(r#""id":"same","op":"patch""#));
-    assert!(place(r#""id":"same""#) < place(r#""id":"edited","op":"patch""#), "edits come after that");
-    let merged = result(2, "merged", 5, r#","record":{"version":5,"deleted":false,"fields":{"a":2,"b":7}}"#);
-    device.ack(1, 5, &format!("{},{},{merged}", result(0, "applied", 3, ""), result(1, "applied", 4, "")));
+    assert!(place(r#""id":"same""#) < place(r#""op_id":"op1""#), "edits come after that");
+    let merged = result(3, "merged", 6, r#","record":{"version":6,"deleted":false,"fields":{"a":2,"b":7}}"#);
+    let given = [0, 1, 2].map(|at| result(at, "applied", at + 3, "")).join(",");
+    device.ack(1, 6, &format!("{given},{merged}"));
     assert!(device.replica.is_settled());
     assert_eq!(
         (device.shown("same").as_deref(), device.shown("lost").as_deref()),

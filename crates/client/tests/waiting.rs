@@ -8,7 +8,7 @@ mod server;
 use std::collections::BTreeMap;
 
 use common::{Device, create, delete, patch};
-use driftline_client::Edit;
+use driftline_client::{DeadLetter, Edit, ItemCode};
 use proptest::prelude::*;
 use server::Server;
 
@@ -174,7 +174,11 @@ impl Story {
     }
 
     fn check(&self) {
-        let letters = self.device.replica.dead_letters();
+        // Edits of a row whose deletion a page told of before the restore find nothing, and leave nothing behind.
+        let lost = |letter: &&DeadLetter| {
+            letter.code != ItemCode::Gone || self.made.contains_key(letter.item.id.as_str())
+        };
+        let letters: Vec<_> = self.device.replica.dead_letters().iter().filter(lost).collect();
         assert!(letters.is_empty(), "{letters:?}");
         let live = self.server.state.records.iter().filter(|(_, record)| !record.deleted);
         let stored: Vec<_> = live.map(|(id, record)| (id.clone(), record.text(0))).collect();
