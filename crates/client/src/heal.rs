@@ -82,7 +82,7 @@ impl Replica {
                 self.enqueue_gift(&key, gift, lost.version);
                 rows += 1;
             }
-            self.journal.forget_after(&key, self.records.version(&key));
+            self.journal.forget_after(&key, self.records.version(&key).min(begun));
         }
         if rows > 0 {
             self.events.push(Event::Healing { rows });
@@ -118,7 +118,7 @@ impl Replica {
         let told = record.body().filter(|body| body.version > Seq::ZERO);
         let restored = told
             .map(|body| Restored { version: body.version, fields: (!body.deleted).then_some(&body.fields) });
-        let row = Row { key, lost, waiting: &waiting, rules, journal: &self.journal };
+        let row = Row { key, lost, begun, waiting: &waiting, rules, journal: &self.journal };
         match (restored, &lost.fields) {
             (Some(restored), _) if restored.version >= lost.version && lost.version <= begun => None,
             (None, None) => None,
@@ -130,7 +130,8 @@ impl Replica {
             (None | Some(Restored { fields: None, .. }), Some(fields)) => {
                 let certain = told.is_some() || lost.version > begun;
                 let hlc = if certain { lost.hlc } else { Hlc::from_bits(lost.version.number()) };
-                Some(Gift { hlc, ..row.create(fields) })
+                let version = told.map_or(Seq::ZERO, |body| body.version);
+                Some(Gift { hlc, ..row.create(fields, version) })
             }
             (Some(Restored { fields: Some(restored), version }), Some(fields)) => {
                 row.patch(restored, fields, version)
@@ -193,17 +194,19 @@ impl<'a> Waiting<'a> {
 struct Row<'a> {
     key: &'a Key,
     lost: &'a Lost,
+    /// Where the epoch began.
+    begun: Seq,
     waiting: &'a Waiting<'a>,
     rules: &'a Rules,
     journal: &'a Journal,
 }
 
 impl Row<'_> {
-    fn create(&self, fields: &Object) -> Gift {
+    fn create(&self, fields: &Object, version: Seq) -> Gift {
         let written = fields.iter().filter(|(name, _)| {
             !self.waiting.keeps(name) && !matches!(self.rules.rule(name), Some(Rule::Counter))
         });
-        let intents = Intents { increments: self.increments(Seq::ZERO), ..Intents::default() };
+        let intents = Intents { increments: self.increments(version), ..Intents::default() };
         Gift {
             op: ItemOp::Create,
             fields: object(written.collect()),
@@ -255,9 +258,10 @@ impl Row<'_> {
         })
     }
 
-    /// What this device had added to the row's counters after `version`.
+    /// What this device had added to the row's counters and the server lost, of a row that it tells at `version`. A
+    /// version of the new epoch says nothing of what had that number in the old one.
     fn increments(&self, version: Seq) -> Vec<(Box<str>, i64)> {
-        let mut increments = self.journal.since(self.key, version);
+        let mut increments = self.journal.since(self.key, version.min(self.begun));
         increments.retain(|(name, by)| *by != 0 && matches!(self.rules.rule(name), Some(Rule::Counter)));
         increments
     }

@@ -93,6 +93,8 @@ pub struct Server {
     pub whole_rows: bool,
     /// A field that every create has to write.
     pub required: Option<&'static str>,
+    /// Where the epoch began, if pages tell it.
+    pub begun: Option<u64>,
     items: u64,
 }
 
@@ -100,7 +102,16 @@ impl Server {
     pub fn new(devices: usize, busy_every: u64) -> Self {
         let connections = (0..devices).map(|_| None).collect();
         let state = State::default();
-        Self { state, epoch: 1, connections, busy_every, whole_rows: false, required: None, items: 0 }
+        Self {
+            state,
+            epoch: 1,
+            connections,
+            busy_every,
+            whole_rows: false,
+            required: None,
+            begun: None,
+            items: 0,
+        }
     }
 
     pub fn epoch_text(&self) -> String {
@@ -199,7 +210,8 @@ impl Server {
             true => page(&text.join(","), seq, &cursor, true),
             false => page_with_sums(&text.join(","), seq, &cursor, &self.checksum(device)),
         };
-        let reply = format!(r#"{{"reply_to":"{reply_to}","#);
+        let begun = self.begun.map_or(String::new(), |begun| format!(r#""epoch_seq":{begun},"#));
+        let reply = format!(r#"{{"reply_to":"{reply_to}",{begun}"#);
         let text = self.with_clock(&text);
         let connection = self.connections[device].as_mut().unwrap();
         connection.accounted = seq;
@@ -359,6 +371,7 @@ impl Server {
     }
 
     pub fn restore(&mut self, state: State) {
+        self.begun = self.begun.map(|_| state.seq);
         self.state = state;
         self.epoch += 1;
         self.connections.iter_mut().for_each(|connection| *connection = None);
