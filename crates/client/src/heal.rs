@@ -39,6 +39,7 @@ use crate::intents::{Change, element_id, join, object};
 use crate::journal::Journal;
 use crate::policies::{Rule, Rules, rank};
 use crate::queue::{Queue, Source};
+use crate::record::Record;
 use crate::records::Key;
 use crate::replica::Replica;
 
@@ -112,10 +113,12 @@ impl Replica {
     }
 
     fn gift(&self, key: &Key, lost: &Lost, begun: Seq) -> Option<Gift> {
-        let record = self.records.get(key.0.as_str(), key.1.as_str())?;
-        let waiting = Waiting::of(&record.pending, &self.queue);
+        // Nothing is left of a row of which only a gift waited that was taken back.
+        let record = self.records.get(key.0.as_str(), key.1.as_str());
+        let pending = record.map_or(&[][..], |record| &record.pending);
+        let waiting = Waiting::of(pending, &self.queue);
         let rules = self.records.policies.of(&key.0);
-        let told = record.body().filter(|body| body.version > Seq::ZERO);
+        let told = record.and_then(Record::body).filter(|body| body.version > Seq::ZERO);
         let restored = told
             .map(|body| Restored { version: body.version, fields: (!body.deleted).then_some(&body.fields) });
         let row = Row { key, lost, begun, waiting: &waiting, rules, journal: &self.journal };
