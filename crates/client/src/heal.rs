@@ -95,18 +95,20 @@ impl Replica {
     fn take_back(&mut self, key: &Key, lost: &mut Lost) {
         let gone = self.records.version(key) == Seq::ZERO;
         let Some(record) = self.records.get(key.0.as_str(), key.1.as_str()).filter(|_| gone) else { return };
+        if Waiting::of(&record.pending, &self.queue).creates() {
+            return;
+        }
         let is_gift = |n: &u64| self.queue.source(*n) == Some(Source::Heal);
         let gifts: Vec<u64> = record.pending.iter().copied().filter(is_gift).collect();
         for n in gifts {
             let Some((item, _)) = self.take_off(n) else { continue };
             let intents = item.intents.as_deref();
-            // A row that was told while it was to be made again is newer than the gift.
-            if item.op != ItemOp::Create {
-                let change = Change { op: item.op, fields: &item.fields, intents, seen: None };
-                let rules = self.records.policies.of(&key.0);
-                let fields = change.effect(lost.fields.as_ref().map(Cow::Borrowed), None, rules);
-                lost.fields = fields.map(Cow::into_owned);
-            }
+            let change = Change { op: item.op, fields: &item.fields, intents, seen: None };
+            let rules = self.records.policies.of(&key.0);
+            let fields = change.effect(lost.fields.as_ref().map(Cow::Borrowed), None, rules);
+            lost.fields = fields.map(Cow::into_owned);
+            // The gift has the clock of a history that the told row knows nothing of.
+            lost.hlc = lost.hlc.max(item.hlc.unwrap_or(lost.hlc));
             let increments = intents.map_or(&[][..], |intents| &intents.increments);
             self.journal.note(key, lost.version, increments);
         }
@@ -125,6 +127,8 @@ impl Replica {
         match (restored, &lost.fields) {
             (Some(restored), _) if restored.version >= lost.version && lost.version <= begun => None,
             (None, None) => None,
+            // An earlier gift makes it, with the clock of what it holds.
+            (None, Some(_)) if waiting.creates() => None,
             // The user deletes it anyway.
             (Some(_), _) if waiting.delete() => None,
             (None, Some(_)) if waiting.delete() && waiting.before.is_none() => None,
@@ -185,6 +189,11 @@ impl<'a> Waiting<'a> {
 
     fn delete(&self) -> bool {
         self.items.iter().any(|(item, _)| item.op == ItemOp::Delete)
+    }
+
+    /// Whether a gift of an earlier epoch makes the row.
+    fn creates(&self) -> bool {
+        self.items.iter().any(|(item, source)| item.op == ItemOp::Create && *source == Source::Heal)
     }
 
     /// Whether a field is left to what waits, because a gift would count as the later write.
