@@ -172,7 +172,7 @@ fn other_seeds_tell_other_stories() {
 
 /// Planted faults with the laws that may find them. `I4` is found by the verifier, `model` by the reference model.
 const MUTANTS: &[(Fault, &[&str])] = &[
-    (Fault::ForgetsAnswers, &["I1"]),
+    (Fault::ForgetsAnswers, &["I1", "I4"]),
     (Fault::ForgetsTooEarly, &["I1"]),
     (Fault::AnswersBeforeCommit, &["I1", "I4", "I5", "I8"]),
     (Fault::ReusesASeq, &["I5"]),

@@ -163,7 +163,7 @@ impl Replica {
         self.dead_letters.push(letter);
     }
 
-    fn take_off(&mut self, n: u64) -> Option<(Item, Source)> {
+    pub(crate) fn take_off(&mut self, n: u64) -> Option<(Item, Source)> {
         let (item, source) = self.queue.remove(n)?;
         self.records.remove_pending(&(item.kind.clone(), item.id.clone()), n);
         Some((item, source))

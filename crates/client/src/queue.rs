@@ -44,6 +44,8 @@ struct Queued {
     place: Place,
     /// How often the server asked to send it again later.
     refusals: u32,
+    /// How many of the numbers right below its own are free.
+    room: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +76,11 @@ pub(crate) struct BatchLimits {
 /// The delay after the first refusal, when the server names none; it doubles with every further one.
 const RETRY_MS_FIRST: u64 = 1_000;
 const RETRY_MS_MAX: u64 = 30_000;
+
+/// How many numbers are left free below an edit of the user's. What the device gives back of the edit's record to a
+/// restored server was there before the edit, and a server takes the greater number of a device for the later write.
+/// Each restore that happens while the edit waits takes one.
+const ROOM: u64 = 8;
 
 /// How often an edit gets a new base before it goes without one.
 const REBASES_MAX: u32 = 2;
@@ -109,22 +116,57 @@ impl Queue {
         self.items.values().map(|queued| &queued.item)
     }
 
-    /// The number that the next edit gets.
+    /// The number that the user's next edit gets.
     pub(crate) fn next_n(&self) -> u64 {
-        self.next_n
+        self.next_n + ROOM
+    }
+
+    /// Tells where an edit comes from.
+    pub(crate) fn source(&self, n: u64) -> Option<Source> {
+        self.items.get(&n).map(|queued| queued.source)
+    }
+
+    /// Tells whether a number is left that makes a gift older than an edit.
+    pub(crate) fn has_room_below(&self, n: u64) -> bool {
+        self.items.get(&n).is_some_and(|queued| queued.room > 0)
     }
 
     /// The highest number up to which every edit was decided.
     pub(crate) fn acked_n(&self) -> u64 {
-        self.items.keys().next().map_or(self.next_n, |first| *first) - 1
+        self.items.iter().next().map_or(self.next_n, |(n, first)| n - first.room) - 1
     }
 
-    /// Takes an edit in; its `n` is the queue's next number.
-    pub(crate) fn push(&mut self, item: Item, source: Source, seen: Seen) -> u64 {
-        let n = self.next_n;
-        self.next_n += 1;
-        self.items.insert(n, Queued { item, source, seen, place: Place::Unsent, refusals: 0 });
-        self.unsent.insert((source, n));
+    /// Takes an edit of the user's in and gives it its number.
+    pub(crate) fn push(&mut self, item: Item, seen: Seen) -> u64 {
+        let n = self.next_n();
+        self.next_n = n + 1;
+        let queued =
+            Queued { item, source: Source::User, seen, place: Place::Unsent, refusals: 0, room: ROOM };
+        self.insert(n, queued)
+    }
+
+    /// Takes a gift in and gives it its number: one below that of the edit which it has to come before, if there is one
+    /// left. A later gift that comes before the same edit gets a greater number.
+    pub(crate) fn push_gift(&mut self, item: Item, before: Option<u64>) -> u64 {
+        let edit = before.and_then(|n| Some((n, self.items.get_mut(&n).filter(|edit| edit.room > 0)?)));
+        let n = match edit {
+            Some((n, edit)) => {
+                edit.room -= 1;
+                n - edit.room - 1
+            }
+            None => {
+                self.next_n += 1;
+                self.next_n - 1
+            }
+        };
+        let (source, seen) = (Source::Heal, Seen::default());
+        self.insert(n, Queued { item, source, seen, place: Place::Unsent, refusals: 0, room: 0 })
+    }
+
+    fn insert(&mut self, n: u64, mut queued: Queued) -> u64 {
+        queued.item.n = Some(n);
+        self.unsent.insert((queued.source, n));
+        self.items.insert(n, queued);
         n
     }
 
@@ -226,12 +268,15 @@ impl Queue {
         self.in_flight.iter().map(|batch| batch.ns.len()).sum()
     }
 
-    /// The edits that go together with `n`: its group, whose numbers follow each other, or itself alone.
+    /// The edits that go together with `n`: its group, between whose numbers are none but those of gifts, or itself
+    /// alone.
     fn unit(&self, n: u64) -> Vec<u64> {
         let Some(group) = self.item(n).and_then(|item| item.group.as_ref()) else { return vec![n] };
+        let users = |(_, queued): &(&u64, &Queued)| queued.source == Source::User;
         let same = |(_, queued): &(&u64, &Queued)| queued.item.group.as_ref() == Some(group);
-        let first = self.items.range(..n).rev().take_while(same).last().map_or(n, |(n, _)| *n);
-        self.items.range(first..).take_while(same).map(|(n, _)| *n).collect()
+        let before = self.items.range(..n).rev().filter(users).take_while(same);
+        let first = before.last().map_or(n, |(n, _)| *n);
+        self.items.range(first..).filter(users).take_while(same).map(|(n, _)| *n).collect()
     }
 
     /// Takes the batch that an answer names off the flight; without a name it is the oldest.
@@ -379,5 +424,71 @@ impl Queued {
         });
         let names = 2 * (kind.as_str().len() + id.as_str().len());
         fields.as_str().len() + intents + self.seen.bytes() + names + 400
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use driftline_model::{KindName, Object, RecordId};
+    use driftline_protocol::ItemOp;
+
+    use super::*;
+
+    fn item(id: &str, group: Option<&str>) -> Item {
+        Item {
+            op_id: None,
+            n: None,
+            kind: KindName::new("k").expect("a kind"),
+            id: RecordId::new(id).expect("a record"),
+            op: ItemOp::Patch,
+            base_version: Seq::ZERO,
+            fields: Object::empty(),
+            intents: None,
+            hlc: None,
+            schema_version: 0,
+            group: group.map(Box::from),
+            hash: 0,
+        }
+    }
+
+    #[test]
+    fn gifts_take_the_numbers_below_an_edit_one_after_the_other_until_none_is_left() {
+        let mut queue = Queue::default();
+        let first = queue.push(item("x", None), Seen::default());
+        let second = queue.push(item("y", None), Seen::default());
+        assert_eq!((first, second, queue.acked_n()), (1 + ROOM, 2 + 2 * ROOM, 0));
+        for gift in 0..ROOM {
+            assert!(queue.has_room_below(second));
+            assert_eq!(queue.push_gift(item("y", None), Some(second)), first + 1 + gift);
+        }
+        assert!(!queue.has_room_below(second));
+        assert_eq!(queue.push_gift(item("y", None), Some(second)), second + 1, "as if nothing waited");
+        assert_eq!(queue.push_gift(item("z", None), None), second + 2);
+    }
+
+    #[test]
+    fn free_numbers_count_as_answered_only_with_the_edit_above_them() {
+        let mut queue = Queue::default();
+        let edit = queue.push(item("x", None), Seen::default());
+        let gift = queue.push_gift(item("x", None), Some(edit));
+        assert_eq!(queue.acked_n(), gift - 1);
+        queue.remove(gift);
+        assert_eq!(queue.acked_n(), gift);
+        queue.remove(edit);
+        assert_eq!(queue.acked_n(), edit);
+    }
+
+    #[test]
+    fn a_gift_between_the_numbers_of_a_group_does_not_part_it() {
+        let mut queue = Queue::default();
+        let ns = ["x", "y", "z"].map(|id| queue.push(item(id, Some("g")), Seen::default()));
+        let gift = queue.push_gift(item("y", None), Some(ns[1]));
+        assert!(ns[0] < gift && gift < ns[1]);
+        for n in ns {
+            assert_eq!(queue.unit(n), ns);
+        }
+        let (_, items) = queue.take_batch(BatchLimits::default(), &Policies::default()).expect("a batch");
+        let sent: Vec<_> = items.iter().filter_map(|item| item.n).collect();
+        assert_eq!(sent, [gift, ns[0], ns[1], ns[2]], "the gift comes first");
     }
 }

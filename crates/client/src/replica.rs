@@ -9,7 +9,7 @@ use crate::edit::{Edit, EditError};
 use crate::event::{DeadLetter, Event, Events};
 use crate::journal::Journal;
 use crate::pull::{Order, Pull};
-use crate::queue::{BatchLimits, Queue, Source};
+use crate::queue::{BatchLimits, Queue};
 use crate::record::{Body, View};
 use crate::records::Records;
 use crate::repair::Repair;
@@ -223,18 +223,16 @@ impl Replica {
     fn enqueue(&mut self, edit: Edit, op_id: OpId, group: Option<&str>, now_ms: u64) -> u64 {
         self.hlc = self.hlc.tick(now_ms);
         let key = (edit.kind, edit.id);
-        let n = self.queue.next_n();
         let base_version = self.records.version(&key);
         let seen = match edit.op {
             ItemOp::Delete => Seen::default(),
             _ => self.records.seen(&key, &edit.fields, &self.queue),
         };
-        self.records.add_pending(&key, n);
-        let (kind, id) = key;
+        let (kind, id) = key.clone();
         let asks = edit.op != ItemOp::Delete && !edit.intents.is_empty();
         let item = Item {
             op_id: Some(op_id),
-            n: Some(n),
+            n: None,
             kind,
             id,
             op: edit.op,
@@ -246,7 +244,9 @@ impl Replica {
             group: group.map(Box::from),
             hash: 0,
         };
-        self.queue.push(item, Source::User, seen)
+        let n = self.queue.push(item, seen);
+        self.records.add_pending(&key, n);
+        n
     }
 
     /// Asks the server for what is new, as soon as a session allows it.

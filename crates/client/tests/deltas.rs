@@ -57,5 +57,5 @@ fn edits_of_one_record_stay_edits_of_their_own() {
     assert_eq!(written(&message), [r#"{"d":40}"#, r#"{"e":50}"#, r#"{"d":41}"#]);
     let items = items(&message);
     let heads: Vec<_> = items.iter().map(|item| (item.n, item.base_version.number())).collect();
-    assert_eq!(heads, [(Some(1), 3), (Some(2), 3), (Some(3), 3)], "each with the base that its author saw");
+    assert_eq!(heads, [(Some(9), 3), (Some(18), 3), (Some(27), 3)], "each with the base that its author saw");
 }

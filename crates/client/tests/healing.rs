@@ -176,17 +176,29 @@ fn a_row_that_others_edited_after_the_restore_gets_back_what_is_missing() {
 }
 
 #[test]
-fn fields_that_the_user_edits_are_left_to_the_edit_and_a_deletion_to_the_user() {
+fn a_gift_is_whole_and_older_than_the_edits_of_the_user_that_follow_it() {
     let rows = [put("x", 9, r#"{"a":1,"b":1}"#), put("y", 9, "{}"), row("z", 9, "delete", "{}")].join(",");
     let mut device = Device::synced(&rows);
     device.edit(patch("x", r#"{"a":2}"#));
     device.edit(delete("y"));
     let sent = given_back(&mut device, &put("z", 3, r#"{"a":1}"#), 5);
-    let heal = sent.find(r#""fields":{"b":1}"#).expect("what the user did not edit");
-    assert!(heal < sent.find(r#""fields":{"a":2}"#).expect("the edit"), "{sent}");
-    assert!(!sent.contains(r#""id":"y","op":"create""#), "{sent}");
+    // (n, op) as they are sent
+    let of = |id: &str| -> Vec<(u64, String)> {
+        let start = format!(r#""id":"{id}","#);
+        let parts = sent.split(&start).skip(1);
+        let value = |part: &str, name: &str| {
+            let rest = part.split_once(&format!("\"{name}\":")).expect("it is there").1;
+            rest.split([',', '}']).next().expect("a value").trim_matches('"').to_owned()
+        };
+        parts.map(|part| (value(part, "n").parse().expect("a number"), value(part, "op"))).collect()
+    };
+    // Its number makes it older than the edit, and younger than what the device sent before.
+    assert_eq!(of("x"), [(1, "create".into()), (9, "patch".into())], "{sent}");
+    assert_eq!(of("y"), [(10, "create".into()), (18, "delete".into())], "{sent}");
+    assert!(sent.contains(r#""fields":{"a":1,"b":1}"#) && sent.contains(r#""fields":{"a":2}"#), "{sent}");
+    assert!(sent.contains(r#""acked_n":0"#), "{sent}");
     assert!(sent.contains(r#""id":"z","op":"delete""#), "a deletion is given back as well: {sent}");
-    assert_eq!(device.shown("x").as_deref(), Some(r#"{"a":2,"b":1}"#));
+    assert_eq!((device.shown("x").as_deref(), device.shown("y")), (Some(r#"{"a":2,"b":1}"#), None));
 }
 
 const RULES: &str = r#"{"strategy":"preserve_escalation","fields":{"n":{"rule":"counter"},"s":{"rule":"set"},

@@ -6,6 +6,7 @@ mod common;
 mod server;
 
 use common::{Device, create, delete, patch};
+use driftline_client::{DeadLetter, ItemCode};
 use proptest::prelude::*;
 use server::Server;
 
@@ -74,7 +75,9 @@ struct Story {
 impl Story {
     fn new(busy_every: u64) -> Self {
         let devices = (0..DEVICES).map(|_| Device::new()).collect();
-        Self { server: Server::new(DEVICES, busy_every), devices, saved: server::State::default(), edits: 0 }
+        let mut server = Server::new(DEVICES, busy_every);
+        server.required = Some("f0");
+        Self { server, devices, saved: server::State::default(), edits: 0 }
     }
 
     fn run(&mut self, step: &Step) {
@@ -84,11 +87,13 @@ impl Story {
                 let id = format!("r{record}");
                 let json = format!(r#"{{"f{field}":{}}}"#, self.edits);
                 let json = if field == 3 { "{}" } else { &json };
+                let whole = format!(r#"{{"f0":{},"f{field}":{}}}"#, self.edits, self.edits);
+                let whole = if field == 0 { json } else { &whole };
                 let live = self.devices[device].shown(&id).is_some();
                 let edit = match op {
                     0 if live => delete(&id),
                     _ if live => patch(&id, json),
-                    0..5 => create(&id, json),
+                    0..5 => create(&id, whole),
                     _ => return,
                 };
                 let edit = if field == 3 && op > 0 { edit.increment("n", i64::from(op)) } else { edit };
@@ -174,6 +179,16 @@ impl Story {
         panic!("not settled: {:?}", self.devices.iter().map(|device| &device.replica).collect::<Vec<_>>());
     }
 
+    /// No device gave anything back that the server could not take.
+    fn check_letters(&self) {
+        use ItemCode::{DeviceIdReused, Invalid, TooOld};
+        for (at, device) in self.devices.iter().enumerate() {
+            let bad = |letter: &&DeadLetter| matches!(letter.code, DeviceIdReused | Invalid | TooOld);
+            let bad: Vec<_> = device.replica.dead_letters().iter().filter(bad).collect();
+            assert_eq!(bad, [] as [&DeadLetter; 0], "device {at}");
+        }
+    }
+
     /// Everybody sees the server's fields; `Exact`: and has its versions and its place.
     fn check(&self, exactness: Exactness) {
         for (at, device) in self.devices.iter().enumerate() {
@@ -238,6 +253,7 @@ fn ended(busy_every: u64, steps: &[Step]) -> Story {
         story.devices.iter_mut().for_each(|device| device.replica.request_pull());
         story.settle();
         story.check(Exactness::Exact);
+        story.check_letters();
         story
     }
 }

@@ -11,7 +11,7 @@ fn over_http_one_request_pushes_and_pulls() {
     let request = device.replica.http_request().unwrap();
     assert_eq!(
         request,
-        r#"{"acked_n":0,"data_types":[],"batch_seq":1,"batch":[{"kind":"note","id":"x","op":"create","op_id":"op1","n":1,"base_version":0,"hlc":"0000000003e8-0000","fields":{"a":1}}]}"#
+        r#"{"acked_n":0,"data_types":[],"batch_seq":1,"batch":[{"kind":"note","id":"x","op":"create","op_id":"op1","n":9,"base_version":0,"hlc":"0000000003e8-0000","fields":{"a":1}}]}"#
     );
     assert_eq!(device.replica.http_request(), None, "one at a time");
     let answer = |ack: &str, page: &str| format!(r#"{{"server_time":"","ack":{ack},"data":{page}}}"#);
@@ -31,7 +31,7 @@ fn over_http_one_request_pushes_and_pulls() {
         "retryable":false,"reason":"epoch_changed","keep_queue":true,"first":"snapshot","epoch":"00000002"}"#;
     device.replica.handle_http(410, problem.as_bytes(), 0).unwrap();
     let snapshot = device.replica.http_request().unwrap();
-    assert_eq!(snapshot, r#"{"acked_n":1,"data_types":[],"epoch":"00000002"}"#);
+    assert_eq!(snapshot, r#"{"acked_n":9,"data_types":[],"epoch":"00000002"}"#);
     let rows = page(&put("x", 1, r#"{"a":5}"#), 1, "d1", false);
     device.replica.handle_http(200, answer("null", &rows).as_bytes(), 0).unwrap();
     let push = device.replica.http_request().unwrap();

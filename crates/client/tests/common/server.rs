@@ -3,7 +3,7 @@
 //! each other and the pages.
 #![allow(dead_code, clippy::unwrap_used, unreachable_pub, reason = "a part of tests")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use driftline_model::{Hlc, Limits, RecordId, Seq};
@@ -58,7 +58,11 @@ impl Record {
 pub struct State {
     pub seq: u64,
     pub records: BTreeMap<String, Record>,
-    results: BTreeMap<(usize, String), String>,
+    /// The number and the first answer by the device's name for the change.
+    results: BTreeMap<(usize, String), (u64, String)>,
+    /// Per device, the numbers that came, and up to which it has heard the answers.
+    numbers: BTreeMap<usize, BTreeSet<u64>>,
+    heard: BTreeMap<usize, u64>,
     /// Where a record left a device's scopes, and where it came back into them.
     left: BTreeMap<(usize, String), u64>,
     entered: BTreeMap<(usize, String), u64>,
@@ -87,13 +91,27 @@ pub struct Server {
     pub busy_every: u64,
     /// Changes and results are told as whole records.
     pub whole_rows: bool,
+    /// A field that every create has to write.
+    pub required: Option<&'static str>,
+    /// Where the epoch began, if pages tell it.
+    pub begun: Option<u64>,
     items: u64,
 }
 
 impl Server {
     pub fn new(devices: usize, busy_every: u64) -> Self {
         let connections = (0..devices).map(|_| None).collect();
-        Self { state: State::default(), epoch: 1, connections, busy_every, whole_rows: false, items: 0 }
+        let state = State::default();
+        Self {
+            state,
+            epoch: 1,
+            connections,
+            busy_every,
+            whole_rows: false,
+            required: None,
+            begun: None,
+            items: 0,
+        }
     }
 
     pub fn epoch_text(&self) -> String {
@@ -130,6 +148,7 @@ impl Server {
                 );
             }
             Inbound::SyncData(push) => {
+                self.hear(device, push.acked_n.unwrap());
                 let items = push.items.into_iter().map(Result::unwrap).enumerate();
                 let results: Vec<_> = items.map(|(at, item)| self.decide(device, at, &item)).collect();
                 let text = ack(push.batch_seq.unwrap(), self.state.seq, &results.join(","));
@@ -146,6 +165,13 @@ impl Server {
             },
             _ => {}
         }
+    }
+
+    /// Learns up to which number a device has heard the answers; it cannot have heard any to what never came.
+    fn hear(&mut self, device: usize, acked_n: u64) {
+        let last_n = self.state.numbers.get(&device).and_then(|numbers| numbers.last().copied()).unwrap_or(0);
+        let heard = self.state.heard.entry(device).or_default();
+        *heard = acked_n.min(last_n).max(*heard);
     }
 
     fn tell(&mut self, device: usize, text: String) {
@@ -184,7 +210,8 @@ impl Server {
             true => page(&text.join(","), seq, &cursor, true),
             false => page_with_sums(&text.join(","), seq, &cursor, &self.checksum(device)),
         };
-        let reply = format!(r#"{{"reply_to":"{reply_to}","#);
+        let begun = self.begun.map_or(String::new(), |begun| format!(r#""epoch_seq":{begun},"#));
+        let reply = format!(r#"{{"reply_to":"{reply_to}",{begun}"#);
         let text = self.with_clock(&text);
         let connection = self.connections[device].as_mut().unwrap();
         connection.accounted = seq;
@@ -344,6 +371,7 @@ impl Server {
     }
 
     pub fn restore(&mut self, state: State) {
+        self.begun = self.begun.map(|_| state.seq);
         self.state = state;
         self.epoch += 1;
         self.connections.iter_mut().for_each(|connection| *connection = None);
@@ -354,14 +382,25 @@ impl Server {
         if self.busy_every > 0 && self.items.is_multiple_of(self.busy_every) {
             return format!(r#"{{"index":{at},"code":"busy"}}"#);
         }
-        let op = (device, item.op_id.as_ref().unwrap().to_string());
-        if let Some(first) = self.state.results.get(&op) {
-            return format!(r#"{{"index":{at},"duplicate":true,{first}}}"#);
+        let (op, n) = ((device, item.op_id.as_ref().unwrap().to_string()), item.n.unwrap());
+        match self.state.results.get(&op) {
+            Some((known, first)) if *known == n => {
+                return format!(r#"{{"index":{at},"duplicate":true,{first}}}"#);
+            }
+            Some(_) => return format!(r#"{{"index":{at},"code":"device_id_reused"}}"#),
+            None => {}
+        }
+        if self.state.numbers.get(&device).is_some_and(|numbers| numbers.contains(&n)) {
+            return format!(r#"{{"index":{at},"code":"device_id_reused"}}"#);
+        }
+        if self.state.heard.get(&device).is_some_and(|heard| n <= *heard) {
+            return format!(r#"{{"index":{at},"code":"too_old"}}"#);
         }
         let before = self.state.seq;
         let result = self.apply(device, item);
         if !result.contains("client_ahead") {
-            self.state.results.insert(op, result.clone());
+            self.state.results.insert(op, (n, result.clone()));
+            self.state.numbers.entry(device).or_default().insert(n);
         }
         if self.state.seq > before {
             let id = item.id.as_str();
@@ -381,6 +420,9 @@ impl Server {
         let (n, seq) = (item.n.unwrap(), self.state.seq + 1);
         let base = if item.op == ItemOp::Create { 0 } else { item.base_version.number() };
         let gone = r#""code":"gone""#.to_owned();
+        if item.op == ItemOp::Create && self.required.is_some_and(|name| item.fields.get(name).is_none()) {
+            return r#""code":"invalid""#.to_owned();
+        }
         self.state.hlc = self.state.hlc.max(item.hlc.unwrap());
         if self.is_hidden(device, item.id.as_str()) {
             return if item.op == ItemOp::Create { r#""code":"forbidden""#.to_owned() } else { gone };
