@@ -8,7 +8,7 @@ mod server;
 use std::collections::BTreeMap;
 
 use common::{Device, create, delete, patch};
-use driftline_client::{DeadLetter, Edit, Event, ItemCode};
+use driftline_client::{DeadLetter, Edit, ItemCode};
 use proptest::prelude::*;
 use server::Server;
 
@@ -57,8 +57,7 @@ struct Story {
     edits: u64,
     /// How many devices hold anything.
     healers: usize,
-    /// Whether the user's device has the whole snapshot of the present epoch.
-    caught_up: bool,
+    restores: usize,
 }
 
 impl Story {
@@ -68,12 +67,10 @@ impl Story {
         let ids = std::array::from_fn(|row| format!("r{row}"));
         server.begun = Some(0);
         let (devices, saved) = ([Device::new(), Device::new()], server::State::default());
-        Self { server, devices, saved, made: BTreeMap::new(), ids, edits: 0, healers: 1, caught_up: false }
+        Self { server, devices, saved, made: BTreeMap::new(), ids, edits: 0, healers: 1, restores: 0 }
     }
 
     fn run(&mut self, step: &Step) {
-        self.caught_up |=
-            self.devices[0].events().iter().any(|event| matches!(event, Event::CaughtUp { .. }));
         match step {
             Step::Edit(wishes) => {
                 let edits: Vec<Edit> = wishes.iter().map(|(row, how)| self.wish(*row, *how)).collect();
@@ -96,14 +93,22 @@ impl Story {
                 self.sync(*at);
             }
             Step::Save => self.saved = self.server.state.clone(),
-            // What a device gives back goes by where the last epoch began: it knows of no other that came between.
-            Step::Restore if self.healers > 1 && !self.caught_up => {}
+            // A device knows where the last epoch began and of no other before it, and copies of two devices are told
+            // apart by clocks that begin anew: a second restore waits for the first to be healed.
+            Step::Restore if self.healers > 1 && self.restores > 0 && !self.is_healed() => {}
             Step::Restore => {
-                self.caught_up = false;
+                self.restores += 1;
                 self.server.restore(self.saved.clone());
                 self.devices.iter_mut().for_each(|device| device.replica.handle_disconnected());
             }
         }
+    }
+
+    /// Whether the user's device has sent all that it holds to the present epoch.
+    fn is_healed(&self) -> bool {
+        let replica = &self.devices[0].replica;
+        let known = replica.epoch().is_some_and(|epoch| epoch.to_string() == self.server.epoch_text());
+        known && replica.queue_len() == 0 && replica.seq().number() > 0
     }
 
     /// Makes an edit of a row, and notes what it comes to.
