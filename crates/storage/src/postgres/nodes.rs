@@ -211,7 +211,7 @@ fn look(store: &PostgresStore, mut versions: Vec<u64>, readers: &[(HashMap<Strin
 }
 
 fn changes() -> u64 {
-    std::env::var("DRIFTLINE_CHANGES").map_or(40_000, |given| given.parse().expect("a number of changes"))
+    std::env::var("DRIFTLINE_CHANGES").map_or(20_000, |given| given.parse().expect("a number of changes"))
 }
 
 #[test]
