@@ -10,7 +10,7 @@
 use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text};
 
 use crate::rows::{AuditInsert, ConflictColumns, ConflictWrite, RecordSql, RecordWrite, ResultRow};
 
@@ -227,50 +227,27 @@ statement! {
 }
 
 statement! {
-    /// Moves devices.
-    MoveDevices {
+    /// What every group moves, in one statement: devices, answered batches, the sums of live rows, and the head if it
+    /// moved. Sums of integers do not wrap, so the halves are added: the lower ones carry into the upper ones.
+    Settle {
+        tenant_no: i32 => Integer, now: i64 => BigInt, moved: bool => Bool, head_seq: i64 => BigInt, hlc: i64 => BigInt,
         device_no: Vec<i32> => Array<Integer>, last_n: Vec<i64> => Array<BigInt>, acked_n: Vec<i64> => Array<BigInt>,
-        now: i64 => BigInt,
+        batch_device: Vec<i32> => Array<Integer>, sync_id: Vec<String> => Array<Text>,
+        batch_seq: Vec<i64> => Array<BigInt>, scope_no: Vec<i32> => Array<Integer>,
+        kind_no: Vec<i32> => Array<Integer>, count: Vec<i64> => Array<BigInt>, sum: Vec<i64> => Array<BigInt>,
     } =
-    "UPDATE devices AS d SET last_n = w.last_n, acked_n = w.acked_n, last_seen_at = " ? now: BigInt
+    "WITH devices_moved AS (UPDATE devices AS d SET last_n = w.last_n, acked_n = w.acked_n, last_seen_at = " ? now: BigInt
     " FROM unnest(" ? device_no: Array<Integer>
     ", " ? last_n: Array<BigInt>
     ", " ? acked_n: Array<BigInt>
-    ") AS w(device_no, last_n, acked_n) WHERE d.device_no = w.device_no"
-}
-
-statement! {
-    /// Moves a head.
-    MoveHead { seq: i64 => BigInt, hlc: i64 => BigInt, now: i64 => BigInt, tenant_no: i32 => Integer } =
-    "UPDATE stream_head SET seq = " ? seq: BigInt
-    ", hlc = " ? hlc: BigInt
-    ", received_at = " ? now: BigInt
-    " WHERE tenant_no = " ? tenant_no: Integer
-    ""
-}
-
-statement! {
-    /// Remembers answered batches.
-    PutBatches {
-        tenant_no: i32 => Integer, now: i64 => BigInt, device_no: Vec<i32> => Array<Integer>,
-        sync_id: Vec<String> => Array<Text>, batch_seq: Vec<i64> => Array<BigInt>,
-    } =
-    "INSERT INTO sync_batches (tenant_no, device_no, sync_id, batch_seq, at) SELECT " ? tenant_no: Integer
+    ") AS w(device_no, last_n, acked_n) WHERE d.device_no = w.device_no), \
+     batches_put AS (INSERT INTO sync_batches (tenant_no, device_no, sync_id, batch_seq, at) SELECT " ? tenant_no: Integer
     ", w.*, " ? now: BigInt
-    " FROM unnest(" ? device_no: Array<Integer>
+    " FROM unnest(" ? batch_device: Array<Integer>
     ", " ? sync_id: Array<Text>
     ", " ? batch_seq: Array<BigInt>
-    ") AS w ON CONFLICT (tenant_no, device_no, sync_id, batch_seq) DO UPDATE SET at = excluded.at"
-}
-
-statement! {
-    /// Adds to the sums of live rows. Sums of integers do not wrap, so the halves are added: the lower ones carry into
-    /// the upper ones.
-    AddSums {
-        tenant_no: i32 => Integer, scope_no: Vec<i32> => Array<Integer>, kind_no: Vec<i32> => Array<Integer>,
-        count: Vec<i64> => Array<BigInt>, sum: Vec<i64> => Array<BigInt>,
-    } =
-    "INSERT INTO scope_sums AS s (tenant_no, scope_no, kind_no, count, sum) SELECT " ? tenant_no: Integer
+    ") AS w ON CONFLICT (tenant_no, device_no, sync_id, batch_seq) DO UPDATE SET at = excluded.at), \
+     sums_added AS (INSERT INTO scope_sums AS s (tenant_no, scope_no, kind_no, count, sum) SELECT " ? tenant_no: Integer
     ", w.* FROM unnest(" ? scope_no: Array<Integer>
     ", " ? kind_no: Array<Integer>
     ", " ? count: Array<BigInt>
@@ -278,7 +255,13 @@ statement! {
     ") AS w ON CONFLICT (tenant_no, scope_no, kind_no) DO UPDATE SET count = s.count + excluded.count, \
      sum = ((((s.sum >> 32) & 4294967295) + ((excluded.sum >> 32) & 4294967295) \
      + (((s.sum & 4294967295) + (excluded.sum & 4294967295)) >> 32)) << 32) \
-     | (((s.sum & 4294967295) + (excluded.sum & 4294967295)) & 4294967295)"
+     | (((s.sum & 4294967295) + (excluded.sum & 4294967295)) & 4294967295)) \
+     UPDATE stream_head SET seq = " ? head_seq: BigInt
+    ", hlc = " ? hlc: BigInt
+    ", received_at = " ? now: BigInt
+    " WHERE tenant_no = " ? tenant_no: Integer
+    " AND " ? moved: Bool
+    ""
 }
 
 statement! {

@@ -14,8 +14,7 @@ use futures_util::future::{BoxFuture, join_all};
 
 use super::commit::Failure;
 use super::sql::{
-    AddSums, Commit, ForgetAnswers, ForgetExits, MoveDevices, MoveHead, PutAnswers, PutAudit, PutBatches,
-    PutConflicts, PutExits, PutRecords,
+    Commit, ForgetAnswers, ForgetExits, PutAnswers, PutAudit, PutConflicts, PutExits, PutRecords, Settle,
 };
 use crate::names::{Names, device_sql, tenant_sql};
 use crate::rows::{AuditInsert, ConflictWrite, ResultRow, sql, write_of};
@@ -112,13 +111,10 @@ pub(super) async fn write(
         Flight { pg, numbers, tenant_no: tenant_sql(tenant), now: sql(now_ms), statements: Vec::new() };
     flight.records(tenant, writes, state);
     flight.exits(writes);
-    flight.sums(writes);
     flight.answers(writes);
     flight.audit(writes);
     flight.conflicts(writes);
-    flight.devices(writes);
-    flight.heads(writes);
-    flight.batches(writes);
+    flight.settle(tenant, writes);
     flight.add(Commit {});
     debug_assert!(flight.statements.len() <= FLIGHT_MAX);
     outcome(join_all(flight.statements).await)
@@ -193,27 +189,6 @@ impl<'a> Flight<'a> {
         }
     }
 
-    fn sums(&mut self, writes: &Writes) {
-        let mut adds: BTreeMap<(i32, i32), (i64, u64)> = BTreeMap::new();
-        for add in writes.sums.iter().filter(|add| (add.count, add.sum) != (0, 0)) {
-            let key = (self.numbers.scope(&add.scope), self.numbers.kind(&add.kind));
-            let (count, sum) = adds.entry(key).or_default();
-            *count += add.count;
-            *sum = sum.wrapping_add(add.sum);
-        }
-        let tenant_no = self.tenant_no;
-        let mut put = AddSums { tenant_no, scope_no: vec![], kind_no: vec![], count: vec![], sum: vec![] };
-        for ((scope_no, kind_no), (count, sum)) in adds {
-            put.scope_no.push(scope_no);
-            put.kind_no.push(kind_no);
-            put.count.push(count);
-            put.sum.push(sum.cast_signed());
-        }
-        if !put.sum.is_empty() {
-            self.add(put);
-        }
-    }
-
     fn answers(&mut self, writes: &Writes) {
         let mut forget = ForgetAnswers { device_no: vec![], acked_n: vec![] };
         for device in writes.devices.iter().filter(|device| device.state.acked_n > device.acked_before) {
@@ -253,41 +228,55 @@ impl<'a> Flight<'a> {
         }
     }
 
-    fn devices(&mut self, writes: &Writes) {
-        let mut moved = MoveDevices { device_no: vec![], last_n: vec![], acked_n: vec![], now: self.now };
-        for device in &writes.devices {
-            moved.device_no.push(device_sql(device.device));
-            moved.last_n.push(sql(device.state.last_n));
-            moved.acked_n.push(sql(device.state.acked_n));
-        }
-        if !moved.device_no.is_empty() {
-            self.add(moved);
-        }
-    }
-
-    fn heads(&mut self, writes: &Writes) {
-        for (tenant, head) in &writes.heads {
-            let (seq, hlc) = (sql(head.seq.number()), head.hlc.bits().cast_signed());
-            self.add(MoveHead { seq, hlc, now: self.now, tenant_no: tenant_sql(*tenant) });
-        }
+    fn settle(&mut self, tenant: TenantNo, writes: &Writes) {
+        let head = writes.heads.iter().find(|(of, _)| *of == tenant).map(|(_, head)| head);
+        let mut settle = Settle {
+            tenant_no: self.tenant_no,
+            now: self.now,
+            moved: head.is_some(),
+            head_seq: head.map_or(0, |head| sql(head.seq.number())),
+            hlc: head.map_or(0, |head| head.hlc.bits().cast_signed()),
+            device_no: writes.devices.iter().map(|device| device_sql(device.device)).collect(),
+            last_n: writes.devices.iter().map(|device| sql(device.state.last_n)).collect(),
+            acked_n: writes.devices.iter().map(|device| sql(device.state.acked_n)).collect(),
+            batch_device: Vec::new(),
+            sync_id: Vec::new(),
+            batch_seq: Vec::new(),
+            scope_no: Vec::new(),
+            kind_no: Vec::new(),
+            count: Vec::new(),
+            sum: Vec::new(),
+        };
+        self.batches(writes, &mut settle);
+        self.sums(writes, &mut settle);
+        self.add(settle);
     }
 
     /// Answered batches, each once: one may have come twice in a group.
-    fn batches(&mut self, writes: &Writes) {
-        let (tenant_no, now) = (self.tenant_no, self.now);
-        let answered: BTreeSet<_> = writes
-            .batches
-            .iter()
-            .map(|(_, device, sync_id, number)| (*device, sync_id.as_str(), *number))
-            .collect();
-        let mut put = PutBatches { tenant_no, now, device_no: vec![], sync_id: vec![], batch_seq: vec![] };
-        for (device, sync_id, number) in answered {
-            put.device_no.push(device_sql(device));
-            put.sync_id.push(sync_id.to_owned());
-            put.batch_seq.push(sql(number));
+    fn batches(&self, writes: &Writes, settle: &mut Settle) {
+        let keys =
+            writes.batches.iter().map(|(_, device, sync_id, number)| (*device, sync_id.as_str(), *number));
+        for (device, sync_id, number) in keys.collect::<BTreeSet<_>>() {
+            settle.batch_device.push(device_sql(device));
+            settle.sync_id.push(sync_id.to_owned());
+            settle.batch_seq.push(sql(number));
         }
-        if !put.batch_seq.is_empty() {
-            self.add(put);
+    }
+
+    /// What is added to each sum, once.
+    fn sums(&self, writes: &Writes, settle: &mut Settle) {
+        let mut adds: BTreeMap<(i32, i32), (i64, u64)> = BTreeMap::new();
+        for add in writes.sums.iter().filter(|add| (add.count, add.sum) != (0, 0)) {
+            let key = (self.numbers.scope(&add.scope), self.numbers.kind(&add.kind));
+            let (count, sum) = adds.entry(key).or_default();
+            *count += add.count;
+            *sum = sum.wrapping_add(add.sum);
+        }
+        for ((scope_no, kind_no), (count, sum)) in adds {
+            settle.scope_no.push(scope_no);
+            settle.kind_no.push(kind_no);
+            settle.count.push(count);
+            settle.sum.push(sum.cast_signed());
         }
     }
 }
