@@ -105,6 +105,16 @@ struct Pair {
 }
 
 impl Pair {
+    /// Starts a pair whose primary waits for the standby with every commit.
+    fn synchronous() -> Self {
+        let pair = Self::start();
+        pair.primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
+        pair.primary.sql("SELECT pg_reload_conf()");
+        let waited_for = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        soon("a synchronous standby", || (pair.primary.sql(waited_for) == "1").then_some(()));
+        pair
+    }
+
     fn start() -> Self {
         let primary = Cluster::own(&Options::default());
         let database = primary.empty_database();
@@ -221,11 +231,7 @@ fn a_second_failover_begins_new_epochs_again() {
 
 #[test]
 fn with_nothing_lost_epochs_stay() {
-    let mut pair = Pair::start();
-    pair.primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
-    pair.primary.sql("SELECT pg_reload_conf()");
-    let waited_for = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
-    soon("a synchronous standby", || (pair.primary.sql(waited_for) == "1").then_some(()));
+    let mut pair = Pair::synchronous();
     let nodes = Node::two(&pair.url(), Failover::Lossless);
     let ada = nodes[0].join("acme", "phone");
     for at in 0..20 {
@@ -247,11 +253,7 @@ fn with_nothing_lost_epochs_stay() {
 /// Sessions stay where nothing is lost, and nobody asks for their tenant's number again.
 #[test]
 fn with_nothing_lost_sessions_go_on_hearing_of_other_nodes() {
-    let mut pair = Pair::start();
-    pair.primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
-    pair.primary.sql("SELECT pg_reload_conf()");
-    let waited_for = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
-    soon("a synchronous standby", || (pair.primary.sql(waited_for) == "1").then_some(()));
+    let mut pair = Pair::synchronous();
     let nodes = Node::two(&pair.url(), Failover::Lossless);
     let ada = nodes[0].join("acme", "phone");
     nodes[1].join("acme", "phone");
