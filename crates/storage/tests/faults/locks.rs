@@ -106,3 +106,27 @@ fn a_batch_that_the_database_refuses_takes_no_other_with_it() {
     let late = devices[3].batch(1);
     until("it is written again", Duration::from_secs(10), || devices[3].send(&store, &late));
 }
+
+#[test]
+fn a_batch_that_costs_the_connection_takes_no_other_with_it() {
+    let bed = Bed::new();
+    let store = bed.store();
+    let mut devices: Vec<Device> =
+        (0..5).map(|at| Device::join(&store, "acme", &format!("d{at}"), Known::Both)).collect();
+    bed.database.sql(
+        "CREATE FUNCTION leave() RETURNS TRIGGER LANGUAGE plpgsql AS $$ BEGIN \
+         IF NEW.id LIKE 'd3-%' THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER leave BEFORE INSERT ON records FOR EACH ROW EXECUTE FUNCTION leave()",
+    );
+    let mut journal = Journal::default();
+    for _ in 0..5 {
+        let batches: Vec<_> = devices.iter_mut().map(|device| device.batch(2)).collect();
+        let (answers, _) = send_all(&store, &batches);
+        for (at, (batch, answer)) in batches.iter().zip(answers).enumerate() {
+            assert_eq!(journal.note(batch, answer), at != 3, "batch {at}");
+        }
+    }
+    bed.database.sql("DROP TRIGGER leave ON records");
+    assert_eq!(bed.number("SELECT count(*) FROM records WHERE id LIKE 'd3-%'"), 0);
+    bed.check(&store, &journal);
+}
