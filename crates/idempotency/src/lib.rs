@@ -1,0 +1,13 @@
+//! Makes requests safe to send again: the effect happens once, and the second answer equals the first.
+
+mod decision;
+mod effect;
+mod fingerprint;
+mod key;
+
+pub use decision::{
+    ANSWER_BYTES_MAX, Decision, Record, State, WINDOW_MS_DEFAULT, WINDOW_MS_MAX, decide, is_stored,
+};
+pub use effect::EffectId;
+pub use fingerprint::{Fingerprint, FingerprintBuilder, RequestParts};
+pub use key::{Key, KeyError, Scope, ScopeError};
