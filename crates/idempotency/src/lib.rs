@@ -1,0 +1,20 @@
+//! Makes requests safe to send again: the effect happens once, and the second answer equals the first.
+
+mod answer;
+mod decision;
+mod effect;
+mod fingerprint;
+mod key;
+mod memory;
+mod name;
+mod records;
+
+pub use answer::{Answer, AnswerTooLarge, Body, Header};
+pub use decision::{
+    ANSWER_BYTES_MAX, Decision, Record, State, WINDOW_MS_DEFAULT, WINDOW_MS_MAX, decide, is_stored,
+};
+pub use effect::EffectId;
+pub use fingerprint::{Fingerprint, FingerprintBuilder, RequestParts};
+pub use key::{Key, KeyError, Scope, ScopeError};
+pub use memory::{MemoryLimits, MemoryRecords};
+pub use records::{Claim, Claimed, CompleteError, Held, Records, RecordsError};
