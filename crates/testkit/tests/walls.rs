@@ -207,7 +207,7 @@ fn section(manifest: &str, name: &str) -> Vec<String> {
 
 /// The pure layers read no clock, draw no random number and open nothing.
 fn impure_sources(sources: &[Source]) -> Vec<String> {
-    const PURE: &[&str] = &["model", "protocol", "conflict", "engine"];
+    const PURE: &[&str] = &["model", "protocol", "conflict", "insight", "engine"];
     const WORDS: &[&str] = &[
         "SystemTime::now",
         "Instant::now",
@@ -406,7 +406,7 @@ fn every_package_takes_the_lints() {
 #[test]
 fn sources_keep_the_walls() {
     let sources = sources();
-    for name in ["model", "protocol", "conflict", "engine"] {
+    for name in ["model", "protocol", "conflict", "insight", "engine"] {
         let folder = format!("crates/{name}/src/");
         assert!(sources.iter().any(|source| source.path.starts_with(&folder)), "no sources in {folder}");
     }
@@ -441,6 +441,7 @@ fn planted_dependencies_are_reported() {
         (domain_siblings, "driftline-conflict", ("driftline-protocol", Normal), true),
         (domain_siblings, "driftline-conflict", ("driftline-protocol", Dev), true),
         (domain_siblings, "driftline-conflict", ("driftline-model", Normal), false),
+        (domain_siblings, "driftline-insight", ("driftline-conflict", Normal), true),
         (model_dependencies, "driftline-model", ("driftline-conflict", Build), true),
         (runtimes_in_pure_layers, "driftline-engine", ("tokio", Normal), true),
         (runtimes_in_pure_layers, "driftline-engine", ("tokio", Dev), false),
