@@ -60,6 +60,7 @@ impl Gate<'_> {
             epoch,
             acked_n: data.acked_n,
             batch,
+            once: Vec::new(),
             correlation: correlation.into(),
             entries,
         };
@@ -174,6 +175,7 @@ pub(crate) fn answer(
         conflicts: 0,
         seq: receipt.seq.number(),
         hlc: receipt.hlc.to_string(),
+        resend_recognised: None,
         results: Vec::with_capacity(receipt.results.len()),
     };
     for (index, (result, echo)) in receipt.results.into_iter().zip(echoes).enumerate() {

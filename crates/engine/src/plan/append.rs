@@ -46,7 +46,7 @@ impl Plan<'_> {
         self.out.writes.samples.push(SampleWrite {
             key,
             device: submission.device,
-            at_ms: append.at_ms.unwrap_or(now_ms),
+            at_ms: append.at_ms.map_or(now_ms, |at_ms| at_ms.min(latest)),
             mark,
             fields: append.fields.clone(),
         });

@@ -335,13 +335,8 @@ impl Plan<'_> {
             .into_iter()
             .map(|result| result.unwrap_or_else(|| SubmissionResult::of(ItemCode::RetryLater)))
             .collect();
-        let receipt = Receipt {
-            results,
-            seq: head.seq,
-            hlc: head.hlc,
-            epoch: head.epoch,
-            answered: Answered::Applied,
-        };
+        let receipt =
+            Receipt { results, seq: head.seq, hlc: head.hlc, epoch: head.epoch, answered: Answered::Applied };
         self.remember_batch(submission, &receipt);
         receipt
     }

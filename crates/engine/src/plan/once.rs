@@ -23,8 +23,12 @@ impl Plan<'_> {
             match decide(Some(record), &once.fingerprint, now_ms) {
                 Decision::Replay(Remembered::Receipt(receipt)) => Some(again(receipt)),
                 Decision::Replay(Remembered::InGroup(at)) => self.out.receipts.get(*at).map(again),
-                Decision::Mismatch | Decision::Replay(Remembered::Bytes(_)) => Some(nothing(Answered::Reused)),
-                Decision::InProgress { retry_after_ms } => Some(nothing(Answered::InProgress { retry_after_ms })),
+                Decision::Mismatch | Decision::Replay(Remembered::Bytes(_)) => {
+                    Some(nothing(Answered::Reused))
+                }
+                Decision::InProgress { retry_after_ms } => {
+                    Some(nothing(Answered::InProgress { retry_after_ms }))
+                }
                 // What is known of each item answers again.
                 Decision::Replay(Remembered::Items) | Decision::Execute | Decision::TakeOver { .. } => None,
             }

@@ -131,6 +131,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             }),
         };
         Ok(Submission {
+            once: Vec::new(),
             tenant: identity.tenant,
             device,
             user: identity.user.to_string().into(),
