@@ -46,9 +46,9 @@ CREATE TABLE series (
 -- The registry of devices. connection is the last one that was open, null once it is known to be
 -- gone.
 ALTER TABLE devices ADD COLUMN disabled_at BIGINT;
-ALTER TABLE devices ADD COLUMN connection TEXT COLLATE "C" COLLATE "C";
-ALTER TABLE devices ADD COLUMN status TEXT COLLATE "C" COLLATE "C";
-ALTER TABLE devices ADD COLUMN report TEXT COLLATE "C" COLLATE "C";
+ALTER TABLE devices ADD COLUMN connection TEXT COLLATE "C";
+ALTER TABLE devices ADD COLUMN status TEXT COLLATE "C";
+ALTER TABLE devices ADD COLUMN report TEXT COLLATE "C";
 
 -- Device hashes, of which only the SHA-256 is kept. They lead to a device of whichever tenant.
 CREATE TABLE device_digests (
