@@ -40,6 +40,13 @@ pub trait Observer: Send + Sync + 'static {
     fn assertions_collapsed(&self) {}
     /// A device asked for the sums of a range, because what it holds does not add up to what it should.
     fn checksum_mismatch(&self) {}
+    /// Samples of a message were accepted, known before or refused.
+    fn samples(&self, _accepted: u64, _duplicates: u64, _rejected: u64) {}
+    /// A key was looked for in memory, or in the database because memory did not know it; `hit` tells whether it was
+    /// known there.
+    fn remembered(&self, _layer: &'static str, _hit: bool) {}
+    /// A device came by another way than before, or came again.
+    fn turned(&self, _turn: crate::presence::Turn) {}
 }
 
 /// Hears everything and counts nothing.
