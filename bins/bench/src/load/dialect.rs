@@ -130,7 +130,9 @@ impl Door {
     pub(crate) async fn post(&self, device: usize, path: &str) -> Result<Poster> {
         let token = &self.tokens[device % self.tokens.len()];
         let path = format!("{path}?device_id={}", self.device(device));
-        timeout(PATIENCE, Poster::connect(&self.target, &path, token)).await.context("no connection within 10 s")?
+        timeout(PATIENCE, Poster::connect(&self.target, &path, token))
+            .await
+            .context("no connection within 10 s")?
     }
 
     /// The name of device number `device` in this run.

@@ -142,7 +142,9 @@ mod tests {
         for len in [0, 10, 43, 45] {
             assert_eq!(whole(&answer[..len]).expect("the beginning of an answer"), None, "{len}");
         }
-        for bad in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", "hello\r\n\r\n"] {
+        for bad in
+            ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", "hello\r\n\r\n"]
+        {
             assert!(whole(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(whole(&vec![b'x'; HEAD_BYTES_MAX]).is_err());

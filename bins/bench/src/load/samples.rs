@@ -4,8 +4,16 @@ use std::io::Write as _;
 
 use crate::rng::Rng;
 
-const CHANNELS: [&str; 8] =
-    ["pump-inlet", "pump-outlet", "roof-north", "roof-south", "meter-hall", "gate-camera", "valve-07", "panel-12"];
+const CHANNELS: [&str; 8] = [
+    "pump-inlet",
+    "pump-outlet",
+    "roof-north",
+    "roof-south",
+    "meter-hall",
+    "gate-camera",
+    "valve-07",
+    "panel-12",
+];
 const UNITS: [&str; 4] = ["celsius", "pascal", "percent", "volt"];
 
 /// Appends the fields of one sample that tells of a time in Unix milliseconds.

@@ -67,7 +67,10 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
     let (dialect, door) = (options.common.dialect, options.door);
     ensure!(options.rate.is_none_or(|rate| rate > 0.0), "--rate must be positive");
     ensure!(dialect == Dialect::Driftline || door == Way::Ws, "the plain dialect has no --door http");
-    ensure!(door == Way::Ws || options.pipeline.is_none_or(|pipeline| pipeline == 1), "requests wait for each other");
+    ensure!(
+        door == Way::Ws || options.pipeline.is_none_or(|pipeline| pipeline == 1),
+        "requests wait for each other"
+    );
     let entrance = Door::new(&options.common).await?;
     let (mut sockets, mut posters) = (Vec::new(), Vec::new());
     for index in 0..connections {
@@ -156,7 +159,10 @@ impl Sender {
             }
             (Dialect::Driftline, Way::Ws) => {
                 let name = self.last;
-                write!(out, r#"{{"type":"{kind}","id":"{name}","idempotency_key":"{key}","payload":{{"items":["#)?;
+                write!(
+                    out,
+                    r#"{{"type":"{kind}","id":"{name}","idempotency_key":"{key}","payload":{{"items":["#
+                )?;
             }
             // The connection writes the key into the head of the request.
             (Dialect::Driftline, Way::Http) => write!(out, r#"{{"type":"{kind}","payload":{{"items":["#)?,
@@ -215,7 +221,8 @@ impl Exchange for Sender {
     }
 
     fn answer(&mut self, text: &[u8], results: &mut Codes) -> Result<Settled> {
-        let answer: Answer<'_> = serde_json::from_slice(text).context("the server's message cannot be read")?;
+        let answer: Answer<'_> =
+            serde_json::from_slice(text).context("the server's message cannot be read")?;
         if answer.accepted.is_none() && answer.code.is_none() && answer.kind != "ack" {
             return Ok(Settled::Nothing);
         }
@@ -277,7 +284,10 @@ mod tests {
     fn the_plain_dialect_gets_the_same_fields() {
         let message = sent(&mut sender(Dialect::Plain, Way::Ws));
         let item = &message["payload"]["items"][2];
-        assert!(item["id"].is_string() && item["ver"].is_u64() && item["data"]["unit"].is_string(), "{message}");
+        assert!(
+            item["id"].is_string() && item["ver"].is_u64() && item["data"]["unit"].is_string(),
+            "{message}"
+        );
     }
 
     #[test]
@@ -286,7 +296,9 @@ mod tests {
         let _ = (sent(&mut sender), sent(&mut sender));
         let mut codes = Codes::default();
         let mut answer = |text: &str| sender.answer(text.as_bytes(), &mut codes).expect("readable");
-        let done = answer(r#"{"type":"ack","of":"reading","reply_to":"2","accepted":2,"duplicates":0,"rejected":[{"index":1}]}"#);
+        let done = answer(
+            r#"{"type":"ack","of":"reading","reply_to":"2","accepted":2,"duplicates":0,"rejected":[{"index":1}]}"#,
+        );
         assert!(matches!(done, Settled::Done { items: 2, .. }), "{done:?}");
         assert_eq!(answer(r#"{"type":"heartbeat"}"#), Settled::Nothing);
         let refused = answer(r#"{"type":"error","code":"RATE_LIMITED","reply_to":"1","retry_after_ms":7}"#);
@@ -296,7 +308,10 @@ mod tests {
             "{refused:?}"
         );
         assert_eq!(sender.in_flight(), 0);
-        assert_eq!(codes.into_map().into_iter().collect::<Vec<_>>(), [("accepted".into(), 2), ("rejected".into(), 1)]);
+        assert_eq!(
+            codes.into_map().into_iter().collect::<Vec<_>>(),
+            [("accepted".into(), 2), ("rejected".into(), 1)]
+        );
     }
 
     #[test]
@@ -304,9 +319,13 @@ mod tests {
         let mut sender = sender(Dialect::Driftline, Way::Http);
         assert!(sent(&mut sender).get("idempotency_key").is_none());
         let mut codes = Codes::default();
-        let text = br#"{"type":"https://x/errors/STORE_UNAVAILABLE","code":"STORE_UNAVAILABLE","status":503}"#;
+        let text =
+            br#"{"type":"https://x/errors/STORE_UNAVAILABLE","code":"STORE_UNAVAILABLE","status":503}"#;
         let refused = sender.answer(text, &mut codes).expect("readable");
-        assert!(matches!(&refused, Settled::Refused { code, .. } if code == "STORE_UNAVAILABLE"), "{refused:?}");
+        assert!(
+            matches!(&refused, Settled::Refused { code, .. } if code == "STORE_UNAVAILABLE"),
+            "{refused:?}"
+        );
         assert_eq!(sender.in_flight(), 0);
     }
 }

@@ -30,6 +30,8 @@ use model::{Answer, Branch, Model, Outcome};
 use request::{Body, DEVICES, Request, TENANTS, Who};
 
 const STEPS: u64 = 250;
+/// How many requests may come again.
+const LATELY: usize = 8;
 const HOUR_MS: u64 = 3_600_000;
 /// How long keys are remembered, by tenant.
 const WINDOWS_MS: [u64; 2] = [HOUR_MS, 3 * HOUR_MS];
@@ -48,7 +50,9 @@ impl Said {
     /// The answer without the word that it is one of before, and that word.
     fn split(self) -> (Self, bool) {
         match self {
-            Self::Samples(ack) => (Self::Samples(TelemetryAck { replayed: false, ..ack.clone() }), ack.replayed),
+            Self::Samples(ack) => {
+                (Self::Samples(TelemetryAck { replayed: false, ..ack.clone() }), ack.replayed)
+            }
             Self::Items(ack) => (Self::Items(Ack { replayed: false, ..ack.clone() }), ack.replayed),
             Self::Noted(ack) => (Self::Noted(BareAck { replayed: false, ..ack.clone() }), ack.replayed),
             other => (other, false),
@@ -87,7 +91,8 @@ impl<S: Store> Office<S> {
         };
         let engine = engine.with_windows(windows);
         let identify = |tenant: &TenantId, device: &str| {
-            let (user, device) = (UserId::text("ada").expect("a name"), DeviceId::new(device).expect("a name"));
+            let (user, device) =
+                (UserId::text("ada").expect("a name"), DeviceId::new(device).expect("a name"));
             block_on(engine.identify(tenant.clone(), user, Some(device), vec!["staff".into()], &[]))
         };
         let of = |tenant| DEVICES.iter().map(|device| identify(tenant, device).expect("let in")).collect();
@@ -192,7 +197,11 @@ impl<S: Store> Office<S> {
             let counted: u64 = points.iter().map(|row| row.point.counter).sum();
             assert_eq!(counted, model.counted.get(&number).copied().unwrap_or(0), "{place}: counted");
             let head = block_on(store.head(tenant)).expect("a read");
-            assert_eq!(head.seq.number(), model.changes.get(&number).copied().unwrap_or(0), "{place}: changes");
+            assert_eq!(
+                head.seq.number(),
+                model.changes.get(&number).copied().unwrap_or(0),
+                "{place}: changes"
+            );
             self.check_devices(number, model, place);
         }
     }
@@ -230,13 +239,16 @@ struct Scene<S, O> {
     model: Model,
     /// The engine's words for what was executed, by step.
     first: BTreeMap<u64, Said>,
+    /// What was sent lately, and may come again.
+    sent: Vec<Request>,
 }
 
 impl<S: Store, O: Fn(&World) -> (S, Arc<Hub>)> Scene<S, O> {
     fn new(seed: u64, open: O) -> Self {
         let world = World::new(seed);
-        let model = Model { now_ms: World::BEGIN_MS, ..Model::default() };
-        let mut scene = Self { world, open, office: None, model, first: BTreeMap::new() };
+        let mut model = Model::default();
+        model.now_ms = World::BEGIN_MS;
+        let mut scene = Self { world, open, office: None, model, first: BTreeMap::new(), sent: Vec::new() };
         scene.reopen();
         scene
     }
@@ -284,7 +296,14 @@ impl<S: Store, O: Fn(&World) -> (S, Arc<Hub>)> Scene<S, O> {
     fn ask(&mut self, rng: &mut Rng, step: u64, place: &str) {
         self.model.now.group += 1;
         let now_ms = self.model.now_ms;
-        let first = Request::draw(rng);
+        let first = match self.sent.is_empty() || rng.percent(50) {
+            true => Request::draw(rng),
+            false => rng.pick(&self.sent).clone(),
+        };
+        self.sent.push(first.clone());
+        if self.sent.len() > LATELY {
+            self.sent.remove(0);
+        }
         if matches!(first.body, Body::Device { .. }) {
             let said = block_on(self.office().register(&first, step));
             return self.judge(&first, step, said, place);
@@ -345,7 +364,11 @@ fn check_words(answer: &Answer, said: &Said, request: &Request, place: &str) {
     match (answer, said) {
         (Answer::Samples { accepted, duplicates, rejected }, Said::Samples(ack)) => {
             let places: Vec<u64> = ack.rejected.iter().map(|rejected| rejected.index).collect();
-            assert_eq!((ack.accepted, ack.duplicates, &places), (*accepted, *duplicates, rejected), "{place}");
+            assert_eq!(
+                (ack.accepted, ack.duplicates, &places),
+                (*accepted, *duplicates, rejected),
+                "{place}"
+            );
             assert_eq!(ack.of, request.kind(), "{place}");
         }
         (Answer::Items(known), Said::Items(ack)) => {
@@ -380,7 +403,8 @@ fn run<S: Store>(seeds: std::ops::Range<u64>, open: impl Fn(&World) -> (S, Arc<H
     }
     println!("{seen:?}");
     if alone.is_none() {
-        let missed: Vec<Branch> = Branch::ALL.into_iter().filter(|branch| !seen.contains_key(branch)).collect();
+        let missed: Vec<Branch> =
+            Branch::ALL.into_iter().filter(|branch| !seen.contains_key(branch)).collect();
         assert!(missed.is_empty(), "never met: {missed:?}");
     }
 }

@@ -214,7 +214,9 @@ impl Model {
         }
         let elsewhere = |of: fn(&Name, &Name) -> bool| {
             let now_ms = self.now_ms;
-            let twin = |(other, kept): (&Name, &Kept)| other.2 == name.2 && now_ms < kept.expires_ms && of(other, name);
+            let twin = |(other, kept): (&Name, &Kept)| {
+                other.2 == name.2 && now_ms < kept.expires_ms && of(other, name)
+            };
             self.kept.iter().any(twin)
         };
         let owner = elsewhere(|a, b| a.0 == b.0 && a.1 != b.1);
@@ -240,8 +242,8 @@ impl Model {
                     };
                     let keyed = *kind == "gauge";
                     let name = match (&sample.id, keyed, &request.key) {
-                        (_, true, _) => format!("{device}/slot/{}", sample.slot),
-                        (Some(id), false, _) => format!("id/{id}"),
+                        (Some(id), ..) => format!("id/{id}"),
+                        (None, true, _) => format!("{device}/slot/{}", sample.slot),
                         (None, false, Some(key)) => format!("{device}/{key}/{index}"),
                         (None, false, None) => format!("step/{step}/{index}"),
                     };
@@ -297,7 +299,7 @@ impl Model {
 fn names(request: &Request, window_ms: u64) -> Vec<(Name, String, u64)> {
     let who = request.who;
     let name = |name: String| (who.tenant, who.device, name);
-    let print = format!("{} {}", request.kind(), request.payload());
+    let print = format!("{} {:?} {}", request.kind(), request.session(), request.payload());
     let mut names = Vec::new();
     if let Some(key) = &request.key {
         names.push((name(format!("key:{key}")), print.clone(), window_ms));

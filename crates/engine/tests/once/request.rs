@@ -7,8 +7,7 @@ use std::fmt::Write as _;
 pub(crate) const TENANTS: [&str; 2] = ["acme", "beta"];
 pub(crate) const DEVICES: [&str; 2] = ["phone", "tablet"];
 const KEYS: u64 = 6;
-pub(crate) const SESSIONS: [&str; 2] =
-    ["00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"];
+const SESSIONS: [&str; 2] = ["00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"];
 const MINUTE_MS: u64 = 60_000;
 
 /// Who sends: numbers of a tenant and of a device.
@@ -29,23 +28,10 @@ pub(crate) struct Reading {
 /// What is asked.
 #[derive(Debug, Clone)]
 pub(crate) enum Body {
-    Samples {
-        kind: &'static str,
-        samples: Vec<Reading>,
-    },
-    Edits {
-        place: Option<(usize, u64)>,
-        ops: Vec<u64>,
-    },
-    Counts {
-        window: u64,
-        count: u64,
-    },
-    Device {
-        number: u64,
-        register: bool,
-        enabled: bool,
-    },
+    Samples { kind: &'static str, samples: Vec<Reading> },
+    Edits { place: Option<(usize, u64)>, ops: Vec<u64> },
+    Counts { window: u64, count: u64 },
+    Device { number: u64, register: bool, enabled: bool },
 }
 
 /// A request.
@@ -108,16 +94,18 @@ impl Request {
         }
     }
 
+    /// The session that the message belongs to.
+    pub(crate) fn session(&self) -> Option<&'static str> {
+        match &self.body {
+            Body::Edits { place, .. } => Some(SESSIONS[place.map_or(0, |(session, _)| session)]),
+            _ => None,
+        }
+    }
+
     /// The message as it travels.
     pub(crate) fn frame(&self) -> String {
         let key = self.key.as_ref().map(|key| format!(r#""idempotency_key":"{key}","#)).unwrap_or_default();
-        let session = match &self.body {
-            Body::Edits { place, .. } => {
-                let session = SESSIONS[place.map_or(0, |(session, _)| session)];
-                format!(r#""sync_id":"{session}","#)
-            }
-            _ => String::new(),
-        };
+        let session = self.session().map(|session| format!(r#""sync_id":"{session}","#)).unwrap_or_default();
         format!(r#"{{"type":"{}",{key}{session}"payload":{}}}"#, self.kind(), self.payload())
     }
 }
