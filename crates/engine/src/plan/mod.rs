@@ -25,6 +25,7 @@ use crate::ports::{DeviceState, Head, Row};
 use crate::review::ConflictRow;
 
 use keep::Stood;
+pub(crate) use keep::view;
 pub(crate) use keep::{change_row, changed_since};
 
 /// Maps that hash the same in every process, so that a plan replays exactly.

@@ -2,9 +2,11 @@
 
 mod devices;
 mod ingest;
+mod live;
 mod policies;
 mod records;
 mod review;
+mod telemetry;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -33,6 +35,8 @@ use crate::work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, Syn
 pub use devices::{DEVICE_ROLE, hash_digest};
 pub use ingest::{Ingest, PreparedIngest};
 pub(crate) use ingest::{judged, reused};
+pub use live::Signals;
+pub use telemetry::SampleWish;
 
 /// The sync engine over one store.
 pub struct Engine<S, O> {
@@ -253,7 +257,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Work::Start { sync_id, request } => Prepared::Start { sync_id, request },
             Work::Pull { request } => Prepared::Pull { request },
             Work::Checksums { request } => Prepared::Checksums { request },
-            Work::Resolve { request } => Prepared::Resolve { request, correlation: correlation.to_owned() },
+            Work::Resolve { request, once } => {
+                Prepared::Resolve { request, once, correlation: correlation.to_owned() }
+            }
             Work::Ingest { ingest } => match self.prepare_ingest(identity, *ingest, now_ms, correlation) {
                 Ok(prepared) => Prepared::Ingest(Box::new(prepared)),
                 Err(fault) => Prepared::Failed(Done::Ingested(Err(fault))),
@@ -281,8 +287,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
             }
             Prepared::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
             Prepared::Checksums { request } => Done::Summed(self.checksums(identity, request).await),
-            Prepared::Resolve { request, correlation } => {
-                Done::Resolved(self.resolve(identity, *request, now_ms, &correlation).await.map(Box::new))
+            Prepared::Resolve { request, once, correlation } => {
+                let resolved = self.resolve_once(identity, *request, once, now_ms, &correlation).await;
+                Done::Resolved(resolved.map(|(resolved, _)| Box::new(resolved)))
             }
             Prepared::Ingest(prepared) => {
                 Done::Ingested(self.finish_ingest(identity, *prepared, now_ms).await)
