@@ -8,18 +8,16 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_engine::{GroupState, OnceKey, OnceWrite, Receipt, Remembered, StoreError, Submission};
-use driftline_idempotency::{Fingerprint, Record, State};
+use driftline_idempotency::Record;
 use driftline_model::{SyncId, TenantNo};
 
 use super::snapshot::give_back;
 use super::sql::statement;
 use super::{Shared, store_error};
-use crate::codec::corrupt;
+use crate::codec::{corrupt, encode_receipt};
 use crate::names::{device_of, device_sql, tenant_sql};
+use crate::once::{Kept, fingerprint_of};
 use crate::rows::sql;
-
-/// How long a batch of a session is recognised, in milliseconds.
-const BATCH_MS: u64 = 24 * 3_600_000;
 
 statement! {
     /// What is remembered under keys.
@@ -142,50 +140,32 @@ pub(super) fn keep(
 ) -> Result<(), StoreError> {
     for row in keys {
         let key = OnceKey::Request { owner: row.0.as_str().into(), key: row.1.as_str().into() };
-        state.once.insert((tenant, key), record_of(row)?);
+        state.once.insert((tenant, key), kept_of(row)?.record()?);
     }
     for (device_no, sync_id, batch_seq, at, fingerprint, answer) in batches {
-        let number = u64::try_from(batch_seq).map_err(|_| corrupt("batch_seq"))?;
+        let number = |number: i64| u64::try_from(number).map_err(|_| corrupt("batch_seq"));
         let sync_id = sync_id.parse::<SyncId>().map_err(|_| corrupt("sync_id"))?;
-        let key = OnceKey::Batch { device: device_of(device_no), sync_id, number };
-        let record = Record {
-            fingerprint: fingerprint_of(&fingerprint)?,
-            expires_ms: ms(at)?.saturating_add(BATCH_MS),
-            state: State::Done(remembered_of(answer.as_deref())?),
-        };
-        state.once.insert((tenant, key), record);
+        let key = OnceKey::Batch { device: device_of(device_no), sync_id, number: number(batch_seq)? };
+        let kept = Kept::of_batch(fingerprint_of(&fingerprint)?, number(at)?, answer);
+        state.once.insert((tenant, key), kept.record()?);
     }
     Ok(())
 }
 
-fn ms(stored: i64) -> Result<u64, StoreError> {
-    u64::try_from(stored).map_err(|_| corrupt("time"))
-}
-
-fn fingerprint_of(bytes: &[u8]) -> Result<Fingerprint, StoreError> {
-    bytes.try_into().map(Fingerprint::from_bytes).map_err(|_| corrupt("fingerprint"))
-}
-
-/// A record whose answer is yet to be read.
-pub(super) fn raw_record_of(row: KeyRow) -> Result<Record<Option<Vec<u8>>>, StoreError> {
+pub(super) fn kept_of(row: KeyRow) -> Result<Kept, StoreError> {
     let (_, _, fingerprint, expires_at, answer, attempt, lease_until) = row;
-    let state = match (answer, attempt, lease_until) {
-        (None, Some(attempt), Some(until)) => {
-            let attempt = u64::try_from(attempt).map_err(|_| corrupt("attempt"))?;
-            State::Leased { attempt, until_ms: ms(until)? }
-        }
-        (answer, ..) => State::Done(answer),
-    };
-    Ok(Record { fingerprint: fingerprint_of(&fingerprint)?, expires_ms: ms(expires_at)?, state })
+    Kept::of(&fingerprint, expires_at, answer, (attempt, lease_until))
 }
 
-pub(super) fn record_of(row: KeyRow) -> Result<Record<Remembered>, StoreError> {
-    let Record { fingerprint, expires_ms, state } = raw_record_of(row)?;
-    let state = match state {
-        State::Done(answer) => State::Done(remembered_of(answer.as_deref())?),
-        State::Leased { attempt, until_ms } => State::Leased { attempt, until_ms },
-    };
-    Ok(Record { fingerprint, expires_ms, state })
+/// Finds what is kept under one key.
+pub(super) async fn find(
+    pg: &AsyncPgConnection,
+    tenant_no: i32,
+    owner: &str,
+    key: &str,
+) -> Result<Option<Kept>, StoreError> {
+    let found = load_keys(pg, tenant_no, (vec![owner], vec![key])).await.map_err(store_error)?;
+    found.into_iter().next().map(kept_of).transpose()
 }
 
 /// A time of expiry as it is stored.
@@ -193,24 +173,35 @@ pub(super) fn expiry_sql(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
-/// Makes the statement that remembers answers under keys, each as its last batch left it.
+impl PutKeys {
+    pub(super) fn of(tenant_no: i32) -> Self {
+        Self {
+            tenant_no,
+            owner: Vec::new(),
+            key: Vec::new(),
+            fingerprint: Vec::new(),
+            expires_at: Vec::new(),
+            answer: Vec::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, (owner, key): (&str, &str), kept: Kept) {
+        self.owner.push(owner.to_owned());
+        self.key.push(key.to_owned());
+        self.fingerprint.push(kept.fingerprint.as_bytes().to_vec());
+        self.expires_at.push(expiry_sql(kept.expires_ms));
+        self.answer.push(kept.answer);
+    }
+}
+
+/// Makes the statement that remembers the answers of a group under keys, each as its last batch left it.
 pub(super) fn put_keys(tenant_no: i32, once: &[OnceWrite], receipts: &[Receipt]) -> PutKeys {
     let last: BTreeMap<(&str, &str), &OnceWrite> =
         once.iter().map(|write| ((&*write.owner, &*write.key), write)).collect();
-    let mut put = PutKeys {
-        tenant_no,
-        owner: Vec::new(),
-        key: Vec::new(),
-        fingerprint: Vec::new(),
-        expires_at: Vec::new(),
-        answer: Vec::new(),
-    };
-    for ((owner, key), write) in last {
-        put.owner.push(owner.to_owned());
-        put.key.push(key.to_owned());
-        put.fingerprint.push(write.fingerprint.as_bytes().to_vec());
-        put.expires_at.push(expiry_sql(write.expires_ms));
-        put.answer.push(answer_of(&receipts[write.receipt]));
+    let mut put = PutKeys::of(tenant_no);
+    for (name, write) in last {
+        let OnceWrite { fingerprint, expires_ms, receipt, .. } = *write;
+        put.push(name, Kept { fingerprint, expires_ms, answer: encode_receipt(&receipts[receipt]), lease: None });
     }
     put
 }
@@ -223,7 +214,6 @@ pub(super) async fn remembered(
     key: &str,
 ) -> Result<Option<Record<Remembered>>, StoreError> {
     let lease = shared.reader().await?;
-    let found = load_keys(lease.pg(), tenant_sql(tenant), (vec![owner], vec![key])).await;
-    let found = give_back(lease, found.map_err(store_error)).await?;
-    found.into_iter().next().map(record_of).transpose()
+    let found = find(lease.pg(), tenant_sql(tenant), owner, key).await;
+    give_back(lease, found).await?.map(|kept| kept.record()).transpose()
 }
