@@ -214,8 +214,7 @@ fn result(reader: &mut Reader<'_>, before: &mut u64) -> Result<SubmissionResult,
         result.errors = errors.collect::<Result<_, StoreError>>()?;
     }
     if has(CONFLICT) {
-        result.conflict_id =
-            Some(ConflictId::new(&reader.text()?).map_err(|_| corrupt("conflict_id"))?);
+        result.conflict_id = Some(ConflictId::new(&reader.text()?).map_err(|_| corrupt("conflict_id"))?);
     }
     Ok(result)
 }
