@@ -205,5 +205,5 @@ fn leases_are_those_of_a_table_in_memory<S: Store + Records>(bed: &Bed<S>) {
         let far_ms = World::BEGIN_MS + now_ms + WINDOW_MS_MAX;
         block_on(Records::prune(&bed.store, far_ms, usize::MAX)).expect("a prune");
     }
-    assert!(granted > 100 && fenced > 50 && replayed > 50, "{granted} {fenced} {replayed}");
+    assert!(granted > 100 && fenced > 50 && replayed > 20, "{granted} {fenced} {replayed}");
 }
