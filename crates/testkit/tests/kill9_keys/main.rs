@@ -28,7 +28,7 @@ const POINTS: u64 = 10;
 /// How many requests are under way when it is killed at a random moment.
 const REQUESTS: usize = 5;
 /// The latest random moment, in microseconds after the first request is sent.
-const MOMENT_US_MAX: u64 = 25_000;
+const MOMENT_US_MAX: u64 = 10_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random_moments() {
