@@ -1,8 +1,10 @@
 //! A server that is killed and started again on the same store.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use driftline_testkit::TempFolder;
+use driftline_testkit::http::soon;
 use driftline_testkit::postgres::{Cluster, Database};
 use driftline_testkit::server::{Server, program};
 
@@ -59,6 +61,21 @@ impl Scene {
 
     pub(crate) fn is_on_a_file(&self) -> bool {
         self.database.is_none()
+    }
+
+    /// Starts the server again, once nothing of the killed one goes on in the database.
+    pub(crate) async fn restart(&mut self) {
+        if let Some(database) = &self.database {
+            let others = "SELECT count(*) FROM pg_stat_activity \
+                          WHERE datname = current_database() AND pid <> pg_backend_pid()";
+            let gone = async {
+                while database.sql(others) != "0" {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            soon("the end of what the killed server had begun", gone).await;
+        }
+        self.server.restart();
     }
 
     /// Sends a request that nothing happens to.
@@ -118,7 +135,7 @@ impl Scene {
                     "SELECT seq FROM stream_head h JOIN tenants t USING (tenant_no) WHERE t.tenant = 't1'";
                 [
                     number("SELECT count(*) FROM samples"),
-                    number("SELECT sum(counter)::bigint FROM series"),
+                    number("SELECT coalesce(sum(counter), 0)::bigint FROM series"),
                     number(seq),
                 ]
             }
