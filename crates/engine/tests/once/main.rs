@@ -224,7 +224,7 @@ fn in_memory_every_request_has_its_effect_once() {
         };
         kept.borrow_mut().entry(world.folder.path().to_owned()).or_insert_with(make).clone()
     };
-    run(0..60, &open);
+    run(0..60, open);
 }
 
 #[test]
