@@ -1,6 +1,8 @@
 //! Makes requests safe to send again: the effect happens once, and the second answer equals the first.
 
 mod answer;
+#[cfg(feature = "cache")]
+mod cache;
 mod decision;
 mod effect;
 mod fingerprint;
@@ -10,6 +12,8 @@ mod name;
 mod records;
 
 pub use answer::{Answer, AnswerTooLarge, Body, Header};
+#[cfg(feature = "cache")]
+pub use cache::{Answers, Cached, Hit};
 pub use decision::{
     ANSWER_BYTES_MAX, Decision, Record, State, WINDOW_MS_DEFAULT, WINDOW_MS_MAX, decide, is_stored,
 };
