@@ -10,6 +10,8 @@ mod key;
 mod memory;
 mod name;
 mod records;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 pub use answer::{Answer, AnswerTooLarge, Body, Header};
 #[cfg(feature = "cache")]
