@@ -90,69 +90,97 @@ impl Model {
     }
 }
 
-/// Plays one history; every answer is compared.
-fn play(seed: u64) {
-    let mut rng = Rng::new(seed);
-    let records = MemoryRecords::new(MemoryLimits { entries: ENTRIES, ..MemoryLimits::default() });
-    let mut model = Model::default();
-    // Everybody who was ever granted something may come back late.
-    let mut holders: Vec<Held> = Vec::new();
-    let (mut now_ms, mut effects) = (0, HashMap::new());
-    for step in 0..rng.between(20, 120) {
-        now_ms += [0, 1, 5, 20, 100][rng.below(5)];
-        match rng.below(10) {
-            0..=4 => {
-                let claim = random_claim(&mut rng, now_ms);
-                let (expected, actual) = (model.claim(&claim), now(records.claim(claim.clone())));
-                let actual = match actual {
-                    Ok(claimed) => Expected::Claimed(claimed),
-                    Err(RecordsError::Full) => Expected::Full,
-                    Err(error) => panic!("seed {seed}, step {step}: {error}"),
-                };
-                assert_eq!(actual, expected, "seed {seed}, step {step} at {now_ms}: {claim:?}");
-                if let Expected::Claimed(Claimed::Granted { attempt, effect_id }) = actual {
-                    let Claim { scope, key, .. } = claim;
-                    let first = *effects.entry((scope.clone(), key.clone())).or_insert(effect_id);
-                    assert_eq!(first, effect_id, "seed {seed}, step {step}: another effect id");
-                    holders.push(Held { scope, key, attempt });
-                }
-            }
-            5..=7 if !holders.is_empty() => {
-                let held = rng.pick(&holders).clone();
-                let given = answer(&format!("answer {step}"));
-                let counts = model.complete(&held, &given, now_ms);
-                match now(records.complete(&held, given, now_ms)) {
-                    Ok(()) => assert!(counts, "seed {seed}, step {step}: {held:?} was fenced"),
-                    Err(CompleteError::Fenced) => {
-                        assert!(!counts, "seed {seed}, step {step}: {held:?} holds")
-                    }
-                    Err(error) => panic!("seed {seed}, step {step}: {error}"),
-                }
-            }
-            8 if !holders.is_empty() => {
-                let held = rng.pick(&holders).clone();
-                model.release(&held);
-                now(records.release(&held)).expect("the records answer");
-            }
-            _ => {
-                // A removal changes no answer, so the model does nothing.
-                let limit = rng.below(4);
-                let removed = now(records.prune(now_ms, limit)).expect("the records answer");
-                assert!(removed <= limit, "seed {seed}, step {step}: removed {removed} of at most {limit}");
-            }
+/// One history: every answer of the records is compared with the model's.
+struct History {
+    rng: Rng,
+    records: MemoryRecords,
+    model: Model,
+    /// Everybody who was ever granted something may come back late.
+    holders: Vec<Held>,
+    effects: HashMap<(Scope, Key), EffectId>,
+    now_ms: u64,
+    /// Where a failure happened.
+    place: String,
+}
+
+impl History {
+    fn new(seed: u64) -> Self {
+        Self {
+            rng: Rng::new(seed),
+            records: MemoryRecords::new(MemoryLimits { entries: ENTRIES, ..MemoryLimits::default() }),
+            model: Model::default(),
+            holders: Vec::new(),
+            effects: HashMap::new(),
+            now_ms: 0,
+            place: String::new(),
         }
-        assert!(records.entries() <= ENTRIES, "seed {seed}, step {step}");
-        assert!(records.entries() >= model.alive(now_ms), "seed {seed}, step {step}: something was lost");
     }
-    let end = now_ms + 1_000;
-    now(records.prune(end, usize::MAX)).expect("the records answer");
-    assert_eq!((records.entries(), records.bytes()), (0, 0), "seed {seed}: something stays");
+
+    fn play(mut self, seed: u64) {
+        for step in 0..self.rng.between(20, 120) {
+            self.now_ms += [0, 1, 5, 20, 100][self.rng.below(5)];
+            self.place = format!("seed {seed}, step {step} at {}", self.now_ms);
+            match self.rng.below(10) {
+                0..=4 => self.claim(),
+                5..=7 if !self.holders.is_empty() => self.complete(step),
+                8 if !self.holders.is_empty() => self.release(),
+                _ => self.prune(),
+            }
+            let entries = self.records.entries();
+            assert!(entries <= ENTRIES, "{}: {entries} entries", self.place);
+            assert!(entries >= self.model.alive(self.now_ms), "{}: something was lost", self.place);
+        }
+        now(self.records.prune(self.now_ms + 1_000, usize::MAX)).expect("the records answer");
+        assert_eq!((self.records.entries(), self.records.bytes()), (0, 0), "seed {seed}: something stays");
+    }
+
+    fn claim(&mut self) {
+        let claim = random_claim(&mut self.rng, self.now_ms);
+        let expected = self.model.claim(&claim);
+        let actual = match now(self.records.claim(claim.clone())) {
+            Ok(claimed) => Expected::Claimed(claimed),
+            Err(RecordsError::Full) => Expected::Full,
+            Err(error) => panic!("{}: {error}", self.place),
+        };
+        assert_eq!(actual, expected, "{}: {claim:?}", self.place);
+        if let Expected::Claimed(Claimed::Granted { attempt, effect_id }) = actual {
+            let Claim { scope, key, .. } = claim;
+            let first = *self.effects.entry((scope.clone(), key.clone())).or_insert(effect_id);
+            assert_eq!(first, effect_id, "{}: another effect id", self.place);
+            self.holders.push(Held { scope, key, attempt });
+        }
+    }
+
+    fn complete(&mut self, step: usize) {
+        let held = self.rng.pick(&self.holders).clone();
+        let given = answer(&format!("answer {step}"));
+        let counts = self.model.complete(&held, &given, self.now_ms);
+        let counted = match now(self.records.complete(&held, given, self.now_ms)) {
+            Ok(()) => true,
+            Err(CompleteError::Fenced) => false,
+            Err(error) => panic!("{}: {error}", self.place),
+        };
+        assert_eq!(counted, counts, "{}: {held:?}", self.place);
+    }
+
+    fn release(&mut self) {
+        let held = self.rng.pick(&self.holders).clone();
+        self.model.release(&held);
+        now(self.records.release(&held)).expect("the records answer");
+    }
+
+    /// A removal changes no answer, so the model does nothing.
+    fn prune(&mut self) {
+        let limit = self.rng.below(4);
+        let removed = now(self.records.prune(self.now_ms, limit)).expect("the records answer");
+        assert!(removed <= limit, "{}: removed {removed} of at most {limit}", self.place);
+    }
 }
 
 fn random_claim(rng: &mut Rng, now_ms: u64) -> Claim {
     Claim {
-        scope: scope(*rng.pick(&["t1", "t2"]), *rng.pick(&["u1", "u2"])),
-        key: key(*rng.pick(&["k1", "k2"])),
+        scope: scope(["t1", "t2"][rng.below(2)], ["u1", "u2"][rng.below(2)]),
+        key: key(["k1", "k2"][rng.below(2)]),
         fingerprint: fingerprint(if rng.percent(85) { "request" } else { "another" }),
         now_ms,
         lease_ms: [10, 50, 200][rng.below(3)],
@@ -167,9 +195,9 @@ fn asked(name: &str) -> Option<u64> {
 #[test]
 fn random_histories_agree_with_a_map() {
     if let Some(seed) = asked("MODEL_SEED") {
-        return play(seed);
+        return History::new(seed).play(seed);
     }
     for seed in 0..asked("MODEL_HISTORIES").unwrap_or(3_000) {
-        play(seed);
+        History::new(seed).play(seed);
     }
 }
