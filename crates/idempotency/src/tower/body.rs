@@ -170,3 +170,97 @@ fn joined(mut chunks: VecDeque<Bytes>, bytes: usize) -> Bytes {
     }
     whole.freeze()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::FutureExt;
+    use futures_util::stream::{Iter, iter};
+    use http::HeaderValue;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    type Frames<E> = StreamBody<Iter<std::vec::IntoIter<Result<Frame<Bytes>, E>>>>;
+
+    fn body<E>(chunks: &[&'static str], end: Option<Result<Frame<Bytes>, E>>) -> Frames<E> {
+        let frames = chunks.iter().map(|chunk| Ok(Frame::data(Bytes::from_static(chunk.as_bytes()))));
+        StreamBody::new(iter(frames.chain(end).collect::<Vec<_>>()))
+    }
+
+    fn trailers() -> HeaderMap {
+        HeaderMap::from_iter([(http::header::ETAG, HeaderValue::from_static("7"))])
+    }
+
+    fn read<E>(chunks: &[&'static str], end: Option<Result<Frame<Bytes>, E>>) -> Read<Frames<E>> {
+        read_answer(body(chunks, end), 5).now_or_never().expect("the frames are there")
+    }
+
+    fn drain<B: Body<Data = Bytes, Error: std::fmt::Debug>>(
+        reply: ReplyBody<B>,
+    ) -> (Bytes, Option<HeaderMap>) {
+        let whole = reply.collect().now_or_never().expect("the frames are there").expect("no error");
+        let trailers = whole.trailers().cloned();
+        (whole.to_bytes(), trailers)
+    }
+
+    #[test]
+    fn an_answer_is_whole_up_to_the_last_byte() {
+        for (chunks, expected) in
+            [(&[][..], ""), (&["12345"], "12345"), (&["1", "23", "", "45"], "12345"), (&["", ""], "")]
+        {
+            let Read::Whole(bytes, reply) = read::<Infallible>(chunks, Some(Ok(Frame::trailers(trailers()))))
+            else {
+                panic!("{chunks:?} fits");
+            };
+            assert_eq!(bytes, expected);
+            assert_eq!(reply.size_hint().exact(), Some(expected.len() as u64));
+            assert!(!reply.is_end_stream(), "trailers are to come");
+            assert_eq!(drain(reply), (Bytes::from(expected), Some(trailers())));
+        }
+        let empty: ReplyBody<Frames<Infallible>> = ReplyBody::whole(Bytes::new());
+        assert!(empty.is_end_stream());
+    }
+
+    #[test]
+    fn a_longer_answer_is_handed_on_whole() {
+        for chunks in [&["123456"][..], &["12345", "6"], &["1234", "5678", "9"]] {
+            let Read::Longer(reply) = read::<Infallible>(chunks, Some(Ok(Frame::trailers(trailers()))))
+            else {
+                panic!("{chunks:?} does not fit");
+            };
+            assert!(!reply.is_end_stream());
+            assert!(reply.size_hint().lower() > 5, "{chunks:?}");
+            assert_eq!(drain(reply), (Bytes::from(chunks.concat()), Some(trailers())));
+        }
+    }
+
+    #[test]
+    fn a_broken_answer_is_handed_on_up_to_its_error() {
+        let Read::Broken(mut reply) = read(&["12", "3"], Some(Err("gone"))) else {
+            panic!("there is an error");
+        };
+        let mut next = || reply.frame().now_or_never().expect("the frames are there");
+        for expected in ["12", "3"] {
+            let data = next().and_then(Result::ok).and_then(|frame| frame.into_data().ok());
+            assert_eq!(data, Some(Bytes::from(expected)));
+        }
+        assert_eq!(next().and_then(Result::err), Some("gone"));
+        assert!(next().is_none());
+        assert!(reply.is_end_stream());
+    }
+
+    #[test]
+    fn requests_are_bounded_to_the_byte() {
+        let read = |chunks: &[&'static str]| {
+            read_request(body::<Infallible>(chunks, None), 5).now_or_never().expect("the frames are there")
+        };
+        for chunks in [&[][..], &["12345"], &["1", "2345"]] {
+            assert_eq!(read(chunks).ok(), Some(Bytes::from(chunks.concat())));
+        }
+        for chunks in [&["123456"][..], &["12345", "6"]] {
+            assert!(matches!(read(chunks), Err(Unread::TooLarge)), "{chunks:?}");
+        }
+    }
+}

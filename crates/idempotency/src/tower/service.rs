@@ -182,12 +182,13 @@ impl<R: Records> Shared<R> {
         let path: Vec<&str> = route.path.iter().map(String::as_str).collect();
         let query: Vec<(&str, &str)> = parts.uri.query().map(pairs).unwrap_or_default();
         let content_type = parts.headers.get(header::CONTENT_TYPE);
+        let content_type = content_type.map(|value| String::from_utf8_lossy(value.as_bytes()));
         Fingerprint::request(&RequestParts {
             version: &route.version,
             route: &format!("{} {}", parts.method, route.template),
             path: &path,
             query: &query,
-            content_type: content_type.and_then(|value| value.to_str().ok()),
+            content_type: content_type.as_deref(),
             body,
         })
     }
