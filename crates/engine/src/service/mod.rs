@@ -258,7 +258,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Work::Start { sync_id, request } => Prepared::Start { sync_id, request },
             Work::Pull { request } => Prepared::Pull { request },
             Work::Checksums { request } => Prepared::Checksums { request },
-            Work::Resolve { request } => Prepared::Resolve { request, correlation: correlation.to_owned() },
+            Work::Resolve { request, once } => {
+                Prepared::Resolve { request, once, correlation: correlation.to_owned() }
+            }
             Work::Ingest { ingest } => match self.prepare_ingest(identity, *ingest, now_ms, correlation) {
                 Ok(prepared) => Prepared::Ingest(Box::new(prepared)),
                 Err(fault) => Prepared::Failed(Done::Ingested(Err(fault))),
@@ -287,7 +289,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Prepared::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
             Prepared::Checksums { request } => Done::Summed(self.checksums(identity, request).await),
             Prepared::Resolve { request, correlation } => Done::Resolved(
-                self.resolve(identity, *request, None, now_ms, &correlation).await.map(Box::new),
+                self.resolve(identity, *request, once, now_ms, &correlation).await.map(Box::new),
             ),
             Prepared::Ingest(prepared) => {
                 Done::Ingested(self.finish_ingest(identity, *prepared, now_ms).await)
