@@ -288,7 +288,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             }
             Prepared::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
             Prepared::Checksums { request } => Done::Summed(self.checksums(identity, request).await),
-            Prepared::Resolve { request, correlation } => Done::Resolved(
+            Prepared::Resolve { request, once, correlation } => Done::Resolved(
                 self.resolve(identity, *request, once, now_ms, &correlation).await.map(Box::new),
             ),
             Prepared::Ingest(prepared) => {
