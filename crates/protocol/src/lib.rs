@@ -34,6 +34,7 @@ mod policy;
 mod rows;
 #[cfg(feature = "schema")]
 mod schema;
+mod telemetry_client;
 mod throttle;
 mod time;
 mod views;
@@ -61,6 +62,10 @@ pub use policy::{FieldPolicyDoc, PolicyDoc};
 pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
 #[cfg(feature = "schema")]
 pub use schema::{KindSchema, SchemaError, Whole};
+pub use telemetry_client::{
+    AnalyticsBatch, Introduction, RejectedItem, TelemetryGreeting, TelemetryMessage, TelemetryPayload,
+    TelemetryReceipt, TelemetryReply, encode_ping, telemetry_item, telemetry_problem,
+};
 pub use throttle::{Throttle, ThrottleScope};
 pub use time::{format_millis, parse_time};
 pub use views::{
