@@ -70,6 +70,7 @@ mod session;
 mod socket;
 mod sums;
 mod system;
+mod telemetry;
 mod wire;
 mod world;
 
@@ -79,7 +80,8 @@ pub use driftline_model::{
 };
 pub use driftline_protocol::{
     ConflictDoc, ConflictResolved, Encoding, ErrorMessage, Fault, FieldError, Form, InflateError, Item,
-    ItemClass, ItemCode, ItemOp, MsgpackError, Progress, Resolution, ResyncReason, Totals, WinnerName,
+    ItemClass, ItemCode, ItemOp, MsgpackError, Progress, Resolution, ResyncReason, TelemetryGreeting, Totals,
+    WinnerName,
 };
 pub use edit::{Edit, EditError, Elements, FieldsError, elements, fields};
 pub use endpoint::{Endpoint, EndpointError};
@@ -87,6 +89,10 @@ pub use event::{Acknowledged, DeadLetter, Event};
 pub use record::{Body, View};
 pub use replica::Replica;
 pub use system::{SystemClock, SystemRandom, TcpConnector};
+pub use telemetry::{
+    Backoff, CountError, Heard, RecordError, RefusedSample, SavedError, Telemetry, TelemetryLimits,
+    TelemetryTotals, Window,
+};
 pub use wire::Unreadable;
 pub use world::{Clock, Connector, Random, World};
 
