@@ -84,7 +84,7 @@ pub use driftline_protocol::{
     WinnerName,
 };
 pub use edit::{Edit, EditError, Elements, FieldsError, elements, fields};
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, Route};
 pub use event::{Acknowledged, DeadLetter, Event};
 pub use record::{Body, View};
 pub use replica::Replica;
