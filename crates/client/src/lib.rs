@@ -49,6 +49,7 @@
 
 mod ack;
 mod client;
+mod courier;
 mod edit;
 mod endpoint;
 mod event;
@@ -75,6 +76,9 @@ mod wire;
 mod world;
 
 pub use client::{Client, ClientError, ConnectError};
+pub use courier::{
+    Courier, CourierError, CourierMode, CourierOptions, CourierState, CourierStatus, Keeper, Switches,
+};
 pub use driftline_model::{
     ConflictId, DeviceId, Epoch, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId,
 };
