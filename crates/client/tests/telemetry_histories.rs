@@ -173,13 +173,13 @@ impl Story {
                 }
             }
             Step::Cut(arrive) => {
-                (0..arrive).for_each(|_| self.to_server(0));
+                (0..arrive).for_each(|_| self.reach_server(0));
                 self.connected = false;
                 self.up.clear();
                 self.telemetry.handle_disconnected();
             }
-            Step::ToServer(at) => self.to_server(at),
-            Step::ToDevice(at, again) => self.to_device(at, again),
+            Step::ToServer(at) => self.reach_server(at),
+            Step::ToDevice(at, again) => self.reach_device(at, again),
             Step::Http(fate) => self.http(fate),
             Step::Restart => self.restart(),
             Step::Later => self.now_ms += 60_000,
@@ -225,7 +225,7 @@ impl Story {
         }
     }
 
-    fn to_server(&mut self, at: usize) {
+    fn reach_server(&mut self, at: usize) {
         if self.up.is_empty() {
             return;
         }
@@ -241,7 +241,7 @@ impl Story {
     }
 
     /// Answers outlive their connection here, which no transport allows, and come in any order.
-    fn to_device(&mut self, at: usize, again: bool) {
+    fn reach_device(&mut self, at: usize, again: bool) {
         if self.down.is_empty() {
             return;
         }
