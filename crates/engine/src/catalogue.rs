@@ -5,10 +5,14 @@ use std::sync::Arc;
 
 use driftline_conflict::{Policy, Rights};
 use driftline_model::{KindName, ScopeName, UserId};
-use driftline_protocol::{KindSchema, write_json_string};
+use driftline_protocol::{KindSchema, SampleSchema, write_json_string};
 
 use crate::group::Placement;
 use crate::review::conflicts_kind;
+use crate::samples::Retention;
+
+/// How long points of series are kept, in milliseconds: 90 days.
+const SERIES_MS: u64 = 90 * 24 * 3_600_000;
 
 /// What is declared of one kind.
 #[derive(Debug, Clone)]
@@ -31,6 +35,37 @@ pub struct KindRule {
     pub schema_version_min: u32,
     /// How its conflicts are decided, unless the tenant has a policy of its own.
     pub policy: Arc<Policy>,
+    /// What is declared of it as telemetry; none: it is a kind of records.
+    pub telemetry: Option<Arc<TelemetryRule>>,
+}
+
+/// What is declared of a telemetry kind. Names of fields are canonical JSON text.
+#[derive(Debug, Clone, Default)]
+pub struct TelemetryRule {
+    /// The fields that name a sample within its device: a later sample of the same values takes the place of an earlier
+    /// one. Empty: samples are only ever appended.
+    pub key: Vec<Box<str>>,
+    /// The field that holds the time which a sample tells of; none: `timestamp`, where a sample has it.
+    pub time: Option<Box<str>>,
+    /// What a sample's fields may hold.
+    pub schema: Option<Arc<SampleSchema>>,
+    /// How many milliseconds after its receipt a sample goes; none: it stays.
+    pub retention_ms: Option<u64>,
+    /// The event that an accepted sample publishes.
+    pub announce: Option<Announce>,
+    /// Numeric fields of which unusual values raise an alert.
+    pub watch: Vec<Box<str>>,
+}
+
+/// The event that an accepted sample publishes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announce {
+    /// The event's type.
+    pub kind: Box<str>,
+    /// Its topics. `{field}` stands for the value of a field of the sample, `{device_id}` for its device.
+    pub topics: Vec<Box<str>>,
+    /// The fields that it carries, canonical JSON text; empty: all.
+    pub fields: Vec<Box<str>>,
 }
 
 /// Roles that may lower ordered fields, unless a kind declares its own.
@@ -54,6 +89,7 @@ impl Default for KindRule {
             schema: None,
             schema_version_min: 0,
             policy: Arc::new(Policy::field_merge()),
+            telemetry: None,
         }
     }
 }
@@ -182,6 +218,35 @@ impl Catalogue {
     /// Goes through the declared kinds.
     pub fn declared(&self) -> impl Iterator<Item = (&KindName, &KindRule)> {
         self.kinds.iter()
+    }
+
+    /// Goes through the declared kinds of records.
+    pub fn records(&self) -> impl Iterator<Item = (&KindName, &KindRule)> {
+        self.kinds.iter().filter(|(_, rule)| rule.telemetry.is_none())
+    }
+
+    /// Finds what is declared of a telemetry kind.
+    #[must_use]
+    pub fn telemetry(&self, kind: &KindName) -> Option<(&KindRule, &Arc<TelemetryRule>)> {
+        let rule = self.kinds.get(kind)?;
+        Some((rule, rule.telemetry.as_ref()?))
+    }
+
+    /// Returns the templates of all topics on which kinds announce.
+    #[must_use]
+    pub fn announced(&self) -> Vec<Box<str>> {
+        let rules = self.kinds.values().filter_map(|rule| rule.telemetry.as_ref()?.announce.as_ref());
+        rules.flat_map(|announce| announce.topics.iter().cloned()).collect()
+    }
+
+    /// Returns which samples go, and when.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        let aged = self
+            .kinds
+            .iter()
+            .filter_map(|(kind, rule)| Some((kind.clone(), rule.telemetry.as_ref()?.retention_ms?)));
+        Retention { samples: aged.collect(), series_ms: Some(SERIES_MS) }
     }
 
     /// Tells whether every kind is open to every reader of the tenant.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use driftline_conflict::{Op, Policy, Rights, Winner};
+use driftline_idempotency::Fingerprint;
+use driftline_insight::SeriesPoint;
 use driftline_model::{
     ConflictId, DeviceNo, Epoch, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId,
     TenantNo,
@@ -39,6 +41,8 @@ pub struct Submission {
     pub acked_n: Option<u64>,
     /// The batch's place in its session.
     pub batch: Option<(SyncId, u64)>,
+    /// The names under which the batch may be sent again; the first that is known answers for all.
+    pub once: Vec<Once>,
     /// Finds the request in the log.
     pub correlation: Box<str>,
     /// The items, in their order.
@@ -52,10 +56,57 @@ impl Submission {
         let fields = self.entries.iter().map(|entry| match &entry.task {
             Task::Apply(apply) => apply.fields.as_str().len() + 200,
             Task::Resolve(resolve) => resolve.fields.as_str().len() + 200,
+            Task::Append(append) => append.fields.as_str().len() + 100,
+            Task::Aggregate(aggregate) => aggregate.bytes(),
             Task::Refuse(..) => 200,
         });
         fields.sum()
     }
+}
+
+/// A name under which a batch may be sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Once {
+    /// The name.
+    pub key: OnceKey,
+    /// Tells the batch from another one under the same name.
+    pub fingerprint: Fingerprint,
+    /// Milliseconds for which the answer is remembered.
+    pub window_ms: u64,
+}
+
+/// What a batch is remembered by. Names belong to their tenant and, within it, to a user or a device.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum OnceKey {
+    /// A key that the client made.
+    Request {
+        /// The user or the device that made it, as [`Identity::owner`](crate::Identity::owner) names it.
+        owner: Box<str>,
+        /// The key.
+        key: Box<str>,
+    },
+    /// The batch's place in a sync session.
+    Batch {
+        /// The device.
+        device: DeviceNo,
+        /// The session.
+        sync_id: SyncId,
+        /// The batch's number in it.
+        number: u64,
+    },
+}
+
+/// The answer that is remembered of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remembered {
+    /// The whole of it.
+    Receipt(Box<Receipt>),
+    /// It was too large: what is known of each item answers again.
+    Items,
+    /// That of an earlier batch of the same commit group, by its place.
+    InGroup(usize),
+    /// Bytes that somebody else keeps under the key: an answer beside the batches.
+    Bytes(Box<[u8]>),
 }
 
 /// One item of a batch.
@@ -86,6 +137,41 @@ pub enum Task {
     Refuse(ItemCode, Vec<FieldError>),
     /// Decide a conflict. The entry names the conflict's record.
     Resolve(Resolve),
+    /// Append a sample.
+    Append(Append),
+    /// Add to hourly series.
+    Aggregate(Box<Aggregate>),
+}
+
+/// A sample that passed every check that needs no stored row. The entry names its kind and id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Append {
+    /// Its fields.
+    pub fields: Object,
+    /// Identifies the content.
+    pub hash: u64,
+    /// The time that it tells of, in Unix milliseconds; none: the time of receipt.
+    pub at_ms: Option<u64>,
+    /// The device's time of sending in Unix milliseconds, which decides between two samples of one key; none: the time
+    /// of receipt.
+    pub sent_ms: Option<u64>,
+    /// Whether a later sample of the same id takes the place of an earlier one.
+    pub keyed: bool,
+}
+
+/// What a device counted, on its way into hourly series.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Aggregate {
+    /// The hour's beginning in Unix milliseconds.
+    pub hour_ms: u64,
+    /// Names, how much is added to each counter and what was measured.
+    pub series: Vec<(Box<str>, SeriesPoint)>,
+}
+
+impl Aggregate {
+    fn bytes(&self) -> usize {
+        self.series.len() * 400
+    }
 }
 
 /// A reviewer's decision.
@@ -148,7 +234,7 @@ impl Entry {
         match &self.task {
             Task::Apply(apply) => apply.policy.may_review(),
             Task::Resolve(_) => true,
-            Task::Refuse(..) => false,
+            Task::Refuse(..) | Task::Append(_) | Task::Aggregate(_) => false,
         }
     }
 
@@ -158,9 +244,15 @@ impl Entry {
         let (placement, fields) = match &self.task {
             Task::Apply(apply) => (&apply.placement, &apply.fields),
             Task::Resolve(resolve) => (&resolve.placement, &resolve.fields),
-            Task::Refuse(..) => return None,
+            Task::Refuse(..) | Task::Append(_) | Task::Aggregate(_) => return None,
         };
         placement.of(fields)
+    }
+
+    /// Tells whether the item names a record.
+    #[must_use]
+    pub fn is_record(&self) -> bool {
+        !matches!(self.task, Task::Append(_) | Task::Aggregate(_))
     }
 }
 
@@ -221,6 +313,28 @@ pub struct Receipt {
     pub hlc: Hlc,
     /// The tenant's epoch.
     pub epoch: Epoch,
+    /// How the answer came about.
+    pub answered: Answered,
+}
+
+/// How an answer to a batch came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Answered {
+    /// The batch was applied.
+    #[default]
+    Applied,
+    /// It was applied before: this is the answer of then.
+    Replayed {
+        /// Until when it is remembered, in Unix milliseconds.
+        expires_ms: u64,
+    },
+    /// One of its names was used for another batch. Nothing was applied.
+    Reused,
+    /// Somebody works on a request of the same name. Nothing was applied.
+    InProgress {
+        /// Milliseconds until it is worth asking again.
+        retry_after_ms: u64,
+    },
 }
 
 /// What became of one item.

@@ -14,6 +14,7 @@ use futures_util::Stream;
 use crate::policies::Policies;
 use crate::ports::Listeners;
 use crate::review::ConflictRow;
+use crate::signal::Signal;
 
 /// What one commit group changed of one tenant.
 #[derive(Debug, Clone)]
@@ -121,6 +122,8 @@ pub struct Hub {
     policies: Policies,
     /// Counts how often numbers were voided.
     numbering: AtomicU64,
+    /// Who listens to live events. The lock is held for as long as the listeners of one tenant are gone through.
+    listeners: Mutex<HashMap<TenantNo, Vec<mpsc::Sender<Arc<Signal>>>>>,
 }
 
 #[derive(Debug)]
@@ -190,7 +193,13 @@ impl Hub {
     /// Makes a hub that lets `queue` commits wait for each session.
     #[must_use]
     pub fn new(queue: usize) -> Self {
-        Self { tenants: Mutex::default(), queue, policies: Policies::default(), numbering: AtomicU64::new(0) }
+        Self {
+            tenants: Mutex::default(),
+            queue,
+            policies: Policies::default(),
+            numbering: AtomicU64::new(0),
+            listeners: Mutex::default(),
+        }
     }
 
     /// The policies in force, as far as they are known.
@@ -203,6 +212,43 @@ impl Hub {
     #[must_use]
     pub fn numbering(&self) -> u64 {
         self.numbering.load(Ordering::SeqCst)
+    }
+
+    /// Starts to listen to the live events of a tenant. Who falls behind by more than the hub's queue misses events.
+    #[must_use]
+    pub fn listen(&self, tenant: TenantNo) -> mpsc::Receiver<Arc<Signal>> {
+        let (sender, receiver) = mpsc::channel(self.queue);
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let listeners = listeners.entry(tenant).or_default();
+        if listeners.len() == listeners.capacity() {
+            listeners.retain(|listener| !listener.is_closed());
+        }
+        listeners.push(sender);
+        receiver
+    }
+
+    /// Tells whoever listens to a tenant of something that happens now. Gives how many hear of it.
+    pub fn signal(&self, tenant: TenantNo, signal: Signal) -> usize {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(of_tenant) = listeners.get_mut(&tenant) else { return 0 };
+        let (signal, mut heard) = (Arc::new(signal), 0);
+        of_tenant.retain_mut(|listener| match listener.try_send(Arc::clone(&signal)) {
+            Ok(()) => {
+                heard += 1;
+                true
+            }
+            Err(error) => error.is_full(),
+        });
+        if of_tenant.is_empty() {
+            listeners.remove(&tenant);
+        }
+        heard
+    }
+
+    /// Tells whether anybody listens to the live events of a tenant.
+    #[must_use]
+    pub fn is_heard(&self, tenant: TenantNo) -> bool {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&tenant)
     }
 
     /// Starts to listen to a tenant.

@@ -43,27 +43,37 @@ mod catalogue;
 mod explain;
 mod group;
 mod hub;
+mod ingest;
 mod plan;
 mod policies;
 mod ports;
+mod presence;
 mod pull;
 mod push;
 mod rate;
+mod registry;
 mod review;
+mod samples;
 mod service;
 mod session;
+mod signal;
+mod streams;
 mod work;
 
 pub use audit::audit_detail;
-pub use catalogue::{Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule};
+pub use catalogue::{
+    Announce, Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule,
+    TelemetryRule,
+};
 pub use explain::{Explanation, FieldExplanation, LostValue};
 pub use group::{
-    Apply, Entry, Known, KnownMore, Placement, Receipt, Resolve, Resolved, RowKey, Submission,
-    SubmissionResult, Task,
+    Aggregate, Answered, Append, Apply, Entry, Known, KnownMore, Once, OnceKey, Placement, Receipt,
+    Remembered, Resolve, Resolved, RowKey, Submission, SubmissionResult, Task,
 };
 pub use hub::{Committed, CommittedChange, CommittedConflict, Hub, Moved, Subscription};
 pub use plan::{
-    AuditWrite, DeviceWrite, ExitWrite, GroupState, PlanEnv, Planned, ResultWrite, SumWrite, Writes, plan,
+    AuditWrite, BatchWrite, DeviceWrite, ExitWrite, GroupState, OnceWrite, PlanEnv, Planned, ResultWrite,
+    SampleMark, SampleWrite, SeriesKey, SumWrite, Writes, plan,
 };
 pub use policies::{Policies, PolicyError, PolicyView, policy_of_doc};
 pub use ports::{
@@ -71,11 +81,17 @@ pub use ports::{
     Observer, Only, Page, PageQuery, PartSum, Place, Random, Row, ScopeSum, SessionProgress, Silent, Store,
     StoreError, StoredPolicy, SumQuery,
 };
+pub use presence::{Door, Presence, Turn};
 pub use pull::PullFault;
 pub use rate::{Bucket, Buckets, Connected, Level, UserMeter};
+pub use registry::{
+    DeviceAction, DeviceChange, DeviceChanged, DeviceNote, DeviceOnce, DeviceQuery, DeviceRow, DeviceSign,
+};
 pub use review::{
     AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,
 };
-pub use service::{Engine, RecordPage, Sealer};
-pub use session::{Close, Output, Session};
+pub use samples::{Retention, SamplePlace, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
+pub use service::{DEVICE_ROLE, Engine, Ingest, PreparedIngest, RecordPage, Sealer, Windows, hash_digest};
+pub use session::{Close, Output, Preset, Session};
+pub use signal::{Interests, Signal, Wish};
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

@@ -2,7 +2,8 @@
 
 use std::future::Future;
 
-use driftline_conflict::Record;
+use driftline_conflict::Record as StoredRecord;
+use driftline_idempotency::Record;
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Epoch, Hlc, KindName, OpId, RecordId, ScopeName, Seq, SyncId, TenantId,
     TenantNo, UserId,
@@ -11,9 +12,11 @@ use driftline_protocol::ItemCode;
 use thiserror::Error;
 
 use crate::catalogue::Reviewable;
-use crate::group::{Receipt, Submission};
+use crate::group::{Receipt, Remembered, Submission};
 use crate::hub::Committed;
+use crate::registry::{DeviceChange, DeviceChanged, DeviceNote, DeviceOnce, DeviceQuery, DeviceRow};
 use crate::review::{AuditQuery, ConflictQuery, ConflictRow};
+use crate::samples::{Retention, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
 
 /// Reads the wall clock.
 pub trait Clock: Send + Sync + 'static {
@@ -37,6 +40,13 @@ pub trait Observer: Send + Sync + 'static {
     fn assertions_collapsed(&self) {}
     /// A device asked for the sums of a range, because what it holds does not add up to what it should.
     fn checksum_mismatch(&self) {}
+    /// Samples of a message were accepted, known before or refused.
+    fn samples(&self, _accepted: u64, _duplicates: u64, _rejected: u64) {}
+    /// A key was looked for in memory, or in the database because memory did not know it; `hit` tells whether it was
+    /// known there.
+    fn remembered(&self, _layer: &'static str, _hit: bool) {}
+    /// A device came by another way than before, or came again.
+    fn turned(&self, _turn: crate::presence::Turn) {}
 }
 
 /// Hears everything and counts nothing.
@@ -96,6 +106,15 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Names who keys of requests belong to: the device, else the user.
+    #[must_use]
+    pub fn owner(&self) -> Box<str> {
+        match &self.device {
+            Some((_, key)) => format!("device:{}", key.as_str()).into(),
+            None => format!("user:{}", self.user).into(),
+        }
+    }
+
     /// Tells whether the user has a role.
     #[must_use]
     pub fn has_role(&self, role: &str) -> bool {
@@ -139,7 +158,7 @@ pub struct Row {
     /// Whether it is deleted: its delete is later than its last write.
     pub deleted: bool,
     /// Fields and marks.
-    pub record: Record,
+    pub record: StoredRecord,
 }
 
 /// What a store remembers of a device's changes.
@@ -474,8 +493,67 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<SessionProgress>, StoreError>> + Send;
 
     /// Removes what is past its retention at the given time: answers of changes older than 90 days, batch
-    /// sessions older than a day, tombstones and scope exits older than 30 days. Gives the number of removed rows.
-    fn prune(&self, now_ms: u64) -> impl Future<Output = Result<u64, StoreError>> + Send;
+    /// sessions older than a day, expired answers of keys, tombstones and scope exits older than 30 days, and what
+    /// `retention` names. Gives the number of removed rows.
+    fn prune(
+        &self,
+        now_ms: u64,
+        retention: &Retention,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Lists samples by device, time and id.
+    fn samples(
+        &self,
+        tenant: TenantNo,
+        query: SampleQuery,
+    ) -> impl Future<Output = Result<Vec<SampleRow>, StoreError>> + Send;
+
+    /// Lists points of series by hour and name.
+    fn series(
+        &self,
+        tenant: TenantNo,
+        query: SeriesQuery,
+    ) -> impl Future<Output = Result<Vec<SeriesRow>, StoreError>> + Send;
+
+    /// Reads a device of the registry by its number, a retired one too.
+    fn device_row(
+        &self,
+        tenant: TenantNo,
+        device: DeviceNo,
+    ) -> impl Future<Output = Result<Option<DeviceRow>, StoreError>> + Send;
+
+    /// Lists devices that are not retired, by their numbers.
+    fn devices(
+        &self,
+        tenant: TenantNo,
+        query: DeviceQuery,
+    ) -> impl Future<Output = Result<Vec<DeviceRow>, StoreError>> + Send;
+
+    /// Finds the device that a device hash leads to, by the hash's SHA-256, whichever tenant it is of.
+    fn device_by_digest(
+        &self,
+        digest: [u8; 32],
+    ) -> impl Future<Output = Result<Option<(TenantId, TenantNo, DeviceRow)>, StoreError>> + Send;
+
+    /// Changes the registry and, with `once`, remembers the answer under the request's key, in one transaction. Only
+    /// [`DeviceChanged::Done`] is remembered.
+    fn change_device(
+        &self,
+        tenant: TenantNo,
+        change: DeviceChange,
+        once: Option<DeviceOnce>,
+    ) -> impl Future<Output = Result<DeviceChanged, StoreError>> + Send;
+
+    /// Writes down what was noticed of devices. A sign that is older than what is known of its device changes nothing.
+    fn note_devices(&self, notes: Vec<DeviceNote>) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Reads what is remembered under a key that a user or a device made.
+    fn remembered(
+        &self,
+        tenant: TenantNo,
+        owner: &str,
+        key: &str,
+    ) -> impl Future<Output = Result<Option<Record<Remembered>>, StoreError>> + Send;
 
     /// Writes something, to show that writing works.
     fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;

@@ -4,13 +4,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use driftline_conflict::{Op, Policy, Winner};
+use driftline_idempotency::Fingerprint;
 use driftline_model::{Epoch, KindName, OpId, RecordId, ScopeName, SyncId};
 use driftline_protocol::{
-    Ack, AckStatus, BadItem, FieldError, Item, ItemClass, ItemCode, ItemOp, ItemResult, SyncData, WinnerName,
+    Ack, AckStatus, BadItem, FieldError, Item, ItemClass, ItemCode, ItemOp, ItemResult, Sample, SyncData,
+    WinnerName,
 };
 
-use crate::catalogue::{Catalogue, KindRule};
-use crate::group::{Apply, Entry, Placement, Receipt, Submission, SubmissionResult, Task};
+use crate::catalogue::{Catalogue, KindRule, TelemetryRule};
+use crate::group::{
+    Answered, Apply, Entry, Once, OnceKey, Placement, Receipt, Submission, SubmissionResult, Task,
+};
+use crate::ingest::Source;
 use crate::policies::{Policies, PolicyView};
 use crate::ports::{Identity, Observer};
 
@@ -22,6 +27,42 @@ pub(crate) struct Echo {
     id: Option<RecordId>,
 }
 
+/// A batch on its way to the store.
+#[derive(Debug, Default)]
+pub(crate) struct Push {
+    pub(crate) data: SyncData,
+    pub(crate) sync_id: Option<SyncId>,
+    /// The epoch of the items' bases.
+    pub(crate) epoch: Option<Epoch>,
+    /// What the message is remembered by.
+    pub(crate) once: Vec<Once>,
+    /// A random number, for names of samples that nobody else gave.
+    pub(crate) seed: u128,
+}
+
+/// How long the answer to a batch is remembered, in milliseconds: as long as an idle sync session lives.
+const BATCH_MS: u64 = 24 * 3_600_000;
+
+/// What tells a batch from another one of the same number: its items, whichever encoding they came in.
+fn print_of(items: &[Result<Item, Box<BadItem>>]) -> Fingerprint {
+    let mut builder = Fingerprint::builder("batch");
+    builder.count(items.len());
+    for item in items {
+        match item {
+            Ok(item) => {
+                builder.text(item.id.as_str()).text(item.fields.as_str());
+                let op_id = item.op_id.as_ref().map(OpId::as_str);
+                builder.optional(op_id).number(item.n.unwrap_or(0)).number(item.hash);
+                builder.number(item.base_version.number());
+            }
+            Err(bad) => {
+                builder.number(bad.hash);
+            }
+        }
+    }
+    builder.finish()
+}
+
 /// Checks items against kinds and rights.
 pub(crate) struct Gate<'a> {
     pub(crate) catalogue: &'a Catalogue,
@@ -30,22 +71,37 @@ pub(crate) struct Gate<'a> {
 }
 
 impl Gate<'_> {
-    /// Makes the submission of a batch; nothing without a device.
-    pub(crate) fn submission(
-        &self,
-        data: SyncData,
-        batch: Option<(SyncId, u64)>,
-        epoch: Option<Epoch>,
-        correlation: &str,
-    ) -> Option<(Submission, Vec<Echo>)> {
-        let (device, _) = self.identity.device.as_ref()?;
+    /// Makes the submission of a batch, with what its answer repeats and whether a resend would be recognised; nothing
+    /// without a device.
+    pub(crate) fn submission(&self, push: Push, correlation: &str) -> Option<(Submission, Vec<Echo>, bool)> {
+        let Push { data, sync_id, epoch, mut once, seed } = push;
+        let (device, key) = self.identity.device.as_ref()?;
+        let batch = sync_id.zip(data.batch_seq);
+        if let Some((sync_id, number)) = batch.clone().filter(|_| !data.items.is_empty()) {
+            let fingerprint = print_of(&data.items);
+            let key = OnceKey::Batch { device: *device, sync_id, number };
+            once.push(Once { key, fingerprint, window_ms: BATCH_MS });
+        }
+        let batch_key = once.first().map(|once| match &once.key {
+            OnceKey::Request { key, .. } => key.to_string(),
+            OnceKey::Batch { sync_id, number, .. } => format!("{sync_id}/{number}"),
+        });
+        let source = Source { device: key, batch_key: batch_key.as_deref(), seed, sent_ms: None };
         let mut policies: Vec<(KindName, Result<Arc<Policy>, ItemCode>)> = Vec::new();
+        let mut recognised = true;
         let entries: Vec<Entry> = data
             .items
             .into_iter()
-            .map(|item| match item {
-                Ok(item) => self.entry(item, &mut policies),
-                Err(bad) => refused(*bad),
+            .enumerate()
+            .map(|(index, item)| match item {
+                Ok(item) => match self.catalogue.telemetry(&item.kind) {
+                    Some((rule, telemetry)) => self.sample_of_item(item, (rule, telemetry), source, index),
+                    None => {
+                        recognised &= batch_key.is_some() || item.op_id.is_some() || item.n.is_some();
+                        self.entry(item, &mut policies)
+                    }
+                },
+                Err(bad) => self.sample(*bad, source, index, &mut recognised),
             })
             .collect();
         let echoes = entries
@@ -60,10 +116,57 @@ impl Gate<'_> {
             epoch,
             acked_n: data.acked_n,
             batch,
+            once,
             correlation: correlation.into(),
             entries,
         };
-        Some((submission, echoes))
+        Some((submission, echoes, recognised))
+    }
+
+    /// Makes the entry of an element that is no change of a record: of a sample, if its kind is one of telemetry.
+    fn sample(&self, mut bad: BadItem, source: Source<'_>, index: usize, recognised: &mut bool) -> Entry {
+        let found = bad.kind.as_ref().and_then(|kind| self.catalogue.telemetry(kind));
+        let (Some((rule, telemetry)), Some(sample), Some(kind)) =
+            (found, bad.sample.take(), bad.kind.clone())
+        else {
+            return refused(bad);
+        };
+        if !rule.may_write(&self.identity.roles) {
+            let errors = vec![explain(ItemCode::Forbidden)];
+            return Entry { task: Task::Refuse(ItemCode::Forbidden, errors), ..refused(bad) };
+        }
+        let op_id = bad.op_id.as_ref().map(OpId::as_str);
+        *recognised &=
+            source.batch_key.is_some() || sample.id.is_some() || op_id.is_some() || !telemetry.key.is_empty();
+        let entry = source.entry(&kind, telemetry, *sample, index, op_id);
+        Entry { group: bad.group, ..entry }
+    }
+
+    /// Makes the entry of an item of a telemetry kind that names an operation: only making a sample is one.
+    fn sample_of_item(
+        &self,
+        item: Item,
+        (rule, telemetry): (&KindRule, &Arc<TelemetryRule>),
+        source: Source<'_>,
+        index: usize,
+    ) -> Entry {
+        let refuse = |code, error: FieldError| Task::Refuse(code, vec![error]);
+        let refusal = if item.op != ItemOp::Create || item.intents.is_some() {
+            let message = "samples of telemetry are only ever made".into();
+            let error = FieldError { code: "invalid".into(), pointer: "/op".into(), message };
+            Some(refuse(ItemCode::Invalid, error))
+        } else if !rule.may_write(&self.identity.roles) {
+            Some(refuse(ItemCode::Forbidden, explain(ItemCode::Forbidden)))
+        } else {
+            None
+        };
+        let at_ms = item.hlc.map(driftline_model::Hlc::millis);
+        let sample = Sample { id: Some(item.id), hash: item.hash, fields: item.fields, at_ms };
+        let entry = source.entry(&item.kind, telemetry, sample, index, None);
+        match refusal {
+            Some(task) => Entry { task, group: item.group, ..entry },
+            None => Entry { group: item.group, ..entry },
+        }
     }
 
     fn entry(&self, item: Item, policies: &mut Vec<(KindName, Result<Arc<Policy>, ItemCode>)>) -> Entry {
@@ -174,10 +277,12 @@ pub(crate) fn answer(
         conflicts: 0,
         seq: receipt.seq.number(),
         hlc: receipt.hlc.to_string(),
+        resend_recognised: None,
         results: Vec::with_capacity(receipt.results.len()),
     };
+    let applied = receipt.answered == Answered::Applied;
     for (index, (result, echo)) in receipt.results.into_iter().zip(echoes).enumerate() {
-        if !result.duplicate {
+        if !result.duplicate && applied {
             observer.item(result.code, result.strategy);
             if result.clamped {
                 observer.clock_clamped();

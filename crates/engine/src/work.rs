@@ -2,12 +2,15 @@
 
 use driftline_model::{Seq, SyncId};
 use driftline_protocol::{
-    Ack, Checksums, ConflictResolved, Fault, RequestChecksums, RequestServerData, ResolveConflict,
-    ResyncRequired, ServerData, SessionInfo, StartSync, SyncData,
+    Ack, AnalyticsBatch, BareAck, Checksums, ConflictResolved, DeviceStatus, Fault, RequestChecksums,
+    RequestServerData, ResolveConflict, ResyncRequired, ServerData, SessionInfo, StartSync, SyncData,
+    TelemetryAck,
 };
 use thiserror::Error;
 
+use crate::group::Once;
 use crate::pull::PullFault;
+use crate::service::{Ingest, PreparedIngest};
 
 /// Something a session needs done. It is started at once; answers come in the order of the asking.
 #[derive(Debug)]
@@ -28,6 +31,27 @@ pub enum Work {
         data: SyncData,
         /// The epoch of the items' bases.
         epoch: Option<driftline_model::Epoch>,
+        /// What the message is remembered by.
+        once: Vec<Once>,
+        /// A random number, for names of samples that nobody else gave.
+        seed: u128,
+    },
+    /// Append samples.
+    Ingest {
+        /// The samples.
+        ingest: Box<Ingest>,
+    },
+    /// Add what the device counted to hourly series.
+    Aggregate {
+        /// What it counted.
+        batch: Box<AnalyticsBatch>,
+        /// What the message is remembered by; none: its window.
+        once: Option<Once>,
+    },
+    /// Take what the device says of itself.
+    Report {
+        /// What it says.
+        status: Box<DeviceStatus>,
     },
     /// Read a page.
     Pull {
@@ -43,6 +67,8 @@ pub enum Work {
     Resolve {
         /// The decision.
         request: Box<ResolveConflict>,
+        /// What the message is remembered by.
+        once: Option<Once>,
     },
 }
 
@@ -72,10 +98,23 @@ pub enum Prepared {
     Resolve {
         /// The decision.
         request: Box<ResolveConflict>,
+        /// What the message is remembered by.
+        once: Option<Once>,
         /// Finds the request in the log.
         correlation: String,
     },
-    /// Work that failed while it was prepared.
+    /// Samples that are ready for the store.
+    Ingest(Box<PreparedIngest>),
+    /// What a device counted, to be added to hourly series.
+    Aggregate {
+        /// What it counted.
+        batch: Box<AnalyticsBatch>,
+        /// What the message is remembered by.
+        once: Option<Once>,
+        /// Finds the request in the log.
+        correlation: String,
+    },
+    /// Work that was done, or failed, while it was prepared.
     Failed(Done),
 }
 
@@ -85,6 +124,8 @@ pub struct PreparedPush {
     pub(crate) submission: crate::group::Submission,
     pub(crate) echoes: Vec<crate::push::Echo>,
     pub(crate) batch_seq: Option<u64>,
+    /// Whether a resend would be recognised.
+    pub(crate) recognised: bool,
 }
 
 /// What came of a [`Work`].
@@ -101,6 +142,10 @@ pub enum Done {
     Summed(Result<Checksums, Fault>),
     /// A conflict is decided, or not.
     Resolved(Result<Box<ConflictResolved>, Fault>),
+    /// Samples are appended, or not.
+    Ingested(Result<TelemetryAck, Fault>),
+    /// Something was taken of which there is nothing else to tell, or not.
+    Noted(Result<BareAck, Fault>),
 }
 
 /// A page that was read.

@@ -85,6 +85,10 @@ pub struct Limits {
     pub decode_errors: u32,
     /// Seconds that one long poll may wait.
     pub wait_s: u64,
+    /// Milliseconds after the end of its last connection in which a device that comes again was never away.
+    pub presence_grace_ms: u64,
+    /// Milliseconds in which whoever enters without a token has to say who it is.
+    pub auth_ms: u64,
 }
 
 impl Limits {
@@ -136,6 +140,8 @@ impl Default for Limits {
             session_s: 24 * 3600,
             decode_errors: 10,
             wait_s: 30,
+            presence_grace_ms: 10_000,
+            auth_ms: 10_000,
         }
     }
 }

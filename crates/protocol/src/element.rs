@@ -9,6 +9,7 @@ use crate::envelope::{FieldError, add_error};
 use crate::intents::Asked;
 use crate::item::ItemOp;
 use crate::json::Node;
+use crate::telemetry::{Sample, rest};
 use crate::time::parse_time;
 
 /// An element of a batch while it is read: what could be read of it, and everything that is wrong.
@@ -24,6 +25,8 @@ pub(crate) struct Element {
     pub(crate) schema_version: u32,
     pub(crate) group: Option<Box<str>>,
     pub(crate) errors: Vec<FieldError>,
+    /// What the element is if its kind is one of telemetry.
+    pub(crate) sample: Option<Box<Sample>>,
 }
 
 const KEYS: [&str; 19] = [
@@ -102,6 +105,9 @@ impl Element {
         self.schema_version = self.schema_version(members.get(SCHEMA_VERSION));
         self.hlc = self.clock(members.get(HLC), members.get(TS));
         self.intents = self.intents(&members);
+        if members.get(OP).is_none() && self.errors.is_empty() && self.kind.is_some() {
+            self.sample = self.sample(node, &members);
+        }
         let op = members.get(OP).and_then(|node| node.as_str()).and_then(|op| ItemOp::from_text(&op));
         if op.is_none() {
             self.wrong("/op", "must be create, patch, delete or restore");
@@ -139,6 +145,16 @@ impl Element {
             }
         }
         Members(found)
+    }
+
+    /// Reads an element without `op`: its `fields`, else all members but the reserved ones.
+    fn sample(&self, node: Node<'_>, members: &Members<'_>) -> Option<Box<Sample>> {
+        let fields = match members.get(FIELDS) {
+            Some(fields) => canonical_object(fields).ok()?,
+            None => rest(node, &KEYS, &mut Vec::new())?,
+        };
+        let at_ms = self.hlc.map(Hlc::millis);
+        Some(Box::new(Sample::new(self.id.clone(), fields, at_ms)))
     }
 
     fn unknown<'d>(&mut self, key: Node<'d>, unknown: &mut Vec<Cow<'d, str>>) {

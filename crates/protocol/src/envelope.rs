@@ -10,6 +10,7 @@ use crate::form::Encoding;
 use crate::json::{Document, Node};
 use crate::outbound::RecordView;
 use crate::throttle::Throttle;
+use crate::time::parse_time;
 
 /// One thing wrong with a message or an item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +106,19 @@ impl<'d> Envelope<'d> {
     /// # Errors
     /// `MESSAGE_TOO_LARGE` or `JSON_DECODE_ERROR`.
     pub fn parse<'a>(encoding: Encoding, frame: &'a [u8], limits: &Limits) -> Result<Document<'a>, Fault> {
+        let document = Self::parse_any(encoding, frame, limits)?;
+        if !document.root().is_object() {
+            return Err(Fault::new(encoding.decode_error(), "the message is not an object"));
+        }
+        Ok(document)
+    }
+
+    /// Parses what is an object or an array of them.
+    pub(crate) fn parse_any<'a>(
+        encoding: Encoding,
+        frame: &'a [u8],
+        limits: &Limits,
+    ) -> Result<Document<'a>, Fault> {
         if frame.len() > limits.message_bytes {
             let message = format!("a message may hold {} bytes", limits.message_bytes);
             return Err(Fault::new(ErrorCode::MessageTooLarge, message));
@@ -117,9 +131,6 @@ impl<'d> Envelope<'d> {
             Encoding::MessagePack => Document::parse_msgpack(frame, limits.depth)
                 .map_err(|error| Fault::new(code, error.to_string()))?,
         };
-        if !document.root().is_object() {
-            return Err(Fault::new(code, "the message is not an object"));
-        }
         Ok(document)
     }
 
@@ -174,6 +185,42 @@ impl<'d> Envelope<'d> {
         sync_id(&text).map(Some).ok_or_else(|| Fault::invalid("/sync_id", "must be a UUID"))
     }
 
+    /// Returns the whole message.
+    pub(crate) fn root(&self) -> Node<'d> {
+        self.root
+    }
+
+    /// Returns the member that holds the payload; none: the message itself is it.
+    pub(crate) fn payload(&self) -> Option<Node<'d>> {
+        self.payload
+    }
+
+    /// Returns the key under which the message may be sent again.
+    ///
+    /// # Errors
+    /// `VALIDATION_ERROR` when it is no text of 1 to 255 visible ASCII characters.
+    pub fn idempotency_key(&self) -> Result<Option<String>, Fault> {
+        let Some(node) = self.root.get("idempotency_key").filter(|node| !node.is_null()) else {
+            return Ok(None);
+        };
+        let key = node.as_str().filter(|key| is_key(key));
+        let wrong = || Fault::invalid("/idempotency_key", "must be 1 to 255 visible ASCII characters");
+        key.map(|key| Some(key.into_owned())).ok_or_else(wrong)
+    }
+
+    /// Returns the client's time of the message in Unix milliseconds. `timestamp` is another name of `ts`, but may be
+    /// anything else as well.
+    ///
+    /// # Errors
+    /// `VALIDATION_ERROR` when `ts` is neither RFC 3339 nor Unix milliseconds.
+    pub(crate) fn time(&self) -> Result<Option<u64>, Fault> {
+        let wrong = || Fault::invalid("/ts", "must be RFC 3339 or Unix milliseconds");
+        match self.root.get("ts").filter(|node| !node.is_null()) {
+            Some(node) => parse_time(node).map(Some).ok_or_else(wrong),
+            None => Ok(self.root.get("timestamp").and_then(parse_time)),
+        }
+    }
+
     /// Returns a field of the payload; an explicit null counts as absent.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<Node<'d>> {
@@ -184,6 +231,12 @@ impl<'d> Envelope<'d> {
         };
         node.filter(|node| !node.is_null())
     }
+}
+
+/// Tells whether a text can be an idempotency key.
+#[must_use]
+pub fn is_key(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Reads a UUID in its hyphenated form.

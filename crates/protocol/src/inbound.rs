@@ -6,9 +6,12 @@ use crate::checksums::{Range, RequestChecksums};
 use crate::code::ErrorCode;
 use crate::conflict::ResolveConflict;
 use crate::envelope::{Envelope, Fault, sync_id};
+use crate::events::Topics;
 use crate::form::Encoding;
 use crate::item::{BadItem, Item};
 use crate::json::Node;
+use crate::status::{AnalyticsBatch, DeviceStatus};
+use crate::telemetry::{Telemetry, payload_text};
 
 /// A decoded message with the outer fields its answer needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,8 +20,26 @@ pub struct Message {
     pub id: Option<String>,
     /// The sync session it belongs to.
     pub sync_id: Option<SyncId>,
+    /// The key under which it may be sent again, with what identifies its content.
+    pub key: Option<Box<MessageKey>>,
     /// The message.
     pub body: Inbound,
+}
+
+/// The key under which a message may be sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageKey {
+    /// The key: 1 to 255 visible ASCII characters.
+    pub key: String,
+    /// The canonical text of the payload, the same in every encoding.
+    pub payload: String,
+}
+
+impl MessageKey {
+    fn read(envelope: &Envelope<'_>) -> Result<Option<Box<Self>>, Fault> {
+        let key = envelope.idempotency_key()?;
+        Ok(key.map(|key| Box::new(Self { key, payload: payload_text(envelope) })))
+    }
 }
 
 /// The messages of the sync lifecycle.
@@ -44,11 +65,42 @@ pub enum Inbound {
         /// The number, as canonical JSON.
         timestamp: Option<String>,
     },
+    /// Says who is at the other end.
+    Auth(Auth),
+    /// Brings samples. Every type that is no other message's may be the name of a kind of telemetry.
+    Telemetry(Box<Telemetry>),
+    /// Says how the device is.
+    DeviceStatus(Box<DeviceStatus>),
+    /// Brings what the device counted.
+    AnalyticsBatch(Box<AnalyticsBatch>),
+    /// Asks for events.
+    SubscribeEvents(Topics),
+    /// Wants no more of them.
+    UnsubscribeEvents(Topics),
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// Whoever the token names.
+    Token(String),
+    /// The registered device that the hash leads to.
+    DeviceHash(String),
+}
+
+impl std::fmt::Debug for Auth {
+    /// Secrets stay out of logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Token(_) => "Token",
+            Self::DeviceHash(_) => "DeviceHash",
+        })
+    }
 }
 
 impl Inbound {
     /// The types of all messages on the wire.
-    pub const KINDS: [&'static str; 8] = [
+    pub const KINDS: [&'static str; 14] = [
         "start_sync",
         "sync_data",
         "request_server_data",
@@ -57,6 +109,12 @@ impl Inbound {
         "end_sync",
         "heartbeat",
         "ping",
+        "auth",
+        "telemetry",
+        "device_status",
+        "analytics_batch",
+        "subscribe_events",
+        "unsubscribe_events",
     ];
 
     /// Returns the message's type on the wire.
@@ -71,6 +129,13 @@ impl Inbound {
             Self::EndSync => "end_sync",
             Self::Heartbeat(_) => "heartbeat",
             Self::Ping { .. } => "ping",
+            Self::Auth(_) => "auth",
+            // Kinds have names of their own; they share one rate.
+            Self::Telemetry(_) => "telemetry",
+            Self::DeviceStatus(_) => "device_status",
+            Self::AnalyticsBatch(_) => "analytics_batch",
+            Self::SubscribeEvents(_) => "subscribe_events",
+            Self::UnsubscribeEvents(_) => "unsubscribe_events",
         }
     }
 }
@@ -138,6 +203,8 @@ pub struct SyncRequest {
     pub push: SyncData,
     /// What is pulled.
     pub pull: RequestServerData,
+    /// The key under which the request may be sent again, if the body has one.
+    pub key: Option<Box<MessageKey>>,
 }
 
 /// Decodes a message.
@@ -148,13 +215,16 @@ pub fn decode(encoding: Encoding, frame: &[u8], limits: &Limits) -> Result<Messa
     let document = Envelope::parse(encoding, frame, limits)?;
     let id = Envelope::message_id(document.root())?;
     let opened = Envelope::open(document.root()).and_then(|envelope| body(&envelope, limits));
-    opened.map(|(sync_id, body)| Message { id: id.clone(), sync_id, body }).map_err(|mut fault| {
-        fault.reply_to = id;
+    let message = |(sync_id, key, body)| Message { id: id.clone(), sync_id, key, body };
+    opened.map(message).map_err(|mut fault| {
+        fault.reply_to.clone_from(&id);
         fault
     })
 }
 
-fn body(envelope: &Envelope<'_>, limits: &Limits) -> Result<(Option<SyncId>, Inbound), Fault> {
+type Opened = (Option<SyncId>, Option<Box<MessageKey>>, Inbound);
+
+fn body(envelope: &Envelope<'_>, limits: &Limits) -> Result<Opened, Fault> {
     let kind = envelope.kind()?;
     let sync_id = envelope.sync_id()?;
     let body = match kind.as_str() {
@@ -169,15 +239,86 @@ fn body(envelope: &Envelope<'_>, limits: &Limits) -> Result<(Option<SyncId>, Inb
             queue_depth: number(envelope, "queue_depth")?,
         }),
         "ping" => Inbound::Ping { timestamp: ping_timestamp(envelope)? },
-        other => {
-            let shown: String = other.chars().take(64).collect();
-            return Err(Fault::new(
-                ErrorCode::UnknownMessageType,
-                format!("{shown:?} is not a message of this route"),
-            ));
-        }
+        "auth" => Inbound::Auth(auth(envelope)?),
+        "device_status" => Inbound::DeviceStatus(Box::new(DeviceStatus::read(envelope)?)),
+        "analytics_batch" => Inbound::AnalyticsBatch(Box::new(AnalyticsBatch::read(envelope)?)),
+        "subscribe_events" | "subscription" => Inbound::SubscribeEvents(Topics::read(envelope)?),
+        "unsubscribe_events" | "unsubscription" => Inbound::UnsubscribeEvents(Topics::read(envelope)?),
+        other => match KindName::new(other) {
+            Ok(kind) if !other.starts_with('$') => {
+                Inbound::Telemetry(Box::new(Telemetry::read(envelope, kind, limits)?))
+            }
+            _ => return Err(unknown_type(other)),
+        },
     };
-    Ok((sync_id, body))
+    Ok((sync_id, MessageKey::read(envelope)?, body))
+}
+
+/// Refuses a type that is none of the route's.
+#[must_use]
+pub fn unknown_type(kind: &str) -> Fault {
+    let shown: String = kind.chars().take(64).collect();
+    Fault::new(ErrorCode::UnknownMessageType, format!("{shown:?} is not a message of this route"))
+}
+
+/// Reads who is at the other end; `child_hash` is another name of `device_hash`.
+fn auth(envelope: &Envelope<'_>) -> Result<Auth, Fault> {
+    if let Some(token) = text(envelope, "token")? {
+        return Ok(Auth::Token(token));
+    }
+    let hash = match text(envelope, "device_hash")? {
+        Some(hash) => Some(hash),
+        None => text(envelope, "child_hash")?,
+    };
+    hash.map(Auth::DeviceHash).ok_or_else(|| Fault::invalid("/token", "a token or a device_hash is required"))
+}
+
+/// The body of `POST /api/v1/ingest`: one message or several, and the device that they come from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IngestPost {
+    /// The device hash, if the body has one.
+    pub device_hash: Option<String>,
+    /// The device, if the body names one.
+    pub device_id: Option<String>,
+    /// The messages, good and bad.
+    pub messages: Vec<Result<Message, Fault>>,
+    /// Whether they came in an array.
+    pub array: bool,
+}
+
+impl IngestPost {
+    /// Reads the body. A message that cannot be read stands among the others as its fault.
+    ///
+    /// # Errors
+    /// As [`decode`] for what concerns the body as a whole; `BATCH_TOO_LARGE` for too many messages.
+    pub fn decode(encoding: Encoding, bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
+        let document = Envelope::parse_any(encoding, bytes, limits)?;
+        let root = document.root();
+        let roots: Vec<Node<'_>> = if root.is_array() { root.elements().collect() } else { vec![root] };
+        if roots.len() > limits.batch_items {
+            let message =
+                format!("a body may hold {} messages, this one holds {}", limits.batch_items, roots.len());
+            return Err(Fault::new(ErrorCode::BatchTooLarge, message));
+        }
+        let named = |names: [&str; 2]| {
+            let find =
+                |root: &Node<'_>| names.iter().find_map(|name| root.get(name)?.as_str().map(String::from));
+            roots.iter().find_map(find)
+        };
+        let (device_hash, device_id) =
+            (named(["device_hash", "child_hash"]), named(["device_id", "device_id"]));
+        let message = |root: &Node<'_>| {
+            let id = Envelope::message_id(*root)?;
+            let (sync_id, key, body) = body(&Envelope::open(*root)?, limits)?;
+            Ok(Message { id, sync_id, key, body })
+        };
+        Ok(Self {
+            device_hash,
+            device_id,
+            messages: roots.iter().map(message).collect(),
+            array: root.is_array(),
+        })
+    }
 }
 
 impl SyncRequest {
@@ -208,6 +349,7 @@ impl SyncRequest {
             epoch: epoch(&envelope)?,
             push: sync_data(&envelope, limits, false)?,
             pull: request(&envelope)?,
+            key: MessageKey::read(&envelope)?,
         })
     }
 }

@@ -7,6 +7,7 @@ use crate::element::Element;
 use crate::envelope::FieldError;
 use crate::intents::write_identity;
 use crate::json::Node;
+use crate::telemetry::Sample;
 
 /// What an item wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,24 @@ pub struct BadItem {
     pub hash: u64,
     /// Everything that is wrong.
     pub errors: Vec<FieldError>,
+    /// What the element is if its kind is one of telemetry: then there is nothing wrong with it.
+    pub sample: Option<Box<Sample>>,
+}
+
+impl BadItem {
+    /// Makes an element of which nothing could be read.
+    pub(crate) fn of_text(text: &str, errors: Vec<FieldError>) -> Self {
+        Self {
+            op_id: None,
+            n: None,
+            kind: None,
+            id: None,
+            group: None,
+            hash: XxHash3_64::oneshot(text.as_bytes()),
+            errors,
+            sample: None,
+        }
+    }
 }
 
 impl Item {
@@ -119,14 +138,16 @@ impl Item {
                     parts.map_or((reader.kind, reader.id), |(kind, id, ..)| (Some(kind), Some(id)));
                 let mut text = String::new();
                 node.write_json(&mut text);
+                let sample = reader.sample.take();
+                let bad = BadItem::of_text(&text, reader.errors);
                 Err(Box::new(BadItem {
                     op_id: reader.op_id,
                     n: reader.n,
                     kind,
                     id,
                     group: reader.group,
-                    hash: XxHash3_64::oneshot(text.as_bytes()),
-                    errors: reader.errors,
+                    sample,
+                    ..bad
                 }))
             }
         }

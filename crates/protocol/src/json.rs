@@ -508,6 +508,21 @@ impl<'d> Node<'d> {
         self.as_i64().and_then(|int| u64::try_from(int).ok()).filter(|&int| int <= 1 << 53)
     }
 
+    /// Returns a number as the nearest double, if it is finite.
+    #[must_use]
+    pub fn as_f64(&self) -> Option<f64> {
+        match self.raw() {
+            // Integers beyond 2^53 lose digits, which is all that is asked of a measured value.
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a measured value needs no more than a double's digits"
+            )]
+            Raw::Int(int) => Some(int as f64),
+            Raw::Float(float) => Some(float),
+            _ => None,
+        }
+    }
+
     /// Returns a boolean.
     #[must_use]
     pub fn as_bool(&self) -> Option<bool> {

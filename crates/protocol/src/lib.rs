@@ -22,6 +22,7 @@ mod conflict;
 mod cursor;
 mod element;
 mod envelope;
+mod events;
 mod form;
 mod http;
 mod inbound;
@@ -33,7 +34,11 @@ mod outbound;
 mod policy;
 mod rows;
 #[cfg(feature = "schema")]
+mod sample_schema;
+#[cfg(feature = "schema")]
 mod schema;
+mod status;
+mod telemetry;
 mod telemetry_client;
 mod throttle;
 mod time;
@@ -46,10 +51,14 @@ pub use client::{ClientMessage, Rows, ServerMessage};
 pub use code::{CloseCode, ErrorCode, ItemClass, ItemCode, Retry};
 pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveConflict, ResolvePost};
 pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
-pub use envelope::{Envelope, Fault, FieldError};
+pub use envelope::{Envelope, Fault, FieldError, is_key};
+pub use events::{Event, EventsSubscribed, TopicAnswer, Topics};
 pub use form::{Deflater, Encoding, Form, InflateError, Inflater};
 pub use http::{SyncAnswer, SyncPost};
-pub use inbound::{Heartbeat, Inbound, Message, RequestServerData, StartSync, SyncData, SyncRequest, decode};
+pub use inbound::{
+    Auth, Heartbeat, Inbound, IngestPost, Message, MessageKey, RequestServerData, StartSync, SyncData,
+    SyncRequest, decode, unknown_type,
+};
 pub use item::{BadItem, Item, ItemOp};
 pub use json::{Document, JsonError, Node};
 pub use msgpack::{MsgpackError, json_of_msgpack, msgpack_of_json};
@@ -61,10 +70,14 @@ pub use outbound::{
 pub use policy::{FieldPolicyDoc, PolicyDoc};
 pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
 #[cfg(feature = "schema")]
+pub use sample_schema::SampleSchema;
+#[cfg(feature = "schema")]
 pub use schema::{KindSchema, SchemaError, Whole};
+pub use status::{AnalyticsBatch, DeviceDoc, DeviceStatus};
+pub use telemetry::{BareAck, Rejected, Sample, Telemetry, TelemetryAck};
 pub use telemetry_client::{
-    AnalyticsBatch, Introduction, RejectedItem, TelemetryGreeting, TelemetryMessage, TelemetryPayload,
-    TelemetryReceipt, TelemetryReply, encode_ping, telemetry_item, telemetry_problem,
+    Introduction, TelemetryGreeting, TelemetryMessage, TelemetryPayload, TelemetryReply, encode_ping,
+    telemetry_item, telemetry_problem,
 };
 pub use throttle::{Throttle, ThrottleScope};
 pub use time::{format_millis, parse_time};

@@ -13,8 +13,10 @@ use crate::checksums::Checksums;
 use crate::code::ItemCode;
 use crate::conflict::{ConflictDoc, ConflictResolved};
 use crate::envelope::{Fault, FieldError};
+use crate::events::{Event, EventsSubscribed};
 use crate::policy::PolicyDoc;
 use crate::rows::{ServerData, ServerDelta};
+use crate::telemetry::{BareAck, TelemetryAck};
 use crate::time::format_millis;
 use crate::write::write_json_string;
 
@@ -33,9 +35,9 @@ impl Head {
     /// Starts a message: the opening brace and the outer fields.
     pub(crate) fn open(&self, kind: &str) -> String {
         let mut out = String::with_capacity(256);
-        out.push_str("{\"type\":\"");
-        out.push_str(kind);
-        out.push_str("\",\"server_time\":\"");
+        out.push_str("{\"type\":");
+        write_json_string(&mut out, kind);
+        out.push_str(",\"server_time\":\"");
         out.push_str(&format_millis(self.now_ms));
         out.push('"');
         for (name, value) in [("reply_to", &self.reply_to), ("sync_id", &self.sync_id)] {
@@ -82,12 +84,22 @@ pub enum Outbound {
     Error(ErrorMessage),
     /// The server is about to shut down.
     ServerDraining(ServerDraining),
+    /// Answers a telemetry message.
+    TelemetryAck(TelemetryAck),
+    /// Answers a message of which there is nothing else to tell.
+    BareAck(BareAck),
+    /// Answers `subscribe_events`.
+    EventsSubscribed(EventsSubscribed),
+    /// Answers `unsubscribe_events`.
+    EventsUnsubscribed(EventsSubscribed),
+    /// Something happened.
+    Event(Event),
 }
 
 impl Outbound {
     /// Returns the message's type on the wire.
     #[must_use]
-    pub const fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> &str {
         match self {
             Self::ConnectionEstablished(_) => "connection_established",
             Self::SyncSessionStarted(_) => "sync_session_started",
@@ -103,6 +115,10 @@ impl Outbound {
             Self::Pong(_) => "pong",
             Self::Error(_) => "error",
             Self::ServerDraining(_) => "server_draining",
+            Self::TelemetryAck(_) | Self::BareAck(_) => "ack",
+            Self::EventsSubscribed(_) => "events_subscribed",
+            Self::EventsUnsubscribed(_) => "events_unsubscribed",
+            Self::Event(event) => &event.kind,
         }
     }
 
@@ -125,6 +141,10 @@ impl Outbound {
             Self::Pong(body) => splice(open, body),
             Self::Error(body) => splice(open, body),
             Self::ServerDraining(body) => splice(open, body),
+            Self::TelemetryAck(body) => splice(open, body),
+            Self::BareAck(body) => splice(open, body),
+            Self::EventsSubscribed(body) | Self::EventsUnsubscribed(body) => splice(open, body),
+            Self::Event(event) => event.encode(open),
         }
     }
 }
@@ -238,12 +258,12 @@ pub enum AckStatus {
 /// Answers a batch: one result per item, in its order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
+    /// Whether this is the answer of an earlier, equal request. What stands behind it is the same in both.
+    pub replayed: bool,
     /// The type of the message that is answered.
     pub of: String,
     /// How the batch went.
     pub status: AckStatus,
-    /// Whether this is the answer of an earlier, equal request.
-    pub replayed: bool,
     /// The batch's number, if it had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_seq: Option<u64>,
@@ -257,6 +277,9 @@ pub struct Ack {
     pub seq: u64,
     /// The tenant's highest stored clock.
     pub hlc: String,
+    /// Said when a resend of the batch could not be told from new samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resend_recognised: Option<bool>,
     /// One result per item.
     pub results: Vec<ItemResult>,
 }

@@ -21,7 +21,7 @@ use crate::json::unescape;
 const DEPTH: usize = 64;
 
 /// The most faults that are told of one change.
-const FAULTS_MAX: usize = 32;
+pub(crate) const FAULTS_MAX: usize = 32;
 
 /// The member under which elements to add are shown to the validator. No field has U+0000 in its name.
 const ADDED: &str = "\u{0}add";
@@ -49,6 +49,42 @@ pub enum Whole {
     Create,
     /// Some fields of a record are written.
     Patch,
+}
+
+/// Compiles a schema that fetches nothing.
+pub(crate) fn validator(schema: &Value) -> Result<Validator, SchemaError> {
+    jsonschema::options()
+        .offline()
+        .with_pattern_options(PatternOptions::regex())
+        .should_validate_formats(true)
+        .should_ignore_unknown_formats(false)
+        .build(schema)
+        .map_err(|error| SchemaError::new(error.instance_path().as_str(), error.to_string()))
+}
+
+/// Adds what is wrong with an instance.
+pub(crate) fn judge(
+    validator: &Validator,
+    instance: &Value,
+    place: impl Fn(&str) -> String,
+    faults: &mut Vec<FieldError>,
+) {
+    if validator.is_valid(instance) {
+        return;
+    }
+    let told = validator.iter_errors(instance).take(FAULTS_MAX).map(|error: ValidationError<'_>| {
+        // Values stay out of the text, which may end up in a log.
+        let message = error.masked_with("the value").to_string();
+        FieldError::new(error.kind().keyword(), place(error.instance_path().as_str()), message)
+    });
+    faults.extend(told);
+}
+
+/// Reads a schema's text.
+pub(crate) fn schema_of_text(text: &str) -> Result<Map<String, Value>, SchemaError> {
+    let document = object_of_text(text, DEPTH).map_err(|error| SchemaError::new("", error.to_string()))?;
+    let document = document.map_err(|error| SchemaError::new(error.pointer, error.kind.to_string()))?;
+    serde_json::from_str(document.as_str()).map_err(|error| SchemaError::new("", error.to_string()))
 }
 
 /// Why a text is not the schema of a record kind.
@@ -94,11 +130,7 @@ impl KindSchema {
     /// # Errors
     /// [`SchemaError`] says what the text breaks, and where.
     pub fn compile(text: &str) -> Result<Self, SchemaError> {
-        let document =
-            object_of_text(text, DEPTH).map_err(|error| SchemaError::new("", error.to_string()))?;
-        let document = document.map_err(|error| SchemaError::new(error.pointer, error.kind.to_string()))?;
-        let mut root: Map<String, Value> = serde_json::from_str(document.as_str())
-            .map_err(|error| SchemaError::new("", error.to_string()))?;
+        let mut root = schema_of_text(text)?;
         refuse_cross_field(&root)?;
         refuse_foreign_references(&Value::Object(root.clone()))?;
         let (fields, required, open) = shape(&root)?;
@@ -106,13 +138,7 @@ impl KindSchema {
             root.remove(outer);
         }
         show_elements(&mut root);
-        let validator = jsonschema::options()
-            .offline()
-            .with_pattern_options(PatternOptions::regex())
-            .should_validate_formats(true)
-            .should_ignore_unknown_formats(false)
-            .build(&Value::Object(root))
-            .map_err(|error| SchemaError::new(error.instance_path().as_str(), error.to_string()))?;
+        let validator = validator(&Value::Object(root))?;
         Ok(Self { validator, fields, required, open })
     }
 
@@ -183,15 +209,7 @@ impl KindSchema {
     }
 
     fn judge(&self, instance: &Value, place: impl Fn(&str) -> String, faults: &mut Vec<FieldError>) {
-        if self.validator.is_valid(instance) {
-            return;
-        }
-        let told = self.validator.iter_errors(instance).take(FAULTS_MAX).map(|error: ValidationError<'_>| {
-            // Values stay out of the text, which may end up in a log.
-            let message = error.masked_with("the value").to_string();
-            FieldError::new(error.kind().keyword(), place(error.instance_path().as_str()), message)
-        });
-        faults.extend(told);
+        judge(&self.validator, instance, place, faults);
     }
 
     fn check_names<'a>(
@@ -283,7 +301,7 @@ fn show_elements(root: &mut Map<String, Value>) {
 }
 
 /// Refuses references that lead out of the text, to nowhere in it, or to the whole of it.
-fn refuse_foreign_references(root: &Value) -> Result<(), SchemaError> {
+pub(crate) fn refuse_foreign_references(root: &Value) -> Result<(), SchemaError> {
     let mut open = vec![(String::new(), root)];
     while let Some((at, schema)) = open.pop() {
         match schema {

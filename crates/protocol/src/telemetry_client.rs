@@ -1,7 +1,6 @@
 //! The client's half of telemetry: messages that a device writes, answers that it reads.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use driftline_model::DeviceId;
 
@@ -9,6 +8,8 @@ use crate::client::{ANSWER_DEPTH, body, malformed, number, text};
 use crate::envelope::FieldError;
 use crate::json::{Document, Node};
 use crate::outbound::{ErrorMessage, Problem};
+use crate::status::AnalyticsBatch;
+use crate::telemetry::{Rejected, TelemetryAck};
 use crate::write::{write_json_string, write_number};
 use crate::{Encoding, ErrorCode, Fault};
 
@@ -75,6 +76,13 @@ impl TelemetryMessage<'_> {
 #[must_use]
 pub fn telemetry_item(fields: &driftline_model::Object, ts_ms: u64) -> String {
     let canonical = fields.as_str();
+    if fields.get("fields").is_some_and(|value| value.starts_with('{')) {
+        // A server takes an object of that name for all the fields.
+        let mut item = format!("{{\"fields\":{canonical},\"ts\":");
+        write_number(&mut item, ts_ms);
+        item.push('}');
+        return item;
+    }
     if fields.get("ts").is_some() {
         return canonical.to_owned();
     }
@@ -125,21 +133,8 @@ pub fn encode_ping(ts_ms: u64) -> String {
     out
 }
 
-/// What a device counted over a window of time: the payload of `analytics_batch`.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct AnalyticsBatch {
-    /// When the window began, in Unix milliseconds.
-    pub from_ms: u64,
-    /// When it ended.
-    pub to_ms: u64,
-    /// How often something happened.
-    pub counters: BTreeMap<String, u64>,
-    /// Per name, how often each value was seen; the values are finite.
-    pub histograms: BTreeMap<String, Vec<(f64, u64)>>,
-}
-
 impl AnalyticsBatch {
-    /// Encodes the payload as JSON.
+    /// Encodes the payload of the message as JSON.
     #[must_use]
     pub fn encode(&self) -> String {
         let mut out = String::from("{\"from\":");
@@ -176,40 +171,6 @@ fn name_of(out: &mut String, at: usize, name: &str) {
     out.push(':');
 }
 
-/// What became of a message of telemetry.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct TelemetryReceipt {
-    /// The type of the message that is answered.
-    pub of: String,
-    /// Whether this is the answer of an earlier, equal message.
-    pub replayed: bool,
-    /// Items that were stored.
-    pub accepted: u64,
-    /// Items that were stored before.
-    pub duplicates: u64,
-    /// Items that are refused for good.
-    pub rejected: Vec<RejectedItem>,
-    /// Whether the server would recognise the message if it came again.
-    pub resend_recognised: bool,
-}
-
-/// An item of telemetry that a server refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RejectedItem {
-    /// The item's place in its message.
-    pub index: u64,
-    /// The item's id, if it has one.
-    pub id: Option<String>,
-    /// A stable word for what is wrong.
-    pub code: String,
-    /// Where, as a JSON Pointer (RFC 6901).
-    pub pointer: String,
-    /// What is wrong, for a person.
-    pub message: String,
-    /// Everything that is wrong, if it is more than one thing.
-    pub errors: Vec<FieldError>,
-}
-
 /// An answer or event that a device reads on a connection that carries telemetry.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -217,7 +178,7 @@ pub enum TelemetryReply {
     /// The connection is authenticated.
     Established(TelemetryGreeting),
     /// A message was decided.
-    Receipt(TelemetryReceipt),
+    Ack(TelemetryAck),
     /// A message failed as a whole, or the connection did.
     Error(ErrorMessage),
     /// The server is about to shut down.
@@ -255,7 +216,7 @@ impl TelemetryReply {
             "connection_established" => Self::Established(TelemetryGreeting::read(root)),
             // Acks of batches carry results of their own form and are no concern of telemetry.
             "ack" if root.get("results").is_none() => {
-                Self::Receipt(TelemetryReceipt::read(root).ok_or_else(|| malformed("ack"))?)
+                Self::Ack(TelemetryAck::read(root).ok_or_else(|| malformed("ack"))?)
             }
             "error" => Self::Error(body(frame)?),
             "server_draining" => {
@@ -280,7 +241,7 @@ impl TelemetryGreeting {
     }
 }
 
-impl TelemetryReceipt {
+impl TelemetryAck {
     /// Reads the answer 200 to `POST /api/v1/ingest`.
     ///
     /// # Errors
@@ -295,26 +256,24 @@ impl TelemetryReceipt {
     fn read(root: Node<'_>) -> Option<Self> {
         let member = |name: &str| root.get(name).filter(|node| !node.is_null());
         let count = |name: &str| member(name).map_or(Some(0), |node| node.as_u64());
-        let flag = |name: &str, absent: bool| member(name).map_or(Some(absent), |node| node.as_bool());
         let rejected = match member("rejected") {
             None => Vec::new(),
-            Some(node) if node.is_array() => {
-                node.elements().map(RejectedItem::read).collect::<Option<_>>()?
-            }
+            Some(node) if node.is_array() => node.elements().map(Rejected::read).collect::<Option<_>>()?,
             Some(_) => return None,
         };
         Some(Self {
             of: member("of")?.as_str()?.into_owned(),
-            replayed: flag("replayed", false)?,
+            replayed: member("replayed").map_or(Some(false), |node| node.as_bool())?,
             accepted: count("accepted")?,
             duplicates: count("duplicates")?,
             rejected,
-            resend_recognised: flag("resend_recognised", true)?,
+            resend_recognised: member("resend_recognised")
+                .map_or(Some(None), |node| node.as_bool().map(Some))?,
         })
     }
 }
 
-impl RejectedItem {
+impl Rejected {
     fn read(node: Node<'_>) -> Option<Self> {
         let words =
             |node: Node<'_>, name: &str| node.get(name).and_then(|node| node.as_str()).map(Cow::into_owned);
@@ -391,6 +350,8 @@ mod tests {
         };
         let head = r#"{"type":"voice","id":"t1","idempotency_key":"k","ts":9,"payload":"#;
         assert_eq!(message.encode(), format!(r#"{head}{{"items":[{{"a":1,"ts":7}},{{"ts":8}}]}}}}"#));
+        let inner = telemetry_item(&object(r#"{"fields":{"a":1}}"#), 7);
+        assert_eq!(inner, r#"{"fields":{"fields":{"a":1}},"ts":7}"#);
         assert_eq!(telemetry_item(&object(r#"{"ts":1}"#), 7), r#"{"ts":1}"#, "what the app says stands");
         let status = TelemetryMessage {
             kind: "device_status",
@@ -402,8 +363,8 @@ mod tests {
         let batch = AnalyticsBatch {
             from_ms: 1,
             to_ms: 2,
-            counters: BTreeMap::from([("taps".into(), 3), ("x".into(), 0)]),
-            histograms: BTreeMap::from([("load".into(), vec![(1.0, 2), (2.5, 1)]), ("none".into(), vec![])]),
+            counters: vec![("taps".into(), 3), ("x".into(), 0)],
+            histograms: vec![("load".into(), vec![(1.0, 2), (2.5, 1)]), ("none".into(), vec![])],
         };
         assert_eq!(
             batch.encode(),
@@ -421,9 +382,9 @@ mod tests {
         assert_eq!(hash, r#"{"type":"auth","payload":{"device_hash":"h"}}"#);
     }
 
-    fn receipt(text: &str) -> (Option<String>, TelemetryReceipt) {
+    fn receipt(text: &str) -> (Option<String>, TelemetryAck) {
         match TelemetryReply::decode(text.as_bytes()).expect("a message") {
-            (reply_to, TelemetryReply::Receipt(receipt)) => (reply_to, receipt),
+            (reply_to, TelemetryReply::Ack(receipt)) => (reply_to, receipt),
             other => panic!("{other:?}"),
         }
     }
@@ -438,18 +399,13 @@ mod tests {
         assert_eq!(reply_to.as_deref(), Some("t1"));
         assert_eq!(
             (full.accepted, full.duplicates, full.replayed, full.resend_recognised),
-            (97, 1, true, false)
+            (97, 1, true, Some(false))
         );
         let bad = &full.rejected[0];
         assert_eq!((bad.index, bad.id.as_deref(), &*bad.pointer), (4, Some("x"), "/confidence"));
         assert_eq!(bad.errors[0].pointer, "/a~1b");
         let (_, bare) = receipt(r#"{"type":"ack","of":"device_status"}"#);
-        let wanted = TelemetryReceipt {
-            of: "device_status".into(),
-            resend_recognised: true,
-            ..TelemetryReceipt::default()
-        };
-        assert_eq!(bare, wanted);
+        assert_eq!((&*bare.of, bare.accepted, bare.rejected.len()), ("device_status", 0, 0));
         for bad in [
             r#"{"type":"ack"}"#,
             r#"{"type":"ack","of":"x","accepted":-1}"#,

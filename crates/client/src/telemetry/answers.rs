@@ -1,7 +1,7 @@
 //! What the server says to messages of telemetry.
 
 use driftline_protocol::{
-    ErrorCode, ErrorMessage, Fault, RejectedItem, TelemetryGreeting, TelemetryReceipt, TelemetryReply,
+    ErrorCode, ErrorMessage, Fault, Rejected, TelemetryAck, TelemetryGreeting, TelemetryReply,
     telemetry_problem,
 };
 
@@ -44,8 +44,8 @@ impl Telemetry {
         let number = reply_to.as_deref().and_then(number_of);
         Ok(match reply {
             TelemetryReply::Established(greeting) => Heard::Greeted(greeting),
-            TelemetryReply::Receipt(receipt) => {
-                self.settle(number, receipt);
+            TelemetryReply::Ack(ack) => {
+                self.settle(number, ack);
                 Heard::Nothing
             }
             TelemetryReply::Error(error) => self.fail(number, error, now_ms, draw),
@@ -70,8 +70,8 @@ impl Telemetry {
         if status != 200 {
             return Ok(self.fail(number, telemetry_problem(status, body), now_ms, draw));
         }
-        let receipt = TelemetryReceipt::decode(body)?;
-        self.settle(number, receipt);
+        let ack = TelemetryAck::decode(body)?;
+        self.settle(number, ack);
         Ok(Heard::Nothing)
     }
 
@@ -85,17 +85,17 @@ impl Telemetry {
         self.envelopes.iter().position(|envelope| envelope.number == number)
     }
 
-    fn settle(&mut self, number: Option<u64>, receipt: TelemetryReceipt) {
+    fn settle(&mut self, number: Option<u64>, ack: TelemetryAck) {
         let Some(envelope) = self.position(number).and_then(|at| self.envelopes.remove(at)) else { return };
-        self.totals.accepted += receipt.accepted;
-        self.totals.duplicates += receipt.duplicates;
-        self.totals.replayed += u64::from(receipt.replayed);
-        self.totals.unrecognised += u64::from(!receipt.resend_recognised);
-        self.bury(&envelope, receipt.rejected);
+        self.totals.accepted = self.totals.accepted.saturating_add(ack.accepted);
+        self.totals.duplicates = self.totals.duplicates.saturating_add(ack.duplicates);
+        self.totals.replayed += u64::from(ack.replayed);
+        self.totals.unrecognised += u64::from(ack.resend_recognised == Some(false));
+        self.bury(&envelope, ack.rejected);
     }
 
     /// Moves what was refused of an envelope to the dead letters, and lets the rest go.
-    fn bury(&mut self, envelope: &Envelope, rejected: Vec<RejectedItem>) {
+    fn bury(&mut self, envelope: &Envelope, rejected: Vec<Rejected>) {
         self.held.samples -= envelope.items().len();
         self.held.bytes -= envelope.bytes();
         for rejected in rejected {
@@ -140,8 +140,8 @@ impl Telemetry {
 }
 
 /// What an error about a whole message says of one of its items.
-fn refused_by(error: &ErrorMessage, index: u64) -> RejectedItem {
-    RejectedItem {
+fn refused_by(error: &ErrorMessage, index: u64) -> Rejected {
+    Rejected {
         index,
         id: None,
         code: error.code.clone(),

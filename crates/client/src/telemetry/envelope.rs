@@ -1,7 +1,7 @@
 //! Messages of telemetry that were cut, and what the server refused of them.
 
 use driftline_model::KindName;
-use driftline_protocol::{FieldError, RejectedItem, TelemetryMessage, TelemetryPayload};
+use driftline_protocol::{FieldError, Rejected, TelemetryMessage, TelemetryPayload};
 
 /// One message of telemetry. From the moment that it is cut, its bytes never change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Envelope {
     }
 
     /// Makes the dead letter of one item.
-    pub(crate) fn refuse(&self, rejected: RejectedItem) -> RefusedSample {
+    pub(crate) fn refuse(&self, rejected: Rejected) -> RefusedSample {
         let at = usize::try_from(rejected.index).ok();
         RefusedSample {
             kind: self.kind.clone(),

@@ -224,7 +224,7 @@ fn read_refused(node: Node<'_>) -> Option<RefusedSample> {
 }
 
 fn read_window(node: Node<'_>) -> Option<Window> {
-    let name = |key: Node<'_>| key.as_str().map(|name| name.into_owned());
+    let name = |key: Node<'_>| key.as_str().map(Box::<str>::from);
     let counter = |(key, count): (Node<'_>, Node<'_>)| Some((name(key)?, count.as_u64()?));
     let pair = |node: Node<'_>| {
         let mut parts = node.elements();

@@ -30,8 +30,8 @@ pub enum CountError {
         /// The most values.
         max: usize,
     },
-    /// The name is empty or too long.
-    #[error("a name holds 1 to {max} bytes")]
+    /// The name is empty, too long or holds control characters.
+    #[error("a name holds 1 to {max} bytes and no control characters")]
     Name {
         /// The most bytes.
         max: usize,
@@ -84,7 +84,7 @@ impl Window {
     }
 
     fn check(&self, name: &str, known: bool) -> Result<(), CountError> {
-        if name.is_empty() || name.len() > Self::NAME_BYTES_MAX {
+        if name.is_empty() || name.len() > Self::NAME_BYTES_MAX || name.chars().any(char::is_control) {
             return Err(CountError::Name { max: Self::NAME_BYTES_MAX });
         }
         if !known && self.counters.len() + self.histograms.len() >= Self::NAMES_MAX {
@@ -106,13 +106,21 @@ impl Window {
             from_ms,
             // A clock that was set back makes no window that ends before it began.
             to_ms: now_ms.max(from_ms),
-            counters: self.counters.clone(),
-            histograms: self.histograms.clone(),
+            counters: self.counters.iter().map(|(name, count)| (name.as_str().into(), *count)).collect(),
+            histograms: self
+                .histograms
+                .iter()
+                .map(|(name, values)| (name.as_str().into(), values.clone()))
+                .collect(),
         })
     }
 
     pub(crate) fn of_batch(batch: AnalyticsBatch) -> Self {
-        Self { from_ms: Some(batch.from_ms), counters: batch.counters, histograms: batch.histograms }
+        Self {
+            from_ms: Some(batch.from_ms),
+            counters: batch.counters.into_iter().map(|(name, count)| (name.into(), count)).collect(),
+            histograms: batch.histograms.into_iter().map(|(name, values)| (name.into(), values)).collect(),
+        }
     }
 }
 
@@ -131,8 +139,8 @@ mod tests {
         assert_eq!(window.count("taps", u64::MAX, 7), Ok(()));
         let batch = window.batch(4).expect("something was counted");
         assert_eq!((batch.from_ms, batch.to_ms), (5, 5));
-        assert_eq!(batch.histograms["ms"], [(-1.0, 1), (0.0, 2), (2.0, 2)]);
-        assert_eq!(batch.counters["taps"], 1 << 53);
+        assert_eq!(batch.histograms, [("ms".into(), vec![(-1.0, 1), (0.0, 2), (2.0, 2)])]);
+        assert_eq!(batch.counters, [("taps".into(), 1 << 53)]);
         assert_eq!(Window::of_batch(batch), window);
     }
 

@@ -25,6 +25,11 @@ impl Plan<'_> {
         entry: &Entry,
         mut savepoint: Option<&mut Savepoint>,
     ) -> SubmissionResult {
+        match &entry.task {
+            Task::Append(append) => return self.append(submission, entry, append, savepoint),
+            Task::Aggregate(aggregate) => return self.aggregate(submission, aggregate),
+            Task::Refuse(..) | Task::Apply(_) | Task::Resolve(_) => {}
+        }
         let device = self.state.devices.entry(submission.device).or_default();
         let (last_n, acked_n) = (device.last_n, device.acked_n);
         if let Some(answer) = self.remembered(submission, entry, acked_n) {
@@ -48,6 +53,8 @@ impl Plan<'_> {
             }
             Task::Apply(apply) => self.apply(asked, apply, savepoint.as_deref_mut()),
             Task::Resolve(resolve) => self.resolve(asked, resolve, savepoint.as_deref_mut()),
+            // They take no number, as was seen above.
+            Task::Append(_) | Task::Aggregate(_) => SubmissionResult::of(ItemCode::RetryLater),
         };
         // A failing item takes its group with it, and no item of a failed group is remembered.
         let fails_group = savepoint.is_some() && result.code.class() != ItemClass::Done;

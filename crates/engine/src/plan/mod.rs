@@ -1,25 +1,32 @@
 //! The plan of a commit group: loaded rows in, decisions and writes out.
 
+mod append;
 mod decide;
 mod keep;
+mod once;
 mod review;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use driftline_conflict::DeviceOrder;
+use driftline_idempotency::{Fingerprint, Record};
+use driftline_insight::SeriesPoint;
 use driftline_model::{
-    ConflictId, DeviceNo, Hlc, KindName, OpId, RecordId, ScopeName, Seq, SyncId, TenantNo,
+    ConflictId, DeviceNo, Hlc, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId, TenantNo,
 };
 use driftline_protocol::{ItemClass, ItemCode};
 
-use crate::group::{Entry, Known, Receipt, RowKey, Submission, SubmissionResult};
+use crate::group::{
+    Answered, Entry, Known, OnceKey, Receipt, Remembered, RowKey, Submission, SubmissionResult,
+};
 use crate::hub::{Committed, CommittedChange};
 use crate::ports::{DeviceState, Head, Row};
 use crate::review::ConflictRow;
 
 use keep::Stood;
 pub(crate) use keep::{change_row, changed_since};
+pub(crate) use once::is_final;
 
 /// Maps that hash the same in every process, so that a plan replays exactly.
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
@@ -39,6 +46,24 @@ pub struct GroupState {
     pub devices: Map<DeviceNo, DeviceState>,
     /// The open conflicts of every record that an item names which [`Entry::may_review`].
     pub conflicts: Map<RowKey, Vec<ConflictRow>>,
+    /// What is stored of every sample that an item names; nothing where there is none.
+    pub samples: Map<RowKey, SampleMark>,
+    /// What is remembered of the names of the group's batches.
+    pub once: Map<(TenantNo, OnceKey), Record<Remembered>>,
+    /// The stored points of every series that an item adds to, by hour.
+    pub series: Map<SeriesKey, SeriesPoint>,
+}
+
+/// A series of a tenant in one hour.
+pub type SeriesKey = (TenantNo, u64, Box<str>);
+
+/// What tells a stored sample from another one of the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleMark {
+    /// Identifies the content.
+    pub hash: u64,
+    /// The device's time of sending in Unix milliseconds.
+    pub sent_ms: u64,
 }
 
 /// What surrounds a commit group.
@@ -80,13 +105,67 @@ pub struct Writes {
     /// Devices that moved.
     pub devices: Vec<DeviceWrite>,
     /// Batches that were answered, by session.
-    pub batches: Vec<(TenantNo, DeviceNo, SyncId, u64)>,
+    pub batches: Vec<BatchWrite>,
+    /// Names of batches, with their answers.
+    pub once: Vec<OnceWrite>,
+    /// Samples, each once.
+    pub samples: Vec<SampleWrite>,
+    /// Points of series, each once, as they are now.
+    pub series: Vec<(SeriesKey, SeriesPoint)>,
     /// Conflicts that were opened, joined or decided: each once, as it is now.
     pub conflicts: Vec<(TenantNo, ConflictRow)>,
     /// Records that left a scope; a later row replaces an earlier one of the same scope and record.
     pub exits: Vec<ExitWrite>,
     /// What is to be added to the sums of live rows.
     pub sums: Vec<SumWrite>,
+}
+
+/// A batch that was answered, in its session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchWrite {
+    /// The tenant.
+    pub tenant: TenantNo,
+    /// The device.
+    pub device: DeviceNo,
+    /// The session.
+    pub sync_id: SyncId,
+    /// The batch's number in it.
+    pub number: u64,
+    /// What it is recognised by when it comes again, and which of [`Planned::receipts`] answers it. Nothing where it has
+    /// to be decided again.
+    pub answer: Option<(Fingerprint, usize)>,
+}
+
+/// The name of a batch, with its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnceWrite {
+    /// The tenant.
+    pub tenant: TenantNo,
+    /// The user or the device that made the key.
+    pub owner: Box<str>,
+    /// The key.
+    pub key: Box<str>,
+    /// Tells the batch from another one.
+    pub fingerprint: Fingerprint,
+    /// From this time on it is forgotten, in Unix milliseconds.
+    pub expires_ms: u64,
+    /// Which of [`Planned::receipts`] is the answer.
+    pub receipt: usize,
+}
+
+/// A sample to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleWrite {
+    /// Where it is kept.
+    pub key: RowKey,
+    /// The device that sent it.
+    pub device: DeviceNo,
+    /// The time that it tells of, in Unix milliseconds.
+    pub at_ms: u64,
+    /// What tells it from another one.
+    pub mark: SampleMark,
+    /// Its fields.
+    pub fields: Object,
 }
 
 /// A record that left a scope, or came back into it.
@@ -221,6 +300,8 @@ struct Savepoint {
     last_n: u64,
     results: usize,
     audits: usize,
+    samples: Vec<(RowKey, Option<SampleMark>)>,
+    sample_writes: usize,
     changes: usize,
     /// How many conflicts the items before had touched.
     reviewed: usize,
@@ -237,6 +318,9 @@ impl Plan<'_> {
         }
         self.enter_tenant(submission.tenant, head);
         self.acknowledge(submission);
+        if let Some(answer) = self.answered_before(submission, head) {
+            return answer;
+        }
         let mut results: Vec<Option<SubmissionResult>> = vec![None; submission.entries.len()];
         for (at, entry) in submission.entries.iter().enumerate() {
             if results[at].is_some() {
@@ -247,14 +331,15 @@ impl Plan<'_> {
                 Some(label) => self.group(submission, label, &mut results),
             }
         }
-        if let Some((sync_id, number)) = &submission.batch {
-            self.out.writes.batches.push((submission.tenant, submission.device, sync_id.clone(), *number));
-        }
         let head = self.state.heads.get(&submission.tenant).copied().unwrap_or(head);
         let results = results
             .into_iter()
-            .map(|result| result.unwrap_or_else(|| SubmissionResult::of(ItemCode::RetryLater)));
-        Receipt { results: results.collect(), seq: head.seq, hlc: head.hlc, epoch: head.epoch }
+            .map(|result| result.unwrap_or_else(|| SubmissionResult::of(ItemCode::RetryLater)))
+            .collect();
+        let receipt =
+            Receipt { results, seq: head.seq, hlc: head.hlc, epoch: head.epoch, answered: Answered::Applied };
+        self.remember_batch(submission, &receipt);
+        receipt
     }
 
     fn enter_tenant(&mut self, tenant: TenantNo, head: Head) {
@@ -292,6 +377,8 @@ impl Plan<'_> {
             last_n: self.state.devices.entry(submission.device).or_default().last_n,
             results: self.out.writes.results.len(),
             audits: self.out.writes.audits.len(),
+            samples: Vec::new(),
+            sample_writes: self.out.writes.samples.len(),
             changes: self.changes_len(submission.tenant),
             reviewed: self.reviewed.len(),
             known: Vec::new(),
@@ -344,6 +431,13 @@ impl Plan<'_> {
         self.set_last_n(submission.device, savepoint.last_n);
         self.out.writes.results.truncate(savepoint.results);
         self.out.writes.audits.truncate(savepoint.audits);
+        self.out.writes.samples.truncate(savepoint.sample_writes);
+        for (key, mark) in savepoint.samples.into_iter().rev() {
+            match mark {
+                Some(mark) => drop(self.state.samples.insert(key, mark)),
+                None => drop(self.state.samples.remove(&key)),
+            }
+        }
         self.reviewed.truncate(savepoint.reviewed);
         if let Some(changes) = self.changes(submission.tenant) {
             changes.truncate(savepoint.changes);
@@ -372,6 +466,7 @@ impl Plan<'_> {
         // A group that was rolled back may have left keys whose rows are what they were.
         self.out.writes.rows.retain(|key| self.state.rows.get(key).is_some_and(Option::is_some));
         self.settle_scopes();
+        self.settle_samples();
         let mut told = self.settle_reviews();
         for TenantChanges { tenant, before, changes } in self.tenants {
             let after = self.state.heads[&tenant];
@@ -402,5 +497,5 @@ impl Head {
 
 fn refused(submission: &Submission, code: ItemCode, head: Head) -> Receipt {
     let results = submission.entries.iter().map(|_| SubmissionResult::of(code)).collect();
-    Receipt { results, seq: head.seq, hlc: head.hlc, epoch: head.epoch }
+    Receipt { results, seq: head.seq, hlc: head.hlc, epoch: head.epoch, answered: Answered::Applied }
 }

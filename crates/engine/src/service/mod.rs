@@ -1,10 +1,14 @@
 //! The engine: rights, policies and cursors over a store.
 
+mod devices;
+mod ingest;
+mod once;
 mod policies;
 mod records;
 mod review;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use driftline_model::{
     DeviceId, DeviceKey, Epoch, KindName, Limits, RecordId, ScopeName, Seq, SyncId, TenantId, UserId,
@@ -15,14 +19,22 @@ use driftline_protocol::{
 };
 
 use crate::catalogue::{Catalogue, canonical_name};
+use crate::group::Once;
 use crate::hub::{Hub, Subscription};
 use crate::policies::doc_of_policy;
 use crate::ports::{Head, Identity, Observer, Row, Store, StoreError};
+use crate::presence::Presence;
 use crate::pull::{PullFault, Step};
-use crate::push::{Gate, answer};
+use crate::push::{Gate, Push, answer};
 use crate::rate::{UserMeter, Users};
 use crate::session::covers;
+use crate::streams::Streams;
 use crate::work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};
+
+pub use devices::{DEVICE_ROLE, hash_digest};
+pub use ingest::{Ingest, PreparedIngest};
+pub(crate) use ingest::{judged, reused};
+use once::Memory;
 
 /// The sync engine over one store.
 pub struct Engine<S, O> {
@@ -33,6 +45,35 @@ pub struct Engine<S, O> {
     users: Users,
     cursor_key: CursorKey,
     observer: O,
+    windows: Windows,
+    /// Answers that were given under keys.
+    memory: Memory,
+    /// What is known of connected devices. The lock is held for one look-up or change.
+    presence: Mutex<Presence>,
+    /// What streams of telemetry are like. The lock is held while one message is counted or all streams are looked at.
+    streams: Mutex<Streams>,
+}
+
+/// For how long answers are remembered under the keys of requests, in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Windows {
+    /// Of tenants without a time of their own.
+    pub default_ms: u64,
+    /// Of single tenants.
+    pub tenants: BTreeMap<TenantId, u64>,
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        Self { default_ms: driftline_idempotency::WINDOW_MS_DEFAULT, tenants: BTreeMap::new() }
+    }
+}
+
+impl Windows {
+    fn of(&self, tenant: &TenantId) -> u64 {
+        let own = self.tenants.get(tenant).copied().unwrap_or(self.default_ms);
+        own.min(driftline_idempotency::WINDOW_MS_MAX)
+    }
 }
 
 impl<S, O> std::fmt::Debug for Engine<S, O> {
@@ -95,7 +136,25 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let cursor_key = CursorKey::new(&store.cursor_secret());
         let limits = Arc::new(limits);
         let users = Users::new(&limits);
-        Self { store, hub, catalogue, limits, users, cursor_key, observer }
+        Self {
+            store,
+            hub,
+            catalogue,
+            limits,
+            users,
+            cursor_key,
+            observer,
+            windows: Windows::default(),
+            memory: Memory::default(),
+            presence: Mutex::default(),
+            streams: Mutex::default(),
+        }
+    }
+
+    /// Sets for how long answers are remembered under keys.
+    #[must_use]
+    pub fn with_windows(self, windows: Windows) -> Self {
+        Self { windows, ..self }
     }
 
     /// Lifts rates and admission, for measuring, as [`Limits::lifted`] does. It is done before anybody is let in: who
@@ -195,32 +254,48 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// A shell prepares the works of one session one after the other, so that batches reach the store in the order in
     /// which they were sent, whatever their preparation waited for. Dropping the future applies nothing.
     pub async fn prepare(&self, identity: &Identity, work: Work, now_ms: u64, correlation: &str) -> Prepared {
-        let (sync_id, data, epoch) = match work {
-            Work::Start { sync_id, request } => return Prepared::Start { sync_id, request },
-            Work::Pull { request } => return Prepared::Pull { request },
-            Work::Checksums { request } => return Prepared::Checksums { request },
-            Work::Resolve { request } => {
-                return Prepared::Resolve { request, correlation: correlation.to_owned() };
+        match work {
+            Work::Start { sync_id, request } => Prepared::Start { sync_id, request },
+            Work::Pull { request } => Prepared::Pull { request },
+            Work::Checksums { request } => Prepared::Checksums { request },
+            Work::Resolve { request, once } => {
+                Prepared::Resolve { request, once, correlation: correlation.to_owned() }
             }
-            Work::Push { sync_id, data, epoch } => (sync_id, data, epoch),
-        };
-        match self.prepare_push(identity, data, Some(sync_id), epoch, now_ms, correlation).await {
-            Ok(push) => Prepared::Push(Box::new(push)),
-            Err(fault) => Prepared::Failed(Done::Pushed(Err(fault))),
+            Work::Ingest { ingest } => match self.prepare_ingest(identity, *ingest, now_ms, correlation) {
+                Ok(prepared) => Prepared::Ingest(Box::new(prepared)),
+                Err(fault) => Prepared::Failed(Done::Ingested(Err(fault))),
+            },
+            Work::Aggregate { batch, once } => {
+                Prepared::Aggregate { batch, once, correlation: correlation.to_owned() }
+            }
+            Work::Report { status } => Prepared::Failed(Done::Noted(self.report(identity, &status, now_ms))),
+            Work::Push { sync_id, data, epoch, once, seed } => {
+                let push = Push { data, sync_id: Some(sync_id), epoch, once, seed };
+                match self.prepare_push(identity, push, now_ms, correlation).await {
+                    Ok(push) => Prepared::Push(Box::new(push)),
+                    Err(fault) => Prepared::Failed(Done::Pushed(Err(fault))),
+                }
+            }
         }
     }
 
     /// Does the rest of a work. A batch is handed to the store by the first poll of the future.
     pub async fn finish(&self, identity: &Identity, prepared: Prepared, now_ms: u64) -> Done {
         match prepared {
-            Prepared::Push(push) => Done::Pushed(self.finish_push(*push).await),
+            Prepared::Push(push) => Done::Pushed(self.finish_push(identity, *push, now_ms).await),
             Prepared::Start { sync_id, request } => {
                 Done::Started(self.start(identity, sync_id, request, now_ms).await.map(Box::new))
             }
             Prepared::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
             Prepared::Checksums { request } => Done::Summed(self.checksums(identity, request).await),
-            Prepared::Resolve { request, correlation } => {
-                Done::Resolved(self.resolve(identity, *request, now_ms, &correlation).await.map(Box::new))
+            Prepared::Resolve { request, once, correlation } => Done::Resolved(
+                self.resolve(identity, *request, once, now_ms, &correlation).await.map(Box::new),
+            ),
+            Prepared::Ingest(prepared) => {
+                Done::Ingested(self.finish_ingest(identity, *prepared, now_ms).await)
+            }
+            Prepared::Aggregate { batch, once, correlation } => {
+                Done::Noted(self.aggregate(identity, *batch, once, now_ms, &correlation).await)
             }
             Prepared::Failed(done) => done,
         }
@@ -261,7 +336,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             .map(|(kind, view)| (kind.to_string(), view.doc.clone()))
             .chain(
                 self.catalogue
-                    .declared()
+                    .records()
                     .filter(|(kind, _)| {
                         !own.contains_key(*kind)
                             && (request.data_types.is_empty() || request.data_types.contains(kind))
@@ -345,43 +420,31 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
     }
 
-    /// Applies a batch.
-    async fn push(
-        &self,
-        identity: &Identity,
-        data: SyncData,
-        sync_id: Option<SyncId>,
-        epoch: Option<Epoch>,
-        now_ms: u64,
-        correlation: &str,
-    ) -> Result<Ack, Fault> {
-        let push = self.prepare_push(identity, data, sync_id, epoch, now_ms, correlation).await?;
-        self.finish_push(push).await
-    }
-
     async fn prepare_push(
         &self,
         identity: &Identity,
-        data: SyncData,
-        sync_id: Option<SyncId>,
-        epoch: Option<Epoch>,
+        push: Push,
         now_ms: u64,
         correlation: &str,
     ) -> Result<PreparedPush, Fault> {
         let own = self.own_policies(identity, now_ms).await?;
         let gate = Gate { catalogue: &self.catalogue, own: &own, identity };
-        let batch_seq = data.batch_seq;
-        let batch = sync_id.zip(batch_seq);
-        let (submission, echoes) = gate
-            .submission(data, batch, epoch, correlation)
+        let batch_seq = push.data.batch_seq;
+        let prepared = gate
+            .submission(push, correlation)
             .ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "a push needs a device"))?;
-        Ok(PreparedPush { submission, echoes, batch_seq })
+        let (submission, echoes, recognised) = prepared;
+        Ok(PreparedPush { submission, echoes, batch_seq, recognised })
     }
 
-    async fn finish_push(&self, push: PreparedPush) -> Result<Ack, Fault> {
-        let PreparedPush { submission, echoes, batch_seq } = push;
-        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
-        Ok(answer(receipt, echoes, batch_seq, &self.observer))
+    async fn finish_push(&self, identity: &Identity, push: PreparedPush, now_ms: u64) -> Result<Ack, Fault> {
+        let PreparedPush { submission, echoes, batch_seq, recognised } = push;
+        let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
+        let replayed = judged(receipt.answered)?;
+        let mut ack = answer(receipt, echoes, batch_seq, &self.observer);
+        ack.replayed |= replayed;
+        ack.resend_recognised = (!recognised).then_some(false);
+        Ok(ack)
     }
 
     /// Takes over which answers a device has heard, as it said when it opened a session.
@@ -389,7 +452,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let own = std::collections::HashMap::new();
         let gate = Gate { catalogue: &self.catalogue, own: &own, identity };
         let data = SyncData { acked_n, ..SyncData::default() };
-        let Some((submission, _)) = gate.submission(data, None, None, "") else { return Ok(()) };
+        let push = Push { data, sync_id: None, epoch: None, once: Vec::new(), seed: 0 };
+        let Some((submission, ..)) = gate.submission(push, "") else { return Ok(()) };
         self.store.commit(submission).await.map(|_| ()).map_err(|error| unavailable(&error))
     }
 
@@ -485,12 +549,16 @@ impl<S: Store, O: Observer> Engine<S, O> {
 
     /// Pushes and pulls in one request. The cursor is checked first; if it is of no use, nothing is applied.
     ///
+    /// `once` is what the request is remembered by, `seed` a random number for names of samples that nobody else gave.
+    /// What is remembered is the answer to the batch; the page is read again.
+    ///
     /// # Errors
     /// [`SyncFault`]; nothing was applied.
     pub async fn sync(
         &self,
         identity: &Identity,
         request: SyncRequest,
+        (once, seed): (Option<Once>, u128),
         now_ms: u64,
         correlation: &str,
     ) -> Result<SyncAnswer, SyncFault> {
@@ -513,7 +581,17 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
         // The bases are of the epoch that was just checked; another one at the commit applies nothing.
         let epoch = Some(head.epoch);
-        let ack = self.push(identity, request.push, request.sync_id, epoch, now_ms, correlation).await?;
+        let once =
+            once.or_else(|| self.once_of(identity, "sync", request.sync_id.as_ref(), request.key.as_deref()));
+        let push = Push {
+            data: request.push,
+            sync_id: request.sync_id,
+            epoch,
+            once: once.into_iter().collect(),
+            seed,
+        };
+        let push = self.prepare_push(identity, push, now_ms, correlation).await?;
+        let ack = self.finish_push(identity, push, now_ms).await?;
         // The batch is applied: whatever the pull meets with now, the device must hear of it.
         let data = match self.pull(identity, request.pull.clone()).await {
             Ok(data) => data,

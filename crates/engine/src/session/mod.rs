@@ -1,22 +1,28 @@
 //! One connection as a state machine without IO.
 
+mod deltas;
+mod events;
+mod preset;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use driftline_idempotency::WINDOW_MS_DEFAULT;
 use driftline_model::{ConflictId, Epoch, Hlc, KindName, Limits, Seq, SyncId};
 use driftline_protocol::{
-    Change, CloseCode, ConflictResolved, ConnectionEstablished, ErrorCode, ErrorMessage, Fault, Features,
-    Head as OutHead, HeartbeatAck, Inbound, Message, Outbound, Pong, ResyncReason, ResyncRequired,
-    ServerDelta, ServerDraining, SyncSessionEnded, SyncSessionStarted, Throttle, Totals, encode_changes,
+    CloseCode, ConnectionEstablished, ErrorCode, ErrorMessage, Fault, Features, Head as OutHead,
+    HeartbeatAck, Inbound, Message, Outbound, Pong, ResyncReason, ResyncRequired, ServerDelta,
+    ServerDraining, SyncSessionEnded, SyncSessionStarted, Throttle, Totals, unknown_type,
 };
 
-use crate::hub::{Committed, CommittedChange, CommittedConflict};
 use crate::ports::{Head, Identity};
 use crate::pull::PullFault;
 use crate::rate::{ConnectionMeter, UserMeter};
-use crate::review::conflict_doc;
 use crate::service::Sealer;
+use crate::signal::{Interests, Signal};
 use crate::work::{Done, Pulled, Started, Work};
+
+pub use preset::Preset;
 
 /// What a session wants of its shell.
 #[derive(Debug)]
@@ -68,6 +74,12 @@ pub struct Session {
     decode_errors: u32,
     errors: u64,
     closed: bool,
+    preset: Preset,
+    interests: Interests,
+    /// Templates of topics that may be wanted because a kind announces on them.
+    announced: Arc<[Box<str>]>,
+    /// For how many milliseconds answers are remembered under keys.
+    window_ms: u64,
 }
 
 /// A question that was asked of the engine.
@@ -127,6 +139,7 @@ impl Session {
         id_seed: u128,
         now_ms: u64,
     ) -> Self {
+        let interests = Interests::new(&identity);
         let mut session = Self {
             identity,
             limits,
@@ -147,9 +160,45 @@ impl Session {
             decode_errors: 0,
             errors: 0,
             closed: false,
+            preset: Preset::Sync,
+            interests,
+            announced: Arc::new([]),
+            window_ms: WINDOW_MS_DEFAULT,
         };
         session.greet(head, now_ms);
         session
+    }
+
+    /// Makes the session one of another route.
+    #[must_use]
+    pub fn on(self, preset: Preset) -> Self {
+        Self { preset, ..self }
+    }
+
+    /// Sets for how many milliseconds answers are remembered under keys, and the templates of topics on which kinds
+    /// announce.
+    #[must_use]
+    pub fn within(self, window_ms: u64, announced: Arc<[Box<str>]>) -> Self {
+        Self { window_ms, announced, ..self }
+    }
+
+    /// Returns what the session wants to hear, to be set by its route.
+    pub fn interests_mut(&mut self) -> &mut Interests {
+        &mut self.interests
+    }
+
+    /// Tells whether live events are of interest.
+    #[must_use]
+    pub fn is_listening(&self) -> bool {
+        !self.interests.is_empty()
+    }
+
+    /// Takes something that happens now in the session's tenant.
+    pub fn handle_signal(&mut self, signal: &Signal, now_ms: u64) {
+        if let Some(event) = self.interests.event(signal) {
+            let head = self.head(now_ms, None, None);
+            self.send(&Outbound::Event(event), &head);
+        }
     }
 
     /// Returns what the shell has to do next.
@@ -205,6 +254,13 @@ impl Session {
             Err(fault) => return self.refuse_frame(&fault, now_ms),
         };
         self.decode_errors = 0;
+        if !self.preset.takes(&message.body) {
+            let kind = match &message.body {
+                Inbound::Telemetry(telemetry) => telemetry.kind.as_str(),
+                body => body.kind(),
+            };
+            return self.error(&unknown_type(kind), message.id, now_ms);
+        }
         let head = self.head(now_ms, message.id.clone(), None);
         let outcome = match message.body {
             Inbound::Ping { timestamp } => {
@@ -241,7 +297,10 @@ impl Session {
                     // A device that knows its bases to be of another life of the sequence is held to it.
                     let stale = self.sync.as_ref().is_some_and(|sync| sync.stale);
                     let epoch = if stale { Epoch::new(!epoch.number()) } else { epoch };
-                    let work = Work::Push { sync_id: sync_id.clone(), data, epoch: Some(epoch) };
+                    let once = self.once("sync_data", Some(&sync_id), message.key.as_deref());
+                    let seed = self.draw();
+                    let (once, epoch) = (once.into_iter().collect(), Some(epoch));
+                    let work = Work::Push { sync_id: sync_id.clone(), data, epoch, once, seed };
                     self.ask(message.id.clone(), Some(&sync_id), work);
                 })
             }
@@ -260,7 +319,33 @@ impl Session {
             }
             Inbound::ResolveConflict(request) => {
                 self.resolving.push_back(request.conflict_id.clone());
-                self.ask(message.id.clone(), None, Work::Resolve { request: Box::new(request) });
+                let once = self.once("resolve_conflict", None, message.key.as_deref());
+                let work = Work::Resolve { request: Box::new(request), once };
+                self.ask(message.id.clone(), None, work);
+                Ok(())
+            }
+            Inbound::Telemetry(telemetry) => {
+                let (sync_id, key) = (message.sync_id.as_ref(), message.key.as_deref());
+                self.ingest(*telemetry, sync_id, key, message.id.clone());
+                Ok(())
+            }
+            Inbound::AnalyticsBatch(batch) => {
+                let once = self.once("analytics_batch", None, message.key.as_deref());
+                self.ask(message.id.clone(), None, Work::Aggregate { batch, once });
+                Ok(())
+            }
+            Inbound::DeviceStatus(status) => {
+                self.ask(message.id.clone(), None, Work::Report { status });
+                Ok(())
+            }
+            Inbound::SubscribeEvents(wanted) => {
+                let answer = self.subscribe(&wanted.topics);
+                self.send(&Outbound::EventsSubscribed(answer), &head);
+                Ok(())
+            }
+            Inbound::UnsubscribeEvents(dropped) => {
+                let answer = self.unsubscribe(&dropped.topics);
+                self.send(&Outbound::EventsUnsubscribed(answer), &head);
                 Ok(())
             }
             Inbound::EndSync => self.live_sync(message.sync_id.as_ref(), now_ms).map(|(sync_id, _)| {
@@ -345,7 +430,17 @@ impl Session {
                     Err(fault) => self.error(&fault, waiting.reply_to, now_ms),
                 }
             }
-            Done::Summed(Err(fault)) => self.error(&fault, waiting.reply_to, now_ms),
+            Done::Summed(Err(fault)) | Done::Noted(Err(fault)) => {
+                self.error(&fault, waiting.reply_to, now_ms);
+            }
+            Done::Ingested(answer) => {
+                self.unacknowledged -= 1;
+                match answer {
+                    Ok(ack) => self.reply(waiting, &Outbound::TelemetryAck(ack), now_ms),
+                    Err(fault) => self.error(&fault, waiting.reply_to, now_ms),
+                }
+            }
+            Done::Noted(Ok(ack)) => self.reply(waiting, &Outbound::BareAck(ack), now_ms),
         }
         self.end_sync(now_ms);
     }
@@ -358,87 +453,6 @@ impl Session {
         let Some(asker) = self.ending.take() else { return };
         let totals = self.sync.take().map(|sync| sync.totals).unwrap_or_default();
         self.reply(asker, &Outbound::SyncSessionEnded(SyncSessionEnded { totals }), now_ms);
-    }
-
-    /// Takes what was committed for the session's tenant.
-    pub fn handle_commit(&mut self, committed: &Committed, now_ms: u64) {
-        self.known_seq = self.known_seq.max(committed.seq);
-        self.handle_changes(committed, now_ms);
-        for conflict in committed.conflicts.iter() {
-            self.handle_conflict(conflict, now_ms);
-        }
-    }
-
-    /// Tells of a conflict to the device whose change waits and to those who may decide it.
-    fn handle_conflict(&mut self, conflict: &CommittedConflict, now_ms: u64) {
-        let row = &conflict.row;
-        let own = self.identity.device.as_ref().is_some_and(|(device, _)| *device == row.device);
-        let reviews = self.identity.reviews.contains(&row.kind) && self.identity.scopes.contains(&row.scope);
-        // Whoever has just decided it has the answer.
-        let asked = self.resolving.iter().any(|asked| *asked == row.conflict_id);
-        if !own && !reviews || asked && !row.status.is_open() {
-            return;
-        }
-        let message = if row.status.is_open() {
-            Outbound::Conflict(Box::new(conflict_doc(row)))
-        } else {
-            let record = conflict.record.clone().filter(|_| self.identity.scopes.contains(&row.scope));
-            Outbound::ConflictResolved(Box::new(ConflictResolved { conflict: conflict_doc(row), record }))
-        };
-        let head = self.head(now_ms, None, None);
-        self.send(&message, &head);
-    }
-
-    fn handle_changes(&mut self, committed: &Committed, now_ms: u64) {
-        let own_device = self.identity.device.as_ref().map(|(device, _)| *device);
-        let Some(sync) = &mut self.sync else {
-            // The head of the session that is being opened may have been read before this commit.
-            self.heard = Some((committed.seq, committed.hlc));
-            return;
-        };
-        if committed.seq <= sync.accounted {
-            return;
-        }
-        let missed = committed.prev_seq > sync.accounted || committed.changes.is_none();
-        sync.accounted = committed.seq;
-        let kinds = &sync.kinds;
-        let scopes = &self.identity.scopes;
-        let wanted =
-            |kind: &KindName| kinds.as_ref().is_some_and(|kinds| kinds.is_empty() || kinds.contains(kind));
-        let all = committed.changes.as_deref().unwrap_or_default();
-        let told = |change: &CommittedChange| change.device.is_none() || change.device != own_device;
-        let shown: Vec<&Change> = all
-            .iter()
-            .filter(|change| told(change) && wanted(&change.change.kind))
-            .filter_map(|change| change.seen_by(scopes))
-            .collect();
-        if shown.is_empty() && !missed {
-            return;
-        }
-        let bytes: usize = shown.iter().map(|change| change.fields.as_str().len()).sum();
-        // What is more than a page is pulled in pages.
-        let missed = missed || bytes > self.limits.page_bytes;
-        let whole = shown.len() == all.len() && all.iter().all(|change| change.moved.is_none());
-        let changes = if missed {
-            Arc::from("[]")
-        } else if whole {
-            committed.encoded()
-        } else {
-            Arc::from(encode_changes(shown))
-        };
-        // After a miss, or while the client lacks kinds of its session, it must pull: it stands nowhere near this place.
-        let prev_seq = if missed || !sync.covered { committed.seq } else { sync.told };
-        sync.told = committed.seq;
-        let delta = ServerDelta {
-            prev_seq,
-            seq: committed.seq,
-            cursor: sync.sealer.caught_up(committed.seq),
-            hlc: committed.hlc,
-            changes,
-        };
-        let sync_id = sync.id.to_string();
-        let head = self.head(now_ms, None, Some(sync_id));
-        self.send(&Outbound::ServerDelta(delta), &head);
     }
 
     /// Says that the shell does not read now: what is not heard meanwhile is not the client's silence.

@@ -1,0 +1,99 @@
+//! Samples and aggregates: appended and added up, never merged.
+
+use driftline_insight::SeriesPoint;
+use driftline_protocol::{FieldError, ItemClass, ItemCode};
+
+use super::{Plan, SampleMark, SampleWrite, Savepoint};
+use crate::group::{Aggregate, Append, Entry, RowKey, Submission, SubmissionResult};
+
+impl Plan<'_> {
+    /// Appends a sample. One that is stored already, or that a later one of its key replaced, changes nothing.
+    pub(super) fn append(
+        &mut self,
+        submission: &Submission,
+        entry: &Entry,
+        append: &Append,
+        savepoint: Option<&mut Savepoint>,
+    ) -> SubmissionResult {
+        let (Some(kind), Some(id)) = (&entry.kind, &entry.id) else {
+            return SubmissionResult::of(ItemCode::Invalid);
+        };
+        if append.fields.as_str().len() > self.env.record_bytes {
+            return SubmissionResult::of(ItemCode::TooLarge);
+        }
+        let key = RowKey { tenant: submission.tenant, kind: kind.clone(), id: id.clone() };
+        let now_ms = self.env.now_ms;
+        let latest = now_ms.saturating_add(self.env.skew_ms_max);
+        let mark =
+            SampleMark { hash: append.hash, sent_ms: append.sent_ms.map_or(now_ms, |sent| sent.min(latest)) };
+        let before = self.state.samples.get(&key).copied();
+        if let Some(before) = before {
+            let known = |code| SubmissionResult { duplicate: true, ..SubmissionResult::of(code) };
+            if before.hash == mark.hash {
+                return known(ItemCode::Noop);
+            }
+            if !append.keyed {
+                return SubmissionResult { errors: vec![taken()], ..SubmissionResult::of(ItemCode::Invalid) };
+            }
+            if mark.sent_ms < before.sent_ms {
+                return known(ItemCode::Superseded);
+            }
+        }
+        if let Some(savepoint) = savepoint {
+            savepoint.samples.push((key.clone(), before));
+        }
+        self.state.samples.insert(key.clone(), mark);
+        self.out.writes.samples.push(SampleWrite {
+            key,
+            device: submission.device,
+            at_ms: append.at_ms.map_or(now_ms, |at_ms| at_ms.min(latest)),
+            mark,
+            fields: append.fields.clone(),
+        });
+        SubmissionResult::of(ItemCode::Applied)
+    }
+
+    /// Adds a device's aggregate to the series of its hour.
+    pub(super) fn aggregate(&mut self, submission: &Submission, aggregate: &Aggregate) -> SubmissionResult {
+        for (name, point) in &aggregate.series {
+            let key = (submission.tenant, aggregate.hour_ms, name.clone());
+            let stored = self.state.series.entry(key.clone()).or_insert_with(SeriesPoint::default);
+            stored.merge(point);
+            if !self.out.writes.series.iter().any(|(known, _)| *known == key) {
+                self.out.writes.series.push((key, SeriesPoint::default()));
+            }
+        }
+        debug_assert_eq!(ItemCode::Applied.class(), ItemClass::Done);
+        SubmissionResult::of(ItemCode::Applied)
+    }
+
+    /// Each sample is written once, as the last of the group left it; each point as it is now.
+    pub(super) fn settle_samples(&mut self) {
+        let samples = std::mem::take(&mut self.out.writes.samples);
+        let mut last: Vec<SampleWrite> = Vec::with_capacity(samples.len());
+        let mut places: super::Map<RowKey, usize> = super::Map::default();
+        for sample in samples {
+            match places.get(&sample.key) {
+                Some(at) => last[*at] = sample,
+                None => {
+                    places.insert(sample.key.clone(), last.len());
+                    last.push(sample);
+                }
+            }
+        }
+        self.out.writes.samples = last;
+        for (key, point) in &mut self.out.writes.series {
+            if let Some(stored) = self.state.series.get(key) {
+                *point = stored.clone();
+            }
+        }
+    }
+}
+
+fn taken() -> FieldError {
+    FieldError {
+        code: "id_taken".into(),
+        pointer: "/id".into(),
+        message: "another sample of the kind has this id".into(),
+    }
+}

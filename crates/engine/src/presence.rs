@@ -1,0 +1,203 @@
+//! Who is connected, and what is to be written down of it.
+
+use std::collections::BTreeMap;
+
+use driftline_model::{DeviceNo, TenantNo};
+
+use crate::registry::{DeviceNote, DeviceSign};
+
+/// What is known of connected devices on this node, and not written down yet.
+///
+/// Signs are gathered and written behind: a device that is heard a hundred times a second costs one row a second. A
+/// device whose connection is gone counts as offline when a grace has passed in which it did not come again.
+#[derive(Debug, Default)]
+pub struct Presence {
+    devices: BTreeMap<(TenantNo, DeviceNo), Present>,
+    /// Signs that are still to be written, one of each sort per device.
+    waiting: BTreeMap<(TenantNo, DeviceNo), Vec<DeviceNote>>,
+}
+
+#[derive(Debug, Default)]
+struct Present {
+    /// Open connections, the newest last.
+    connections: Vec<Box<str>>,
+    /// The connection that went last, and when the grace for it ends.
+    leaving: Option<(Box<str>, u64)>,
+    /// The way that the device last took.
+    door: Option<Door>,
+}
+
+/// The way by which a device speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// A WebSocket.
+    Socket,
+    /// Requests.
+    Http,
+}
+
+/// What a device does that is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It came by the way it always came, or for the first time.
+    Plain,
+    /// It came again over a WebSocket after its connection had gone.
+    Reconnected,
+    /// It took to requests after its WebSocket had gone.
+    FellBack,
+}
+
+/// Devices of which is remembered how they came, beyond those that are connected.
+const REMEMBERED_MAX: usize = 100_000;
+
+impl Presence {
+    /// Takes a connection; tells whether the device was away for longer than the grace, or never here.
+    pub fn connect(&mut self, device: (TenantNo, DeviceNo), connection: &str, now_ms: u64) -> (Turn, bool) {
+        self.bound();
+        let present = self.devices.entry(device).or_default();
+        let turn = if present.door.is_some() { Turn::Reconnected } else { Turn::Plain };
+        let appeared = present.connections.is_empty() && present.leaving.is_none();
+        present.leaving = None;
+        present.door = Some(Door::Socket);
+        present.connections.push(connection.into());
+        self.note(device, now_ms, DeviceSign::Connected { connection: connection.into() });
+        (turn, appeared)
+    }
+
+    /// Takes the end of a connection. The device counts as offline after `grace_ms`, unless it comes again.
+    pub fn disconnect(&mut self, device: (TenantNo, DeviceNo), connection: &str, now_ms: u64, grace_ms: u64) {
+        let Some(present) = self.devices.get_mut(&device) else { return };
+        present.connections.retain(|open| **open != *connection);
+        if present.connections.is_empty() {
+            present.leaving = Some((connection.into(), now_ms.saturating_add(grace_ms)));
+        }
+    }
+
+    /// Takes a request of a device.
+    pub fn request(&mut self, device: (TenantNo, DeviceNo), now_ms: u64) -> Turn {
+        self.bound();
+        let present = self.devices.entry(device).or_default();
+        let fell = present.door == Some(Door::Socket) && present.connections.is_empty();
+        if present.connections.is_empty() {
+            present.door = Some(Door::Http);
+        }
+        self.note(device, now_ms, DeviceSign::Heard);
+        if fell { Turn::FellBack } else { Turn::Plain }
+    }
+
+    /// Takes a sign of a device, to be written down.
+    pub fn note(&mut self, device: (TenantNo, DeviceNo), at_ms: u64, sign: DeviceSign) {
+        let waiting = self.waiting.entry(device).or_default();
+        let note = DeviceNote { tenant: device.0, device: device.1, at_ms, sign };
+        let same =
+            |known: &DeviceNote| std::mem::discriminant(&known.sign) == std::mem::discriminant(&note.sign);
+        match waiting.iter().position(same) {
+            // A later sign of a sort says all that an earlier one said, and comes behind the others.
+            Some(at) => {
+                waiting.remove(at);
+            }
+            None => {}
+        }
+        waiting.push(note);
+    }
+
+    /// Gives what is to be written down now, and the devices that went offline.
+    pub fn due(&mut self, now_ms: u64) -> (Vec<DeviceNote>, Vec<(TenantNo, DeviceNo)>) {
+        let mut gone = Vec::new();
+        for (device, present) in &mut self.devices {
+            let over = present.leaving.as_ref().is_some_and(|(_, until)| *until <= now_ms);
+            if let Some((connection, _)) = present.leaving.take_if(|_| over) {
+                gone.push((*device, connection));
+            }
+        }
+        for (device, connection) in &gone {
+            self.note(*device, now_ms, DeviceSign::Disconnected { connection: connection.clone() });
+        }
+        let notes = std::mem::take(&mut self.waiting).into_values().flatten().collect();
+        (notes, gone.into_iter().map(|(device, _)| device).collect())
+    }
+
+    /// Takes back what could not be written; signs of the same sort that came meanwhile stay.
+    pub fn put_back(&mut self, notes: Vec<DeviceNote>) {
+        for note in notes {
+            let waiting = self.waiting.entry((note.tenant, note.device)).or_default();
+            let same = std::mem::discriminant(&note.sign);
+            if !waiting.iter().any(|known| std::mem::discriminant(&known.sign) == same) {
+                waiting.insert(0, note);
+            }
+        }
+    }
+
+    /// Forgets how devices came that are not connected, when they are too many.
+    fn bound(&mut self) {
+        if self.devices.len() >= REMEMBERED_MAX {
+            self.devices.retain(|_, present| !present.connections.is_empty() || present.leaving.is_some());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICE: (TenantNo, DeviceNo) = (TenantNo::new(1), DeviceNo::new(7));
+
+    fn signs(presence: &mut Presence, now_ms: u64) -> (Vec<&'static str>, usize) {
+        let (notes, gone) = presence.due(now_ms);
+        let name = |note: &DeviceNote| match note.sign {
+            DeviceSign::Heard => "heard",
+            DeviceSign::Connected { .. } => "connected",
+            DeviceSign::Disconnected { .. } => "disconnected",
+            DeviceSign::Reported { .. } => "reported",
+        };
+        (notes.iter().map(name).collect(), gone.len())
+    }
+
+    #[test]
+    fn a_device_is_offline_when_the_grace_has_passed() {
+        let mut presence = Presence::default();
+        assert_eq!(presence.connect(DEVICE, "a", 1_000), (Turn::Plain, true));
+        assert_eq!(signs(&mut presence, 1_500), (vec!["connected"], 0));
+        presence.disconnect(DEVICE, "a", 2_000, 10_000);
+        assert_eq!(signs(&mut presence, 11_999), (vec![], 0));
+        assert_eq!(signs(&mut presence, 12_000), (vec!["disconnected"], 1));
+        assert_eq!(presence.connect(DEVICE, "b", 13_000), (Turn::Reconnected, true));
+    }
+
+    #[test]
+    fn whoever_comes_again_within_the_grace_was_never_away() {
+        let mut presence = Presence::default();
+        presence.connect(DEVICE, "a", 0);
+        presence.disconnect(DEVICE, "a", 1_000, 10_000);
+        assert_eq!(presence.connect(DEVICE, "b", 5_000), (Turn::Reconnected, false));
+        // The end of a connection that was replaced is heard late.
+        presence.disconnect(DEVICE, "a", 6_000, 10_000);
+        assert_eq!(signs(&mut presence, 60_000), (vec!["connected"], 0));
+    }
+
+    #[test]
+    fn requests_after_a_cut_are_a_fallback_once() {
+        let mut presence = Presence::default();
+        assert_eq!(presence.request(DEVICE, 0), Turn::Plain);
+        presence.connect(DEVICE, "a", 1);
+        assert_eq!(presence.request(DEVICE, 2), Turn::Plain, "beside an open socket");
+        presence.disconnect(DEVICE, "a", 3, 10);
+        assert_eq!(presence.request(DEVICE, 4), Turn::FellBack);
+        assert_eq!(presence.request(DEVICE, 5), Turn::Plain);
+        assert_eq!(presence.connect(DEVICE, "b", 6), (Turn::Reconnected, false));
+    }
+
+    #[test]
+    fn signs_are_gathered_and_come_back_when_they_cannot_be_written() {
+        let mut presence = Presence::default();
+        for at_ms in 0..100 {
+            presence.note(DEVICE, at_ms, DeviceSign::Heard);
+        }
+        let (notes, _) = presence.due(100);
+        assert_eq!((notes.len(), notes[0].at_ms), (1, 99));
+        presence.note(DEVICE, 200, DeviceSign::Heard);
+        presence.put_back(notes);
+        let (notes, _) = presence.due(300);
+        assert_eq!((notes.len(), notes[0].at_ms), (1, 200));
+    }
+}

@@ -1,0 +1,149 @@
+//! What streams of telemetry are like now, and what is unusual about them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use driftline_insight::{Anomaly, Ewma, EwmaConfig, StreamMeter, StreamMetrics, StreamSample};
+use driftline_model::{DeviceKey, KindName, TenantNo};
+use driftline_protocol::write_json_string;
+
+use crate::signal::Signal;
+
+/// The streams of a node, one per tenant and kind.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    streams: BTreeMap<(TenantNo, KindName), Stream>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    meter: StreamMeter,
+    /// Detectors of the stream's own metrics and of watched fields.
+    usual: BTreeMap<Box<str>, Ewma>,
+    told: Option<String>,
+    heard_ms: u64,
+}
+
+/// What a message brought to its stream.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Brought {
+    pub(crate) sample: StreamSample,
+    /// Watched fields and their values.
+    pub(crate) watched: Vec<(Box<str>, f64)>,
+}
+
+/// A stream that was silent for so long is forgotten, in milliseconds.
+const FORGOTTEN_MS: u64 = 3_600_000;
+
+/// Streams that are watched at once.
+const STREAMS_MAX: usize = 1_000;
+
+impl Streams {
+    /// Counts what a message brought; gives alerts about its values.
+    pub(crate) fn record(
+        &mut self,
+        (tenant, kind): (TenantNo, &KindName),
+        device: &DeviceKey,
+        brought: Brought,
+        now_ms: u64,
+    ) -> Vec<Signal> {
+        let key = (tenant, kind.clone());
+        if self.streams.len() >= STREAMS_MAX && !self.streams.contains_key(&key) {
+            return Vec::new();
+        }
+        let stream = self.streams.entry(key).or_insert_with(|| Stream {
+            meter: StreamMeter::new(),
+            usual: BTreeMap::new(),
+            told: None,
+            heard_ms: now_ms,
+        });
+        stream.heard_ms = now_ms;
+        stream.meter.record(now_ms, brought.sample);
+        let mut alerts = Vec::new();
+        for (field, value) in brought.watched {
+            if let Some(anomaly) = stream.observe(&field, value) {
+                let metric = format!("{kind}.{field}");
+                alerts.push(alert(&metric, Some(device), &anomaly, now_ms));
+            }
+        }
+        alerts
+    }
+
+    /// Looks at every stream once a second: what changed since the last look, and what is unusual.
+    pub(crate) fn look(&mut self, now_ms: u64) -> Vec<(TenantNo, Signal)> {
+        self.streams.retain(|_, stream| stream.heard_ms + FORGOTTEN_MS >= now_ms);
+        let mut signals = Vec::new();
+        for ((tenant, kind), stream) in &mut self.streams {
+            let metrics = stream.meter.snapshot(now_ms);
+            let data = encode(kind, &metrics);
+            if stream.told.as_ref() != Some(&data) {
+                signals.push((*tenant, live("stream_metrics", None, &data, now_ms)));
+                stream.told = Some(data);
+            }
+            let watched = [("per_s", Some(metrics.per_s)), ("p95_ms", Some(metrics.p95_ms))];
+            for (name, value) in watched.into_iter().chain([("mean_confidence", metrics.mean_confidence)]) {
+                let Some(anomaly) = value.and_then(|value| stream.observe(name, value)) else { continue };
+                signals.push((*tenant, alert(&format!("{kind}.{name}"), None, &anomaly, now_ms)));
+            }
+        }
+        signals
+    }
+}
+
+impl Stream {
+    fn observe(&mut self, name: &str, value: f64) -> Option<Anomaly> {
+        if !self.usual.contains_key(name) {
+            let detector = Ewma::new(EwmaConfig::default()).ok()?;
+            self.usual.insert(name.into(), detector);
+        }
+        self.usual.get_mut(name)?.observe(value)
+    }
+}
+
+fn live(kind: &str, device: Option<&DeviceKey>, data: &str, at_ms: u64) -> Signal {
+    Signal {
+        kind: kind.into(),
+        topics: vec![kind.into()],
+        device: device.cloned(),
+        data: Arc::from(data),
+        at_ms,
+    }
+}
+
+fn alert(metric: &str, device: Option<&DeviceKey>, anomaly: &Anomaly, at_ms: u64) -> Signal {
+    let mut data = String::from("{\"metric\":");
+    write_json_string(&mut data, metric);
+    if let Some(device) = device {
+        data.push_str(",\"device_id\":");
+        write_json_string(&mut data, device.device());
+    }
+    data.push_str(&format!(
+        ",\"value\":{},\"expected\":{},\"severity\":\"{}\"}}",
+        number(anomaly.value),
+        number(anomaly.expected),
+        anomaly.severity.name()
+    ));
+    live("anomaly_alert", device, &data, at_ms)
+}
+
+fn encode(kind: &KindName, metrics: &StreamMetrics) -> String {
+    let mut data = String::from("{\"kind\":");
+    write_json_string(&mut data, kind.as_str());
+    data.push_str(&format!(
+        ",\"per_s\":{},\"p95_ms\":{},\"errors\":{},\"backlog\":{}",
+        number(metrics.per_s),
+        number(metrics.p95_ms),
+        metrics.errors,
+        metrics.backlog
+    ));
+    if let Some(mean) = metrics.mean_confidence {
+        data.push_str(&format!(",\"mean_confidence\":{}", number(mean)));
+    }
+    data.push('}');
+    data
+}
+
+/// A number with three digits behind the point, which is JSON if it is finite.
+fn number(value: f64) -> f64 {
+    if value.is_finite() { (value * 1000.0).round() / 1000.0 } else { 0.0 }
+}
