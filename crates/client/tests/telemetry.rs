@@ -129,8 +129,10 @@ fn a_full_buffer_refuses_the_newest() {
     let huge = fields(&format!(r#"{{"x":"{}"}}"#, "x".repeat(1 << 20))).unwrap();
     let refused = Telemetry::default().record(kind("a"), &huge, 0);
     assert!(matches!(refused, Err(RecordError::TooLarge { .. })), "{refused:?}");
-    let own = telemetry.record(kind("device_status"), &fields("{}").unwrap(), 0);
-    assert_eq!(own, Err(RecordError::Reserved(kind("device_status"))));
+    for name in ["device_status", "ping"] {
+        let own = telemetry.record(kind(name), &fields("{}").unwrap(), 0);
+        assert_eq!(own, Err(RecordError::Reserved(kind(name))));
+    }
 }
 
 #[test]
