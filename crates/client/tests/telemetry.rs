@@ -242,6 +242,8 @@ fn over_http_the_same_answers_count() {
         (409, problem(409, "IDEMPOTENCY_IN_PROGRESS", true), true),
         (429, "slow down".into(), true),
         (502, "<html>".into(), true),
+        (404, problem(404, "NOT_FOUND", false), true),
+        (405, problem(405, "METHOD_NOT_ALLOWED", false), true),
         (408, String::new(), true),
         (422, problem(422, "VALIDATION_ERROR", false), false),
     ] {

@@ -332,7 +332,8 @@ pub fn telemetry_problem(status: u16, bytes: &[u8]) -> ErrorMessage {
             code: problem.code,
             message: problem.detail,
             correlation_id: problem.correlation_id,
-            retryable: problem.retryable,
+            // A server that lacks the route says nothing about the message.
+            retryable: problem.retryable || matches!(status, 404 | 405 | 415 | 426),
             retry_after_ms: problem.retry_after_ms,
             details: None,
         },
