@@ -27,7 +27,11 @@ fn three_bad(answer: &Value) {
         .collect();
     let (invalid, value) = (json!("invalid"), json!("/value"));
     let wanted = [json!(3), json!(50), json!(99)];
-    assert_eq!(rejected, wanted.iter().map(|index| (index, &invalid, &value)).collect::<Vec<_>>(), "{answer}");
+    assert_eq!(
+        rejected,
+        wanted.iter().map(|index| (index, &invalid, &value)).collect::<Vec<_>>(),
+        "{answer}"
+    );
 }
 
 fn keyed(message: &Value, key: &str) -> Value {
@@ -111,7 +115,11 @@ async fn every_door_judges_alike() {
     }
     let refused = [
         (json!({"type": "nonsense"}), 400, "UNKNOWN_MESSAGE_TYPE"),
-        (json!({"type": "reading", "payload": {"items": vec![json!({"value": 1}); 101]}}), 413, "BATCH_TOO_LARGE"),
+        (
+            json!({"type": "reading", "payload": {"items": vec![json!({"value": 1}); 101]}}),
+            413,
+            "BATCH_TOO_LARGE",
+        ),
         (json!({"type": "analytics_batch", "payload": {}}), 422, "VALIDATION_ERROR"),
         (json!({"type": "device_status", "payload": {"battery": "full"}}), 422, "VALIDATION_ERROR"),
         (json!({"id": 7, "type": "reading"}), 422, "VALIDATION_ERROR"),
@@ -141,7 +149,8 @@ async fn the_twins_of_two_encodings_are_one_request() {
     let request = Request::new("POST", "/api/v1/ingest?device_id=d1").body(message.to_string());
     let again = harness.ask("t1", "ada", request.header("content-type", "application/json")).await;
     assert_eq!(again.json()["replayed"], true, "{}", again.text());
-    let request = Request::new("POST", "/api/v1/ingest/?device_id=d1").body(msgpack_of_json(&message.to_string()));
+    let request =
+        Request::new("POST", "/api/v1/ingest/?device_id=d1").body(msgpack_of_json(&message.to_string()));
     let again = harness.ask("t1", "ada", request.header("content-type", "application/msgpack")).await;
     assert_eq!(again.json()["replayed"], true, "{}", again.text());
     assert_eq!(harness.stored("ada", "reading").await.len(), 2);
@@ -168,17 +177,16 @@ async fn an_array_has_one_ack_over_all() {
         .iter()
         .map(|one| format!("{} {} {}", one["index"], one["code"], one["pointer"]).replace('"', ""))
         .collect();
-    let wanted = [
-        "0 invalid /items/1/value",
-        "1 invalid /items/1/value",
-        "2 unknown_kind ",
-        "3 invalid /battery",
-    ];
+    let wanted =
+        ["0 invalid /items/1/value", "1 invalid /items/1/value", "2 unknown_kind ", "3 invalid /battery"];
     assert_eq!(rejected[..4], wanted, "{answer}");
     assert!(rejected.len() == 5 && rejected[4].starts_with("5 invalid"), "{answer}");
 
     let again = harness.ingest(&body, "k-3").await;
-    assert_eq!((again.header("idempotency-replayed"), &again.json()["replayed"]), (Some("true"), &json!(true)));
+    assert_eq!(
+        (again.header("idempotency-replayed"), &again.json()["replayed"]),
+        (Some("true"), &json!(true))
+    );
     assert_eq!(bare(again.json()), bare(answer));
     assert_eq!(harness.stored("ada", "reading").await.len(), 2);
     // The message with a key of its own is known under it, wherever it comes from.
@@ -200,7 +208,11 @@ async fn without_a_key_two_equal_samples_are_two_and_the_answer_says_so() {
     let place = json!({"type": "place", "payload": {"timestamp": 7, "x": 1}});
     for (accepted, duplicates) in [(1, 0), (0, 1)] {
         let answer = harness.ingest(&place, "").await.json();
-        assert_eq!((&answer["accepted"], &answer["duplicates"]), (&json!(accepted), &json!(duplicates)), "{answer}");
+        assert_eq!(
+            (&answer["accepted"], &answer["duplicates"]),
+            (&json!(accepted), &json!(duplicates)),
+            "{answer}"
+        );
         assert!(answer.get("resend_recognised").is_none());
     }
 }
@@ -258,7 +270,8 @@ async fn guessing_hashes_is_limited_by_address() {
         let refused = Handshake::new("/ws/ingest/a-guess-of-enough-characters").send(harness.address).await;
         assert_eq!(refused.expect_err("no upgrade").status, status);
     }
-    let guess = Request::post("/api/ingest", &json!({"type": "reading", "device_hash": "another-guess-it-is"}));
+    let guess =
+        Request::post("/api/ingest", &json!({"type": "reading", "device_hash": "another-guess-it-is"}));
     assert_eq!(guess.send(harness.address).await.status, 429);
     // Who knows a hash is let in, whoever else is behind its address.
     harness.by_hash().await;
@@ -268,7 +281,8 @@ async fn guessing_hashes_is_limited_by_address() {
 async fn the_first_message_says_who_it_is() {
     let harness = start(setup()).await;
     harness.hashed().await;
-    let bound = sign(&driftline_transport::Grant { device_id: Some("d1".into()), ..grant("t1", "ada", "user") });
+    let bound =
+        sign(&driftline_transport::Grant { device_id: Some("d1".into()), ..grant("t1", "ada", "user") });
     let good = [
         json!({"type": "auth", "id": "a1", "token": bound}),
         json!({"type": "auth", "id": "a1", "payload": {"device_hash": HASH}}),
@@ -330,7 +344,10 @@ async fn analytics_count_a_window_once() {
     };
     for replayed in [None, Some(true)] {
         let answer = harness.ingest(&batch(3), "").await.json();
-        assert_eq!((&answer["of"], answer.get("replayed").and_then(Value::as_bool)), (&json!("analytics_batch"), replayed));
+        assert_eq!(
+            (&answer["of"], answer.get("replayed").and_then(Value::as_bool)),
+            (&json!("analytics_batch"), replayed)
+        );
     }
     let other = harness.ingest(&batch(4), "").await;
     assert_eq!(other.code(), "IDEMPOTENCY_KEY_REUSED", "one window is counted once");
@@ -340,10 +357,15 @@ async fn analytics_count_a_window_once() {
     let days = harness.ask_as(&staff, Request::get(&format!("{path}day"))).await.json();
     for list in [&hours, &days] {
         let items = list["items"].as_array().expect("a list");
-        let named = |name: &str| items.iter().find(|item| item["series"] == name).unwrap_or_else(|| panic!("{list}"));
+        let named =
+            |name: &str| items.iter().find(|item| item["series"] == name).unwrap_or_else(|| panic!("{list}"));
         assert_eq!(named("taps")["counter"], 3);
         let load = named("load_ms");
-        assert_eq!((&load["count"], &load["sum"], &load["max"]), (&json!(4), &json!(50.0), &json!(20.0)), "{load}");
+        assert_eq!(
+            (&load["count"], &load["sum"], &load["max"]),
+            (&json!(4), &json!(50.0), &json!(20.0)),
+            "{load}"
+        );
     }
     assert_eq!(harness.ask_as(&staff, Request::get(&format!("{path}week"))).await.status, 422);
     let user = harness.ask("t1", "ada", Request::get(path)).await;
@@ -363,14 +385,21 @@ async fn one_change_over_three_doors_is_one_effect() {
     let second = harness.ask("t1", "ada", over_http()).await;
     let third = harness.ask("t1", "ada", over_http()).await;
     let again = socket.ask(&support::batch(2, std::slice::from_ref(&item)), "ack").await;
-    assert_eq!((third.header("idempotency-replayed"), &third.json()["ack"]["replayed"]), (Some("true"), &json!(true)));
+    assert_eq!(
+        (third.header("idempotency-replayed"), &third.json()["ack"]["replayed"]),
+        (Some("true"), &json!(true))
+    );
     let versions = [&first, &second.json()["ack"], &third.json()["ack"], &again]
         .map(|ack| ack["results"][0]["version"].clone());
     assert!(versions.iter().all(|version| version.is_u64() && *version == versions[0]), "{versions:?}");
     let other = Request::post("/api/v1/sync?device_id=d1", &json!({})).header("idempotency-key", "s-1");
     assert_eq!(harness.ask("t1", "ada", other).await.code(), "IDEMPOTENCY_KEY_REUSED");
     let broken = Request::new("POST", "/api/v1/sync?device_id=d1").body("{").header("idempotency-key", "s-1");
-    assert_eq!(harness.ask("t1", "ada", broken).await.code(), "IDEMPOTENCY_KEY_REUSED", "the key comes first");
+    assert_eq!(
+        harness.ask("t1", "ada", broken).await.code(),
+        "IDEMPOTENCY_KEY_REUSED",
+        "the key comes first"
+    );
     for bad in ["", "a b", &"k".repeat(256)] {
         let request = Request::post("/api/v1/sync?device_id=d1", &json!({})).header("idempotency-key", bad);
         let refused = harness.ask("t1", "ada", request).await;

@@ -166,11 +166,7 @@ fn verdict(route: RouteId, caller: Caller, kind: Kind) -> Option<Verdict> {
             }
         }
         RouteId::Device | RouteId::ChangeDevice | RouteId::DeviceSocket => {
-            if matches!(caller, Owner | Admin) {
-                Sees
-            } else {
-                NotFound
-            }
+            if matches!(caller, Owner | Admin) { Sees } else { NotFound }
         }
         RouteId::RemoveDevice => {
             if matches!(caller, Owner | Admin) {
@@ -290,7 +286,8 @@ fn target(route: &Route, subject: Subject<'_>, slash: &str) -> String {
     let path = route.path.replace("{kind}", kind.name()).replace("{id}", id);
     let path = path.replace("{conflict_id}", conflict).replace("{user_id}", "ada");
     let path = path.replace("{device_id}", if id == "r-1" { "sesame-1" } else { "sesam" });
-    let path = path.replace("telemetry/note", "telemetry/place").replace("telemetry/diary", "telemetry/place");
+    let path =
+        path.replace("telemetry/note", "telemetry/place").replace("telemetry/diary", "telemetry/place");
     assert!(!path.contains('{'), "the test knows no value for {path}");
     let kind = kind.name();
     format!("{path}{slash}?device_id=phone&data_types={kind}&kind={kind}")
