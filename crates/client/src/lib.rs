@@ -49,6 +49,7 @@
 
 mod ack;
 mod client;
+mod courier;
 mod edit;
 mod endpoint;
 mod event;
@@ -70,23 +71,32 @@ mod session;
 mod socket;
 mod sums;
 mod system;
+mod telemetry;
 mod wire;
 mod world;
 
 pub use client::{Client, ClientError, ConnectError};
+pub use courier::{
+    Courier, CourierError, CourierMode, CourierOptions, CourierState, CourierStatus, Keeper, Switches,
+};
 pub use driftline_model::{
     ConflictId, DeviceId, Epoch, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId,
 };
 pub use driftline_protocol::{
     ConflictDoc, ConflictResolved, Encoding, ErrorMessage, Fault, FieldError, Form, InflateError, Item,
-    ItemClass, ItemCode, ItemOp, MsgpackError, Progress, Resolution, ResyncReason, Totals, WinnerName,
+    ItemClass, ItemCode, ItemOp, MsgpackError, Progress, Resolution, ResyncReason, TelemetryGreeting, Totals,
+    WinnerName,
 };
 pub use edit::{Edit, EditError, Elements, FieldsError, elements, fields};
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, Route};
 pub use event::{Acknowledged, DeadLetter, Event};
 pub use record::{Body, View};
 pub use replica::Replica;
 pub use system::{SystemClock, SystemRandom, TcpConnector};
+pub use telemetry::{
+    Backoff, CountError, Heard, RecordError, RefusedSample, SavedError, Telemetry, TelemetryLimits,
+    TelemetryTotals, Window,
+};
 pub use wire::Unreadable;
 pub use world::{Clock, Connector, Random, World};
 

@@ -324,7 +324,10 @@ pub enum Answered {
     #[default]
     Applied,
     /// It was applied before: this is the answer of then.
-    Replayed,
+    Replayed {
+        /// Until when it is remembered, in Unix milliseconds.
+        expires_ms: u64,
+    },
     /// One of its names was used for another batch. Nothing was applied.
     Reused,
     /// Somebody works on a request of the same name. Nothing was applied.

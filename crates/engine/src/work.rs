@@ -67,6 +67,8 @@ pub enum Work {
     Resolve {
         /// The decision.
         request: Box<ResolveConflict>,
+        /// What the message is remembered by.
+        once: Option<Once>,
     },
 }
 
@@ -96,6 +98,8 @@ pub enum Prepared {
     Resolve {
         /// The decision.
         request: Box<ResolveConflict>,
+        /// What the message is remembered by.
+        once: Option<Once>,
         /// Finds the request in the log.
         correlation: String,
     },

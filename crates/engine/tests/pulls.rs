@@ -8,7 +8,7 @@ mod support;
 
 use std::sync::Arc;
 
-use driftline_engine::{Catalogue, Engine, Hub, Identity, NullObserver, Store};
+use driftline_engine::{Catalogue, Engine, Hub, Identity, NullObserver, Retention, Store};
 use driftline_model::{DeviceId, Hlc, KindName, Limits, ScopeName, TenantId, UserId};
 use driftline_storage::MemoryStore;
 use driftline_testkit::{
@@ -79,7 +79,7 @@ impl Server {
     fn purge(&self) {
         self.clock.advance(31 * DAY_MS);
         let now_ms = driftline_engine::Clock::now_ms(&*self.clock);
-        block_on(self.engine.store().prune(now_ms)).expect("a prune");
+        block_on(self.engine.store().prune(now_ms, &Retention::default())).expect("a prune");
     }
 
     fn begin_epoch(&self) {

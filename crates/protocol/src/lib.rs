@@ -39,6 +39,7 @@ mod sample_schema;
 mod schema;
 mod status;
 mod telemetry;
+mod telemetry_client;
 mod throttle;
 mod time;
 mod views;
@@ -74,6 +75,10 @@ pub use sample_schema::SampleSchema;
 pub use schema::{KindSchema, SchemaError, Whole};
 pub use status::{AnalyticsBatch, DeviceDoc, DeviceStatus};
 pub use telemetry::{BareAck, Rejected, Sample, Telemetry, TelemetryAck};
+pub use telemetry_client::{
+    Introduction, TelemetryGreeting, TelemetryMessage, TelemetryPayload, TelemetryReply, encode_ping,
+    telemetry_item, telemetry_problem,
+};
 pub use throttle::{Throttle, ThrottleScope};
 pub use time::{format_millis, parse_time};
 pub use views::{

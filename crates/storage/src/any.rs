@@ -1,9 +1,12 @@
 //! A store of which the kind is known when the server starts.
 
 use driftline_engine::{
-    AuditEntry, AuditQuery, ConflictQuery, ConflictRow, Head, History, Page, PageQuery, PartSum, Receipt,
-    Row, SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery,
+    AuditEntry, AuditQuery, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged, DeviceNote, DeviceOnce,
+    DeviceQuery, DeviceRow, Head, History, Page, PageQuery, PartSum, Receipt, Remembered, Retention, Row,
+    SampleQuery, SampleRow, SeriesQuery, SeriesRow, SessionProgress, Store, StoreError, StoredPolicy,
+    Submission, SumQuery,
 };
+use driftline_idempotency::Record;
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
 };
@@ -120,8 +123,53 @@ impl Store for AnyStore {
         ask!(self, store => store.session(tenant, device, sync_id))
     }
 
-    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
-        ask!(self, store => store.prune(now_ms))
+    async fn prune(&self, now_ms: u64, retention: &Retention) -> Result<u64, StoreError> {
+        ask!(self, store => Store::prune(store, now_ms, retention))
+    }
+
+    async fn samples(&self, tenant: TenantNo, query: SampleQuery) -> Result<Vec<SampleRow>, StoreError> {
+        ask!(self, store => store.samples(tenant, query))
+    }
+
+    async fn series(&self, tenant: TenantNo, query: SeriesQuery) -> Result<Vec<SeriesRow>, StoreError> {
+        ask!(self, store => store.series(tenant, query))
+    }
+
+    async fn device_row(&self, tenant: TenantNo, device: DeviceNo) -> Result<Option<DeviceRow>, StoreError> {
+        ask!(self, store => store.device_row(tenant, device))
+    }
+
+    async fn devices(&self, tenant: TenantNo, query: DeviceQuery) -> Result<Vec<DeviceRow>, StoreError> {
+        ask!(self, store => store.devices(tenant, query))
+    }
+
+    async fn device_by_digest(
+        &self,
+        digest: [u8; 32],
+    ) -> Result<Option<(TenantId, TenantNo, DeviceRow)>, StoreError> {
+        ask!(self, store => store.device_by_digest(digest))
+    }
+
+    async fn change_device(
+        &self,
+        tenant: TenantNo,
+        change: DeviceChange,
+        once: Option<DeviceOnce>,
+    ) -> Result<DeviceChanged, StoreError> {
+        ask!(self, store => store.change_device(tenant, change, once))
+    }
+
+    async fn note_devices(&self, notes: Vec<DeviceNote>) -> Result<(), StoreError> {
+        ask!(self, store => store.note_devices(notes))
+    }
+
+    async fn remembered(
+        &self,
+        tenant: TenantNo,
+        owner: &str,
+        key: &str,
+    ) -> Result<Option<Record<Remembered>>, StoreError> {
+        ask!(self, store => store.remembered(tenant, owner, key))
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

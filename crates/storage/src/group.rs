@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use driftline_conflict::DeviceOrder;
-use driftline_engine::{Planned, Submission};
+use driftline_engine::{Answered, Planned, Submission};
 use driftline_model::{DeviceKey, DeviceNo};
 use driftline_protocol::{ItemClass, ItemCode};
 
@@ -34,10 +34,12 @@ impl DeviceOrder for DeviceNames {
 }
 
 /// Whether a change with a name got an answer that is not written: only the key of a written one shows that its name
-/// never came before.
+/// never came before. Samples are known by their ids, and an answer of before needs no proof.
 pub(crate) fn unproven(group: &[Submission], planned: &Planned) -> bool {
-    group.iter().zip(&planned.receipts).any(|(submission, receipt)| {
-        submission.entries.iter().zip(&receipt.results).any(|(entry, result)| {
+    let answered = group.iter().zip(&planned.receipts);
+    answered.filter(|(_, receipt)| receipt.answered == Answered::Applied).any(|(submission, receipt)| {
+        let results = submission.entries.iter().zip(&receipt.results);
+        results.filter(|(entry, _)| entry.is_record()).any(|(entry, result)| {
             let fails_group = entry.group.is_some() && result.code.class() != ItemClass::Done;
             let written = result.code.is_remembered() && !fails_group;
             entry.op_id.is_some() && !written && !result.duplicate && result.code != ItemCode::EpochChanged

@@ -44,9 +44,11 @@ mod handmade;
 mod marks;
 mod memory;
 mod names;
+mod once;
 mod paging;
 mod parts;
 mod postgres;
+mod registry;
 mod rows;
 mod sqlite;
 

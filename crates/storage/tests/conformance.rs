@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use driftline_conflict::{FieldRule, Life, Mark, OnDelete, Order, Parts, Policy, Record, Strategy};
 use driftline_engine::{
-    AuditEntry, AuditQuery, AuditRow, ConflictQuery, ConflictRow, Only, PageQuery, Place, Row, Store,
-    SubmissionResult,
+    AuditEntry, AuditQuery, AuditRow, ConflictQuery, ConflictRow, Only, PageQuery, Place, Retention, Row,
+    Store, SubmissionResult,
 };
 use driftline_model::{DeviceNo, Hlc, Intents, KindName, ScopeName, Seq};
 use driftline_testkit::{
@@ -284,9 +284,17 @@ fn the_stores_cannot_be_told_apart() {
             assert_eq!(results, postgres.push(&step), "seed {seed}, step {at}");
             if rng.percent(10) {
                 let later = now_ms + rng.below(100) * 86_400_000;
-                let pruned = block_on(memory.store.prune(later));
-                assert_eq!(pruned, block_on(sqlite.store.prune(later)), "seed {seed}, step {at}");
-                assert_eq!(pruned, block_on(postgres.store.prune(later)), "seed {seed}, step {at}");
+                let pruned = block_on(memory.store.prune(later, &Retention::default()));
+                assert_eq!(
+                    pruned,
+                    block_on(sqlite.store.prune(later, &Retention::default())),
+                    "seed {seed}, step {at}"
+                );
+                assert_eq!(
+                    pruned,
+                    block_on(postgres.store.prune(later, &Retention::default())),
+                    "seed {seed}, step {at}"
+                );
             }
             let mine = memory.contents(&step);
             assert_eq!(mine, sqlite.contents(&step), "seed {seed}, step {at}");

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, SqliteConnection};
 use driftline_conflict::{Policy, Strategy};
-use driftline_engine::{Page, PageQuery, Place, Store};
+use driftline_engine::{Page, PageQuery, Place, Retention, Store};
 use driftline_model::Seq;
 use driftline_protocol::ItemCode;
 use driftline_storage::{OpenError, SqliteOptions, SqliteStore};
@@ -213,7 +213,7 @@ fn normal_use_is_never_fatal() {
     ] {
         block_on(store.commit(ada.batch([draft]))).expect("a commit");
     }
-    block_on(store.prune(world_end())).expect("a prune");
+    block_on(store.prune(world_end(), &Retention::default())).expect("a prune");
     block_on(store.probe()).expect("a probe");
     drop(store);
     assert_eq!(calls.load(Ordering::SeqCst), 0);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use driftline_engine::{AuditQuery, Committed, Head, Listeners, Place, Store, StoreError};
+use driftline_engine::{AuditQuery, Committed, Head, Listeners, Place, Retention, Store, StoreError};
 use driftline_model::{DeviceNo, Seq, TenantId, TenantNo};
 use driftline_storage::{Failover, PostgresOptions, PostgresStore, PostgresTarget};
 use driftline_testkit::postgres::{Cluster, Database, Options, command};
@@ -379,7 +379,7 @@ fn every_restore_begins_new_epochs_while_nodes_run() {
         reader.write(&bob, "lost");
         let audit = block_on(reader.store.audit(bob.tenant, audits(&bob)));
         assert_eq!(audit.expect("the audit").len(), 1, "round {round}: a conflict is audited");
-        block_on(reader.store.prune(World::BEGIN_MS)).expect("pruned");
+        block_on(reader.store.prune(World::BEGIN_MS, &Retention::default())).expect("pruned");
         cluster.restore(&backup);
         for node in &nodes {
             let head = node.head("acme");

@@ -74,6 +74,7 @@ impl Author {
             epoch: None,
             acked_n: None,
             batch: None,
+            once: Vec::new(),
             correlation: "test".into(),
             entries: drafts.into_iter().map(|draft| draft.entry(&self.user)).collect(),
         }

@@ -3,9 +3,12 @@
 use std::future::Future;
 
 use driftline_engine::{
-    AuditEntry, AuditQuery, ConflictQuery, ConflictRow, Head, History, Page, PageQuery, PartSum, Receipt,
-    Row, SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery,
+    AuditEntry, AuditQuery, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged, DeviceNote, DeviceOnce,
+    DeviceQuery, DeviceRow, Head, History, Page, PageQuery, PartSum, Receipt, Remembered, Retention, Row,
+    SampleQuery, SampleRow, SeriesQuery, SeriesRow, SessionProgress, Store, StoreError, StoredPolicy,
+    Submission, SumQuery,
 };
+use driftline_idempotency::Record;
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
 };
@@ -169,9 +172,62 @@ impl<S: Store, H: Hook<S>> Store for Wrapped<S, H> {
         self.inner.session(tenant, device, sync_id).await
     }
 
-    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
+    async fn prune(&self, now_ms: u64, retention: &Retention) -> Result<u64, StoreError> {
         self.hook.admit()?;
-        self.inner.prune(now_ms).await
+        self.inner.prune(now_ms, retention).await
+    }
+
+    async fn samples(&self, tenant: TenantNo, query: SampleQuery) -> Result<Vec<SampleRow>, StoreError> {
+        self.hook.admit()?;
+        self.inner.samples(tenant, query).await
+    }
+
+    async fn series(&self, tenant: TenantNo, query: SeriesQuery) -> Result<Vec<SeriesRow>, StoreError> {
+        self.hook.admit()?;
+        self.inner.series(tenant, query).await
+    }
+
+    async fn device_row(&self, tenant: TenantNo, device: DeviceNo) -> Result<Option<DeviceRow>, StoreError> {
+        self.hook.admit()?;
+        self.inner.device_row(tenant, device).await
+    }
+
+    async fn devices(&self, tenant: TenantNo, query: DeviceQuery) -> Result<Vec<DeviceRow>, StoreError> {
+        self.hook.admit()?;
+        self.inner.devices(tenant, query).await
+    }
+
+    async fn device_by_digest(
+        &self,
+        digest: [u8; 32],
+    ) -> Result<Option<(TenantId, TenantNo, DeviceRow)>, StoreError> {
+        self.hook.admit()?;
+        self.inner.device_by_digest(digest).await
+    }
+
+    async fn change_device(
+        &self,
+        tenant: TenantNo,
+        change: DeviceChange,
+        once: Option<DeviceOnce>,
+    ) -> Result<DeviceChanged, StoreError> {
+        self.hook.admit()?;
+        self.inner.change_device(tenant, change, once).await
+    }
+
+    async fn note_devices(&self, notes: Vec<DeviceNote>) -> Result<(), StoreError> {
+        self.hook.admit()?;
+        self.inner.note_devices(notes).await
+    }
+
+    async fn remembered(
+        &self,
+        tenant: TenantNo,
+        owner: &str,
+        key: &str,
+    ) -> Result<Option<Record<Remembered>>, StoreError> {
+        self.hook.admit()?;
+        self.inner.remembered(tenant, owner, key).await
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -43,12 +43,15 @@ CREATE TABLE series (
     PRIMARY KEY (tenant_no, hour, name)
 ) WITHOUT ROWID;
 
--- The registry of devices. connection is the last one that was open, null once it is known to be
--- gone.
+-- The registry of devices. connection is the last one that was open, null once it is known to be gone; connected_at tells
+-- when it was opened, reported_at when the device said what stands in status and report.
 ALTER TABLE devices ADD COLUMN disabled_at BIGINT;
 ALTER TABLE devices ADD COLUMN connection TEXT;
+ALTER TABLE devices ADD COLUMN connected_at BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE devices ADD COLUMN status TEXT;
 ALTER TABLE devices ADD COLUMN report TEXT;
+ALTER TABLE devices ADD COLUMN reported_at BIGINT NOT NULL DEFAULT 0;
+CREATE INDEX devices_tenant ON devices (tenant_no, device_no);
 
 -- Device hashes, of which only the SHA-256 is kept. They lead to a device of whichever tenant.
 CREATE TABLE device_digests (

@@ -1,6 +1,6 @@
 //! What goes wrong: networks, apps, servers, clocks, disks.
 
-use driftline_engine::Store as _;
+use driftline_engine::{Retention, Store as _};
 
 use super::backend::Backend;
 use super::device::Door;
@@ -181,7 +181,8 @@ impl<B: Backend> Run<'_, B> {
         keys.iter().try_for_each(|key| self.collect(key))?;
         self.collect_conflicts()?;
         let now_ms = self.server_ms();
-        block_on(self.server().engine.store().prune(now_ms)).map_err(anyhow::Error::from)?;
+        block_on(self.server().engine.store().prune(now_ms, &Retention::default()))
+            .map_err(anyhow::Error::from)?;
         keys.iter().try_for_each(|key| self.look_at(key.clone()))?;
         let gone = keys.into_iter().filter(|key| !self.laws.rows().contains_key(key));
         self.removed.extend(gone);

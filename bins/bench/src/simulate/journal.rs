@@ -3,9 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use driftline_engine::{
-    AuditEntry, AuditQuery, Clock as _, ConflictQuery, ConflictRow, Head, History, Page, PageQuery, PartSum,
-    Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery,
+    AuditEntry, AuditQuery, Clock as _, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged, DeviceNote,
+    DeviceOnce, DeviceQuery, DeviceRow, Head, History, Page, PageQuery, PartSum, Receipt, Remembered,
+    Retention, Row, SampleQuery, SampleRow, SeriesQuery, SeriesRow, SessionProgress, Store, StoreError,
+    StoredPolicy, Submission, SumQuery,
 };
+use driftline_idempotency::Record;
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
 };
@@ -181,8 +184,73 @@ impl<S: Store> Store for Journaled<S> {
         self.inner.session(tenant, device, sync_id)
     }
 
-    fn prune(&self, now_ms: u64) -> impl Future<Output = Result<u64, StoreError>> + Send {
-        self.inner.prune(now_ms)
+    fn prune(
+        &self,
+        now_ms: u64,
+        retention: &Retention,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send {
+        self.inner.prune(now_ms, retention)
+    }
+
+    fn samples(
+        &self,
+        tenant: TenantNo,
+        query: SampleQuery,
+    ) -> impl Future<Output = Result<Vec<SampleRow>, StoreError>> + Send {
+        self.inner.samples(tenant, query)
+    }
+
+    fn series(
+        &self,
+        tenant: TenantNo,
+        query: SeriesQuery,
+    ) -> impl Future<Output = Result<Vec<SeriesRow>, StoreError>> + Send {
+        self.inner.series(tenant, query)
+    }
+
+    fn device_row(
+        &self,
+        tenant: TenantNo,
+        device: DeviceNo,
+    ) -> impl Future<Output = Result<Option<DeviceRow>, StoreError>> + Send {
+        self.inner.device_row(tenant, device)
+    }
+
+    fn devices(
+        &self,
+        tenant: TenantNo,
+        query: DeviceQuery,
+    ) -> impl Future<Output = Result<Vec<DeviceRow>, StoreError>> + Send {
+        self.inner.devices(tenant, query)
+    }
+
+    fn device_by_digest(
+        &self,
+        digest: [u8; 32],
+    ) -> impl Future<Output = Result<Option<(TenantId, TenantNo, DeviceRow)>, StoreError>> + Send {
+        self.inner.device_by_digest(digest)
+    }
+
+    fn change_device(
+        &self,
+        tenant: TenantNo,
+        change: DeviceChange,
+        once: Option<DeviceOnce>,
+    ) -> impl Future<Output = Result<DeviceChanged, StoreError>> + Send {
+        self.inner.change_device(tenant, change, once)
+    }
+
+    fn note_devices(&self, notes: Vec<DeviceNote>) -> impl Future<Output = Result<(), StoreError>> + Send {
+        self.inner.note_devices(notes)
+    }
+
+    fn remembered(
+        &self,
+        tenant: TenantNo,
+        owner: &str,
+        key: &str,
+    ) -> impl Future<Output = Result<Option<Record<Remembered>>, StoreError>> + Send {
+        self.inner.remembered(tenant, owner, key)
     }
 
     fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send {

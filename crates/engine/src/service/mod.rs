@@ -2,6 +2,7 @@
 
 mod devices;
 mod ingest;
+mod once;
 mod policies;
 mod records;
 mod review;
@@ -33,6 +34,7 @@ use crate::work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, Syn
 pub use devices::{DEVICE_ROLE, hash_digest};
 pub use ingest::{Ingest, PreparedIngest};
 pub(crate) use ingest::{judged, reused};
+use once::Memory;
 
 /// The sync engine over one store.
 pub struct Engine<S, O> {
@@ -44,6 +46,8 @@ pub struct Engine<S, O> {
     cursor_key: CursorKey,
     observer: O,
     windows: Windows,
+    /// Answers that were given under keys.
+    memory: Memory,
     /// What is known of connected devices. The lock is held for one look-up or change.
     presence: Mutex<Presence>,
     /// What streams of telemetry are like. The lock is held while one message is counted or all streams are looked at.
@@ -141,6 +145,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             cursor_key,
             observer,
             windows: Windows::default(),
+            memory: Memory::default(),
             presence: Mutex::default(),
             streams: Mutex::default(),
         }
@@ -253,7 +258,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Work::Start { sync_id, request } => Prepared::Start { sync_id, request },
             Work::Pull { request } => Prepared::Pull { request },
             Work::Checksums { request } => Prepared::Checksums { request },
-            Work::Resolve { request } => Prepared::Resolve { request, correlation: correlation.to_owned() },
+            Work::Resolve { request, once } => {
+                Prepared::Resolve { request, once, correlation: correlation.to_owned() }
+            }
             Work::Ingest { ingest } => match self.prepare_ingest(identity, *ingest, now_ms, correlation) {
                 Ok(prepared) => Prepared::Ingest(Box::new(prepared)),
                 Err(fault) => Prepared::Failed(Done::Ingested(Err(fault))),
@@ -275,15 +282,15 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Does the rest of a work. A batch is handed to the store by the first poll of the future.
     pub async fn finish(&self, identity: &Identity, prepared: Prepared, now_ms: u64) -> Done {
         match prepared {
-            Prepared::Push(push) => Done::Pushed(self.finish_push(*push).await),
+            Prepared::Push(push) => Done::Pushed(self.finish_push(identity, *push, now_ms).await),
             Prepared::Start { sync_id, request } => {
                 Done::Started(self.start(identity, sync_id, request, now_ms).await.map(Box::new))
             }
             Prepared::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
             Prepared::Checksums { request } => Done::Summed(self.checksums(identity, request).await),
-            Prepared::Resolve { request, correlation } => {
-                Done::Resolved(self.resolve(identity, *request, now_ms, &correlation).await.map(Box::new))
-            }
+            Prepared::Resolve { request, once, correlation } => Done::Resolved(
+                self.resolve(identity, *request, once, now_ms, &correlation).await.map(Box::new),
+            ),
             Prepared::Ingest(prepared) => {
                 Done::Ingested(self.finish_ingest(identity, *prepared, now_ms).await)
             }
@@ -430,9 +437,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         Ok(PreparedPush { submission, echoes, batch_seq, recognised })
     }
 
-    async fn finish_push(&self, push: PreparedPush) -> Result<Ack, Fault> {
+    async fn finish_push(&self, identity: &Identity, push: PreparedPush, now_ms: u64) -> Result<Ack, Fault> {
         let PreparedPush { submission, echoes, batch_seq, recognised } = push;
-        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
+        let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
         let replayed = judged(receipt.answered)?;
         let mut ack = answer(receipt, echoes, batch_seq, &self.observer);
         ack.replayed |= replayed;
@@ -584,7 +591,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             seed,
         };
         let push = self.prepare_push(identity, push, now_ms, correlation).await?;
-        let ack = self.finish_push(push).await?;
+        let ack = self.finish_push(identity, push, now_ms).await?;
         // The batch is applied: whatever the pull meets with now, the device must hear of it.
         let data = match self.pull(identity, request.pull.clone()).await {
             Ok(data) => data,

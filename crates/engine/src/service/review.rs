@@ -8,8 +8,8 @@ use driftline_protocol::{
     ConflictResolved, ErrorCode, Fault, FieldError, ItemCode, RecordView, ResolveConflict, Whole,
 };
 
-use super::{Engine, not_found, unavailable};
-use crate::group::{Entry, Placement, Resolve, Resolved, Submission, SubmissionResult, Task};
+use super::{Engine, judged, not_found, unavailable};
+use crate::group::{Entry, Once, Placement, Resolve, Resolved, Submission, SubmissionResult, Task};
 use crate::policies::Policies;
 use crate::ports::{AuditEntry, Identity, Observer, Store};
 use crate::review::{AuditQuery, ConflictQuery, ConflictRow, conflict_doc};
@@ -66,6 +66,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         &self,
         identity: &Identity,
         request: ResolveConflict,
+        once: Option<Once>,
         now_ms: u64,
         correlation: &str,
     ) -> Result<ConflictResolved, Fault> {
@@ -73,11 +74,18 @@ impl<S: Store, O: Observer> Engine<S, O> {
         if !identity.reviews.contains(&row.kind) {
             return Err(may_not_review());
         }
-        if !row.status.is_open() {
+        if !row.status.is_open() && once.is_none() {
             return Err(already(&row));
         }
-        let submission = self.resolution(identity, &row, request, now_ms, correlation).await?;
-        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
+        let mut submission = self.resolution(identity, &row, request, now_ms, correlation).await?;
+        submission.once.extend(once);
+        let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
+        if judged(receipt.answered)? {
+            // A decided conflict stays as it was decided.
+            let row = self.conflict(identity, &row.conflict_id).await?;
+            let record = receipt.results.into_iter().next().and_then(|result| result.record);
+            return Ok(resolved(&row, record));
+        }
         let result = receipt.results.into_iter().next();
         let result = result.unwrap_or_else(|| SubmissionResult::of(ItemCode::RetryLater));
         match result.resolved.as_deref() {

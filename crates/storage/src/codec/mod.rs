@@ -1,5 +1,6 @@
 //! Marks, names of changes and codes as they are stored.
 
+mod receipts;
 mod states;
 
 use driftline_conflict::{Mark, Winner};
@@ -7,6 +8,7 @@ use driftline_engine::{KnownMore, StoreError};
 use driftline_model::{ConflictId, DeviceNo, Hlc, Object, OpId, Seq, elements};
 use driftline_protocol::{Document, ItemCode, write_json_string};
 
+pub(crate) use receipts::{decode_answer, decode_remembered, encode_answer, encode_bytes, encode_receipt};
 pub(crate) use states::{decode_states, encode_states};
 
 pub(crate) fn corrupt(what: &str) -> StoreError {

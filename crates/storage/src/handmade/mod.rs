@@ -47,7 +47,7 @@ fn the_stores_read_alike_and_as_the_model_says() {
         for step in 0..30 {
             let [mine, theirs] = &mut histories;
             let (planned, state) = if step == 0 { mine.begin() } else { mine.step() };
-            stores.0.write_planned(planned.writes, state, mine.now_ms);
+            stores.0.write_planned(planned, state, mine.now_ms);
             let (planned, state) = if step == 0 { theirs.begin() } else { theirs.step() };
             block_on(stores.1.write_planned(planned, state, theirs.now_ms)).expect("a write");
         }

@@ -1,20 +1,32 @@
 //! A store in memory, for tests, simulations and embedding without a disk.
 
+mod once;
+mod prune;
 mod reads;
+mod registry;
+mod samples;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use driftline_conflict::DeviceOrder;
 use driftline_engine::{
-    AuditEntry, AuditQuery, AuditWrite, Clock, ConflictQuery, ConflictRow, DeviceState, GroupState, Head,
-    History, Known, Listeners, Page, PageQuery, PartSum, PlanEnv, Random, Receipt, Row, RowKey,
-    SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery, Writes, plan,
+    AuditEntry, AuditQuery, AuditWrite, Clock, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged,
+    DeviceNote, DeviceOnce, DeviceQuery, DeviceRow, DeviceState, GroupState, Head, History, Known, Listeners,
+    Page, PageQuery, PartSum, PlanEnv, Planned, Random, Receipt, Remembered, Retention, Row, RowKey,
+    SampleQuery, SampleRow, SeriesKey, SeriesQuery, SeriesRow, SessionProgress, Store, StoreError,
+    StoredPolicy, Submission, SumQuery, plan,
 };
+use driftline_idempotency::Record;
+use driftline_insight::SeriesPoint;
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Epoch, Hlc, KindName, Limits, OpId, RecordId, ScopeName, Seq, SyncId,
     TenantId, TenantNo,
 };
+
+use crate::once::Kept;
+use registry::Device;
+use samples::Sample;
 
 /// The engine's store in memory. Every clone is the same store; nothing outlives the last one.
 #[derive(Clone)]
@@ -47,7 +59,13 @@ struct State {
     names: HashMap<(DeviceNo, OpId), u64>,
     audit: Vec<(u64, AuditWrite)>,
     policies: BTreeMap<(TenantNo, KindName), (Option<String>, u64)>,
-    batches: BTreeMap<(TenantNo, DeviceNo, SyncId, u64), u64>,
+    batches: BTreeMap<(TenantNo, DeviceNo, SyncId, u64), Batch>,
+    /// What is kept under keys, by their tenant, their owner and themselves.
+    once: BTreeMap<OnceName, Kept>,
+    /// The highest fencing number so far, of all keys.
+    attempts: u64,
+    samples: BTreeMap<RowKey, Sample>,
+    series: BTreeMap<SeriesKey, SeriesPoint>,
     conflicts: BTreeMap<(TenantNo, ConflictId), ConflictRow>,
     exits: BTreeMap<ExitKey, Exit>,
     /// Live rows and the wrapping sum of their hashes.
@@ -64,13 +82,24 @@ struct Exit {
     at_ms: u64,
 }
 
+/// A key with its tenant and its owner.
+type OnceName = (TenantNo, Box<str>, Box<str>);
+
+/// A batch that was answered.
+#[derive(Debug, Clone)]
+struct Batch {
+    at_ms: u64,
+    /// What it is recognised by; nothing where it has to be decided again.
+    kept: Option<Kept>,
+}
+
 /// Devices in the order of their numbers.
 #[derive(Clone, Default)]
-struct Devices(Vec<(TenantNo, DeviceKey)>);
+struct Devices(Vec<Device>);
 
 impl DeviceOrder for Devices {
     fn bytes(&self, device: DeviceNo) -> &[u8] {
-        self.0.get(device.number() as usize).map_or(&[], |(_, key)| key.as_str().as_bytes())
+        self.0.get(device.number() as usize).map_or(&[], |device| device.key.as_str().as_bytes())
     }
 }
 
@@ -81,23 +110,37 @@ impl State {
         Epoch::new(u32::from_be_bytes(bytes))
     }
 
-    /// Counts the rows that may be past their retention.
-    fn prunable(&self) -> usize {
-        self.known.len() + self.batches.len() + self.rows.len() + self.exits.len()
+    /// Finds a tenant's number, giving it one.
+    fn tenant(&mut self, tenant: &TenantId) -> TenantNo {
+        if let Some(number) = self.tenants.get(tenant) {
+            return *number;
+        }
+        let number = TenantNo::new(u32::try_from(self.tenants.len() + 1).unwrap_or(u32::MAX));
+        let head = Head {
+            epoch: self.fresh_epoch(),
+            seq: Seq::ZERO,
+            hlc: Hlc::ZERO,
+            scopes_version: 0,
+            gc_floor: Seq::ZERO,
+            epoch_seq: Seq::ZERO,
+        };
+        self.tenants.insert(tenant.clone(), number);
+        self.heads.insert(number, head);
+        number
     }
 
     fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
         self.heads.get(&tenant).copied().ok_or_else(|| StoreError::Corrupt("no such tenant".into()))
     }
 
-    fn load(&self, submission: &Submission) -> GroupState {
+    fn load(&self, submission: &Submission) -> Result<GroupState, StoreError> {
         let mut state = GroupState::default();
         if let Some(head) = self.heads.get(&submission.tenant) {
             state.heads.insert(submission.tenant, *head);
         }
         let device = submission.device;
         state.devices.insert(device, self.states.get(&device).copied().unwrap_or_default());
-        for entry in &submission.entries {
+        for entry in submission.entries.iter().filter(|entry| entry.is_record()) {
             let by_name =
                 entry.op_id.as_ref().and_then(|op_id| self.names.get(&(device, op_id.clone())).copied());
             for n in [by_name, entry.n].into_iter().flatten() {
@@ -119,11 +162,17 @@ impl State {
                 state.rows.insert(key, row);
             }
         }
-        state
+        self.load_samples(submission, &mut state);
+        self.load_once(submission, &mut state)?;
+        Ok(state)
     }
 
     /// Takes over what was planned.
-    fn take(&mut self, writes: Writes, group: &mut GroupState, now_ms: u64) {
+    fn take(&mut self, planned: Planned, group: &mut GroupState, now_ms: u64) {
+        let Planned { receipts, writes, .. } = planned;
+        self.take_once(&writes, &receipts, now_ms);
+        self.samples.extend(writes.samples.into_iter().map(|write| Sample::of(write, now_ms)));
+        self.series.extend(writes.series);
         for key in writes.rows {
             if let Some(Some(row)) = group.rows.remove(&key) {
                 self.changed.insert(key.clone(), now_ms);
@@ -141,6 +190,7 @@ impl State {
                 }
             }
             self.states.insert(device.device, device.state);
+            self.devices.heard(device.device, now_ms);
         }
         for result in writes.results {
             if let Some(op_id) = &result.known.op_id {
@@ -150,9 +200,6 @@ impl State {
         }
         self.audit.extend(writes.audits.into_iter().map(|audit| (now_ms, audit)));
         self.heads.extend(writes.heads);
-        for (tenant, device, sync_id, number) in writes.batches {
-            self.batches.insert((tenant, device, sync_id, number), now_ms);
-        }
         for (tenant, row) in writes.conflicts {
             self.conflicts.insert((tenant, row.conflict_id.clone()), row);
         }
@@ -194,6 +241,10 @@ impl MemoryStore {
             audit: Vec::new(),
             policies: BTreeMap::new(),
             batches: BTreeMap::new(),
+            once: BTreeMap::new(),
+            attempts: 0,
+            samples: BTreeMap::new(),
+            series: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             exits: BTreeMap::new(),
             sums: BTreeMap::new(),
@@ -222,7 +273,7 @@ impl MemoryStore {
     fn apply(&self, submission: &Submission) -> Result<Receipt, StoreError> {
         let mut guard = self.state();
         let state = &mut *guard;
-        let mut group = state.load(submission);
+        let mut group = state.load(submission)?;
         let now_ms = self.clock.now_ms();
         let env = PlanEnv {
             now_ms,
@@ -232,58 +283,38 @@ impl MemoryStore {
             listening: &|tenant| self.listeners.listening(tenant),
         };
         let mut planned = plan(std::slice::from_ref(submission), &mut group, &env);
-        state.take(planned.writes, &mut group, now_ms);
+        let commits = std::mem::take(&mut planned.commits);
+        let receipt = planned.receipts.last().cloned();
+        state.take(planned, &mut group, now_ms);
         // Told under the lock, so that listeners hear commits in their order.
-        for committed in planned.commits {
+        for committed in commits {
             self.listeners.committed(committed);
         }
-        planned.receipts.pop().ok_or_else(|| StoreError::Unavailable("no receipt".into()))
+        receipt.ok_or_else(|| StoreError::Unavailable("no receipt".into()))
     }
 }
 
 #[cfg(test)]
 impl MemoryStore {
     /// Writes what was planned by hand.
-    pub(crate) fn write_planned(&self, writes: Writes, mut group: GroupState, now_ms: u64) {
-        self.state().take(writes, &mut group, now_ms);
+    pub(crate) fn write_planned(&self, planned: Planned, mut group: GroupState, now_ms: u64) {
+        self.state().take(planned, &mut group, now_ms);
     }
 
     /// Loads what a batch needs.
     pub(crate) fn load_batch(&self, submission: &Submission) -> GroupState {
-        self.state().load(submission)
+        self.state().load(submission).expect("what is stored is readable")
     }
 }
 
-const DAY_MS: u64 = 24 * 3_600_000;
-
 impl Store for MemoryStore {
     async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
-        let mut state = self.state();
-        if let Some(number) = state.tenants.get(tenant) {
-            return Ok(*number);
-        }
-        let number = TenantNo::new(u32::try_from(state.tenants.len() + 1).unwrap_or(u32::MAX));
-        let head = Head {
-            epoch: state.fresh_epoch(),
-            seq: Seq::ZERO,
-            hlc: Hlc::ZERO,
-            scopes_version: 0,
-            gc_floor: Seq::ZERO,
-            epoch_seq: Seq::ZERO,
-        };
-        state.tenants.insert(tenant.clone(), number);
-        state.heads.insert(number, head);
-        Ok(number)
+        Ok(self.state().tenant(tenant))
     }
 
     async fn device(&self, tenant: TenantNo, device: &DeviceKey) -> Result<DeviceNo, StoreError> {
-        let mut state = self.state();
-        let known = state.devices.0.iter().position(|(of, key)| *of == tenant && key == device);
-        let number = known.unwrap_or_else(|| {
-            state.devices.0.push((tenant, device.clone()));
-            state.devices.0.len() - 1
-        });
-        Ok(DeviceNo::new(u32::try_from(number).unwrap_or(u32::MAX)))
+        let now_ms = self.clock.now_ms();
+        Ok(self.state().devices.find_or_make(tenant, device, now_ms))
     }
 
     async fn head(&self, tenant: TenantNo) -> Result<Head, StoreError> {
@@ -390,50 +421,67 @@ impl Store for MemoryStore {
         let state = self.state();
         let range = (tenant, device, sync_id.clone(), 0)..=(tenant, device, sync_id.clone(), u64::MAX);
         let mut progress = SessionProgress::default();
-        for ((.., number), at_ms) in state.batches.range(range) {
+        for ((.., number), batch) in state.batches.range(range) {
             progress.batches.push(*number);
-            progress.last_ms = progress.last_ms.max(*at_ms);
+            progress.last_ms = progress.last_ms.max(batch.at_ms);
         }
         Ok((!progress.batches.is_empty()).then_some(progress))
     }
 
-    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
-        let mut guard = self.state();
-        let state = &mut *guard;
-        let before = state.prunable();
-        let states = &mut state.states;
-        state.known.retain(|(device, n), (_, at_ms)| {
-            let keep = *at_ms + 90 * DAY_MS >= now_ms;
-            if !keep {
-                // What is forgotten is too old from now on, and never new.
-                let device = states.entry(*device).or_default();
-                device.acked_n = device.acked_n.max(*n);
-            }
-            keep
-        });
-        let known = &state.known;
-        state.names.retain(|(device, _), n| known.contains_key(&(*device, *n)));
-        state.batches.retain(|_, at_ms| *at_ms + DAY_MS >= now_ms);
-        let (heads, changed) = (&mut state.heads, &mut state.changed);
-        state.rows.retain(|key, row| {
-            let old = changed.get(key).is_some_and(|at_ms| *at_ms + 30 * DAY_MS < now_ms);
-            if row.deleted && old {
-                changed.remove(key);
-                if let Some(head) = heads.get_mut(&key.tenant) {
-                    head.gc_floor = head.gc_floor.max(row.record.version);
-                }
-                return false;
-            }
-            true
-        });
-        state.exits.retain(|(tenant, ..), exit| {
-            let keep = exit.at_ms + 30 * DAY_MS >= now_ms;
-            if let (false, Some(head)) = (keep, heads.get_mut(tenant)) {
-                head.gc_floor = head.gc_floor.max(exit.seq);
-            }
-            keep
-        });
-        Ok((before - state.prunable()) as u64)
+    async fn prune(&self, now_ms: u64, retention: &Retention) -> Result<u64, StoreError> {
+        Ok(self.state().prune(now_ms, retention))
+    }
+
+    async fn samples(&self, tenant: TenantNo, query: SampleQuery) -> Result<Vec<SampleRow>, StoreError> {
+        self.state().listed_samples(tenant, &query)
+    }
+
+    async fn series(&self, tenant: TenantNo, query: SeriesQuery) -> Result<Vec<SeriesRow>, StoreError> {
+        Ok(self.state().listed_series(tenant, &query))
+    }
+
+    async fn device_row(&self, tenant: TenantNo, device: DeviceNo) -> Result<Option<DeviceRow>, StoreError> {
+        let state = self.state();
+        state.devices.of(tenant, device).map(|of| of.row(device)).transpose()
+    }
+
+    async fn devices(&self, tenant: TenantNo, query: DeviceQuery) -> Result<Vec<DeviceRow>, StoreError> {
+        self.state().devices.listed(tenant, &query)
+    }
+
+    async fn device_by_digest(
+        &self,
+        digest: [u8; 32],
+    ) -> Result<Option<(TenantId, TenantNo, DeviceRow)>, StoreError> {
+        self.state().device_by_digest(digest)
+    }
+
+    async fn change_device(
+        &self,
+        tenant: TenantNo,
+        change: DeviceChange,
+        once: Option<DeviceOnce>,
+    ) -> Result<DeviceChanged, StoreError> {
+        let now_ms = self.clock.now_ms();
+        self.state().change_device(tenant, &change, once.as_ref(), now_ms)
+    }
+
+    async fn note_devices(&self, notes: Vec<DeviceNote>) -> Result<(), StoreError> {
+        let mut state = self.state();
+        for note in notes {
+            state.devices.note(note);
+        }
+        Ok(())
+    }
+
+    async fn remembered(
+        &self,
+        tenant: TenantNo,
+        owner: &str,
+        key: &str,
+    ) -> Result<Option<Record<Remembered>>, StoreError> {
+        let name = (tenant, owner.into(), key.into());
+        self.state().once.get(&name).map(Kept::record).transpose()
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

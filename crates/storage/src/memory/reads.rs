@@ -200,9 +200,9 @@ impl State {
         })
     }
 
-    fn device_key(&self, device: DeviceNo) -> Result<DeviceKey, StoreError> {
+    pub(super) fn device_key(&self, device: DeviceNo) -> Result<DeviceKey, StoreError> {
         let found = self.devices.0.get(device.number() as usize);
-        found.map(|(_, key)| key.clone()).ok_or_else(|| StoreError::Corrupt("device".into()))
+        found.map(|device| device.key.clone()).ok_or_else(|| StoreError::Corrupt("device".into()))
     }
 
     pub(super) fn history(
@@ -215,8 +215,8 @@ impl State {
         let Some(row) = self.rows.get(&key).cloned() else { return Ok(None) };
         let devices = (0_u32..)
             .zip(&self.devices.0)
-            .filter(|(_, (of, _))| *of == tenant)
-            .map(|(at, (_, key))| (DeviceNo::new(at), key.clone()))
+            .filter(|(_, device)| device.tenant == tenant)
+            .map(|(at, device)| (DeviceNo::new(at), device.key.clone()))
             .collect();
         let of_record = self
             .audit

@@ -41,9 +41,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use driftline_engine::{
-    AuditEntry, AuditQuery, Clock, ConflictQuery, ConflictRow, Head, History, Listeners, Page, PageQuery,
-    PartSum, Random, Receipt, Row, SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery,
+    AuditEntry, AuditQuery, Clock, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged, DeviceNote,
+    DeviceOnce, DeviceQuery, DeviceRow, Head, History, Listeners, Page, PageQuery, PartSum, Random, Receipt,
+    Remembered, Retention, Row, SampleQuery, SampleRow, SeriesQuery, SeriesRow, SessionProgress, Store,
+    StoreError, StoredPolicy, Submission, SumQuery,
 };
+use driftline_idempotency::Record;
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
 };
@@ -343,7 +346,7 @@ impl Store for PostgresStore {
         self.run(async move { queries::session(&shared, tenant, device, &sync_id).await }).await
     }
 
-    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
+    async fn prune(&self, now_ms: u64, _: &Retention) -> Result<u64, StoreError> {
         let shared = Arc::clone(&self.shared);
         let (answer, answered) = oneshot::channel();
         // However long it takes: nobody is told to prune again.
@@ -351,6 +354,51 @@ impl Store for PostgresStore {
             let _ = answer.send(prune::prune(&shared, now_ms).await);
         });
         answered.await.map_err(|_| stopped())?
+    }
+
+    async fn samples(&self, _: TenantNo, _: SampleQuery) -> Result<Vec<SampleRow>, StoreError> {
+        Err(StoreError::Unavailable("not kept here".into()))
+    }
+
+    async fn series(&self, _: TenantNo, _: SeriesQuery) -> Result<Vec<SeriesRow>, StoreError> {
+        Err(StoreError::Unavailable("not kept here".into()))
+    }
+
+    async fn device_row(&self, _: TenantNo, _: DeviceNo) -> Result<Option<DeviceRow>, StoreError> {
+        Err(StoreError::Unavailable("not kept here".into()))
+    }
+
+    async fn devices(&self, _: TenantNo, _: DeviceQuery) -> Result<Vec<DeviceRow>, StoreError> {
+        Err(StoreError::Unavailable("not kept here".into()))
+    }
+
+    async fn device_by_digest(
+        &self,
+        _: [u8; 32],
+    ) -> Result<Option<(TenantId, TenantNo, DeviceRow)>, StoreError> {
+        Err(StoreError::Unavailable("not kept here".into()))
+    }
+
+    async fn change_device(
+        &self,
+        _: TenantNo,
+        _: DeviceChange,
+        _: Option<DeviceOnce>,
+    ) -> Result<DeviceChanged, StoreError> {
+        Err(StoreError::Unavailable("not kept here".into()))
+    }
+
+    async fn note_devices(&self, _: Vec<DeviceNote>) -> Result<(), StoreError> {
+        Err(StoreError::Unavailable("not kept here".into()))
+    }
+
+    async fn remembered(
+        &self,
+        _: TenantNo,
+        _: &str,
+        _: &str,
+    ) -> Result<Option<Record<Remembered>>, StoreError> {
+        Err(StoreError::Unavailable("not kept here".into()))
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

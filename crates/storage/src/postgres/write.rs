@@ -254,8 +254,7 @@ impl<'a> Flight<'a> {
 
     /// Answered batches, each once: one may have come twice in a group.
     fn batches(&self, writes: &Writes, settle: &mut Settle) {
-        let keys =
-            writes.batches.iter().map(|(_, device, sync_id, number)| (*device, sync_id.as_str(), *number));
+        let keys = writes.batches.iter().map(|batch| (batch.device, batch.sync_id.as_str(), batch.number));
         for (device, sync_id, number) in keys.collect::<BTreeSet<_>>() {
             settle.batch_device.push(device_sql(device));
             settle.sync_id.push(sync_id.to_owned());

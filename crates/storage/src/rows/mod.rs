@@ -2,6 +2,8 @@
 
 mod audit;
 mod conflict;
+mod device;
+mod samples;
 
 use diesel::query_builder::QueryId;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
@@ -17,6 +19,8 @@ use crate::names::{Names, device_sql, tenant_sql};
 
 pub(crate) use audit::{AuditInsert, AuditSql};
 pub(crate) use conflict::{ConflictColumns, ConflictSql, ConflictWrite};
+pub(crate) use device::DeviceSql;
+pub(crate) use samples::{SampleInsert, SeriesInsert, point_of, sample_mark_of};
 
 /// The columns of a record as a query gives them.
 pub(crate) type RecordSql = (
@@ -114,6 +118,11 @@ pub(crate) fn seq_of(number: i64) -> Result<Seq, StoreError> {
 
 pub(crate) fn sql(number: u64) -> i64 {
     i64::try_from(number).expect("numbers from the wire and the sequence stay below 2^53")
+}
+
+/// A time, which may be any: the last one that SQL knows stands for all later ones.
+pub(crate) fn sql_ms(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
 pub(crate) fn head_of(row: HeadRow) -> Result<Head, StoreError> {

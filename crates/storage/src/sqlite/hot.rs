@@ -204,8 +204,8 @@ statement! {
     MoveDevice { last_n: i64 => BigInt, acked_n: i64 => BigInt, at: i64 => BigInt, device_no: i32 => Integer } =
     "UPDATE devices SET last_n = " ? last_n: BigInt
     ", acked_n = " ? acked_n: BigInt
-    ", last_seen_at = " ? at: BigInt
-    " WHERE device_no = " ? device_no: Integer
+    ", last_seen_at = max(last_seen_at, " ? at: BigInt
+    ") WHERE device_no = " ? device_no: Integer
 }
 
 statement! {
@@ -214,20 +214,6 @@ statement! {
     "UPDATE stream_head SET seq = " ? seq: BigInt
     ", hlc = " ? hlc: BigInt
     " WHERE tenant_no = " ? tenant_no: Integer
-}
-
-statement! {
-    /// Remembers an answered batch.
-    AnswerBatch {
-        tenant_no: i32 => Integer, device_no: i32 => Integer, sync_id: String => Text, batch_seq: i64 => BigInt,
-        at: i64 => BigInt,
-    } =
-    "INSERT INTO sync_batches (tenant_no, device_no, sync_id, batch_seq, at) VALUES (" ? tenant_no: Integer
-    ", " ? device_no: Integer
-    ", " ? sync_id: Text
-    ", " ? batch_seq: BigInt
-    ", " ? at: BigInt
-    ") ON CONFLICT DO UPDATE SET at = excluded.at"
 }
 
 statement! {

@@ -54,7 +54,7 @@ impl Writer {
                 slot.insert(self.device_state(submission.device)?);
             }
             self.load_known(submission, &mut state, lookup)?;
-            for entry in &submission.entries {
+            for entry in submission.entries.iter().filter(|entry| entry.is_record()) {
                 if let (Some(kind), Some(id)) = (&entry.kind, &entry.id) {
                     // A create of a new record is looked for as well: it may exist.
                     match wanted.get_mut(&(submission.tenant, kind.clone())) {
@@ -77,6 +77,9 @@ impl Writer {
             }
         }
         self.load_conflicts(group, &mut state)?;
+        self.load_samples(group, &mut state)?;
+        self.load_series(group, &mut state)?;
+        self.load_once(group, &mut state)?;
         self.load_device_names(devices.into_iter().chain(group.iter().map(|submission| submission.device)))?;
         Ok(state)
     }
@@ -113,8 +116,8 @@ impl Writer {
     ) -> Result<(), GroupError> {
         let last_n = state.devices.get(&submission.device).map_or(0, |device| device.last_n);
         let old = |n: Option<u64>| n.is_none_or(|n| n <= last_n);
-        let asked: Vec<_> =
-            submission.entries.iter().filter(|entry| lookup == Lookup::Thorough || old(entry.n)).collect();
+        let records = submission.entries.iter().filter(|entry| entry.is_record());
+        let asked: Vec<_> = records.filter(|entry| lookup == Lookup::Thorough || old(entry.n)).collect();
         if asked.is_empty() {
             return Ok(());
         }
@@ -181,7 +184,7 @@ impl Writer {
     }
 }
 
-fn json_array(texts: &[&str]) -> String {
+pub(super) fn json_array(texts: &[&str]) -> String {
     let mut out = String::with_capacity(texts.len() * 24);
     out.push('[');
     for text in texts {

@@ -11,11 +11,15 @@ mod hot;
 mod load;
 mod lock;
 mod names;
+mod once;
 mod open;
 mod pages;
+mod prune;
 mod queries;
 mod readers;
+mod registry;
 mod restore;
+mod samples;
 mod seal;
 mod side;
 mod sums;
@@ -31,9 +35,12 @@ use std::thread::JoinHandle;
 
 use diesel::prelude::*;
 use driftline_engine::{
-    AuditEntry, AuditQuery, ConflictQuery, ConflictRow, Head, History, Page, PageQuery, PartSum, Receipt,
-    Row, SessionProgress, Store, StoreError, StoredPolicy, Submission, SumQuery,
+    AuditEntry, AuditQuery, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged, DeviceNote, DeviceOnce,
+    DeviceQuery, DeviceRow, Head, History, Page, PageQuery, PartSum, Receipt, Remembered, Retention, Row,
+    SampleQuery, SampleRow, SeriesQuery, SeriesRow, SessionProgress, Store, StoreError, StoredPolicy,
+    Submission, SumQuery,
 };
+use driftline_idempotency::Record;
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
 };
@@ -46,6 +53,7 @@ pub use open::{Fatal, OpenError, SqliteOptions};
 pub use restore::{RestoreError, Restored};
 
 use crate::names::Names;
+use crate::once::Kept;
 use readers::Readers;
 use writer::{Job, Queued, Writer};
 
@@ -100,6 +108,9 @@ impl Drop for Shared {
 /// Numbers of devices that are held in memory.
 const DEVICES_MAX: usize = 200_000;
 
+/// Notes of devices that one transaction writes.
+const NOTES: usize = 1000;
+
 pub(crate) fn store_error(error: diesel::result::Error) -> StoreError {
     match error {
         diesel::result::Error::DeserializationError(error) => StoreError::Corrupt(error.to_string()),
@@ -137,6 +148,21 @@ impl SqliteStore {
         });
         self.send(Job::Run(run))?;
         answered.await.map_err(|_| stopped())?
+    }
+
+    /// Runs a function in one transaction after the other until it removes less than a step; commits go between.
+    async fn in_steps(
+        &self,
+        step: impl FnOnce(&mut Writer) -> Result<u64, StoreError> + Copy + Send + 'static,
+    ) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        loop {
+            let gone = self.write(step).await?;
+            removed += gone;
+            if gone < prune::STEP as u64 {
+                return Ok(removed);
+            }
+        }
     }
 
     async fn read<T: Send + 'static>(
@@ -321,8 +347,82 @@ impl Store for SqliteStore {
         self.read(move |connection, _| queries::session(connection, tenant, device, &sync_id))
     }
 
-    async fn prune(&self, now_ms: u64) -> Result<u64, StoreError> {
-        self.write(move |writer| queries::prune(writer, now_ms)).await
+    async fn prune(&self, now_ms: u64, retention: &Retention) -> Result<u64, StoreError> {
+        let mut removed = self.write(move |writer| prune::prune(writer, now_ms)).await?;
+        removed += self.in_steps(move |writer| prune::keys(writer, now_ms, prune::STEP)).await?;
+        for (kind, kept_ms) in &retention.samples {
+            let (kind, before_ms) = (kind.clone(), now_ms.saturating_sub(*kept_ms));
+            let kinds = self.read(move |connection, _| prune::samples(connection, &kind, before_ms)).await?;
+            for mut steps in kinds {
+                let mut more = true;
+                while more {
+                    let gone;
+                    (gone, more, steps) = self
+                        .write(move |writer| steps.step(writer).map(|(gone, more)| (gone, more, steps)))
+                        .await?;
+                    removed += gone;
+                }
+            }
+        }
+        if let Some(kept_ms) = retention.series_ms {
+            let before_ms = now_ms.saturating_sub(kept_ms);
+            removed += self.in_steps(move |writer| prune::series(writer, before_ms)).await?;
+        }
+        Ok(removed)
+    }
+
+    async fn samples(&self, tenant: TenantNo, query: SampleQuery) -> Result<Vec<SampleRow>, StoreError> {
+        self.read(move |connection, names| samples::samples(connection, names, tenant, &query)).await
+    }
+
+    async fn series(&self, tenant: TenantNo, query: SeriesQuery) -> Result<Vec<SeriesRow>, StoreError> {
+        self.read(move |connection, _| samples::series(connection, tenant, &query)).await
+    }
+
+    async fn device_row(&self, tenant: TenantNo, device: DeviceNo) -> Result<Option<DeviceRow>, StoreError> {
+        self.read(move |connection, _| registry::device_row(connection, tenant, device)).await
+    }
+
+    async fn devices(&self, tenant: TenantNo, query: DeviceQuery) -> Result<Vec<DeviceRow>, StoreError> {
+        self.read(move |connection, _| registry::devices(connection, tenant, &query)).await
+    }
+
+    async fn device_by_digest(
+        &self,
+        digest: [u8; 32],
+    ) -> Result<Option<(TenantId, TenantNo, DeviceRow)>, StoreError> {
+        self.read(move |connection, _| registry::device_by_digest(connection, digest)).await
+    }
+
+    async fn change_device(
+        &self,
+        tenant: TenantNo,
+        change: DeviceChange,
+        once: Option<DeviceOnce>,
+    ) -> Result<DeviceChanged, StoreError> {
+        self.write(move |writer| registry::change_device(writer, tenant, &change, once.as_ref())).await
+    }
+
+    async fn note_devices(&self, mut notes: Vec<DeviceNote>) -> Result<(), StoreError> {
+        while !notes.is_empty() {
+            let later = notes.split_off(notes.len().min(NOTES));
+            let now = std::mem::replace(&mut notes, later);
+            self.write(move |writer| registry::note(&mut writer.connection, now)).await?;
+        }
+        Ok(())
+    }
+
+    fn remembered(
+        &self,
+        tenant: TenantNo,
+        owner: &str,
+        key: &str,
+    ) -> impl Future<Output = Result<Option<Record<Remembered>>, StoreError>> + Send {
+        let (owner, key) = (owner.to_owned(), key.to_owned());
+        self.read(move |connection, _| {
+            let kept = once::kept(connection, tenant, (&owner, &key)).map_err(store_error)??;
+            kept.as_ref().map(Kept::record).transpose()
+        })
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

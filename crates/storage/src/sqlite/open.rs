@@ -16,7 +16,7 @@ use super::readers::Readers;
 use super::seal::unseal;
 use super::side::{self, Side};
 use super::writer::Writer;
-use super::{Shared, SqliteStore, names, restore, sums};
+use super::{Shared, SqliteStore, names, registry, restore, sums};
 use crate::names::Names;
 
 pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
@@ -132,6 +132,7 @@ impl SqliteStore {
         let names = Arc::new(Names::default());
         names::load(&names, &mut connection).map_err(|error| file_error(&file, &error))?;
         sums::make(&mut connection, &names).map_err(|error| file_error(&file, &error))?;
+        registry::disconnect_all(&mut connection).map_err(|error| file_error(&file, &error))?;
         let marks = side::compare(&file, &mut connection, &*options.random);
         let marks = marks.map_err(|error| file_error(&file, &error))?;
         let heads = Arc::default();

@@ -43,24 +43,6 @@ struct BatchRow {
     at: i64,
 }
 
-#[derive(QueryableByName)]
-struct Tombstone {
-    #[diesel(sql_type = BigInt)]
-    rowid: i64,
-    #[diesel(sql_type = Integer)]
-    tenant_no: i32,
-    #[diesel(sql_type = BigInt)]
-    seq: i64,
-}
-
-#[derive(QueryableByName)]
-struct Floor {
-    #[diesel(sql_type = Integer)]
-    tenant_no: i32,
-    #[diesel(sql_type = BigInt)]
-    seq: i64,
-}
-
 impl Writer {
     /// Runs work in a transaction; all of it happens or nothing.
     pub(super) fn transaction<T>(
@@ -140,7 +122,7 @@ pub(super) fn register_device(
     let now = sql(writer.clock.now_ms());
     let made: Number = sql_query(
         "INSERT INTO devices (tenant_no, sub, device_id, created_at, last_seen_at) VALUES (?, ?, ?, ?, ?) \
-         ON CONFLICT (tenant_no, sub, device_id) DO UPDATE SET last_seen_at = excluded.last_seen_at \
+         ON CONFLICT (tenant_no, sub, device_id) DO UPDATE SET last_seen_at = max(last_seen_at, excluded.last_seen_at) \
          RETURNING device_no AS number",
     )
     .bind::<Integer, _>(tenant_sql(tenant))
@@ -291,79 +273,6 @@ pub(super) fn session(
     let last_ms = rows.iter().map(|row| u64::try_from(row.at).unwrap_or_default()).max().unwrap_or_default();
     let batches = rows.iter().rev().map(|row| u64::try_from(row.batch_seq).unwrap_or_default()).collect();
     Ok(Some(SessionProgress { batches, last_ms }))
-}
-
-const DAY_MS: u64 = 24 * 3_600_000;
-
-pub(super) fn prune(writer: &mut Writer, now_ms: u64) -> Result<u64, StoreError> {
-    let before = |days: u64| sql(now_ms.saturating_sub(days * DAY_MS));
-    // What is forgotten is too old from now on, and never new.
-    sql_query(
-        "UPDATE devices SET acked_n = max(acked_n, old.n) FROM (SELECT device_no, max(n) AS n FROM op_results \
-         WHERE at < ? GROUP BY device_no) AS old WHERE old.device_no = devices.device_no",
-    )
-    .bind::<BigInt, _>(before(90))
-    .execute(&mut writer.connection)
-    .map_err(store_error)?;
-    writer.forget_devices();
-    let mut removed = 0;
-    for (statement, days) in
-        [("DELETE FROM op_results WHERE at < ?", 90), ("DELETE FROM sync_batches WHERE at < ?", 1)]
-    {
-        removed += sql_query(statement)
-            .bind::<BigInt, _>(before(days))
-            .execute(&mut writer.connection)
-            .map_err(store_error)?;
-    }
-    let old = before(30);
-    Ok(removed as u64 + purge_tombstones(writer, old)? + purge_exits(writer, old)?)
-}
-
-/// Purges deleted records that were last changed before a time; readers that stand before them must pull anew.
-fn purge_tombstones(writer: &mut Writer, before: i64) -> Result<u64, StoreError> {
-    let rows: Vec<Tombstone> = sql_query(
-        "SELECT rowid, tenant_no, seq FROM records WHERE substr(del, 1, 1) = x'01' AND changed_at < ?",
-    )
-    .bind::<BigInt, _>(before)
-    .load(&mut writer.connection)
-    .map_err(store_error)?;
-    let mut removed = 0;
-    for row in rows {
-        sql_query("DELETE FROM records WHERE rowid = ?")
-            .bind::<BigInt, _>(row.rowid)
-            .execute(&mut writer.connection)
-            .map_err(store_error)?;
-        raise_floor(writer, row.tenant_no, row.seq)?;
-        removed += 1;
-    }
-    Ok(removed)
-}
-
-/// Purges exits from scopes that were written before a time; readers that stand before them must pull anew.
-fn purge_exits(writer: &mut Writer, before: i64) -> Result<u64, StoreError> {
-    let floors: Vec<Floor> =
-        sql_query("SELECT tenant_no, max(seq) AS seq FROM scope_exits WHERE at < ? GROUP BY tenant_no")
-            .bind::<BigInt, _>(before)
-            .load(&mut writer.connection)
-            .map_err(store_error)?;
-    for floor in floors {
-        raise_floor(writer, floor.tenant_no, floor.seq)?;
-    }
-    let removed = sql_query("DELETE FROM scope_exits WHERE at < ?")
-        .bind::<BigInt, _>(before)
-        .execute(&mut writer.connection)
-        .map_err(store_error)?;
-    Ok(removed as u64)
-}
-
-fn raise_floor(writer: &mut Writer, tenant_no: i32, seq: i64) -> Result<(), StoreError> {
-    sql_query("UPDATE stream_head SET gc_floor = max(gc_floor, ?) WHERE tenant_no = ?")
-        .bind::<BigInt, _>(seq)
-        .bind::<Integer, _>(tenant_no)
-        .execute(&mut writer.connection)
-        .map_err(store_error)?;
-    writer.forget_head(tenant_of(tenant_no));
-    Ok(())
 }
 
 pub(super) fn probe(writer: &mut Writer) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@ use diesel::sql_types::{BigInt, Integer, Text};
 use diesel::sqlite::Sqlite;
 use driftline_engine::{ExitWrite, GroupState, Planned};
 
-use super::hot::{AnswerBatch, ForgetAnswers, MoveDevice, MoveHead, Rows, binds, insert, statement};
+use super::hot::{ForgetAnswers, MoveDevice, MoveHead, Rows, binds, insert, statement};
 use super::writer::{GroupError, Writer};
 use crate::names::{device_sql, tenant_sql};
 use crate::rows::{AuditInsert, ConflictWrite, ResultRow, SumAdd, sql, write_of};
@@ -66,7 +66,9 @@ impl Writer {
         self.write_results(planned, now)?;
         self.write_audit(planned, now)?;
         self.write_conflicts(planned)?;
-        self.move_heads(planned, now)
+        self.write_samples(planned, now)?;
+        self.move_heads(planned, now)?;
+        self.write_once(planned, now)
     }
 
     /// Records that left a scope or came back, each as the last of its rows says.
@@ -139,17 +141,6 @@ impl Writer {
         for (tenant, head) in &writes.heads {
             let (seq, hlc) = (sql(head.seq.number()), head.hlc.bits().cast_signed());
             MoveHead { seq, hlc, tenant_no: tenant_sql(*tenant) }.execute(&mut self.connection)?;
-        }
-        for (tenant, device, sync_id, number) in &writes.batches {
-            let (tenant_no, device_no) = (tenant_sql(*tenant), device_sql(*device));
-            AnswerBatch {
-                tenant_no,
-                device_no,
-                sync_id: sync_id.to_string(),
-                batch_seq: sql(*number),
-                at: now,
-            }
-            .execute(&mut self.connection)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What is removed when its time has passed.
 
-use driftline_engine::{Place, Store};
+use driftline_engine::{Place, Retention, Store};
 use driftline_model::{Hlc, Seq, SyncId};
 use driftline_protocol::ItemCode::{Applied, Gone, TooOld};
 
@@ -17,7 +17,7 @@ fn day(days: u64) -> u64 {
 }
 
 fn prune<S: Store>(bed: &Bed<S>, now_ms: u64) -> u64 {
-    block_on(bed.store.prune(now_ms)).expect("a prune")
+    block_on(bed.store.prune(now_ms, &Retention::default())).expect("a prune")
 }
 
 pub(super) fn old_answers_are_pruned<S: Store>(bed: &Bed<S>) {

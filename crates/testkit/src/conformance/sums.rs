@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use driftline_conflict::{Policy, Strategy};
-use driftline_engine::{PageQuery, Place, Row, ScopeSum, Store, SumQuery};
+use driftline_engine::{PageQuery, Place, Retention, Row, ScopeSum, Store, SumQuery};
 use driftline_model::{KindName, RecordId, ScopeName};
 use driftline_protocol::row_sum;
 
@@ -47,7 +47,7 @@ pub(super) fn sums_are_those_of_a_recount<S: Store>(bed: &Bed<S>) {
         check_sums(bed, &ada);
     }
     // What is purged was not in the sums any more.
-    block_on(bed.store.prune(u64::MAX / 4)).expect("a prune");
+    block_on(bed.store.prune(u64::MAX / 4, &Retention::default())).expect("a prune");
     check_sums(bed, &ada);
 
     // Only of the reader's scopes and wanted kinds, and only when they are asked for.
