@@ -91,7 +91,10 @@ pub use review::{
     AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,
 };
 pub use samples::{Retention, SamplePlace, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
-pub use service::{DEVICE_ROLE, Engine, Ingest, PreparedIngest, RecordPage, Sealer, Windows, hash_digest};
+pub use service::{
+    DEVICE_ROLE, Engine, Ingest, PreparedIngest, RecordPage, SampleWish, Sealer, Signals, Windows,
+    hash_digest,
+};
 pub use session::{Close, Output, Preset, Session};
 pub use signal::{Interests, Signal, Wish};
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

@@ -60,6 +60,8 @@ pub struct Interests {
     topics: BTreeSet<Box<str>>,
     /// Everything that concerns devices of this user.
     devices_of: Option<Box<str>>,
+    /// One device, and those of its topics that are wanted.
+    device: Option<(DeviceKey, Vec<Box<str>>)>,
     /// Whether the listener hears of every device.
     staff: bool,
     /// The listener.
@@ -110,6 +112,12 @@ impl Interests {
         self.devices_of = Some(user.into());
     }
 
+    /// Wants topics of one device, and of no other one of the same name; a topic is a prefix before the name.
+    pub fn follow_device(&mut self, device: &DeviceKey, prefixes: &[&str]) {
+        let topics = prefixes.iter().map(|prefix| format!("{prefix}{}", device.device()).into());
+        self.device = Some((device.clone(), topics.collect()));
+    }
+
     /// Wants a topic that the route itself gives.
     pub fn follow(&mut self, topic: &str) {
         self.topics.insert(topic.into());
@@ -148,7 +156,7 @@ impl Interests {
     /// Tells whether nothing is wanted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.topics.is_empty() && self.devices_of.is_none()
+        self.topics.is_empty() && self.devices_of.is_none() && self.device.is_none()
     }
 
     /// Makes the event that the listener gets of a signal, if it is one for this listener.
@@ -157,7 +165,9 @@ impl Interests {
         let owner = signal.device.as_ref().map(DeviceKey::user);
         let may = self.staff || owner.is_none_or(|owner| *owner == *self.user);
         let followed = self.devices_of.as_deref().is_some_and(|user| owner == Some(user));
-        let topic = signal.topics.iter().find(|topic| self.topics.contains(*topic));
+        let own = self.device.as_ref().filter(|(device, _)| signal.device.as_ref() == Some(device));
+        let own = own.and_then(|(_, wanted)| signal.topics.iter().find(|topic| wanted.contains(topic)));
+        let topic = own.or_else(|| signal.topics.iter().find(|topic| self.topics.contains(*topic)));
         let topic = topic.or(signal.topics.first().filter(|_| followed)).filter(|_| may)?;
         Some(Event {
             kind: signal.kind.clone(),

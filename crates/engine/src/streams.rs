@@ -69,6 +69,14 @@ impl Streams {
         alerts
     }
 
+    /// Gives what was last told of the streams of a tenant.
+    pub(crate) fn told(&self, tenant: TenantNo, now_ms: u64) -> Vec<Signal> {
+        let of_tenant = self.streams.iter().filter(|((of, _), _)| *of == tenant);
+        of_tenant
+            .filter_map(|(_, stream)| Some(live("stream_metrics", None, stream.told.as_ref()?, now_ms)))
+            .collect()
+    }
+
     /// Looks at every stream once a second: what changed since the last look, and what is unusual.
     pub(crate) fn look(&mut self, now_ms: u64) -> Vec<(TenantNo, Signal)> {
         self.streams.retain(|_, stream| stream.heard_ms + FORGOTTEN_MS >= now_ms);

@@ -287,11 +287,17 @@ pub struct IngestPost {
 }
 
 impl IngestPost {
-    /// Reads the body. A message that cannot be read stands among the others as its fault.
+    /// Reads the body. A message that cannot be read stands among the others as its fault. `key` is one that came beside
+    /// the body: of a single message it takes the place of the message's own.
     ///
     /// # Errors
     /// As [`decode`] for what concerns the body as a whole; `BATCH_TOO_LARGE` for too many messages.
-    pub fn decode(encoding: Encoding, bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
+    pub fn decode(
+        encoding: Encoding,
+        bytes: &[u8],
+        key: Option<&str>,
+        limits: &Limits,
+    ) -> Result<Self, Fault> {
         let document = Envelope::parse_any(encoding, bytes, limits)?;
         let root = document.root();
         let roots: Vec<Node<'_>> = if root.is_array() { root.elements().collect() } else { vec![root] };
@@ -307,10 +313,14 @@ impl IngestPost {
         };
         let (device_hash, device_id) =
             (named(["device_hash", "child_hash"]), named(["device_id", "device_id"]));
+        let beside = key.filter(|_| !root.is_array());
         let message = |root: &Node<'_>| {
             let id = Envelope::message_id(*root)?;
-            let (sync_id, key, body) = body(&Envelope::open(*root)?, limits)?;
-            Ok(Message { id, sync_id, key, body })
+            let envelope = Envelope::open(*root)?;
+            let (sync_id, own, body) = body(&envelope, limits)?;
+            let beside = beside
+                .map(|key| Box::new(MessageKey { key: key.to_owned(), payload: payload_text(&envelope) }));
+            Ok(Message { id, sync_id, key: beside.or(own), body })
         };
         Ok(Self {
             device_hash,

@@ -20,6 +20,7 @@ mod client;
 mod code;
 mod conflict;
 mod cursor;
+mod devices;
 mod element;
 mod envelope;
 mod events;
@@ -51,6 +52,7 @@ pub use client::{ClientMessage, Rows, ServerMessage};
 pub use code::{CloseCode, ErrorCode, ItemClass, ItemCode, Retry};
 pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveConflict, ResolvePost};
 pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
+pub use devices::{DevicePatch, DevicePost, HashChange, SampleDoc, SeriesDoc};
 pub use envelope::{Envelope, Fault, FieldError, is_key};
 pub use events::{Event, EventsSubscribed, TopicAnswer, Topics};
 pub use form::{Deflater, Encoding, Form, InflateError, Inflater};
@@ -83,6 +85,6 @@ pub use throttle::{Throttle, ThrottleScope};
 pub use time::{format_millis, parse_time};
 pub use views::{
     ExplainDoc, ExplainField, ExplainLoss, ListDoc, PolicyView, RecordDoc, encode_changes_answer,
-    encode_sync_answer, plain_name, raw_json, raw_object, to_json,
+    encode_flat_answer, encode_sync_answer, plain_name, raw_json, raw_object, to_json,
 };
 pub use write::{write_json_string, write_number};

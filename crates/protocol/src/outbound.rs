@@ -179,7 +179,8 @@ pub struct ConnectionEstablished {
     pub role: String,
     /// All roles.
     pub roles: Vec<String>,
-    /// The device.
+    /// The device; empty, and left out, on routes without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub device_id: String,
     /// The tenant.
     pub tenant: String,

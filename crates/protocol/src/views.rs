@@ -8,6 +8,7 @@ use crate::outbound::Ack;
 use crate::policy::PolicyDoc;
 use crate::rows::ServerData;
 use crate::time::format_millis;
+use crate::write::write_json_string;
 
 /// A page of things.
 #[derive(Debug, Clone, Serialize)]
@@ -141,6 +142,20 @@ pub fn encode_sync_answer(now_ms: u64, ack: &Ack, data: &ServerData) -> String {
     let ack = to_json(ack);
     let data = data.encode_object();
     format!("{{\"server_time\":\"{}\",\"ack\":{ack},\"data\":{data}}}", format_millis(now_ms))
+}
+
+/// Encodes an answer whose body stands behind the time and the message that is answered. `body` is a JSON object with at
+/// least one member.
+#[must_use]
+pub fn encode_flat_answer(now_ms: u64, reply_to: Option<&str>, body: &str) -> String {
+    let mut out = format!("{{\"server_time\":\"{}\"", format_millis(now_ms));
+    if let Some(id) = reply_to {
+        out.push_str(",\"reply_to\":");
+        write_json_string(&mut out, id);
+    }
+    out.push(',');
+    out.push_str(body.strip_prefix('{').unwrap_or(body));
+    out
 }
 
 /// Encodes the answer of `GET /api/v1/changes`.

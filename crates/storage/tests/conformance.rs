@@ -30,6 +30,16 @@ fn the_postgres_store_conforms() {
 }
 
 #[test]
+fn the_memory_store_leases_keys() {
+    conformance::run_leases(support::memory);
+}
+
+#[test]
+fn the_sqlite_store_leases_keys() {
+    conformance::run_leases(support::sqlite);
+}
+
+#[test]
 fn the_sqlite_store_is_durable() {
     conformance::run_durable(support::sqlite);
 }

@@ -8,8 +8,9 @@ mod support;
 use std::sync::atomic::Ordering;
 
 use diesel::connection::set_default_instrumentation;
+use driftline_engine::Store;
 use driftline_storage::SqliteStore;
-use driftline_testkit::{World, create};
+use driftline_testkit::{World, block_on, create};
 use support::hot::{CONNECTIONS, Event, Load, cached, instrumentation, take, uncached};
 
 #[test]
@@ -49,13 +50,6 @@ fn the_hot_path_prepares_nothing() {
 /// A push of plain changes asks for their records and for nothing that few changes need.
 fn assert_plain_pushes_ask_for_nothing_else(load: &Load<SqliteStore>) {
     load.push(&load.ada, vec![create("plain", r#"{"a":1}"#).n(1 << 40)], None);
-    let ran: Vec<String> = take()
-        .into_iter()
-        .filter_map(|event| match event {
-            Event::Ran(_, sql) => Some(sql.split([' ', '(']).take(3).collect::<Vec<_>>().join(" ")),
-            Event::Cached(..) => None,
-        })
-        .collect();
     let wanted = [
         "BEGIN IMMEDIATE",
         "SELECT epoch, seq,",
@@ -68,7 +62,27 @@ fn assert_plain_pushes_ask_for_nothing_else(load: &Load<SqliteStore>) {
         "INSERT INTO sync_batches",
         "COMMIT",
     ];
-    assert_eq!(ran, wanted);
+    assert_eq!(ran(), wanted);
+
+    // With names: one look-up each, and one more row for the key.
+    let named = load.named("plain", vec![create("named", "{}").n((1 << 40) + 1)]);
+    block_on(load.store.commit(named)).expect("a commit");
+    let ran = ran();
+    let more: Vec<_> = ran.iter().filter(|sql| !wanted.contains(&sql.as_str())).collect();
+    assert_eq!(
+        more,
+        ["SELECT fingerprint, expires_at,", "SELECT fingerprint, at,", "INSERT INTO idempotency"]
+    );
+    assert_eq!(ran.len(), wanted.len() + more.len());
+}
+
+/// The beginnings of the statements that ran since the last time.
+fn ran() -> Vec<String> {
+    let ran = take().into_iter().filter_map(|event| match event {
+        Event::Ran(_, sql) => Some(sql.split([' ', '(']).take(3).collect::<Vec<_>>().join(" ")),
+        Event::Cached(..) => None,
+    });
+    ran.collect()
 }
 
 /// Every connection that writes or reads had its settings made and asserted.

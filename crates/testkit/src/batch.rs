@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use driftline_conflict::{Op, Policy, Rights};
-use driftline_engine::{Apply, Entry, Placement, Resolve, Store, Submission, Task};
+use driftline_engine::{Append, Apply, Entry, Placement, Resolve, Store, Submission, Task};
 use driftline_model::{
     ConflictId, DeviceId, DeviceKey, DeviceNo, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName,
     Seq, TenantId, TenantNo, UserId,
@@ -100,6 +100,15 @@ pub struct Draft {
     policy: Arc<Policy>,
     refuse: Option<ItemCode>,
     resolve: Option<(ConflictId, Resolution, Option<Seq>)>,
+    sample: Option<Sampled>,
+}
+
+/// When a sample was taken and sent, and whether a later one takes its place.
+#[derive(Debug, Clone, Default)]
+struct Sampled {
+    at_ms: Option<u64>,
+    sent_ms: Option<u64>,
+    keyed: bool,
 }
 
 /// Where a test keeps a record.
@@ -128,6 +137,7 @@ fn draft(op: Op, id: &str, base: u64, fields: &str) -> Draft {
         policy: Arc::new(Policy::field_merge()),
         refuse: None,
         resolve: None,
+        sample: None,
     }
 }
 
@@ -171,7 +181,34 @@ pub fn refused(id: &str, code: ItemCode) -> Draft {
     Draft { refuse: Some(code), ..create(id, "{}") }
 }
 
+/// Drafts a sample, of kind `reading`, which tells of the time of its receipt.
+#[must_use]
+pub fn sample(id: &str, fields: &str) -> Draft {
+    Draft { sample: Some(Sampled::default()), ..create(id, fields) }.kind("reading")
+}
+
 impl Draft {
+    /// Sets the time that a sample tells of, in Unix milliseconds.
+    #[must_use]
+    pub fn at(mut self, at_ms: u64) -> Self {
+        self.sample.get_or_insert_default().at_ms = Some(at_ms);
+        self
+    }
+
+    /// Sets a sample's time of sending, in Unix milliseconds.
+    #[must_use]
+    pub fn sent(mut self, sent_ms: u64) -> Self {
+        self.sample.get_or_insert_default().sent_ms = Some(sent_ms);
+        self
+    }
+
+    /// Has a later sample of the same id take the place of this one.
+    #[must_use]
+    pub fn keyed(mut self) -> Self {
+        self.sample.get_or_insert_default().keyed = true;
+        self
+    }
+
     /// Sets the device's number of the change.
     #[must_use]
     pub fn n(mut self, n: u64) -> Self {
@@ -281,12 +318,19 @@ impl Draft {
             Place::Owner => Placement::Fixed(ScopeName::owner(user)),
             Place::Group(field) => Placement::Group(field),
         };
-        let task = match (self.refuse, self.resolve) {
-            (Some(code), _) => Task::Refuse(
+        let task = match (self.refuse, self.resolve, self.sample) {
+            (None, None, Some(sample)) => Task::Append(Append {
+                fields: self.fields,
+                hash,
+                at_ms: sample.at_ms,
+                sent_ms: sample.sent_ms,
+                keyed: sample.keyed,
+            }),
+            (Some(code), ..) => Task::Refuse(
                 code,
                 vec![FieldError { code: "test".into(), pointer: "/x".into(), message: "is wrong".into() }],
             ),
-            (None, Some((conflict_id, resolution, version))) => Task::Resolve(Resolve {
+            (None, Some((conflict_id, resolution, version)), _) => Task::Resolve(Resolve {
                 conflict_id,
                 resolution,
                 fields: self.fields,
@@ -294,7 +338,7 @@ impl Draft {
                 placement,
                 policy: self.policy,
             }),
-            (None, None) => Task::Apply(Apply {
+            (None, None, None) => Task::Apply(Apply {
                 kind: self.kind,
                 id: self.id,
                 op: self.op,
@@ -314,6 +358,11 @@ impl Draft {
     /// What the item wants, whatever its number, name and base are.
     fn intent(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
+        if self.sample.is_some() {
+            // A sample is its content.
+            self.fields.as_str().hash(&mut hasher);
+            return hasher.finish();
+        }
         (&self.kind, &self.id, self.fields.as_str(), self.hlc, self.schema_version, &self.group)
             .hash(&mut hasher);
         format!("{:?}{:?}{:?}{:?}", self.op, self.refuse, self.intents, self.resolve).hash(&mut hasher);

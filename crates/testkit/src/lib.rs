@@ -32,7 +32,7 @@ mod wait;
 mod world;
 mod wrapped;
 
-pub use batch::{Author, Draft, create, delete, object, patch, refused, resolve, restore};
+pub use batch::{Author, Draft, create, delete, object, patch, refused, resolve, restore, sample};
 pub use folder::TempFolder;
 pub use rng::Rng;
 pub use wait::block_on;

@@ -110,6 +110,12 @@ impl World {
     /// When a world begins: 2026-01-01, in Unix milliseconds.
     pub const BEGIN_MS: u64 = 1_767_225_600_000;
 
+    /// Returns what the clock shows, in Unix milliseconds.
+    #[must_use]
+    pub fn clock_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
     /// Makes a world of its own.
     #[must_use]
     pub fn new(seed: u64) -> Self {

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use driftline_engine::{Buckets, Clock, Engine, Random, Store};
+use driftline_engine::{Buckets, Clock, Engine, Preset, Random, Store};
 use driftline_model::{DeviceNo, TenantNo};
 use tokio::sync::{mpsc, watch};
 
 use crate::auth::Authenticate;
 use crate::budget::Budget;
 use crate::observe::{Counts, MetricsHandle, MetricsObserver};
+use crate::traffic::Traffic;
 
 /// How the doors behave.
 #[derive(Debug, Clone, Default)]
@@ -39,8 +40,12 @@ pub struct App<S> {
     /// Who failed to authenticate.
     pub(crate) failed: Buckets<IpAddr>,
     connections: AtomicU64,
-    /// Who is connected, by device. The lock is held for one insertion or removal.
-    devices: Mutex<HashMap<(TenantNo, DeviceNo), Seat>>,
+    /// Who is connected, by device and by what for. The lock is held for one insertion or removal.
+    devices: Mutex<HashMap<Place, Seat>>,
+    /// What comes and goes, by tenant.
+    pub(crate) traffic: Traffic,
+    /// Templates of the topics on which kinds announce.
+    pub(crate) announced: Arc<[Box<str>]>,
     /// When the store was last asked for a write, and whether it took it. The lock is held to read or set it.
     probed: Mutex<Option<(u64, bool)>>,
     draining: watch::Sender<bool>,
@@ -48,7 +53,10 @@ pub struct App<S> {
     pub(crate) alive: Mutex<Option<mpsc::Sender<()>>>,
 }
 
-/// Where a device sits.
+/// A device has one place for each sort of connection.
+pub(crate) type Place = (TenantNo, DeviceNo, Preset);
+
+/// Who sits in a place.
 #[derive(Debug)]
 struct Seat {
     connection: u64,
@@ -74,6 +82,7 @@ impl<S: Store> App<S> {
         let engine = if settings.unlimited { engine.lift_limits() } else { engine };
         Self {
             inbound: Budget::new(engine.limits().inbound_bytes),
+            announced: engine.announced().into(),
             failed: Buckets::new(engine.limits().failed_auth_rate, engine.limits().connections),
             engine,
             auth,
@@ -85,6 +94,7 @@ impl<S: Store> App<S> {
             active: AtomicUsize::new(0),
             connections: AtomicU64::new(0),
             devices: Mutex::default(),
+            traffic: Traffic::default(),
             probed: Mutex::default(),
             draining: watch::Sender::new(false),
             alive: Mutex::new(None),
@@ -94,6 +104,22 @@ impl<S: Store> App<S> {
     /// Returns the engine.
     pub fn engine(&self) -> &Engine<S, MetricsObserver> {
         &self.engine
+    }
+
+    /// Does what is due once a second: writes down what was noticed of devices, and tells listeners what changed.
+    /// [`serve`](crate::serve) calls it; whoever mounts the router elsewhere does.
+    ///
+    /// Dropping the future may lose what it was writing of who was heard when.
+    pub async fn tick(&self) {
+        let now_ms = self.now_ms();
+        self.traffic.look(now_ms, |tenant, signal| {
+            if self.engine.is_heard(tenant) {
+                self.engine.signal(tenant, signal);
+            }
+        });
+        if let Err(fault) = self.engine.tick(now_ms).await {
+            tracing::warn!(error = %fault.message, "what was noticed of devices waits to be written");
+        }
     }
 
     /// Starts to shut down: readiness fails, sessions end with `server_draining`.
@@ -154,26 +180,21 @@ impl<S: Store> App<S> {
         if self.settings.unlimited { usize::MAX } else { self.engine.limits().connections }
     }
 
-    /// Seats a device; a connection of the same device that was there before is told to go.
-    pub(crate) fn seat(
-        &self,
-        tenant: TenantNo,
-        device: DeviceNo,
-        connection: u64,
-    ) -> Arc<tokio::sync::Notify> {
+    /// Seats a device; a connection of the same device and sort that was there before is told to go.
+    pub(crate) fn seat(&self, place: Place, connection: u64) -> Arc<tokio::sync::Notify> {
         let replaced = Arc::new(tokio::sync::Notify::new());
         let seat = Seat { connection, replaced: Arc::clone(&replaced) };
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = devices.insert((tenant, device), seat) {
+        if let Some(before) = devices.insert(place, seat) {
             before.replaced.notify_one();
         }
         replaced
     }
 
-    pub(crate) fn unseat(&self, tenant: TenantNo, device: DeviceNo, connection: u64) {
+    pub(crate) fn unseat(&self, place: Place, connection: u64) {
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        if devices.get(&(tenant, device)).is_some_and(|seat| seat.connection == connection) {
-            devices.remove(&(tenant, device));
+        if devices.get(&place).is_some_and(|seat| seat.connection == connection) {
+            devices.remove(&place);
         }
     }
 

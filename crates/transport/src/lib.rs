@@ -11,6 +11,7 @@ mod budget;
 mod coding;
 mod guard;
 mod handlers;
+mod idempotency;
 mod listener;
 mod negotiate;
 mod observe;
@@ -19,6 +20,7 @@ mod reply;
 mod request;
 mod routes;
 mod system;
+mod traffic;
 mod ws;
 
 pub use app::{App, Settings};

@@ -48,6 +48,7 @@ pub async fn serve<S: Store>(listener: TcpListener, app: Arc<App<S>>) -> Result<
     let mut connections = JoinSet::new();
     let standing = Standing::default();
     let mut draining = app.draining();
+    let ticking = tokio::spawn(tick(Arc::clone(&app)));
     let outcome = loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -75,7 +76,26 @@ pub async fn serve<S: Store>(listener: TcpListener, app: Arc<App<S>>) -> Result<
         tracing::warn!("stopped with connections still open");
         connections.abort_all();
     }
+    ticking.abort();
+    // It ends where it waits, and what it had not written yet is written now.
+    let _ = ticking.await;
+    if tokio::time::timeout(LAST_TICK, app.tick()).await.is_err() {
+        tracing::warn!("stopped before all was written that was noticed of devices");
+    }
     outcome
+}
+
+/// How long the last tick may take.
+const LAST_TICK: Duration = Duration::from_secs(2);
+
+/// Does once a second what is due, until the end.
+async fn tick<S: Store>(app: Arc<App<S>>) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        seconds.tick().await;
+        app.tick().await;
+    }
 }
 
 /// Errors of one connection or of a full table, not of the listener.

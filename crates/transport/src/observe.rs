@@ -1,6 +1,6 @@
 //! What is counted.
 
-use driftline_engine::Observer;
+use driftline_engine::{Observer, Turn};
 use driftline_protocol::{ErrorCode, ItemCode};
 use metrics::{Counter, Gauge, counter, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -36,6 +36,11 @@ pub struct MetricsObserver {
     clamped: Counter,
     collapsed: Counter,
     mismatches: Counter,
+    samples: [Counter; 3],
+    fallbacks: Counter,
+    reconnections: Counter,
+    /// By layer: known there, and not.
+    lookups: [(&'static str, Counter, Counter); 2],
 }
 
 impl std::fmt::Debug for MetricsObserver {
@@ -65,6 +70,16 @@ impl Default for MetricsObserver {
             clamped: counter!("driftline_clocks_clamped_total"),
             collapsed: counter!("driftline_assertions_collapsed_total"),
             mismatches: counter!("driftline_checksum_mismatches_total"),
+            samples: ["accepted", "duplicate", "rejected"]
+                .map(|result| counter!("driftline_samples_total", "result" => result)),
+            fallbacks: counter!("driftline_fallbacks_total"),
+            reconnections: counter!("driftline_reconnections_total"),
+            lookups: ["memory", "store"].map(|layer| {
+                let of = |result: &'static str| {
+                    counter!("driftline_idempotency_lookups_total", "layer" => layer, "result" => result)
+                };
+                (layer, of("hit"), of("miss"))
+            }),
         }
     }
 }
@@ -91,6 +106,31 @@ impl Observer for MetricsObserver {
     fn checksum_mismatch(&self) {
         self.mismatches.increment(1);
     }
+
+    fn samples(&self, accepted: u64, duplicates: u64, rejected: u64) {
+        for (counter, more) in self.samples.iter().zip([accepted, duplicates, rejected]) {
+            counter.increment(more);
+        }
+    }
+
+    fn remembered(&self, layer: &'static str, hit: bool) {
+        match self.lookups.iter().find(|(known, ..)| *known == layer) {
+            Some((_, hits, misses)) => if hit { hits } else { misses }.increment(1),
+            None => {
+                let result = if hit { "hit" } else { "miss" };
+                counter!("driftline_idempotency_lookups_total", "layer" => layer, "result" => result)
+                    .increment(1);
+            }
+        }
+    }
+
+    fn turned(&self, turn: Turn) {
+        match turn {
+            Turn::Plain => {}
+            Turn::Reconnected => self.reconnections.increment(1),
+            Turn::FellBack => self.fallbacks.increment(1),
+        }
+    }
 }
 
 /// What the transport counts.
@@ -103,6 +143,7 @@ pub(crate) struct Counts {
     pub(crate) bytes_out: Counter,
     pub(crate) slow_consumers: Counter,
     pub(crate) refused: Counter,
+    pub(crate) replays: Counter,
 }
 
 impl Default for Counts {
@@ -116,6 +157,7 @@ impl Default for Counts {
             bytes_out: counter!("driftline_message_bytes_out_total"),
             slow_consumers: counter!("driftline_slow_consumers_total"),
             refused: counter!("driftline_connections_refused_total"),
+            replays: counter!("driftline_idempotency_replays_total"),
         }
     }
 }

@@ -8,11 +8,10 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{Extensions, HeaderName, HeaderValue, Response, StatusCode};
 use driftline_engine::{Connected, Level, Store, UserMeter};
-use driftline_model::Rate;
+use driftline_model::{Rate, TenantId, UserId};
 use driftline_protocol::{Fault, Throttle, ThrottleScope};
 
 use crate::app::App;
-use crate::auth::Claims;
 use crate::negotiate::Wishes;
 use crate::reply::refused;
 use crate::request::correlation;
@@ -24,6 +23,9 @@ const SYNC_DATA: &str = "sync_data";
 /// are not counted, so whoever mounts the router behind a listener of its own sets it too.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
+
+/// Whose rates are meant.
+pub(crate) type User<'a> = (&'a TenantId, &'a UserId);
 
 /// Where a request's door puts what the request was counted on.
 #[derive(Debug, Clone, Default)]
@@ -85,11 +87,11 @@ pub(crate) fn failed<S: Store>(app: &App<S>, peer: Option<Peer>) -> Result<(), F
 pub(crate) fn admit<S: Store>(
     app: &App<S>,
     extensions: &Extensions,
-    claims: &Claims,
+    user: User<'_>,
     batches: bool,
 ) -> Result<(), Fault> {
     let now_ms = app.now_ms();
-    let meter = app.engine.meter(&claims.tenant, &claims.user, now_ms);
+    let meter = app.engine.meter(user.0, user.1, now_ms);
     let admitted = meter.take(now_ms).map_err(Fault::throttled);
     if let Some(slot) = extensions.get::<Slot>() {
         let user_rate = app.engine.limits().user_rate;
@@ -100,15 +102,19 @@ pub(crate) fn admit<S: Store>(
 }
 
 /// Counts a batch of an admitted request.
-pub(crate) fn admit_batch<S: Store>(app: &App<S>, claims: &Claims) -> Result<(), Fault> {
+pub(crate) fn admit_batch<S: Store>(app: &App<S>, user: User<'_>) -> Result<(), Fault> {
+    admit_type(app, user, SYNC_DATA)
+}
+
+/// Counts a message of a type that an admitted request brings.
+pub(crate) fn admit_type<S: Store>(app: &App<S>, user: User<'_>, kind: &'static str) -> Result<(), Fault> {
     let now_ms = app.now_ms();
-    let meter = app.engine.meter(&claims.tenant, &claims.user, now_ms);
-    meter.take_type(SYNC_DATA, now_ms).map_err(Fault::throttled)
+    app.engine.meter(user.0, user.1, now_ms).take_type(kind, now_ms).map_err(Fault::throttled)
 }
 
 /// Takes a place for a connection of an admitted user.
-pub(crate) fn connect<S: Store>(app: &App<S>, claims: &Claims) -> Result<Connected, Fault> {
-    let connected = app.engine.meter(&claims.tenant, &claims.user, app.now_ms()).connect();
+pub(crate) fn connect<S: Store>(app: &App<S>, user: User<'_>) -> Result<Connected, Fault> {
+    let connected = app.engine.meter(user.0, user.1, app.now_ms()).connect();
     connected.map_err(|throttle| {
         app.counts.refused.increment(1);
         Fault::throttled(throttle)

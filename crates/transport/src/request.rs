@@ -39,6 +39,11 @@ impl Pairs {
         self.0.get(name).map(String::as_str)
     }
 
+    /// Goes through the pairs, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, Fault> {
         let Some(text) = self.get(name) else { return Ok(None) };
         let number = text.parse().ok().filter(|number| *number <= 1 << 53);

@@ -28,6 +28,10 @@ pub enum Access {
     User,
     /// A user with a device.
     Device,
+    /// A device that sends: by its user's token, or by the device hash that leads to it.
+    Sender,
+    /// Users with the role `staff` or `admin`.
+    Staff,
     /// Users with the role `admin`.
     Admin,
 }
@@ -47,10 +51,40 @@ pub enum Door {
 pub enum RouteId {
     /// The sync socket.
     SyncSocket,
+    /// What is told to one device.
+    SystemSocket,
+    /// What happens to one device.
+    DeviceSocket,
+    /// What happens to one user's devices.
+    UserSocket,
+    /// What the server and its streams are like.
+    MetricsSocket,
+    /// What is unusual.
+    AlertsSocket,
+    /// Telemetry of a device that a hash leads to.
+    IngestSocket,
+    /// Telemetry of whoever says so with the first message.
+    IngestAuthSocket,
     /// The echo of frames, in development only.
     EchoSocket,
     /// Push and pull in one request.
     Sync,
+    /// Telemetry over HTTP.
+    Ingest,
+    /// Samples of a kind.
+    Telemetry,
+    /// What was counted, by hour or day.
+    Analytics,
+    /// The registered devices.
+    Devices,
+    /// Register a device.
+    AddDevice,
+    /// One device.
+    Device,
+    /// Change a device.
+    ChangeDevice,
+    /// Remove a device.
+    RemoveDevice,
     /// Pull.
     Changes,
     /// Records of a kind.
@@ -105,8 +139,24 @@ const fn route(id: RouteId, method: &'static str, path: &'static str, access: Ac
 /// Every route.
 pub const ROUTES: &[Route] = &[
     route(RouteId::SyncSocket, "GET", "/ws/mobile/sync", Access::Device, Door::Socket),
+    route(RouteId::SystemSocket, "GET", "/ws/mobile/system", Access::Device, Door::Socket),
+    route(RouteId::DeviceSocket, "GET", "/ws/mobile/device/{device_id}", Access::User, Door::Socket),
+    route(RouteId::UserSocket, "GET", "/ws/mobile/user/{user_id}", Access::User, Door::Socket),
+    route(RouteId::MetricsSocket, "GET", "/ws/dashboard/metrics", Access::Staff, Door::Socket),
+    route(RouteId::AlertsSocket, "GET", "/ws/dashboard/alerts", Access::Staff, Door::Socket),
+    route(RouteId::IngestSocket, "GET", "/ws/ingest/{device_hash}", Access::Sender, Door::Socket),
+    route(RouteId::IngestAuthSocket, "GET", "/ws/ingest-auth", Access::Sender, Door::Socket),
     route(RouteId::EchoSocket, "GET", "/ws/echo", Access::Public, Door::Socket),
     route(RouteId::Sync, "POST", "/api/v1/sync", Access::Device, Door::Http),
+    route(RouteId::Ingest, "POST", "/api/ingest", Access::Sender, Door::Http),
+    route(RouteId::Ingest, "POST", "/api/v1/ingest", Access::Sender, Door::Http),
+    route(RouteId::Telemetry, "GET", "/api/v1/telemetry/{kind}", Access::User, Door::Http),
+    route(RouteId::Analytics, "GET", "/api/v1/analytics", Access::Staff, Door::Http),
+    route(RouteId::Devices, "GET", "/api/v1/devices", Access::User, Door::Http),
+    route(RouteId::AddDevice, "POST", "/api/v1/devices", Access::User, Door::Http),
+    route(RouteId::Device, "GET", "/api/v1/devices/{device_id}", Access::User, Door::Http),
+    route(RouteId::ChangeDevice, "PATCH", "/api/v1/devices/{device_id}", Access::User, Door::Http),
+    route(RouteId::RemoveDevice, "DELETE", "/api/v1/devices/{device_id}", Access::User, Door::Http),
     route(RouteId::Changes, "GET", "/api/v1/changes", Access::User, Door::Http),
     route(RouteId::Records, "GET", "/api/v1/records/{kind}", Access::User, Door::Http),
     route(RouteId::Record, "GET", "/api/v1/records/{kind}/{id}", Access::User, Door::Http),
@@ -164,6 +214,7 @@ fn filter(method: &str) -> MethodFilter {
     match method {
         "POST" => MethodFilter::POST,
         "PUT" => MethodFilter::PUT,
+        "PATCH" => MethodFilter::PATCH,
         "DELETE" => MethodFilter::DELETE,
         _ => MethodFilter::GET,
     }
@@ -177,7 +228,7 @@ async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request:
     }
     let request = Request::from_parts(parts, body);
     let mut response = match route.door {
-        Door::Socket => ws::upgrade(app, route.id, request, &correlation),
+        Door::Socket => ws::upgrade(app, route.id, &names, request, &correlation).await,
         Door::Http => {
             let handled = handlers::handle(&app, route, &names, request, &correlation).await;
             handled.unwrap_or_else(|refusal| refused(refusal, &correlation)).respond(wishes).await

@@ -25,6 +25,7 @@ use crate::ports::{DeviceState, Head, Row};
 use crate::review::ConflictRow;
 
 use keep::Stood;
+pub(crate) use keep::view;
 pub(crate) use keep::{change_row, changed_since};
 pub(crate) use once::is_final;
 

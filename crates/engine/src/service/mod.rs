@@ -2,10 +2,12 @@
 
 mod devices;
 mod ingest;
+mod live;
 mod once;
 mod policies;
 mod records;
 mod review;
+mod telemetry;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -34,7 +36,9 @@ use crate::work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, Syn
 pub use devices::{DEVICE_ROLE, hash_digest};
 pub use ingest::{Ingest, PreparedIngest};
 pub(crate) use ingest::{judged, reused};
+pub use live::Signals;
 use once::Memory;
+pub use telemetry::SampleWish;
 
 /// The sync engine over one store.
 pub struct Engine<S, O> {
@@ -288,9 +292,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             }
             Prepared::Pull { request } => Done::Pulled(self.pull_counted(identity, request).await),
             Prepared::Checksums { request } => Done::Summed(self.checksums(identity, request).await),
-            Prepared::Resolve { request, once, correlation } => Done::Resolved(
-                self.resolve(identity, *request, once, now_ms, &correlation).await.map(Box::new),
-            ),
+            Prepared::Resolve { request, once, correlation } => {
+                let resolved = self.resolve_once(identity, *request, once, now_ms, &correlation).await;
+                Done::Resolved(resolved.map(|(resolved, _)| Box::new(resolved)))
+            }
             Prepared::Ingest(prepared) => {
                 Done::Ingested(self.finish_ingest(identity, *prepared, now_ms).await)
             }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use driftline_conflict::Policy;
+use driftline_idempotency::{Decision, decide};
 use driftline_model::{ConflictId, DeviceKey, KindName};
 use driftline_protocol::{
     ConflictResolved, ErrorCode, Fault, FieldError, ItemCode, RecordView, ResolveConflict, Whole,
 };
 
-use super::{Engine, judged, not_found, unavailable};
-use crate::group::{Entry, Once, Placement, Resolve, Resolved, Submission, SubmissionResult, Task};
+use super::{Engine, judged, not_found, reused, unavailable};
+use crate::group::{Entry, Once, OnceKey, Placement, Resolve, Resolved, Submission, SubmissionResult, Task};
+use crate::plan::view;
 use crate::policies::Policies;
 use crate::ports::{AuditEntry, Identity, Observer, Store};
 use crate::review::{AuditQuery, ConflictQuery, ConflictRow, conflict_doc};
@@ -70,32 +72,88 @@ impl<S: Store, O: Observer> Engine<S, O> {
         now_ms: u64,
         correlation: &str,
     ) -> Result<ConflictResolved, Fault> {
+        let resolved = self.resolve_once(identity, request, once, now_ms, correlation).await;
+        resolved.map(|(resolved, _)| resolved)
+    }
+
+    /// Decides a conflict as [`Engine::resolve`] does; tells whether the same request decided it before, of which the
+    /// decided conflict is the answer.
+    ///
+    /// # Errors
+    /// As [`Engine::resolve`]; `IDEMPOTENCY_KEY_REUSED`, `IDEMPOTENCY_IN_PROGRESS`.
+    pub async fn resolve_once(
+        &self,
+        identity: &Identity,
+        request: ResolveConflict,
+        once: Option<Once>,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<(ConflictResolved, bool), Fault> {
         let row = self.conflict(identity, &request.conflict_id).await?;
         if !identity.reviews.contains(&row.kind) {
             return Err(may_not_review());
         }
-        if !row.status.is_open() && once.is_none() {
+        if let Some(once) = &once
+            && self.is_known(identity, once, now_ms).await?
+        {
+            return self.decided(identity, &request.conflict_id, None).await;
+        }
+        if !row.status.is_open() {
             return Err(already(&row));
         }
+        let conflict_id = request.conflict_id.clone();
         let mut submission = self.resolution(identity, &row, request, now_ms, correlation).await?;
         submission.once.extend(once);
         let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
         if judged(receipt.answered)? {
-            // A decided conflict stays as it was decided.
-            let row = self.conflict(identity, &row.conflict_id).await?;
             let record = receipt.results.into_iter().next().and_then(|result| result.record);
-            return Ok(resolved(&row, record));
+            return self.decided(identity, &conflict_id, record).await;
         }
         let result = receipt.results.into_iter().next();
         let result = result.unwrap_or_else(|| SubmissionResult::of(ItemCode::RetryLater));
         match result.resolved.as_deref() {
-            Some(Resolved::Done(row)) => Ok(resolved(row, result.record.clone())),
+            Some(Resolved::Done(row)) => Ok((resolved(row, result.record.clone()), false)),
             Some(Resolved::Already(row)) => Err(already(row)),
             Some(Resolved::Stale(_)) => Err(stale(result.record)),
             // Only open conflicts are loaded: it was decided since it was read here.
             Some(Resolved::NotFound) => Err(already(&row)),
             None => Err(refused(result)),
         }
+    }
+
+    /// Tells whether a request was answered before.
+    ///
+    /// # Errors
+    /// `IDEMPOTENCY_KEY_REUSED` when its key was used for another one; `STORE_UNAVAILABLE`.
+    pub async fn is_known(&self, identity: &Identity, once: &Once, now_ms: u64) -> Result<bool, Fault> {
+        let OnceKey::Request { owner, key } = &once.key else { return Ok(false) };
+        let known = self.store.remembered(identity.tenant, owner, key).await;
+        let known = known.map_err(|error| unavailable(&error))?;
+        match decide(known.as_ref(), &once.fingerprint, now_ms) {
+            Decision::Replay(_) => Ok(true),
+            Decision::Mismatch => Err(reused()),
+            Decision::Execute | Decision::TakeOver { .. } | Decision::InProgress { .. } => Ok(false),
+        }
+    }
+
+    /// Answers again what was decided, with the record as it stood then or, where that is not known any more, stands
+    /// now.
+    async fn decided(
+        &self,
+        identity: &Identity,
+        conflict_id: &ConflictId,
+        record: Option<RecordView>,
+    ) -> Result<(ConflictResolved, bool), Fault> {
+        let row = self.conflict(identity, conflict_id).await?;
+        let record = match record {
+            Some(record) => Some(record),
+            None => {
+                let found = self.store.record(identity.tenant, &row.kind, &row.id).await;
+                let found = found.map_err(|error| unavailable(&error))?;
+                found.map(|found| view(&found.record, found.deleted))
+            }
+        };
+        Ok((resolved(&row, record), true))
     }
 
     async fn resolution(

@@ -165,7 +165,7 @@ impl Session {
             announced: Arc::new([]),
             window_ms: WINDOW_MS_DEFAULT,
         };
-        session.greet(head, now_ms);
+        session.greet(head, None, now_ms);
         session
     }
 
@@ -180,6 +180,14 @@ impl Session {
     #[must_use]
     pub fn within(self, window_ms: u64, announced: Arc<[Box<str>]>) -> Self {
         Self { window_ms, announced, ..self }
+    }
+
+    /// Has the greeting answer the message by which the client said who it is.
+    #[must_use]
+    pub fn replying_to(mut self, id: Option<String>, head: &Head, now_ms: u64) -> Self {
+        self.outputs.clear();
+        self.greet(head, id, now_ms);
+        self
     }
 
     /// Returns what the session wants to hear, to be set by its route.
@@ -489,7 +497,7 @@ impl Session {
         self.close(code);
     }
 
-    fn greet(&mut self, head: &Head, now_ms: u64) {
+    fn greet(&mut self, head: &Head, reply_to: Option<String>, now_ms: u64) {
         let identity = &self.identity;
         let roles: Vec<String> = identity.roles.iter().map(|role| role.to_string()).collect();
         let greeting = ConnectionEstablished {
@@ -511,7 +519,7 @@ impl Session {
             epoch: head.epoch.to_string(),
             hlc: head.hlc.to_string(),
         };
-        let head = self.head(now_ms, None, None);
+        let head = self.head(now_ms, reply_to, None);
         self.send(&Outbound::ConnectionEstablished(Box::new(greeting)), &head);
     }
 

@@ -3,7 +3,7 @@
 use driftline_protocol::Inbound;
 
 /// What a route is for: which messages it takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Preset {
     /// Everything: batches, pulls, telemetry and events.
     #[default]

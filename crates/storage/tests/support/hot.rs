@@ -8,9 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent};
 use driftline_conflict::{Granularity, Policy, Strategy};
-use driftline_engine::{Only, PageQuery, Place, Store};
+use driftline_engine::{
+    Aggregate, DeviceNote, DeviceSign, Entry, Once, OnceKey, Only, PageQuery, Place, Store, Submission, Task,
+};
+use driftline_idempotency::{Fingerprint, WINDOW_MS_DEFAULT};
+use driftline_insight::{HOUR_MS, SeriesPoint};
 use driftline_model::{ScopeName, Seq, SyncId};
-use driftline_testkit::{Author, Draft, block_on, create, delete, patch};
+use driftline_testkit::{Author, Draft, block_on, create, delete, patch, sample};
 
 /// Something that a connection did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +53,7 @@ pub(crate) fn instrumentation() -> Option<Box<dyn Instrumentation>> {
 }
 
 pub(crate) struct Load<S> {
-    store: S,
+    pub(crate) store: S,
     pub(crate) ada: Author,
     bob: Author,
     policy: Arc<Policy>,
@@ -87,6 +91,8 @@ impl<S: Store> Load<S> {
         self.push(&self.bob, all(&|id| patch(id, seen.min(1), r#"{"b":2}"#)), None);
         self.push(&self.ada, all(&|id| delete(id, 1)), Some(round * 1000));
         self.move_and_set_aside(&ids);
+        self.measure(&ids);
+        self.notice();
         // A change from the future and a failed group: the thorough look-up.
         self.push(&self.ada, vec![patch(&ids[0], 1 << 40, "{}").op_id(&format!("ahead {round}"))], None);
         for place in [
@@ -134,6 +140,46 @@ impl<S: Store> Load<S> {
             |id: &str| patch(id, seen, r#"{"n":1}"#).kind("ticket").grouped("team").policy(&self.manual);
         self.push(&self.bob, all(&late), None);
         self.push(&self.bob, all(&late), None);
+    }
+
+    /// Appends samples and adds to series, under names, and sends all of it again.
+    fn measure(&self, ids: &[String]) {
+        let samples = ids.iter().map(|id| sample(id, r#"{"v":1}"#)).collect::<Vec<_>>();
+        let series = ids.iter().map(|id| (Box::from(id.as_str()), SeriesPoint::default())).collect();
+        let task = Task::Aggregate(Box::new(Aggregate { hour_ms: self.round % 2 * HOUR_MS, series }));
+        let aggregate = Entry { op_id: None, n: None, hash: 0, kind: None, id: None, group: None, task };
+        for name in ["first", "second"] {
+            let mut batch = self.named(&format!("{name} {}", self.round), samples.clone());
+            batch.entries.push(aggregate.clone());
+            for _ in 0..2 {
+                block_on(self.store.commit(batch.clone())).expect("a commit");
+            }
+        }
+    }
+
+    /// Makes a batch with a key and a place in its session.
+    pub(crate) fn named(&self, key: &str, drafts: Vec<Draft>) -> Submission {
+        let fingerprint = Fingerprint::envelope("sync_data", None, key.as_bytes());
+        let (owner, number) = ("user:ada".into(), self.round << 20 | key.len() as u64);
+        let request = OnceKey::Request { owner, key: key.into() };
+        let place = OnceKey::Batch { device: self.ada.device, sync_id: self.session.clone(), number };
+        let names = [request, place];
+        let once = names.map(|key| Once { key, fingerprint, window_ms: WINDOW_MS_DEFAULT }).to_vec();
+        Submission { batch: Some((self.session.clone(), number)), once, ..self.ada.batch(drafts) }
+    }
+
+    /// Writes down every sign of a device.
+    fn notice(&self) {
+        let connection: Box<str> = "c".into();
+        let signs = [
+            DeviceSign::Heard,
+            DeviceSign::Connected { connection: connection.clone() },
+            DeviceSign::Reported { status: None, report: "{}".into() },
+            DeviceSign::Disconnected { connection },
+        ];
+        let (tenant, device) = (self.ada.tenant, self.ada.device);
+        let notes = signs.map(|sign| DeviceNote { tenant, device, at_ms: self.round, sign });
+        block_on(self.store.note_devices(notes.to_vec())).expect("notes");
     }
 
     pub(crate) fn push(&self, author: &Author, drafts: Vec<Draft>, acked_n: Option<u64>) {

@@ -1,23 +1,28 @@
 //! The laws that every store keeps, whatever it stores in.
 //!
 //! A law is a function of a [`Bed`], a store of its own in a world of its own. [`run_all`] goes through all of them;
-//! stores that outlive their process pass [`run_durable`] too.
+//! stores that outlive their process pass [`run_durable`] too, and those that lease keys [`run_leases`].
 
 mod commits;
 mod concurrency;
 mod durable;
 mod groups;
 mod history;
+mod leases;
 mod listeners;
 mod names;
+mod once;
 mod pages;
+mod registry;
 mod repeats;
 mod retention;
 mod reviews;
+mod samples;
 mod scopes;
 mod sums;
 
 use driftline_engine::{Head, Page, PageQuery, Place, Receipt, Row, Store, Submission, SubmissionResult};
+use driftline_idempotency::Records;
 use driftline_model::{KindName, RecordId, ScopeName, Seq, TenantNo};
 use driftline_protocol::ItemCode;
 
@@ -96,6 +101,27 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         reviews::decisions_are_listed_newest_first,
         reviews::a_failed_group_sets_nothing_aside,
         concurrency::writers_share_one_sequence,
+        once::an_answer_is_given_again,
+        once::another_content_under_a_name_is_refused,
+        once::names_belong_to_their_owners,
+        once::twins_of_a_group_have_one_effect,
+        once::parallel_twins_have_one_effect,
+        once::an_answer_is_forgotten_to_the_millisecond,
+        once::a_large_answer_is_made_of_its_items_again,
+        once::what_is_decided_again_is_not_remembered,
+        samples::a_sample_is_appended_once,
+        samples::a_later_sample_of_a_key_takes_its_place,
+        samples::a_failed_group_appends_nothing,
+        samples::large_batches_of_samples_are_whole,
+        samples::samples_are_listed_by_device_time_and_id,
+        samples::series_add_up,
+        samples::old_samples_are_pruned,
+        registry::a_device_is_registered_changed_and_retired,
+        registry::devices_are_listed_by_their_numbers,
+        registry::a_hash_leads_to_one_device,
+        registry::a_change_is_made_once_under_its_key,
+        registry::what_is_noticed_is_written_down,
+        registry::notes_may_come_in_any_order,
     ]
 }
 
@@ -110,6 +136,16 @@ pub fn run_all<S: Store>(open: impl Fn(&World) -> S) {
 /// Checks that everything is still there when a store is opened again in the same world.
 pub fn run_durable<S: Store>(open: impl Fn(&World) -> S) {
     durable::everything_is_still_there(World::new(1), &open);
+    once::answers_are_still_there(World::new(2), &open);
+    registry::devices_are_still_there(World::new(3), &open);
+}
+
+/// Checks the laws of leases on stores that the function opens.
+pub fn run_leases<S: Store + Records>(open: impl Fn(&World) -> S) {
+    for (seed, (name, law)) in (1..).zip(leases::laws::<S>()) {
+        println!("law {name}");
+        law(&Bed::new(World::new(seed), &open));
+    }
 }
 
 /// A store of its own in a world of its own.

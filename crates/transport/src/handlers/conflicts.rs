@@ -9,6 +9,7 @@ use driftline_protocol::{ErrorCode, Fault, ListDoc, ResolveConflict, ResolvePost
 
 use super::{Asked, cursor_of};
 use crate::app::App;
+use crate::idempotency::{fingerprint, key, mark_replayed};
 use crate::reply::{Answer, Refusal, json};
 use crate::request::{Pairs, receive};
 
@@ -69,13 +70,34 @@ pub(super) async fn resolve<S: Store>(
     body: Body,
 ) -> Result<Answer, Refusal> {
     let conflict_id = conflict_id(asked)?;
+    let key = key(&parts.headers)?;
     let received = receive(app, &parts.headers, body).await?;
-    let ResolvePost { resolution, fields, version } =
-        ResolvePost::decode(received.encoding, &received.bytes, app.engine.limits())?;
+    let print = fingerprint(ROUTE, asked.names, &asked.pairs, &parts.headers, &received.bytes);
+    let once = key.map(|key| app.engine.once(&asked.identity, key.as_str(), print));
+    let post = match ResolvePost::decode(received.encoding, &received.bytes, app.engine.limits()) {
+        Ok(post) => post,
+        Err(fault) => {
+            if let Some(once) = &once {
+                app.engine.is_known(&asked.identity, once, app.now_ms()).await?;
+            }
+            return Err(fault.into());
+        }
+    };
+    let ResolvePost { resolution, fields, version } = post;
     let request = ResolveConflict { conflict_id, resolution, fields, version };
-    let resolved = app.engine.resolve(&asked.identity, request, app.now_ms(), asked.correlation).await?;
-    Ok(json(StatusCode::OK, to_json(&resolved)))
+    let (now_ms, correlation) = (app.now_ms(), asked.correlation);
+    let (resolved, replayed) =
+        app.engine.resolve_once(&asked.identity, request, once, now_ms, correlation).await?;
+    let answer = json(StatusCode::OK, to_json(&resolved));
+    if !replayed {
+        return Ok(answer);
+    }
+    app.counts.replays.increment(1);
+    Ok(mark_replayed(answer))
 }
+
+/// What keys of a decision are told apart by.
+const ROUTE: &str = "POST /api/v1/conflicts/{conflict_id}/resolve";
 
 /// The conflict in the path; one that cannot exist is not found.
 fn conflict_id(asked: &Asked<'_>) -> Result<ConflictId, Fault> {

@@ -2,19 +2,23 @@
 
 mod audit;
 mod conflicts;
+mod devices;
 mod health;
+mod ingest;
 mod policies;
 mod records;
 mod sync;
+mod telemetry;
 
 use axum::extract::Request;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use driftline_engine::{Identity, Store};
+use driftline_engine::{Identity, STAFF_ROLES, Store};
 use driftline_model::{KindName, RecordId};
 use driftline_protocol::{ErrorCode, Fault};
 
 use crate::app::App;
+use crate::auth::Claims;
 use crate::rate;
 use crate::reply::{Answer, Refusal};
 use crate::request::{Pairs, claims, device, identity};
@@ -89,19 +93,28 @@ pub(crate) async fn handle<S: Store>(
     }
     let (parts, body) = request.into_parts();
     let pairs = Pairs::of(&parts.uri);
-    let claims = claims(app, &parts.headers, &pairs)?;
-    rate::admit(app, &parts.extensions, &claims, route.id == RouteId::Sync)?;
-    if route.access == Access::Admin && !claims.roles.iter().any(|role| **role == *"admin") {
-        return Err(Fault::new(ErrorCode::Forbidden, "the role admin is needed").into());
+    if route.id == RouteId::Ingest {
+        return ingest::ingest(app, &parts, pairs, body, correlation).await;
     }
+    let claims = claims(app, &parts.headers, &pairs)?;
+    rate::admit(app, &parts.extensions, (&claims.tenant, &claims.user), route.id == RouteId::Sync)?;
+    require_role(route.access, &claims)?;
     if route.id == RouteId::Sync {
         return sync::sync(app, &parts, pairs, claims, body, correlation).await;
     }
     let device = device(&claims, pairs.get("device_id"), None)?;
     let identity = identity(app, claims, device).await?;
+    app.engine.require_admitted(&identity).await?;
     let asked = Asked { identity, pairs, names, correlation };
     match route.id {
         RouteId::Changes => sync::changes(app, &asked).await,
+        RouteId::Telemetry => telemetry::samples(app, &asked).await,
+        RouteId::Analytics => telemetry::analytics(app, &asked).await,
+        RouteId::Devices => devices::list(app, &asked).await,
+        RouteId::AddDevice => devices::add(app, &asked, &parts, body).await,
+        RouteId::Device => devices::one(app, &asked).await,
+        RouteId::ChangeDevice => devices::change(app, &asked, &parts, body).await,
+        RouteId::RemoveDevice => devices::remove(app, &asked).await,
         RouteId::Records => records::list(app, &asked).await,
         RouteId::Record => records::one(app, &asked).await,
         RouteId::Explain => records::explain(app, &asked).await,
@@ -114,10 +127,32 @@ pub(crate) async fn handle<S: Store>(
         RouteId::SetPolicy => policies::set(app, &asked, &parts, body).await,
         RouteId::RemovePolicy => policies::remove(app, &asked).await,
         RouteId::SyncSocket
+        | RouteId::SystemSocket
+        | RouteId::DeviceSocket
+        | RouteId::UserSocket
+        | RouteId::MetricsSocket
+        | RouteId::AlertsSocket
+        | RouteId::IngestSocket
+        | RouteId::IngestAuthSocket
         | RouteId::EchoSocket
         | RouteId::Sync
+        | RouteId::Ingest
         | RouteId::Alive
         | RouteId::Ready
         | RouteId::Metrics => Err(missing().into()),
+    }
+}
+
+/// Refuses whoever has none of the roles that a route is for.
+fn require_role(access: Access, claims: &Claims) -> Result<(), Fault> {
+    let has = |wanted: &[&str]| claims.roles.iter().any(|role| wanted.contains(&&**role));
+    match access {
+        Access::Admin if !has(&["admin"]) => {
+            Err(Fault::new(ErrorCode::Forbidden, "the role admin is needed"))
+        }
+        Access::Staff if !has(&STAFF_ROLES) => {
+            Err(Fault::new(ErrorCode::Forbidden, "the role staff or admin is needed"))
+        }
+        _ => Ok(()),
     }
 }

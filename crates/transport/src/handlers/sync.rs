@@ -15,9 +15,11 @@ use futures_util::StreamExt as _;
 use super::Asked;
 use crate::app::{App, drained};
 use crate::auth::Claims;
+use crate::idempotency::{fingerprint, key, mark_replayed};
 use crate::rate;
 use crate::reply::{Answer, Refusal, json};
 use crate::request::{Pairs, device, identity, invalid, receive};
+use crate::routes::Names;
 
 /// The HTTP twin of a push and a pull on the socket.
 pub(super) async fn sync<S: Store>(
@@ -28,17 +30,44 @@ pub(super) async fn sync<S: Store>(
     body: Body,
     correlation: &str,
 ) -> Result<Answer, Refusal> {
+    let key = key(&parts.headers)?;
     let received = receive(app, &parts.headers, body).await?;
-    let request = SyncRequest::decode(received.encoding, &received.bytes, app.engine.limits())?;
-    if !request.push.items.is_empty() {
-        rate::admit_batch(app, &claims)?;
+    let request = SyncRequest::decode(received.encoding, &received.bytes, app.engine.limits());
+    if request.as_ref().is_ok_and(|request| !request.push.items.is_empty()) {
+        rate::admit_batch(app, (&claims.tenant, &claims.user))?;
     }
-    let device = device(&claims, pairs.get("device_id"), request.device_id.as_deref())?;
-    let device = device.ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "a sync needs a device_id"))?;
+    let inner = request.as_ref().ok().and_then(|request| request.device_id.as_deref());
+    let device = device(&claims, pairs.get("device_id"), inner)?;
+    let (key, device) = match (&request, key, device) {
+        (_, key, Some(device)) if key.is_some() || request.is_ok() => (key, device),
+        (Err(fault), ..) => return Err(fault.clone().into()),
+        (Ok(_), ..) => return Err(Fault::new(ErrorCode::MissingDeviceId, "a sync needs a device_id").into()),
+    };
     let identity = identity(app, claims, Some(device)).await?;
-    let answer = app.engine.sync(&identity, request, app.now_ms(), correlation).await?;
-    Ok(json(StatusCode::OK, encode_sync_answer(app.now_ms(), &answer.ack, &answer.data)))
+    app.engine.require_admitted(&identity).await?;
+    app.engine.requested(&identity, app.now_ms());
+    let print = fingerprint(ROUTE, &Names::new(), &pairs, &parts.headers, &received.bytes);
+    let once = key.map(|key| app.engine.once(&identity, key.as_str(), print));
+    let request = match (request, &once) {
+        (Ok(request), _) => request,
+        (Err(fault), None) => return Err(fault.into()),
+        (Err(fault), Some(once)) => {
+            app.engine.is_known(&identity, once, app.now_ms()).await?;
+            return Err(fault.into());
+        }
+    };
+    let once = (once, app.random_u128());
+    let answer = app.engine.sync(&identity, request, once, app.now_ms(), correlation).await?;
+    let body = json(StatusCode::OK, encode_sync_answer(app.now_ms(), &answer.ack, &answer.data));
+    if !answer.ack.replayed {
+        return Ok(body);
+    }
+    app.counts.replays.increment(1);
+    Ok(mark_replayed(body))
 }
+
+/// What keys of a sync are told apart by.
+const ROUTE: &str = "POST /api/v1/sync";
 
 /// A pull; with `wait_s` it waits for changes when there are none yet.
 pub(super) async fn changes<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<Answer, Refusal> {

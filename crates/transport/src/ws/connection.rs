@@ -4,33 +4,44 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use driftline_engine::{Session, Store};
+use driftline_engine::Store;
 use driftline_model::DeviceId;
-use driftline_protocol::{ErrorCode, ErrorMessage, Fault, Form, Head, Outbound};
+use driftline_protocol::{ErrorMessage, Fault, Form, Head, Outbound};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::door::{self, Door, Guest, Threshold, close_code, guest_of};
 use super::echo::{self, Echo};
 use super::form::{frame_bytes, seal};
 use super::frame::{write_close, write_frame};
 use super::gate::Bounds;
-use super::link::{Link, Visitor};
+use super::newcomer::{Newcomer, Origin};
 use super::outbox::{FAREWELL, Outbox, Writer};
-use super::pump::pump;
+use super::pump::{Speaker, pump};
 use super::reader::Reader;
 use crate::app::App;
 use crate::auth::Claims;
 use crate::guard::Guard;
 use crate::observe::{count_close, count_error};
-use crate::request::identity;
 
 /// Who enters which door, or why not.
 pub(super) enum Visit {
-    /// A device that syncs.
-    Sync(Result<(Box<Claims>, DeviceId), Fault>),
+    /// Whoever a token names.
+    User(Result<Entrance, Fault>),
+    /// Whoever was found out before the upgrade.
+    Known(Box<Guest>),
+    /// Whoever says with the first message who it is.
+    Newcomer(Origin),
     /// Whoever tries frames.
     Echo(Result<(), Fault>),
+}
+
+/// A token's bearer before a door.
+pub(super) struct Entrance {
+    pub(super) claims: Box<Claims>,
+    pub(super) device: Option<DeviceId>,
+    pub(super) door: Door,
 }
 
 /// How long the peer's side of a closed connection is read out.
@@ -81,9 +92,11 @@ where
     /// Speaks until the end; `early` are bytes that came with the handshake.
     async fn attend(mut self, early: Bytes, visit: Visit) {
         let spoken = match visit {
-            Visit::Sync(Ok(entrance)) => self.sync(early, entrance).await,
+            Visit::User(Ok(entrance)) => self.admit(early, entrance).await,
+            Visit::Known(guest) => self.host(early, *guest).await,
+            Visit::Newcomer(origin) => Ok(Box::pin(self.welcome(early, origin)).await),
             Visit::Echo(Ok(())) => Ok(Box::pin(self.echo(early)).await),
-            Visit::Sync(Err(fault)) | Visit::Echo(Err(fault)) => Err(fault),
+            Visit::User(Err(fault)) | Visit::Echo(Err(fault)) => Err(fault),
         };
         let code = match spoken {
             Ok(code) => code,
@@ -94,39 +107,37 @@ where
         Box::pin(read_out(self.read)).await;
     }
 
-    /// Syncs; gives the close code.
-    async fn sync(&mut self, early: Bytes, (claims, device): (Box<Claims>, DeviceId)) -> Result<u16, Fault> {
-        let app = &self.app;
-        let expires_s = claims.expires_s;
-        let numbering = app.engine.numbering();
-        let identity = Arc::new(Box::pin(identity(app, *claims, Some(device))).await?);
-        let head = Box::pin(app.engine.head(&identity)).await?;
-        let (limits, now_ms) = (Arc::clone(app.engine.limits()), app.now_ms());
-        let bounds = Bounds { message_bytes: frame_bytes(self.form, &limits), fragments: limits.fragments };
+    /// Lets a token's bearer in; gives the close code.
+    async fn admit(&mut self, early: Bytes, entrance: Entrance) -> Result<u16, Fault> {
+        let Entrance { claims, device, door } = entrance;
+        let guest = Box::pin(guest_of(&self.app, *claims, device, door)).await?;
+        self.host(early, guest).await
+    }
+
+    /// Speaks with a guest; gives the close code.
+    async fn host(&mut self, early: Bytes, guest: Guest) -> Result<u16, Fault> {
+        let mut link = Box::pin(door::open(&self.app, guest, self.threshold(), None)).await?;
+        Ok(self.speak(early, &mut link).await)
+    }
+
+    /// Waits for somebody to say who it is, and speaks with whoever it is; gives the close code.
+    async fn welcome(&mut self, early: Bytes, origin: Origin) -> u16 {
+        let mut newcomer = Newcomer::new(Arc::clone(&self.app), self.threshold(), origin);
+        self.speak(early, &mut newcomer).await
+    }
+
+    fn threshold(&self) -> Threshold {
+        Threshold { form: self.form, number: self.number, id: self.id.clone() }
+    }
+
+    async fn speak<P: Speaker>(&mut self, early: Bytes, speaker: &mut P) -> u16 {
+        let limits = self.app.engine.limits();
+        let bounds = Bounds { message_bytes: frame_bytes(self.form, limits), fragments: limits.fragments };
         let interval = Duration::from_secs(limits.heartbeat_s);
         let mut outbox =
             Outbox::new(limits.outbound_bytes + limits.page_bytes, Duration::from_millis(limits.write_ms));
-        let meter = app.engine.meter(&identity.tenant_id, &identity.user, now_ms);
-        let (id, seed) = (self.id.clone(), app.random_u128());
-        let session = Session::new(Arc::clone(&identity), limits, meter, &head, id, seed, now_ms);
-        let seat = identity.device.as_ref().map(|(device, _)| (identity.tenant, *device));
-        let replaced = seat.map(|(tenant, device)| app.seat(tenant, device, self.number));
-        tracing::info!(connection = %self.id, tenant = %identity.tenant_id, "connected");
-        let visitor = Visitor {
-            form: self.form,
-            identity,
-            connection_id: self.id.clone(),
-            replaced: replaced.unwrap_or_default(),
-            expires_s,
-            numbering,
-        };
-        let mut link = Link::new(Arc::clone(app), session, visitor);
-        let reader = Reader::new(&mut self.read, early, bounds, Arc::clone(&app.inbound));
-        let code = pump(reader, &mut self.write, &mut link, &mut outbox, interval).await;
-        if let Some((tenant, device)) = seat {
-            self.app.unseat(tenant, device, self.number);
-        }
-        Ok(code)
+        let reader = Reader::new(&mut self.read, early, bounds, Arc::clone(&self.app.inbound));
+        pump(reader, &mut self.write, speaker, &mut outbox, interval).await
     }
 
     /// Echoes; gives the close code.
@@ -143,14 +154,7 @@ where
     /// Tells on the open socket why nobody is let in; gives the close code.
     async fn turn_away(&mut self, fault: &Fault) -> u16 {
         count_error(fault.code);
-        // Our own failure while connecting closes 4000.
-        let code = match (fault.code, fault.code.close()) {
-            (_, Some(close)) => close.0,
-            (ErrorCode::Forbidden, None) => 4503,
-            // A device name that cannot be one is as good as none; coming back with it helps nobody.
-            (ErrorCode::ValidationError, None) => 4502,
-            (_, None) => 4000,
-        };
+        let code = close_code(fault);
         let message = Outbound::Error(ErrorMessage::new(fault, &self.id));
         let head = Head { now_ms: self.app.now_ms(), ..Head::default() };
         let mut out = Vec::new();

@@ -13,19 +13,22 @@ use driftline_protocol::{ErrorCode, Fault, Form};
 use hyper::body::Body as _;
 use sha1::{Digest as _, Sha1};
 
-use super::connection::{self, Visit};
+use super::connection::{self, Entrance, Visit};
+use super::door::{Door, Guest};
+use super::newcomer::Origin;
 use crate::app::App;
-use crate::auth::{AuthError, Claims};
+use crate::auth::AuthError;
 use crate::listener::Active;
-use crate::rate;
+use crate::rate::{self, Peer};
 use crate::reply::{Refusal, problem};
 use crate::request::{Pairs, device, token, unauthorized};
-use crate::routes::RouteId;
+use crate::routes::{Names, RouteId};
 
 /// Answers an upgrade request; the connection goes on in a task of its own.
-pub(crate) fn upgrade<S: Store>(
+pub(crate) async fn upgrade<S: Store>(
     app: Arc<App<S>>,
     route: RouteId,
+    names: &Names,
     mut request: Request,
     correlation: &str,
 ) -> Response<Body> {
@@ -33,9 +36,15 @@ pub(crate) fn upgrade<S: Store>(
         Ok(checked) => checked,
         Err(refusal) => return refused(&refusal, correlation),
     };
+    let name = names.first().map_or("", |(_, value)| value);
+    let peer = request.extensions().get().copied();
     let visit = match route {
-        RouteId::EchoSocket => Visit::Echo(echo_entrance(&app, &request)),
-        _ => Visit::Sync(entrance(&app, &request, checked.bearer.as_deref())),
+        RouteId::IngestSocket => known(&app, name, peer).await,
+        _ => Ok(visit(&app, route, name, &request, checked.bearer.as_deref())),
+    };
+    let visit = match visit {
+        Ok(visit) => visit,
+        Err(refusal) => return problem(&refusal, correlation),
     };
     let place = match admit_user(&app, &request, &visit) {
         Ok(place) => place,
@@ -64,22 +73,58 @@ pub(crate) fn upgrade<S: Store>(
     response
 }
 
+/// Who enters, or why not; a browser cannot read a refused upgrade, so that this is told on the open socket.
+fn visit<S: Store>(
+    app: &App<S>,
+    route: RouteId,
+    name: &str,
+    request: &Request,
+    bearer: Option<&str>,
+) -> Visit {
+    match route {
+        RouteId::EchoSocket => Visit::Echo(echo_entrance(app, request)),
+        RouteId::IngestAuthSocket => Visit::Newcomer(Origin {
+            peer: request.extensions().get().copied(),
+            device: Pairs::of(request.uri()).get("device_id").map(str::to_owned),
+        }),
+        _ => Visit::User(entrance(app, route, name, request, bearer)),
+    }
+}
+
+/// Looks up the device that a hash leads to. A hash that leads nowhere is refused before the upgrade, and counted on its
+/// address.
+async fn known<S: Store>(app: &App<S>, hash: &str, peer: Option<Peer>) -> Result<Visit, Box<Refusal>> {
+    let numbering = app.engine.numbering();
+    match app.engine.identify_by_hash(hash).await {
+        Ok(identity) => {
+            let guest = Guest { identity, door: Door::Ingest, expires_s: None, numbering, place: None };
+            Ok(Visit::Known(Box::new(guest)))
+        }
+        Err(fault) if fault.code == ErrorCode::Unauthorized => {
+            rate::failed(app, peer).map_err(Refusal::from)?;
+            Err(Box::new(Refusal { status: Some(403), ..Refusal::from(fault) }))
+        }
+        Err(fault) => Err(Box::new(fault.into())),
+    }
+}
+
 /// Counts the request and the connection on the user who enters, and failures on their address. What is one too many is
 /// refused before the upgrade.
 fn admit_user<S: Store>(app: &App<S>, request: &Request, visit: &Visit) -> Result<Option<Connected>, Fault> {
-    match visit {
-        Visit::Sync(Ok((claims, _))) => {
-            rate::admit(app, request.extensions(), claims, false)?;
-            rate::connect(app, claims).map(Some)
-        }
-        Visit::Echo(Ok(())) => Ok(None),
-        Visit::Sync(Err(fault)) | Visit::Echo(Err(fault)) => {
+    let user = match visit {
+        Visit::User(Ok(Entrance { claims, .. })) => (&claims.tenant, &claims.user),
+        Visit::Known(guest) => (&guest.identity.tenant_id, &guest.identity.user),
+        // Nobody knows yet who that is.
+        Visit::Newcomer(_) | Visit::Echo(Ok(())) => return Ok(None),
+        Visit::User(Err(fault)) | Visit::Echo(Err(fault)) => {
             if fault.code == ErrorCode::Unauthorized {
                 rate::failed(app, request.extensions().get().copied())?;
             }
-            Ok(None)
+            return Ok(None);
         }
-    }
+    };
+    rate::admit(app, request.extensions(), user, false)?;
+    rate::connect(app, user).map(Some)
 }
 
 /// Answers a handshake that is refused; RFC 6455 §4.2.2 wants the version that would do to be named.
@@ -186,20 +231,37 @@ fn subprotocols(headers: &HeaderMap) -> Result<(Option<Form>, Option<String>), B
     Ok((form, bearer))
 }
 
-/// Who enters, or why not; a browser cannot read a refused upgrade, so this is told on the open socket.
+/// Finds a token's bearer before a door; `name` is what the path names.
 fn entrance<S: Store>(
     app: &App<S>,
+    route: RouteId,
+    name: &str,
     request: &Request,
     bearer: Option<&str>,
-) -> Result<(Box<Claims>, DeviceId), Fault> {
+) -> Result<Entrance, Fault> {
     let pairs = Pairs::of(request.uri());
     let token =
         token(request.headers(), &pairs).or(bearer).ok_or(AuthError::Missing).map_err(unauthorized)?;
     let claims = app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)?;
-    let device = device(&claims, pairs.get("device_id"), None)?;
-    let device =
-        device.ok_or_else(|| Fault::new(ErrorCode::MissingDeviceId, "the route needs a device_id"))?;
-    Ok((Box::new(claims), device))
+    let door = match route {
+        RouteId::SystemSocket => Door::System,
+        RouteId::DeviceSocket => {
+            let unknown = |_| Fault::new(ErrorCode::NotFound, "there is no such device here");
+            Door::Device(DeviceId::new(name).map_err(unknown)?, pairs.get("owner").map(Box::from))
+        }
+        RouteId::UserSocket => Door::User(name.to_owned()),
+        RouteId::MetricsSocket => Door::Metrics,
+        RouteId::AlertsSocket => Door::Alerts,
+        _ => Door::Sync,
+    };
+    let device = match door {
+        Door::Sync | Door::System => {
+            let missing = || Fault::new(ErrorCode::MissingDeviceId, "the route needs a device_id");
+            Some(device(&claims, pairs.get("device_id"), None)?.ok_or_else(missing)?)
+        }
+        _ => claims.device.clone(),
+    };
+    Ok(Entrance { claims: Box::new(claims), device, door })
 }
 
 /// The echo needs no token, but a bad one in the URL is refused as anywhere.

@@ -1,4 +1,4 @@
-//! The sync session of a connection, with everything it waits for.
+//! The session of a connection, with everything it waits for.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -6,20 +6,24 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use driftline_engine::{Committed, Done, Identity, Output, Session, Store, Subscription, Work};
+use driftline_engine::{
+    Committed, Connected, Done, Identity, Output, Session, Signal, Signals, Store, Subscription, Work,
+};
 use driftline_protocol::{self as protocol, ErrorCode, Fault, Form};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
+use super::door::{Stay, Threshold};
 use super::form::{Misfit, open, seal};
 use super::outbox::Outbox;
 use super::pump::{Message, Speaker};
 use crate::app::{App, drained};
 use crate::observe::count_error;
+use crate::traffic::Counted;
 
-/// One sync connection with everything it holds beside its socket.
+/// One connection with everything it holds beside its socket.
 pub(super) struct Link<S: Store> {
     app: Arc<App<S>>,
     identity: Arc<Identity>,
@@ -27,8 +31,14 @@ pub(super) struct Link<S: Store> {
     form: Form,
     connection_id: String,
     draining: watch::Receiver<bool>,
-    replaced: Arc<Notify>,
-    expires_s: u64,
+    stay: Stay<S>,
+    /// The place among the user's connections, where the link itself holds it.
+    _place: Option<Connected>,
+    counted: Counted,
+    expires_s: Option<u64>,
+    lives_by_frames: bool,
+    /// When the device was last written down as heard, in Unix milliseconds.
+    heard_ms: u64,
     /// The engine's numbering when the identity was asked for.
     numbering: u64,
     /// Work under way; answers come in the order of the asking.
@@ -36,28 +46,37 @@ pub(super) struct Link<S: Store> {
     /// Comes to its end when the work before has reached the store.
     turn: Option<oneshot::Receiver<()>>,
     commits: Option<Subscription>,
+    /// Live events, while the session wants any.
+    signals: Option<Signals>,
     /// Whether the session is to end because the server shuts down or the identity's numbers were voided: what was
     /// asked is answered, nothing more is read.
     stopping: bool,
 }
 
 /// Who is at the other end.
-pub(super) struct Visitor {
-    pub(super) form: Form,
+pub(super) struct Visitor<S: Store> {
+    pub(super) threshold: Threshold,
     pub(super) identity: Arc<Identity>,
-    pub(super) connection_id: String,
-    /// Tells that the device came again.
-    pub(super) replaced: Arc<Notify>,
-    /// When its token ends, in Unix seconds.
-    pub(super) expires_s: u64,
+    pub(super) stay: Stay<S>,
+    /// The place among the user's connections, unless somebody else holds it.
+    pub(super) place: Option<Connected>,
+    /// When its token ends, in Unix seconds; none: it came without one.
+    pub(super) expires_s: Option<u64>,
     /// The engine's numbering, taken before the identity was asked for.
     pub(super) numbering: u64,
+    /// Whether any frame is a sign of life, and not only a message.
+    pub(super) lives_by_frames: bool,
 }
+
+/// A device that speaks is written down as heard at most once in so many milliseconds.
+const HEARD_MS: u64 = 5_000;
 
 /// What happens beside the socket.
 pub(super) enum Event {
     Done(Box<Done>),
     Commit(Arc<Committed>),
+    /// Something happens now; nothing: events come no more.
+    Signal(Option<Arc<Signal>>),
     /// Commits are told no more: the tenant's number was voided.
     Voided,
     Drain,
@@ -66,23 +85,28 @@ pub(super) enum Event {
 
 impl<S: Store> Link<S> {
     /// Makes the speaker of a session.
-    pub(super) fn new(app: Arc<App<S>>, session: Session, visitor: Visitor) -> Self {
-        let Visitor { form, identity, connection_id, replaced, expires_s, numbering } = visitor;
+    pub(super) fn new(app: Arc<App<S>>, session: Session, visitor: Visitor<S>) -> Self {
+        let Visitor { threshold, identity, stay, place, expires_s, numbering, lives_by_frames } = visitor;
         // A reviewer is told of conflicts from the beginning, whether or not it syncs.
         let commits = (!identity.reviews.is_empty()).then(|| app.engine.subscribe(&identity));
         Self {
             draining: app.draining(),
+            counted: app.traffic.count(identity.tenant),
+            heard_ms: app.now_ms(),
             app,
             identity,
             session,
-            form,
-            connection_id,
-            replaced,
+            form: threshold.form,
+            connection_id: threshold.id,
+            stay,
+            _place: place,
             expires_s,
+            lives_by_frames,
             numbering,
             works: FuturesOrdered::new(),
             turn: None,
             commits,
+            signals: None,
             stopping: false,
         }
     }
@@ -134,11 +158,34 @@ impl<S: Store> Link<S> {
         self.stopping |= self.app.engine.numbering() != self.numbering;
     }
 
+    /// Listens to live events for as long as the session wants any.
+    fn attune(&mut self) {
+        match (self.session.is_listening(), &self.signals) {
+            (true, None) => self.signals = Some(self.app.engine.listen(&self.identity)),
+            (false, Some(_)) => self.signals = None,
+            _ => {}
+        }
+    }
+
+    /// Counts an answer that is that of an earlier request.
+    fn count_replay(&self, done: &Done) {
+        let replayed = match done {
+            Done::Pushed(Ok(ack)) => ack.replayed,
+            Done::Ingested(Ok(ack)) => ack.replayed,
+            Done::Noted(Ok(ack)) => ack.replayed,
+            _ => false,
+        };
+        if replayed {
+            self.app.counts.replays.increment(1);
+        }
+    }
+
     /// Does what the session wants.
     fn obey(&mut self, outbox: &mut Outbox) {
         while let Some(output) = self.session.poll_output() {
             match output {
                 Output::Send(text) => {
+                    self.counted.sent();
                     self.app.counts.messages_out.increment(1);
                     self.app.counts.bytes_out.increment(text.len() as u64);
                     let pushed = seal(self.form, &text, |opcode, payload| outbox.push(opcode, payload));
@@ -159,6 +206,7 @@ impl<S: Store> Speaker for Link<S> {
 
     fn collect(&mut self, outbox: &mut Outbox) {
         self.obey(outbox);
+        self.attune();
         if self.stopping && self.works.is_empty() && !self.session.is_closed() {
             let spread = u64::try_from(self.app.random_u128() % 3_000).unwrap_or_default();
             self.session.drain(500 + spread, self.app.now_ms());
@@ -175,19 +223,25 @@ impl<S: Store> Speaker for Link<S> {
         tokio::select! {
             biased;
             () = drained(&mut self.draining), if !self.stopping => Event::Drain,
-            () = self.replaced.notified() => Event::Replaced,
+            () = self.stay.replaced.notified() => Event::Replaced,
             Some(done) = self.works.next(), if !self.works.is_empty() => Event::Done(done),
             commit = next_commit(&mut self.commits), if self.commits.is_some() => {
                 commit.map_or(Event::Voided, Event::Commit)
             }
+            signal = next_signal(&mut self.signals), if self.signals.is_some() => Event::Signal(signal),
         }
     }
 
     fn handle(&mut self, event: Event) {
         let now_ms = self.app.now_ms();
         match event {
-            Event::Done(done) => self.session.handle_done(*done, now_ms),
+            Event::Done(done) => {
+                self.count_replay(&done);
+                self.session.handle_done(*done, now_ms);
+            }
             Event::Commit(committed) => self.session.handle_commit(&committed, now_ms),
+            Event::Signal(Some(signal)) => self.session.handle_signal(&signal, now_ms),
+            Event::Signal(None) => self.signals = None,
             Event::Voided => {
                 self.commits = None;
                 self.stopping = true;
@@ -199,12 +253,24 @@ impl<S: Store> Speaker for Link<S> {
         }
     }
 
+    fn heard(&mut self) {
+        if self.lives_by_frames {
+            self.session.excuse_silence(self.app.now_ms());
+        }
+    }
+
     fn control(&mut self) -> bool {
         self.session.handle_control(self.app.now_ms())
     }
 
     fn message(&mut self, message: Message, outbox: &mut Outbox) {
         let bytes = message.len();
+        let now_ms = self.app.now_ms();
+        if now_ms >= self.heard_ms + HEARD_MS {
+            self.heard_ms = now_ms;
+            self.app.engine.heard(&self.identity, now_ms);
+        }
+        self.counted.received();
         self.app.counts.messages_in.increment(1);
         self.app.counts.bytes_in.increment(bytes as u64);
         let message = match open(self.form, &message, self.app.engine.limits()) {
@@ -212,7 +278,7 @@ impl<S: Store> Speaker for Link<S> {
             Err(Misfit(code, reason)) => return outbox.close(code, reason),
         };
         self.log(&message, bytes);
-        self.session.handle_message(message, self.app.now_ms());
+        self.session.handle_message(message, now_ms);
     }
 
     fn too_large(&mut self, _: &mut Outbox) {
@@ -236,7 +302,7 @@ impl<S: Store> Speaker for Link<S> {
             self.session.excuse_silence(now_ms);
         }
         self.session.handle_time(now_ms);
-        if now_ms / 1000 >= self.expires_s {
+        if self.expires_s.is_some_and(|expires_s| now_ms / 1000 >= expires_s) {
             self.session.end(ErrorCode::Unauthorized, "the token has expired", now_ms);
         }
         Duration::from_millis(self.session.deadline_ms().saturating_sub(now_ms).max(50))
@@ -246,6 +312,13 @@ impl<S: Store> Speaker for Link<S> {
 async fn next_commit(commits: &mut Option<Subscription>) -> Option<Arc<Committed>> {
     match commits {
         Some(commits) => commits.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_signal(signals: &mut Option<Signals>) -> Option<Arc<Signal>> {
+    match signals {
+        Some(signals) => signals.next().await,
         None => std::future::pending().await,
     }
 }

@@ -1,12 +1,14 @@
 //! WebSockets: handshake, frames, and the task of each connection.
 
 mod connection;
+mod door;
 mod echo;
 mod form;
 mod frame;
 mod gate;
 mod handshake;
 mod link;
+mod newcomer;
 mod outbox;
 mod pump;
 mod reader;

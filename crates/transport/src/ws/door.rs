@@ -1,0 +1,202 @@
+//! The doors for WebSockets: who may enter, what for, and what is told there.
+
+use std::sync::Arc;
+
+use driftline_engine::{Connected, Identity, Preset, STAFF_ROLES, Session, Store};
+use driftline_model::DeviceId;
+use driftline_protocol::{ErrorCode, Fault, Form};
+
+use super::link::{Link, Visitor};
+use crate::app::{App, Place};
+use crate::auth::Claims;
+use crate::request::identity;
+use crate::traffic::SERVER_METRICS;
+
+/// A door, with what is bound to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Everything that a device syncs and sends.
+    Sync,
+    /// What is told to the own device.
+    System,
+    /// What happens to one device; an owner tells apart devices of one name.
+    Device(DeviceId, Option<Box<str>>),
+    /// What happens to one user's devices.
+    User(String),
+    /// What the server and its streams are like.
+    Metrics,
+    /// What is unusual.
+    Alerts,
+    /// What a device sends and nobody merges.
+    Ingest,
+}
+
+impl Door {
+    pub(super) fn preset(&self) -> Preset {
+        match self {
+            Self::Sync => Preset::Sync,
+            Self::System => Preset::System,
+            Self::Ingest => Preset::Ingest,
+            Self::Device(..) | Self::User(_) | Self::Metrics | Self::Alerts => Preset::Watch,
+        }
+    }
+
+    /// Tells whether any frame is a sign of life. A phone's library answers pings while its app is frozen.
+    pub(super) fn lives_by_frames(&self) -> bool {
+        matches!(self, Self::Metrics | Self::Alerts | Self::Ingest)
+    }
+}
+
+/// Somebody who may enter.
+pub(super) struct Guest {
+    pub(super) identity: Identity,
+    pub(super) door: Door,
+    /// When the token ends, in Unix seconds; none: whoever entered without one.
+    pub(super) expires_s: Option<u64>,
+    /// The engine's numbering, taken before the identity was asked for.
+    pub(super) numbering: u64,
+    /// The place among the user's connections, unless somebody else holds it.
+    pub(super) place: Option<Connected>,
+}
+
+/// A connection before anybody entered.
+#[derive(Debug, Clone)]
+pub(super) struct Threshold {
+    pub(super) form: Form,
+    pub(super) number: u64,
+    pub(super) id: String,
+}
+
+/// Finds out who a token's bearer is, and lets in who may enter.
+pub(super) async fn guest_of<S: Store>(
+    app: &App<S>,
+    claims: Claims,
+    device: Option<DeviceId>,
+    door: Door,
+) -> Result<Guest, Fault> {
+    let (expires_s, numbering) = (Some(claims.expires_s), app.engine.numbering());
+    let mut identity = identity(app, claims, device).await?;
+    app.engine.require_admitted(&identity).await?;
+    let staff = STAFF_ROLES.iter().any(|role| identity.has_role(role));
+    match &door {
+        Door::Metrics | Door::Alerts if !staff => {
+            return Err(Fault::new(ErrorCode::Forbidden, "the role staff or admin is needed"));
+        }
+        Door::User(user) if !staff && *user != identity.user.to_string() => {
+            return Err(Fault::new(ErrorCode::Forbidden, "another user's devices are not yours to watch"));
+        }
+        _ => {}
+    }
+    if door.preset() == Preset::Watch {
+        // Whoever watches is no device at work.
+        identity.device = None;
+    }
+    Ok(Guest { identity, door, expires_s, numbering, place: None })
+}
+
+/// Opens the session of a guest; `reply_to` is the message by which the guest said who it is.
+pub(super) async fn open<S: Store>(
+    app: &Arc<App<S>>,
+    guest: Guest,
+    threshold: Threshold,
+    reply_to: Option<String>,
+) -> Result<Link<S>, Fault> {
+    let Guest { identity, door, expires_s, numbering, place } = guest;
+    let identity = Arc::new(identity);
+    let head = app.engine.head(&identity).await?;
+    let (limits, now_ms) = (Arc::clone(app.engine.limits()), app.now_ms());
+    let meter = app.engine.meter(&identity.tenant_id, &identity.user, now_ms);
+    let (id, seed) = (threshold.id.clone(), app.random_u128());
+    let session = Session::new(Arc::clone(&identity), limits, meter, &head, id, seed, now_ms)
+        .replying_to(reply_to, &head, now_ms)
+        .on(door.preset())
+        .within(app.engine.window_ms(&identity.tenant_id), Arc::clone(&app.announced));
+    let session = follow(app, session, &identity, &door, now_ms).await?;
+    tracing::info!(connection = %threshold.id, tenant = %identity.tenant_id, "connected");
+    let stay = Stay::new(app, &identity, door.preset(), &threshold);
+    let lives_by_frames = door.lives_by_frames();
+    let visitor = Visitor { threshold, identity, stay, place, expires_s, numbering, lives_by_frames };
+    Ok(Link::new(Arc::clone(app), session, visitor))
+}
+
+/// Has a session hear what its door tells.
+async fn follow<S: Store>(
+    app: &App<S>,
+    mut session: Session,
+    identity: &Identity,
+    door: &Door,
+    now_ms: u64,
+) -> Result<Session, Fault> {
+    match door {
+        Door::Sync | Door::Ingest => {}
+        Door::System => {
+            if let Some((_, key)) = &identity.device {
+                session.interests_mut().follow_device(key, &["device_"]);
+            }
+        }
+        Door::Device(device, owner) => {
+            let row = app.engine.device(identity, device, owner.clone()).await?;
+            session.interests_mut().follow_device(&row.key, &["device_", "metrics_"]);
+        }
+        Door::User(user) => session.interests_mut().follow_user(user),
+        Door::Metrics => {
+            session.interests_mut().follow("stream_metrics");
+            session.interests_mut().follow(SERVER_METRICS);
+            session.handle_signal(&app.traffic.whole(identity.tenant, now_ms), now_ms);
+            for signal in app.engine.streams_now(identity, now_ms) {
+                session.handle_signal(&signal, now_ms);
+            }
+        }
+        Door::Alerts => session.interests_mut().follow("anomaly_alert"),
+    }
+    Ok(session)
+}
+
+/// The stay of a device at a door: it has its place and counts as connected for as long as this lives.
+pub(super) struct Stay<S: Store> {
+    app: Arc<App<S>>,
+    identity: Arc<Identity>,
+    connection: String,
+    number: u64,
+    place: Option<Place>,
+    /// Tells that the device came again.
+    pub(super) replaced: Arc<tokio::sync::Notify>,
+}
+
+impl<S: Store> Stay<S> {
+    fn new(app: &Arc<App<S>>, identity: &Arc<Identity>, preset: Preset, threshold: &Threshold) -> Self {
+        let place = identity.device.as_ref().map(|(device, _)| (identity.tenant, *device, preset));
+        let replaced = place.map(|place| app.seat(place, threshold.number)).unwrap_or_default();
+        app.engine.connected(identity, &threshold.id, app.now_ms());
+        Self {
+            app: Arc::clone(app),
+            identity: Arc::clone(identity),
+            connection: threshold.id.clone(),
+            number: threshold.number,
+            place,
+            replaced,
+        }
+    }
+}
+
+impl<S: Store> Drop for Stay<S> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.app.unseat(place, self.number);
+        }
+        self.app.engine.disconnected(&self.identity, &self.connection, self.app.now_ms());
+    }
+}
+
+/// The close code of somebody who is not let in.
+pub(super) fn close_code(fault: &Fault) -> u16 {
+    match (fault.code, fault.code.close()) {
+        (_, Some(close)) => close.0,
+        (ErrorCode::Forbidden | ErrorCode::NotFound, None) => 4503,
+        // A device name that cannot be one is as good as none; coming back with it helps nobody.
+        (ErrorCode::ValidationError, None) => 4502,
+        (ErrorCode::RateLimited, None) => 1008,
+        // Our own failure while connecting.
+        (_, None) => 4000,
+    }
+}
