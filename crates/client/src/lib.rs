@@ -6,8 +6,11 @@
 //! its timers, and nothing behind the app's back. The replica speaks JSON; the shell packs it as MessagePack and
 //! compressed, as the server and the [`Endpoint`] agree.
 //!
-//! What the crate does not do: it does not reconnect by itself and does not write to disk; records and queue live in
-//! memory. It speaks plain TCP, unless a [`Connector`] of the app's brings TLS along.
+//! [`Telemetry`] is a buffer of samples, as much a state machine, and [`Courier`] the shell that carries it: over the
+//! WebSocket, around a broken one over HTTP, and back.
+//!
+//! What the crate does not do: a [`Client`] does not reconnect by itself, and nothing is written to disk; records and
+//! queue live in memory. It speaks plain TCP, unless a [`Connector`] of the app's brings TLS along.
 //!
 //! A replica works without a network:
 //!

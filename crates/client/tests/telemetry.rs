@@ -129,8 +129,10 @@ fn a_full_buffer_refuses_the_newest() {
     let huge = fields(&format!(r#"{{"x":"{}"}}"#, "x".repeat(1 << 20))).unwrap();
     let refused = Telemetry::default().record(kind("a"), &huge, 0);
     assert!(matches!(refused, Err(RecordError::TooLarge { .. })), "{refused:?}");
-    let own = telemetry.record(kind("device_status"), &fields("{}").unwrap(), 0);
-    assert_eq!(own, Err(RecordError::Reserved(kind("device_status"))));
+    for name in ["device_status", "ping"] {
+        let own = telemetry.record(kind(name), &fields("{}").unwrap(), 0);
+        assert_eq!(own, Err(RecordError::Reserved(kind(name))));
+    }
 }
 
 #[test]
@@ -240,6 +242,8 @@ fn over_http_the_same_answers_count() {
         (409, problem(409, "IDEMPOTENCY_IN_PROGRESS", true), true),
         (429, "slow down".into(), true),
         (502, "<html>".into(), true),
+        (404, problem(404, "NOT_FOUND", false), true),
+        (405, problem(405, "METHOD_NOT_ALLOWED", false), true),
         (408, String::new(), true),
         (422, problem(422, "VALIDATION_ERROR", false), false),
     ] {

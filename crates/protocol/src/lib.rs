@@ -79,7 +79,7 @@ pub use status::{AnalyticsBatch, DeviceDoc, DeviceStatus};
 pub use telemetry::{BareAck, Rejected, Sample, Telemetry, TelemetryAck};
 pub use telemetry_client::{
     Introduction, TelemetryGreeting, TelemetryMessage, TelemetryPayload, TelemetryReply, encode_ping,
-    telemetry_item, telemetry_problem,
+    is_sample_kind, telemetry_item, telemetry_problem,
 };
 pub use throttle::{Throttle, ThrottleScope};
 pub use time::{format_millis, parse_time};

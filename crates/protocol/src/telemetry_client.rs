@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use driftline_model::DeviceId;
+use driftline_model::{DeviceId, KindName};
 
 use crate::client::{ANSWER_DEPTH, body, malformed, number, text};
 use crate::envelope::FieldError;
@@ -70,6 +70,34 @@ impl TelemetryMessage<'_> {
         out.push('}');
         out
     }
+}
+
+/// The types of messages that are no kinds of samples.
+const OTHER_TYPES: [&str; 18] = [
+    "ack_events",
+    "analytics_batch",
+    "auth",
+    "device_status",
+    "end_sync",
+    "heartbeat",
+    "ping",
+    "publish",
+    "replay_request",
+    "request_checksums",
+    "request_server_data",
+    "resolve_conflict",
+    "start_sync",
+    "subscribe_events",
+    "subscription",
+    "sync_data",
+    "unsubscribe_events",
+    "unsubscription",
+];
+
+/// Tells whether a message of that type carries samples of that kind. Others have a meaning of their own.
+#[must_use]
+pub fn is_sample_kind(kind: &KindName) -> bool {
+    !kind.as_str().starts_with('$') && !OTHER_TYPES.contains(&kind.as_str())
 }
 
 /// Writes one item of telemetry: its fields, then when it was recorded, unless a field says that.
@@ -304,7 +332,8 @@ pub fn telemetry_problem(status: u16, bytes: &[u8]) -> ErrorMessage {
             code: problem.code,
             message: problem.detail,
             correlation_id: problem.correlation_id,
-            retryable: problem.retryable,
+            // A server that lacks the route says nothing about the message.
+            retryable: problem.retryable || matches!(status, 404 | 405 | 415 | 426),
             retry_after_ms: problem.retry_after_ms,
             details: None,
         },
@@ -331,7 +360,10 @@ const fn code_of(status: u16) -> ErrorCode {
 
 #[cfg(test)]
 mod tests {
+    use driftline_model::Limits;
+
     use super::*;
+    use crate::{Auth, Inbound, decode};
 
     fn object(text: &str) -> driftline_model::Object {
         driftline_model::Object::from_canonical(text.to_owned()).expect("canonical")
@@ -371,6 +403,65 @@ mod tests {
             r#"{"from":1,"to":2,"counters":{"taps":3,"x":0},"histograms":{"load":[[1,2],[2.5,1]],"none":[]}}"#
         );
         assert_eq!(encode_ping(5), r#"{"type":"ping","timestamp":5}"#);
+    }
+
+    #[test]
+    fn the_server_reads_what_a_device_writes() {
+        let read =
+            |text: &str| decode(Encoding::Json, text.as_bytes(), &Limits::default()).expect("a message").body;
+        let texts = [r#"{"a":[1,{"b":"é"}]}"#, r#"{"fields":{"a":1}}"#, "{}", r#"{"id":"x","ts":3,"z":1}"#];
+        let items = texts.map(|text| telemetry_item(&object(text), 7).into_boxed_str());
+        let message = TelemetryMessage {
+            kind: "voice",
+            id: "t1",
+            idempotency_key: Some("k"),
+            ts_ms: 9,
+            payload: TelemetryPayload::Items(&items),
+        };
+        let Inbound::Telemetry(telemetry) = read(&message.encode()) else { panic!("no telemetry") };
+        assert_eq!(telemetry.kind.as_str(), "voice");
+        let samples: Vec<_> =
+            telemetry.samples.iter().map(|sample| sample.as_ref().expect("a sample")).collect();
+        let fields: Vec<_> = samples.iter().map(|sample| sample.fields.as_str()).collect();
+        assert_eq!(fields, [texts[0], texts[1], texts[2], r#"{"z":1}"#]);
+        let times: Vec<_> = samples.iter().map(|sample| sample.at_ms).collect();
+        assert_eq!(times, [Some(7), Some(7), Some(7), Some(3)]);
+
+        let batch = AnalyticsBatch {
+            from_ms: 1,
+            to_ms: 2,
+            counters: vec![("taps \"".into(), 3)],
+            histograms: vec![("load".into(), vec![(-0.5, 2), (1e300, 1)])],
+        };
+        let payload = batch.encode();
+        let message = TelemetryMessage {
+            kind: "analytics_batch",
+            payload: TelemetryPayload::Object(&payload),
+            ..message
+        };
+        let Inbound::AnalyticsBatch(told) = read(&message.encode()) else { panic!("no batch") };
+        assert_eq!(*told, batch);
+        let message = TelemetryMessage {
+            kind: "device_status",
+            payload: TelemetryPayload::Object(r#"{"battery":81,"status":"online"}"#),
+            ..message
+        };
+        let Inbound::DeviceStatus(status) = read(&message.encode()) else { panic!("no status") };
+        assert_eq!(status.status.as_deref(), Some("online"));
+        assert!(matches!(read(&encode_ping(5)), Inbound::Ping { .. }));
+        assert_eq!(
+            read(&Introduction::DeviceHash("h").encode()),
+            Inbound::Auth(Auth::DeviceHash("h".into()))
+        );
+    }
+
+    #[test]
+    fn types_of_other_messages_are_no_kinds_of_samples() {
+        let is_kind = |name: &str| is_sample_kind(&KindName::new(name).expect("a name"));
+        assert!(is_kind("voice") && is_kind("screen_time"));
+        for name in OTHER_TYPES {
+            assert!(!is_kind(name), "{name}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use driftline_model::{KindName, Limits, Object};
-use driftline_protocol::{TelemetryGreeting, telemetry_item};
+use driftline_protocol::{TelemetryGreeting, is_sample_kind, telemetry_item};
 use thiserror::Error;
 
 use super::backoff::Backoff;
@@ -82,7 +82,7 @@ pub enum RecordError {
         /// The most bytes.
         max: usize,
     },
-    /// The kind has a method of its own.
+    /// Messages of that type are no samples.
     #[error("{0} is no kind of samples")]
     Reserved(KindName),
 }
@@ -135,7 +135,7 @@ impl Telemetry {
     /// # Errors
     /// [`RecordError`]; the sample is not in the buffer then.
     pub fn record(&mut self, kind: KindName, fields: &Object, now_ms: u64) -> Result<(), RecordError> {
-        if matches!(kind.as_str(), STATUS | ANALYTICS) {
+        if !is_sample_kind(&kind) {
             return Err(RecordError::Reserved(kind));
         }
         let item = telemetry_item(fields, now_ms).into_boxed_str();
