@@ -13,6 +13,8 @@ CREATE TABLE samples (
 );
 CREATE UNIQUE INDEX samples_key ON samples (tenant_no, kind_no, id);
 CREATE INDEX samples_time ON samples (tenant_no, kind_no, device_no, at, id);
+-- Every kind has a retention of its own: what is old of one must be found without reading what is kept of the others.
+CREATE INDEX samples_received ON samples (kind_no, received_at);
 
 -- What was answered to requests with a key. Without an answer the items of the request answer again; attempt and
 -- lease_until stand while an effect outside the database is under way.
@@ -28,10 +30,8 @@ CREATE TABLE idempotency (
     PRIMARY KEY (tenant_no, owner, key)
 );
 CREATE INDEX idempotency_expires ON idempotency (expires_at);
-
--- What a batch is recognised by when it comes again, and its answer.
-ALTER TABLE sync_batches ADD COLUMN fingerprint BYTEA;
-ALTER TABLE sync_batches ADD COLUMN answer BYTEA;
+-- Numbers of attempts rise over all keys, so that they outlive the rows.
+CREATE SEQUENCE idempotency_attempts AS BIGINT;
 
 -- What devices counted and measured, by the hour (UTC) in which it began.
 CREATE TABLE series (
@@ -42,16 +42,6 @@ CREATE TABLE series (
     sketch    BYTEA NOT NULL,
     PRIMARY KEY (tenant_no, hour, name)
 );
-
--- The registry of devices. connection is the last one that was open, null once it is known to be gone; connected_at tells
--- when it was opened, reported_at when the device said what stands in status and report.
-ALTER TABLE devices ADD COLUMN disabled_at BIGINT;
-ALTER TABLE devices ADD COLUMN connection TEXT COLLATE "C";
-ALTER TABLE devices ADD COLUMN connected_at BIGINT NOT NULL DEFAULT 0;
-ALTER TABLE devices ADD COLUMN status TEXT COLLATE "C";
-ALTER TABLE devices ADD COLUMN report TEXT COLLATE "C";
-ALTER TABLE devices ADD COLUMN reported_at BIGINT NOT NULL DEFAULT 0;
-CREATE INDEX devices_tenant ON devices (tenant_no, device_no);
 
 -- Device hashes, of which only the SHA-256 is kept. They lead to a device of whichever tenant.
 CREATE TABLE device_digests (

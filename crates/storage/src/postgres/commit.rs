@@ -13,7 +13,9 @@ use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_query;
 use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
-use driftline_engine::{PlanEnv, Planned, Receipt, StoreError, Submission, plan};
+use driftline_engine::{
+    Answered, Entry, PlanEnv, Planned, Receipt, StoreError, Submission, Task, plan,
+};
 use driftline_model::{KindName, ScopeName, TenantNo};
 
 use super::connect::Lease;
@@ -21,6 +23,7 @@ use super::lanes::Answer;
 use super::load::{Loaded, load};
 use super::write::{Numbers, Unwritten, write};
 use super::{Shared, names, store_error};
+use crate::codec::encode_receipt;
 use crate::group::{Lookup, unproven};
 use crate::rows::sql;
 
@@ -36,8 +39,9 @@ pub(super) enum Failure {
     Away(String),
     /// The connection went away before the commit was asked for: nothing was applied.
     Lost(String),
-    /// The connection went away while the commit was under way: nobody knows what became of it.
-    Unknown(String),
+    /// The connection went away while the commit was under way: nobody knows what became of it. Of each batch, whether
+    /// it is recognised when it comes again.
+    Unknown(String, Vec<bool>),
     /// The database or the store refused; nothing was applied.
     Refused(StoreError),
 }
@@ -68,7 +72,7 @@ impl Failure {
             Self::Unnamed(..) => StoreError::Unavailable("a name has no number".into()),
             Self::NoMonth(_) => StoreError::Unavailable("the audit has no partition for this month".into()),
             Self::Away(reason) | Self::Lost(reason) => StoreError::Unavailable(reason.clone()),
-            Self::Unknown(reason) => {
+            Self::Unknown(reason, _) => {
                 StoreError::Unavailable(format!("{reason}; whether the batch was applied is not known yet"))
             }
             Self::Refused(error) => error.clone(),
@@ -114,9 +118,9 @@ pub(super) async fn run_group(
             Failure::Away(_) => {}
             Failure::Lost(_) => lost += 1,
             // What was committed is recognised when it is planned again, if it can be recognised at all.
-            Failure::Unknown(_) => {
+            Failure::Unknown(_, ref recognisable) => {
                 lost += 1;
-                (group, answers) = keep_recognisable(group, answers, &failure);
+                (group, answers) = keep_recognisable(group, answers, recognisable, &failure);
             }
             _ => break failure,
         }
@@ -175,11 +179,12 @@ async fn name(
 fn keep_recognisable(
     group: Vec<Submission>,
     answers: Vec<Answer>,
+    recognisable: &[bool],
     failure: &Failure,
 ) -> (Vec<Submission>, Vec<Answer>) {
     let mut kept = (Vec::new(), Vec::new());
-    for (submission, answer) in group.into_iter().zip(answers) {
-        if submission.entries.iter().all(|entry| entry.n.is_some() || entry.op_id.is_some()) {
+    for ((submission, answer), recognisable) in group.into_iter().zip(answers).zip(recognisable) {
+        if *recognisable {
             kept.0.push(submission);
             kept.1.push(answer);
         } else {
@@ -263,15 +268,15 @@ async fn transact(
     };
     match write(lease.pg(), tenant, (&planned, state), &numbers, loaded.now_ms).await {
         Ok(()) => lease.done(),
-        Err(failed) => return Err(unwritten(lease, failed)),
+        Err(failed) => return Err(unwritten(lease, failed, || recognisable(group, &planned))),
     }
     Ok(told(shared, tenant, planned))
 }
 
 /// Says what became of a group whose writes or commit failed.
-fn unwritten(lease: Lease, failed: Unwritten) -> Failure {
+fn unwritten(lease: Lease, failed: Unwritten, recognisable: impl FnOnce() -> Vec<bool>) -> Failure {
     match failed {
-        Unwritten::Unknown(error) => Failure::Unknown(error.to_string()),
+        Unwritten::Unknown(error) => Failure::Unknown(error.to_string(), recognisable()),
         Unwritten::Ended(error) => Failure::Lost(error.to_string()),
         Unwritten::TakenBack(error) => {
             let failure = error.into();
@@ -281,6 +286,28 @@ fn unwritten(lease: Lease, failed: Unwritten) -> Failure {
             failure
         }
     }
+}
+
+/// Tells of each batch whether it is recognised when it comes again, if it was committed: by its own name, with an answer
+/// that is kept whole, or because every item of it is.
+fn recognisable(group: &[Submission], planned: &Planned) -> Vec<bool> {
+    let writes = &planned.writes;
+    let keys = writes.once.iter().map(|write| write.receipt);
+    let batches = writes.batches.iter().filter_map(|write| Some(write.answer?.1));
+    let named: BTreeSet<usize> = keys.chain(batches).collect();
+    let known = |entry: &Entry| match entry.task {
+        Task::Append(_) => true,
+        Task::Aggregate(_) => false,
+        Task::Apply(_) | Task::Refuse(..) | Task::Resolve(_) => entry.n.is_some() || entry.op_id.is_some(),
+    };
+    let both = group.iter().zip(&planned.receipts).enumerate();
+    both.map(|(at, (submission, receipt))| {
+        let did_nothing = receipt.answered != Answered::Applied;
+        did_nothing
+            || submission.entries.iter().all(known)
+            || (named.contains(&at) && encode_receipt(receipt).is_some())
+    })
+    .collect()
 }
 
 /// Plans a loaded group.

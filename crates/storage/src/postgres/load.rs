@@ -13,6 +13,8 @@ use super::sql::{
     DeviceRow, KnownByName, KnownByNumber, KnownRowOf, LoadDevices, LoadRecords, LockHead, LockedHead,
     OpenConflicts,
 };
+use super::once::{self, BatchRow, KeyRow, load_batches, load_keys};
+use super::samples::{self, MarkRow, PointRow, load_samples, load_series};
 use super::{Shared, names};
 use crate::codec::{corrupt, encode_op};
 use crate::group::{DeviceNames, Lookup};
@@ -34,8 +36,13 @@ struct Asked<'a> {
     /// The kinds' numbers, and the records.
     rows: (Vec<i32>, Vec<&'a str>),
     conflicts: (Vec<i32>, Vec<&'a str>),
+    /// As the records.
+    samples: (Vec<i32>, Vec<&'a str>),
+    /// The hours, and the names of the series.
+    series: (Vec<i64>, Vec<&'a str>),
     /// Changes whose first answer may be remembered.
     known: KnownKeys,
+    once: once::Names<'a>,
 }
 
 #[derive(Default)]
@@ -46,6 +53,10 @@ struct KnownKeys {
 
 impl KnownKeys {
     fn add(&mut self, device: DeviceNo, entry: &Entry) {
+        // Samples are known by themselves.
+        if !entry.is_record() {
+            return;
+        }
         if let Some(n) = entry.n {
             self.numbers.0.push(device_sql(device));
             self.numbers.1.push(sql(n));
@@ -102,14 +113,22 @@ fn ask<'a>(
         devices: group.iter().map(|submission| submission.device).collect(),
         rows: Default::default(),
         conflicts: Default::default(),
+        samples: Default::default(),
+        series: Default::default(),
         known: KnownKeys::default(),
+        once: once::Names::default(),
     };
-    let mut wanted: BTreeMap<(i32, &str), bool> = BTreeMap::new();
+    let mut wanted = Wanted::default();
     let mut last: Option<(&KindName, Option<i32>)> = None;
     for submission in group {
+        asked.once.add(submission);
         for entry in &submission.entries {
             if old(submission, entry) {
                 asked.known.add(submission.device, entry);
+            }
+            if let Task::Aggregate(aggregate) = &entry.task {
+                wanted.series.extend(aggregate.series.iter().map(|(name, _)| (sql(aggregate.hour_ms), &**name)));
+                continue;
             }
             let (Some(kind), Some(id)) = (&entry.kind, &entry.id) else { continue };
             let kind_no = match last {
@@ -117,24 +136,43 @@ fn ask<'a>(
                 _ => shared.caches.names.kind(tenant, kind),
             };
             last = Some((kind, kind_no));
-            // A create of a new record is looked for as well: it may exist.
             match kind_no {
-                Some(kind_no) => *wanted.entry((kind_no, id.as_str())).or_default() |= entry.may_review(),
+                Some(kind_no) => wanted.add(entry, (kind_no, id.as_str())),
                 None if matches!(entry.task, Task::Refuse(..)) => {}
                 // A failover came between: the record must not count as missing.
                 None => return Err(StoreError::Unavailable("the kind's number was forgotten".into()).into()),
             }
         }
     }
-    for ((kind_no, id), may_review) in wanted {
-        asked.rows.0.push(kind_no);
-        asked.rows.1.push(id);
-        if may_review {
-            asked.conflicts.0.push(kind_no);
-            asked.conflicts.1.push(id);
+    wanted.sort_into(&mut asked);
+    Ok(asked)
+}
+
+/// What the first flight asks for by name, each once.
+#[derive(Default)]
+struct Wanted<'a> {
+    /// Records, and whether their conflicts are wanted too.
+    rows: BTreeMap<(i32, &'a str), bool>,
+    samples: BTreeSet<(i32, &'a str)>,
+    series: BTreeSet<(i64, &'a str)>,
+}
+
+impl<'a> Wanted<'a> {
+    fn add(&mut self, entry: &Entry, key: (i32, &'a str)) {
+        if entry.is_record() {
+            // A create of a new record is looked for as well: it may exist.
+            *self.rows.entry(key).or_default() |= entry.may_review();
+        } else {
+            self.samples.insert(key);
         }
     }
-    Ok(asked)
+
+    fn sort_into(self, asked: &mut Asked<'a>) {
+        asked.conflicts = self.rows.iter().filter(|(_, may_review)| **may_review).map(|(key, _)| *key).unzip();
+        asked.rows = self.rows.into_keys().unzip();
+        asked.samples = self.samples.into_iter().unzip();
+        asked.series = self.series.into_iter().unzip();
+    }
 }
 
 struct Fetched {
@@ -143,6 +181,8 @@ struct Fetched {
     rows: Vec<RecordRow>,
     conflicts: Vec<ConflictSql>,
     known: Vec<KnownRowOf>,
+    telemetry: (Vec<MarkRow>, Vec<PointRow>),
+    once: (Vec<KeyRow>, Vec<BatchRow>),
 }
 
 /// The first flight.
@@ -154,8 +194,9 @@ async fn fetch(
 ) -> Result<Fetched, Failure> {
     let tenant_no = tenant_sql(tenant);
     let devices = asked.devices.iter().map(|device| device_sql(*device)).collect();
+    let (keys, batches) = asked.once.split();
     let mut first = pg;
-    let (begun, head, devices, rows, conflicts, by_number, by_name) = join!(
+    let (begun, head, devices, rows, conflicts, by_number, by_name, samples, series, keys, batches) = join!(
         biased;
         first.batch_execute("BEGIN"),
         lock_head(shared, pg, tenant_no),
@@ -164,11 +205,23 @@ async fn fetch(
         load_conflicts(pg, tenant_no, asked.conflicts),
         known_by_number(pg, asked.known.numbers),
         known_by_name(pg, asked.known.names),
+        load_samples(pg, tenant_no, asked.samples),
+        load_series(pg, tenant_no, asked.series),
+        load_keys(pg, tenant_no, keys),
+        load_batches(pg, tenant_no, batches),
     );
     begun?;
     let mut known = by_number?;
     known.extend(by_name?);
-    Ok(Fetched { head: head?, devices: devices?, rows: rows?, conflicts: conflicts?, known })
+    Ok(Fetched {
+        head: head?,
+        devices: devices?,
+        rows: rows?,
+        conflicts: conflicts?,
+        known,
+        telemetry: (samples?, series?),
+        once: (keys?, batches?),
+    })
 }
 
 async fn lock_head(shared: &Shared, mut pg: &AsyncPgConnection, tenant_no: i32) -> QueryResult<LockedHead> {
@@ -267,6 +320,9 @@ async fn sort(
         state.conflicts.entry(key).or_default().push(row);
     }
     keep_known(state, fetched.known)?;
+    names::learn(caches, pg, fetched.telemetry.0.iter().map(|row| row.0), []).await?;
+    samples::keep(caches, tenant, state, fetched.telemetry)?;
+    once::keep(tenant, state, fetched.once)?;
     name_devices(shared, pg, tenant, &mut loaded.devices, marked).await?;
     Ok(loaded)
 }

@@ -15,16 +15,20 @@ mod connect;
 mod diagnose;
 mod filter;
 mod lanes;
+mod leases;
 mod load;
 mod migrate;
 mod names;
 #[cfg(test)]
 mod nodes;
+mod once;
 mod open;
 mod paged;
 mod pages;
 mod prune;
 mod queries;
+mod registry;
+mod samples;
 mod snapshot;
 mod sql;
 mod sums;
@@ -346,59 +350,67 @@ impl Store for PostgresStore {
         self.run(async move { queries::session(&shared, tenant, device, &sync_id).await }).await
     }
 
-    async fn prune(&self, now_ms: u64, _: &Retention) -> Result<u64, StoreError> {
-        let shared = Arc::clone(&self.shared);
+    async fn prune(&self, now_ms: u64, retention: &Retention) -> Result<u64, StoreError> {
+        let (shared, retention) = (Arc::clone(&self.shared), retention.clone());
         let (answer, answered) = oneshot::channel();
         // However long it takes: nobody is told to prune again.
         self.shared.runtime.spawn(async move {
-            let _ = answer.send(prune::prune(&shared, now_ms).await);
+            let _ = answer.send(prune::prune(&shared, now_ms, &retention).await);
         });
         answered.await.map_err(|_| stopped())?
     }
 
-    async fn samples(&self, _: TenantNo, _: SampleQuery) -> Result<Vec<SampleRow>, StoreError> {
-        Err(StoreError::Unavailable("not kept here".into()))
+    async fn samples(&self, tenant: TenantNo, query: SampleQuery) -> Result<Vec<SampleRow>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.run(async move { samples::samples(&shared, tenant, &query).await }).await
     }
 
-    async fn series(&self, _: TenantNo, _: SeriesQuery) -> Result<Vec<SeriesRow>, StoreError> {
-        Err(StoreError::Unavailable("not kept here".into()))
+    async fn series(&self, tenant: TenantNo, query: SeriesQuery) -> Result<Vec<SeriesRow>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.run(async move { samples::series(&shared, tenant, &query).await }).await
     }
 
-    async fn device_row(&self, _: TenantNo, _: DeviceNo) -> Result<Option<DeviceRow>, StoreError> {
-        Err(StoreError::Unavailable("not kept here".into()))
+    async fn device_row(&self, tenant: TenantNo, device: DeviceNo) -> Result<Option<DeviceRow>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.run(async move { registry::device_row(&shared, tenant, device).await }).await
     }
 
-    async fn devices(&self, _: TenantNo, _: DeviceQuery) -> Result<Vec<DeviceRow>, StoreError> {
-        Err(StoreError::Unavailable("not kept here".into()))
+    async fn devices(&self, tenant: TenantNo, query: DeviceQuery) -> Result<Vec<DeviceRow>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.run(async move { registry::devices(&shared, tenant, &query).await }).await
     }
 
     async fn device_by_digest(
         &self,
-        _: [u8; 32],
+        digest: [u8; 32],
     ) -> Result<Option<(TenantId, TenantNo, DeviceRow)>, StoreError> {
-        Err(StoreError::Unavailable("not kept here".into()))
+        let shared = Arc::clone(&self.shared);
+        self.run(async move { registry::device_by_digest(&shared, digest).await }).await
     }
 
     async fn change_device(
         &self,
-        _: TenantNo,
-        _: DeviceChange,
-        _: Option<DeviceOnce>,
+        tenant: TenantNo,
+        change: DeviceChange,
+        once: Option<DeviceOnce>,
     ) -> Result<DeviceChanged, StoreError> {
-        Err(StoreError::Unavailable("not kept here".into()))
+        let shared = Arc::clone(&self.shared);
+        self.run(async move { registry::change_device(&shared, tenant, &change, once.as_ref()).await }).await
     }
 
-    async fn note_devices(&self, _: Vec<DeviceNote>) -> Result<(), StoreError> {
-        Err(StoreError::Unavailable("not kept here".into()))
+    async fn note_devices(&self, notes: Vec<DeviceNote>) -> Result<(), StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.run(async move { registry::note_devices(&shared, notes).await }).await
     }
 
     async fn remembered(
         &self,
-        _: TenantNo,
-        _: &str,
-        _: &str,
+        tenant: TenantNo,
+        owner: &str,
+        key: &str,
     ) -> Result<Option<Record<Remembered>>, StoreError> {
-        Err(StoreError::Unavailable("not kept here".into()))
+        let (shared, owner, key) = (Arc::clone(&self.shared), owner.to_owned(), key.to_owned());
+        self.run(async move { once::remembered(&shared, tenant, &owner, &key).await }).await
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -233,7 +233,8 @@ statement! {
         tenant_no: i32 => Integer, now: i64 => BigInt, moved: bool => Bool, head_seq: i64 => BigInt, hlc: i64 => BigInt,
         device_no: Vec<i32> => Array<Integer>, last_n: Vec<i64> => Array<BigInt>, acked_n: Vec<i64> => Array<BigInt>,
         batch_device: Vec<i32> => Array<Integer>, sync_id: Vec<String> => Array<Text>,
-        batch_seq: Vec<i64> => Array<BigInt>, scope_no: Vec<i32> => Array<Integer>,
+        batch_seq: Vec<i64> => Array<BigInt>, fingerprint: Vec<Option<Vec<u8>>> => Array<Nullable<Binary>>,
+        answer: Vec<Option<Vec<u8>>> => Array<Nullable<Binary>>, scope_no: Vec<i32> => Array<Integer>,
         kind_no: Vec<i32> => Array<Integer>, count: Vec<i64> => Array<BigInt>, sum: Vec<i64> => Array<BigInt>,
     } =
     "WITH devices_moved AS (UPDATE devices AS d SET last_n = w.last_n, acked_n = w.acked_n, last_seen_at = " ? now: BigInt
@@ -241,12 +242,16 @@ statement! {
     ", " ? last_n: Array<BigInt>
     ", " ? acked_n: Array<BigInt>
     ") AS w(device_no, last_n, acked_n) WHERE d.device_no = w.device_no), \
-     batches_put AS (INSERT INTO sync_batches (tenant_no, device_no, sync_id, batch_seq, at) SELECT " ? tenant_no: Integer
+     batches_put AS (INSERT INTO sync_batches (tenant_no, device_no, sync_id, batch_seq, fingerprint, answer, at) \
+     SELECT " ? tenant_no: Integer
     ", w.*, " ? now: BigInt
     " FROM unnest(" ? batch_device: Array<Integer>
     ", " ? sync_id: Array<Text>
     ", " ? batch_seq: Array<BigInt>
-    ") AS w ON CONFLICT (tenant_no, device_no, sync_id, batch_seq) DO UPDATE SET at = excluded.at), \
+    ", " ? fingerprint: Array<Nullable<Binary>>
+    ", " ? answer: Array<Nullable<Binary>>
+    ") AS w ON CONFLICT (tenant_no, device_no, sync_id, batch_seq) DO UPDATE SET fingerprint = excluded.fingerprint, \
+     answer = excluded.answer, at = excluded.at), \
      sums_added AS (INSERT INTO scope_sums AS s (tenant_no, scope_no, kind_no, count, sum) SELECT " ? tenant_no: Integer
     ", w.* FROM unnest(" ? scope_no: Array<Integer>
     ", " ? kind_no: Array<Integer>

@@ -119,7 +119,7 @@ const SKIP_NUMBERS: &str = "SELECT setval(s::REGCLASS, nextval(s::REGCLASS) + 10
      FROM unnest(ARRAY[\
      pg_get_serial_sequence('tenants', 'tenant_no'), pg_get_serial_sequence('kinds', 'kind_no'), \
      pg_get_serial_sequence('scopes', 'scope_no'), pg_get_serial_sequence('topics', 'topic_no'), \
-     pg_get_serial_sequence('devices', 'device_no'), 'audit_ids']) AS s";
+     pg_get_serial_sequence('devices', 'device_no'), 'audit_ids', 'idempotency_attempts']) AS s";
 
 impl Timeline {
     /// Looks on which timeline a new connection is, whose task `driver` ends. That takes at most `limit`; new epochs,

@@ -8,14 +8,17 @@ use diesel::query_builder::{QueryFragment, QueryId};
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel_async::methods::ExecuteDsl;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use driftline_engine::{GroupState, Planned, Writes};
+use driftline_engine::{BatchWrite, DeviceWrite, GroupState, Planned, Receipt, Writes};
 use driftline_model::{KindName, ScopeName, TenantNo};
 use futures_util::future::{BoxFuture, join_all};
 
 use super::commit::Failure;
+use super::once::put_keys;
+use super::samples::{PutSamples, PutSeries};
 use super::sql::{
     Commit, ForgetAnswers, ForgetExits, PutAnswers, PutAudit, PutConflicts, PutExits, PutRecords, Settle,
 };
+use crate::codec::encode_receipt;
 use crate::names::{Names, device_sql, tenant_sql};
 use crate::rows::{AuditInsert, ConflictWrite, ResultRow, sql, write_of};
 
@@ -46,6 +49,7 @@ impl<'a> Numbers<'a> {
         kinds.extend(writes.conflicts.iter().map(|(_, row)| &row.kind));
         scopes.extend(writes.conflicts.iter().map(|(_, row)| &row.scope));
         kinds.extend(writes.audits.iter().map(|audit| &audit.kind));
+        kinds.extend(writes.samples.iter().map(|sample| &sample.key.kind));
         let mut unnamed = (BTreeSet::new(), BTreeSet::new());
         let mut numbers = Self { kinds: HashMap::new(), scopes: HashMap::new() };
         for kind in kinds {
@@ -114,7 +118,9 @@ pub(super) async fn write(
     flight.answers(writes);
     flight.audit(writes);
     flight.conflicts(writes);
-    flight.settle(tenant, writes);
+    flight.samples(writes);
+    flight.names(planned);
+    flight.settle(tenant, planned);
     flight.add(Commit {});
     debug_assert!(flight.statements.len() <= FLIGHT_MAX);
     outcome(join_all(flight.statements).await)
@@ -228,38 +234,53 @@ impl<'a> Flight<'a> {
         }
     }
 
-    fn settle(&mut self, tenant: TenantNo, writes: &Writes) {
+    fn samples(&mut self, writes: &'a Writes) {
+        let mut put = PutSamples::of(self.tenant_no, self.now);
+        for sample in &writes.samples {
+            put.push(self.numbers.kind(&sample.key.kind), sample);
+        }
+        if !writes.samples.is_empty() {
+            self.add(put);
+        }
+        if !writes.series.is_empty() {
+            self.add(PutSeries::of(self.tenant_no, &writes.series));
+        }
+    }
+
+    fn names(&mut self, planned: &Planned) {
+        if !planned.writes.once.is_empty() {
+            self.add(put_keys(self.tenant_no, &planned.writes.once, &planned.receipts));
+        }
+    }
+
+    fn settle(&mut self, tenant: TenantNo, planned: &Planned) {
+        let writes = &planned.writes;
         let head = writes.heads.iter().find(|(of, _)| *of == tenant).map(|(_, head)| head);
+        // In the order in which whoever notes signs of devices locks their rows.
+        let mut devices: Vec<&DeviceWrite> = writes.devices.iter().collect();
+        devices.sort_by_key(|device| device.device);
         let mut settle = Settle {
             tenant_no: self.tenant_no,
             now: self.now,
             moved: head.is_some(),
             head_seq: head.map_or(0, |head| sql(head.seq.number())),
             hlc: head.map_or(0, |head| head.hlc.bits().cast_signed()),
-            device_no: writes.devices.iter().map(|device| device_sql(device.device)).collect(),
-            last_n: writes.devices.iter().map(|device| sql(device.state.last_n)).collect(),
-            acked_n: writes.devices.iter().map(|device| sql(device.state.acked_n)).collect(),
+            device_no: devices.iter().map(|device| device_sql(device.device)).collect(),
+            last_n: devices.iter().map(|device| sql(device.state.last_n)).collect(),
+            acked_n: devices.iter().map(|device| sql(device.state.acked_n)).collect(),
             batch_device: Vec::new(),
             sync_id: Vec::new(),
             batch_seq: Vec::new(),
+            fingerprint: Vec::new(),
+            answer: Vec::new(),
             scope_no: Vec::new(),
             kind_no: Vec::new(),
             count: Vec::new(),
             sum: Vec::new(),
         };
-        self.batches(writes, &mut settle);
+        batches(&writes.batches, &planned.receipts, &mut settle);
         self.sums(writes, &mut settle);
         self.add(settle);
-    }
-
-    /// Answered batches, each once: one may have come twice in a group.
-    fn batches(&self, writes: &Writes, settle: &mut Settle) {
-        let keys = writes.batches.iter().map(|batch| (batch.device, batch.sync_id.as_str(), batch.number));
-        for (device, sync_id, number) in keys.collect::<BTreeSet<_>>() {
-            settle.batch_device.push(device_sql(device));
-            settle.sync_id.push(sync_id.to_owned());
-            settle.batch_seq.push(sql(number));
-        }
     }
 
     /// What is added to each sum, once.
@@ -277,6 +298,18 @@ impl<'a> Flight<'a> {
             settle.count.push(count);
             settle.sum.push(sum.cast_signed());
         }
+    }
+}
+
+/// Answered batches, each once and as it was answered last: one may have come twice in a group.
+fn batches(writes: &[BatchWrite], receipts: &[Receipt], settle: &mut Settle) {
+    let keyed = writes.iter().map(|batch| ((batch.device, batch.sync_id.as_str(), batch.number), batch.answer));
+    for ((device, sync_id, number), answer) in keyed.collect::<BTreeMap<_, _>>() {
+        settle.batch_device.push(device_sql(device));
+        settle.sync_id.push(sync_id.to_owned());
+        settle.batch_seq.push(sql(number));
+        settle.fingerprint.push(answer.map(|(fingerprint, _)| fingerprint.as_bytes().to_vec()));
+        settle.answer.push(answer.and_then(|(_, receipt)| encode_receipt(&receipts[receipt])));
     }
 }
 
