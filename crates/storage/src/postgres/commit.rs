@@ -13,9 +13,7 @@ use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_query;
 use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
-use driftline_engine::{
-    Answered, Entry, PlanEnv, Planned, Receipt, StoreError, Submission, Task, plan,
-};
+use driftline_engine::{Answered, Entry, PlanEnv, Planned, Receipt, StoreError, Submission, Task, plan};
 use driftline_model::{KindName, ScopeName, TenantNo};
 
 use super::connect::Lease;

@@ -9,12 +9,12 @@ use driftline_model::{DeviceNo, KindName, TenantNo};
 use tokio::join;
 
 use super::commit::Failure;
+use super::once::{self, BatchRow, KeyRow, load_batches, load_keys};
+use super::samples::{self, MarkRow, PointRow, load_samples, load_series};
 use super::sql::{
     DeviceRow, KnownByName, KnownByNumber, KnownRowOf, LoadDevices, LoadRecords, LockHead, LockedHead,
     OpenConflicts,
 };
-use super::once::{self, BatchRow, KeyRow, load_batches, load_keys};
-use super::samples::{self, MarkRow, PointRow, load_samples, load_series};
 use super::{Shared, names};
 use crate::codec::{corrupt, encode_op};
 use crate::group::{DeviceNames, Lookup};
@@ -127,7 +127,9 @@ fn ask<'a>(
                 asked.known.add(submission.device, entry);
             }
             if let Task::Aggregate(aggregate) = &entry.task {
-                wanted.series.extend(aggregate.series.iter().map(|(name, _)| (sql(aggregate.hour_ms), &**name)));
+                wanted
+                    .series
+                    .extend(aggregate.series.iter().map(|(name, _)| (sql(aggregate.hour_ms), &**name)));
                 continue;
             }
             let (Some(kind), Some(id)) = (&entry.kind, &entry.id) else { continue };
@@ -168,7 +170,8 @@ impl<'a> Wanted<'a> {
     }
 
     fn sort_into(self, asked: &mut Asked<'a>) {
-        asked.conflicts = self.rows.iter().filter(|(_, may_review)| **may_review).map(|(key, _)| *key).unzip();
+        asked.conflicts =
+            self.rows.iter().filter(|(_, may_review)| **may_review).map(|(key, _)| *key).unzip();
         asked.rows = self.rows.into_keys().unzip();
         asked.samples = self.samples.into_iter().unzip();
         asked.series = self.series.into_iter().unzip();

@@ -201,7 +201,10 @@ pub(super) fn put_keys(tenant_no: i32, once: &[OnceWrite], receipts: &[Receipt])
     let mut put = PutKeys::of(tenant_no);
     for (name, write) in last {
         let OnceWrite { fingerprint, expires_ms, receipt, .. } = *write;
-        put.push(name, Kept { fingerprint, expires_ms, answer: encode_receipt(&receipts[receipt]), lease: None });
+        put.push(
+            name,
+            Kept { fingerprint, expires_ms, answer: encode_receipt(&receipts[receipt]), lease: None },
+        );
     }
     put
 }

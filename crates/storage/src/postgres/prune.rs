@@ -273,10 +273,8 @@ impl Table<'_> {
             Self::Samples(kind) => kind.as_str(),
             _ => "",
         };
-        let search = sql_query(self.search())
-            .bind::<BigInt, _>(before)
-            .bind::<BigInt, _>(limit)
-            .bind::<Text, _>(kind);
+        let search =
+            sql_query(self.search()).bind::<BigInt, _>(before).bind::<BigInt, _>(limit).bind::<Text, _>(kind);
         let found = search.load(&mut lease.pg()).await.map_err(store_error);
         give_back(lease, found).await
     }

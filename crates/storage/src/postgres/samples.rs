@@ -231,8 +231,7 @@ async fn list_samples(
     names::find(names, pg, tenant, [&query.kind], []).await?;
     let Some(kind_no) = names.kind(tenant, &query.kind) else { return Ok(Vec::new()) };
     let only = query.devices.as_ref().map_or("", |_| " AND d.device_no = ANY($9)");
-    let devices: BTreeSet<i32> =
-        query.devices.iter().flatten().map(|device| device_sql(*device)).collect();
+    let devices: BTreeSet<i32> = query.devices.iter().flatten().map(|device| device_sql(*device)).collect();
     let after = query.after.as_ref();
     let statement = format!(
         "SELECT d.device_no, d.sub, d.device_id, s.at, s.id, s.received_at, s.fields FROM devices AS d \

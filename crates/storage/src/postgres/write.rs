@@ -303,7 +303,8 @@ impl<'a> Flight<'a> {
 
 /// Answered batches, each once and as it was answered last: one may have come twice in a group.
 fn batches(writes: &[BatchWrite], receipts: &[Receipt], settle: &mut Settle) {
-    let keyed = writes.iter().map(|batch| ((batch.device, batch.sync_id.as_str(), batch.number), batch.answer));
+    let keyed =
+        writes.iter().map(|batch| ((batch.device, batch.sync_id.as_str(), batch.number), batch.answer));
     for ((device, sync_id, number), answer) in keyed.collect::<BTreeMap<_, _>>() {
         settle.batch_device.push(device_sql(device));
         settle.sync_id.push(sync_id.to_owned());
