@@ -23,6 +23,8 @@ enum Command {
     Serve(run::RunArguments),
     /// Print a token for development or scripts.
     Token(commands::TokenArguments),
+    /// Register devices that enter by a hash, and list, enable, disable and remove devices.
+    Device(commands::DeviceArguments),
     /// Bring the database to the newest schema.
     Migrate(commands::MigrateArguments),
     /// Copy the database, while the server runs or not.
@@ -45,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Dev(arguments) => run::run(&arguments, run::Mode::Dev),
         Command::Serve(arguments) => run::run(&arguments, run::Mode::Serve),
         Command::Token(arguments) => commands::token(&arguments),
+        Command::Device(arguments) => commands::device(&arguments),
         Command::Migrate(arguments) => commands::migrate(&arguments),
         Command::Backup(arguments) => commands::backup(&arguments),
         Command::Restore(arguments) => commands::restore(&arguments),

@@ -1,6 +1,7 @@
 //! The commands that do not serve.
 
 mod backup;
+mod device;
 mod doctor;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::run::{DATABASE, data_dir};
 use crate::store::DataPlace;
 
 pub(crate) use backup::{BackupArguments, RestoreArguments, backup, restore};
+pub(crate) use device::{DeviceArguments, device};
 pub(crate) use doctor::{DoctorArguments, doctor};
 
 /// What a token is made for.

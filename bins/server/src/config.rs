@@ -3,16 +3,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
-use driftline_engine::{Catalogue, KindRule, ScopeRule, policy_of_doc};
+use driftline_engine::{Catalogue, Windows};
 use driftline_model::{KindName, Limits};
-use driftline_protocol::{FieldPolicyDoc, KindSchema, PolicyDoc};
-use driftline_transport::names_groups;
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
+use crate::idempotency::IdempotencyConfig;
+use crate::kind::KindConfig;
 use crate::limits::LimitsConfig;
 use crate::store::{DataPlace, DatabaseUrl, StoreConfig};
 
@@ -24,7 +22,8 @@ pub struct Config {
     pub(crate) auth: Auth,
     pub(crate) store: StoreConfig,
     limits: LimitsConfig,
-    kind: Vec<Kind>,
+    idempotency: IdempotencyConfig,
+    kind: Vec<KindConfig>,
     /// Where the file lies, which the paths in it start from.
     #[serde(skip)]
     folder: PathBuf,
@@ -51,40 +50,6 @@ pub(crate) struct Server {
 pub(crate) struct Auth {
     /// The secret that signs tokens (HS256), at least 16 bytes.
     pub(crate) secret: Option<String>,
-}
-
-/// `[[kind]]`
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Kind {
-    name: String,
-    #[serde(default)]
-    scope: Option<String>,
-    #[serde(default)]
-    read: Vec<String>,
-    #[serde(default)]
-    write: Vec<String>,
-    /// Roles that may lower ordered fields; absent: the default ones; empty: nobody.
-    deescalate: Option<Vec<String>>,
-    /// Roles that may decide conflicts, with the same reading.
-    review: Option<Vec<String>>,
-    /// Roles that may write fields of the rule `server_only`, with the same reading.
-    service: Option<Vec<String>>,
-    /// A JSON Schema, written in TOML.
-    schema: Option<Map<String, Value>>,
-    /// A file that holds a JSON Schema.
-    schema_file: Option<PathBuf>,
-    #[serde(default)]
-    schema_version_min: u32,
-    #[serde(default)]
-    strategy: Option<String>,
-    #[serde(default)]
-    granularity: Option<String>,
-    #[serde(default)]
-    options: BTreeMap<String, String>,
-    /// `[kind.field.<name>]`
-    #[serde(default)]
-    field: BTreeMap<String, FieldPolicyDoc>,
 }
 
 impl Config {
@@ -137,10 +102,18 @@ impl Config {
         self.limits.limits()
     }
 
+    /// Returns for how long answers are remembered under the keys of requests.
+    ///
+    /// # Errors
+    /// A time of zero or beyond 90 days, and a tenant that cannot be one.
+    pub fn windows(&self) -> anyhow::Result<Windows> {
+        self.idempotency.windows()
+    }
+
     /// Tells whether [`Config::catalogue`] reads files: whether the schema of a kind lies in one.
     #[must_use]
     pub fn names_files(&self) -> bool {
-        self.kind.iter().any(|kind| kind.schema_file.is_some())
+        self.kind.iter().any(KindConfig::names_files)
     }
 
     /// Makes the catalogue of the declared kinds. Whether others are accepted is said by the file, else by
@@ -179,12 +152,21 @@ impl Config {
 
     /// A reader who may not read every kind pulls by a list of kinds, on which undeclared ones cannot stand.
     fn is_restricted(&self) -> bool {
-        self.kind.iter().any(|kind| !kind.read.is_empty())
+        self.kind.iter().any(KindConfig::is_restricted)
     }
 
-    /// Names the declared kinds.
-    pub(crate) fn kind_names(&self) -> Vec<&str> {
-        self.kind.iter().map(|kind| kind.name.as_str()).collect()
+    /// Names the declared kinds of records.
+    pub(crate) fn record_names(&self) -> Vec<&str> {
+        self.names_of(|kind| !kind.is_telemetry())
+    }
+
+    /// Names the declared kinds of telemetry.
+    pub(crate) fn telemetry_names(&self) -> Vec<&str> {
+        self.names_of(KindConfig::is_telemetry)
+    }
+
+    fn names_of(&self, wanted: impl Fn(&KindConfig) -> bool) -> Vec<&str> {
+        self.kind.iter().filter(|kind| wanted(kind)).map(|kind| kind.name.as_str()).collect()
     }
 }
 
@@ -200,80 +182,10 @@ fn unreadable(text: &str, error: &toml::de::Error) -> anyhow::Error {
     anyhow!("line {}{key}: {}", at + 1, error.message())
 }
 
-impl Kind {
-    fn rule(&self, folder: &Path) -> anyhow::Result<KindRule> {
-        let default = KindRule::default();
-        let policy = policy_of_doc(&self.policy(), 0).map_err(|error| {
-            let place = place_in_file(&error.pointer);
-            anyhow::Error::new(error).context(place)
-        })?;
-        Ok(KindRule {
-            scope: self.scope_rule().context("scope")?,
-            read: roles(&self.read),
-            write: roles(&self.write),
-            deescalate: self.deescalate.as_deref().map_or(default.deescalate, roles),
-            review: self.review.as_deref().map_or(default.review, roles),
-            service: self.service.as_deref().map_or(default.service, roles),
-            schema: self.compiled_schema(folder)?.map(Arc::new),
-            schema_version_min: self.schema_version_min,
-            policy: Arc::new(policy),
-        })
-    }
-
-    fn scope_rule(&self) -> anyhow::Result<ScopeRule> {
-        match self.scope.as_deref() {
-            None | Some("tenant") => Ok(ScopeRule::Tenant),
-            Some("owner") => Ok(ScopeRule::Owner),
-            Some(other) => match other.strip_prefix("group:") {
-                Some(claim) if !claim.is_empty() && names_groups(claim) => Ok(ScopeRule::Group(claim.into())),
-                Some(claim) => bail!("{claim:?} is not a claim that names groups"),
-                None => bail!("{other:?} is no scope: use tenant, owner or group:<field>"),
-            },
-        }
-    }
-
-    fn compiled_schema(&self, folder: &Path) -> anyhow::Result<Option<KindSchema>> {
-        match (&self.schema, &self.schema_file) {
-            (None, None) => Ok(None),
-            (Some(_), Some(_)) => bail!("schema and schema_file: one of them is enough"),
-            (Some(schema), None) => {
-                let text = serde_json::to_string(schema).context("schema")?;
-                Ok(Some(KindSchema::compile(&text).context("schema")?))
-            }
-            (None, Some(file)) => {
-                let file = folder.join(file);
-                let place = || format!("schema_file {}", file.display());
-                let text = std::fs::read_to_string(&file).with_context(place)?;
-                Ok(Some(KindSchema::compile(&text).with_context(place)?))
-            }
-        }
-    }
-
-    fn policy(&self) -> PolicyDoc {
-        PolicyDoc {
-            strategy: self.strategy.clone().unwrap_or_else(|| "field_merge".into()),
-            granularity: self.granularity.clone(),
-            options: self.options.clone(),
-            fields: self.field.clone(),
-        }
-    }
-}
-
-fn roles(roles: &[String]) -> Vec<Box<str>> {
-    roles.iter().map(|role| Box::from(role.as_str())).collect()
-}
-
-/// Names the place of a policy's document as it is called in the file.
-fn place_in_file(pointer: &str) -> String {
-    let place = pointer.trim_start_matches('/').replace('/', ".");
-    match place.strip_prefix("fields") {
-        Some(field) => format!("field{field}"),
-        None => place,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use driftline_engine::{KindRule, ScopeRule};
+    use driftline_model::TenantId;
     use driftline_testkit::TempFolder;
 
     use super::*;
@@ -360,10 +272,12 @@ mod tests {
         let page = include_str!("../../../docs/configuration.md");
         let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let catalogue = read(example).unwrap();
-        assert_eq!(catalogue.declared().count(), 4);
+        assert_eq!((catalogue.declared().count(), catalogue.records().count()), (5, 4));
+        let own = BTreeMap::from([(TenantId::new("acme").unwrap(), 604_800_000)]);
         // What is said of defaults is true: without its values the file means the same.
         let config = Config::parse(example).unwrap();
         assert_eq!(config.limits().unwrap(), Limits::default());
+        assert_eq!(config.windows().unwrap(), Windows { tenants: own, ..Windows::default() });
     }
 
     #[test]

@@ -6,7 +6,9 @@
 mod cli;
 mod commands;
 mod config;
+mod idempotency;
 mod key;
+mod kind;
 mod limits;
 mod run;
 mod store;

@@ -34,6 +34,8 @@ pub(crate) struct LimitsConfig {
     skew_ms_max: Option<u64>,
     session_s: Option<u64>,
     wait_s: Option<u64>,
+    presence_grace_ms: Option<u64>,
+    auth_ms: Option<u64>,
     message_rate: Option<RateConfig>,
     user_rate: Option<RateConfig>,
     failed_auth_rate: Option<RateConfig>,
@@ -66,6 +68,7 @@ impl LimitsConfig {
         take!(batch_items message_bytes record_bytes page_rows page_bytes unacknowledged_batches outbound_bytes);
         take!(pending_deltas fragments inbound_bytes connections user_connections rate_refusals decode_errors);
         take!(header_bytes header_ms idle_ms write_ms body_frame_ms heartbeat_s skew_ms_max session_s wait_s);
+        take!(presence_grace_ms auth_ms);
         macro_rules! take_rate {
             ($($name:ident)+) => {
                 $(if let Some(rate) = self.$name {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use driftline_engine::{Clock, Engine, Hub, Listeners, Random, Store as _};
+use driftline_engine::{Clock, Engine, Hub, Listeners, Random, Retention, Store as _};
 use driftline_storage::AnyStore;
 use driftline_transport::{
     App, Grant, MetricsObserver, Settings, SharedSecret, SystemClock, SystemRandom, install_metrics, serve,
@@ -79,14 +79,21 @@ pub(crate) fn run(arguments: &RunArguments, mode: Mode) -> anyhow::Result<()> {
     let place = data_place(&config, &folder)?;
     // Opening a store blocks, so it comes before anything asynchronous.
     let unlimited = arguments.limits == Some(LimitsSwitch::Off);
-    let (store, app) = assemble(&config, &place, mode, &secret, unlimited)?;
+    let served = assemble(&config, &place, mode, &secret, unlimited)?;
     let listen = arguments.listen.or(config.server.listen);
     let introduce = move |address| introduce(address, &place, &config, &secret, mode);
-    runtime()?.block_on(run_until_stopped(listen, mode, store, app, introduce))
+    runtime()?.block_on(run_until_stopped(listen, mode, served, introduce))
+}
+
+/// What is served, and what keeps it in order.
+struct Served {
+    store: AnyStore,
+    app: Arc<App<AnyStore>>,
+    retention: Retention,
 }
 
 /// One core is served best by one thread that never hands work over.
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut builder = if cores == 1 {
         tokio::runtime::Builder::new_current_thread()
@@ -99,8 +106,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 async fn run_until_stopped(
     listen: Option<SocketAddr>,
     mode: Mode,
-    store: AnyStore,
-    app: Arc<App<AnyStore>>,
+    served: Served,
     introduce: impl FnOnce(SocketAddr),
 ) -> anyhow::Result<()> {
     let listener = bind(listen, mode).await?;
@@ -109,7 +115,8 @@ async fn run_until_stopped(
     let mut stop = StopSignals::listen().context("signals cannot be heard")?;
     introduce(address);
     std::io::stdout().flush().context("cannot write to stdout")?;
-    let upkeep = tokio::spawn(keep_up(store));
+    let Served { store, app, retention } = served;
+    let upkeep = tokio::spawn(keep_up(store, retention));
     let stopping = Arc::clone(&app);
     let stopper = tokio::spawn(async move {
         let name = stop.next().await;
@@ -129,9 +136,11 @@ fn assemble(
     mode: Mode,
     secret: &SharedSecret,
     unlimited: bool,
-) -> anyhow::Result<(AnyStore, Arc<App<AnyStore>>)> {
+) -> anyhow::Result<Served> {
     let limits = config.limits()?;
+    let windows = config.windows()?;
     let catalogue = config.catalogue(mode == Mode::Dev)?;
+    let retention = catalogue.retention();
     // What is counted before the recorder stands is lost.
     let metrics = install_metrics();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -144,9 +153,10 @@ fn assemble(
     };
     let store = store::open(place, &config.store, &limits, surroundings)?;
     let engine = Engine::new(store.clone(), hub, catalogue, limits, MetricsObserver::default());
+    let engine = engine.with_windows(windows);
     let settings = Settings { origins: config.server.origins.clone(), unlimited, echo: mode == Mode::Dev };
     let app = App::new(engine, Box::new(secret.clone()), clock, random, settings, metrics);
-    Ok((store, Arc::new(app)))
+    Ok(Served { store, app: Arc::new(app), retention })
 }
 
 /// Ports tried in development before giving up.
@@ -192,10 +202,10 @@ fn welcome(address: SocketAddr, place: &DataPlace, config: &Config, secret: &Sha
         claims: serde_json::Map::new(),
     });
     let any = config.accepts_undeclared(true);
-    let kinds = if any { "any kind".to_owned() } else { config.kind_names().join(", ") };
     println!(
-        "data in {place}; this machine only; records: {kinds}\n\
-         token (30 days, tenant default, user dev):\n  {token}"
+        "data in {place}; this machine only; {}\n\
+         token (30 days, tenant default, user dev):\n  {token}",
+        kinds(config)
     );
     // The example's kind may not be among those that are declared.
     if !any {
@@ -210,12 +220,21 @@ fn welcome(address: SocketAddr, place: &DataPlace, config: &Config, secret: &Sha
     );
 }
 
+/// Tells what may be sent.
+fn kinds(config: &Config) -> String {
+    let declared = config.record_names();
+    let records = if config.accepts_undeclared(true) { vec!["any kind"] } else { declared };
+    let named = [("records", records), ("telemetry", config.telemetry_names())];
+    let told = named.iter().filter(|(_, names)| !names.is_empty());
+    told.map(|(mode, names)| format!("{mode}: {}", names.join(", "))).collect::<Vec<_>>().join("; ")
+}
+
 /// Removes what is past its retention, once an hour.
-async fn keep_up(store: AnyStore) {
+async fn keep_up(store: AnyStore, retention: Retention) {
     let mut hourly = tokio::time::interval(Duration::from_secs(3600));
     loop {
         hourly.tick().await;
-        match store.prune(SystemClock.now_ms()).await {
+        match store.prune(SystemClock.now_ms(), &retention).await {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "removed rows past their retention"),
             Err(error) => tracing::warn!(%error, "removing old rows failed"),

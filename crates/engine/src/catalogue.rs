@@ -249,10 +249,10 @@ impl Catalogue {
         Retention { samples: aged.collect(), series_ms: Some(SERIES_MS) }
     }
 
-    /// Tells whether every kind is open to every reader of the tenant.
+    /// Tells whether the roles may read every kind of records.
     #[must_use]
     pub fn is_open_to(&self, roles: &[Box<str>]) -> bool {
-        self.kinds.values().all(|rule| rule.may_read(roles))
+        self.records().all(|(_, rule)| rule.may_read(roles))
     }
 
     /// Narrows wanted kinds to those that the roles may read. Nothing: none of them.
@@ -265,7 +265,7 @@ impl Catalogue {
         }
         let may = |kind: &&KindName| self.may_read(kind, roles);
         let kinds: Vec<KindName> = if wanted.is_empty() {
-            self.kinds.keys().filter(may).cloned().collect()
+            self.records().map(|(kind, _)| kind).filter(may).cloned().collect()
         } else {
             wanted.iter().filter(may).cloned().collect()
         };
@@ -301,8 +301,9 @@ impl Reviewable {
     }
 }
 
-/// A field's name in canonical form: escaped as in JSON, without the quotes.
-pub(crate) fn canonical_name(name: &str) -> Box<str> {
+/// Writes a field's name as it stands in canonical JSON text: escaped, without the quotes.
+#[must_use]
+pub fn canonical_name(name: &str) -> Box<str> {
     let mut quoted = String::new();
     write_json_string(&mut quoted, name);
     quoted[1..quoted.len() - 1].into()

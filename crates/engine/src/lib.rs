@@ -63,7 +63,7 @@ mod work;
 pub use audit::audit_detail;
 pub use catalogue::{
     Announce, Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule,
-    TelemetryRule,
+    TelemetryRule, canonical_name,
 };
 pub use explain::{Explanation, FieldExplanation, LostValue};
 pub use group::{

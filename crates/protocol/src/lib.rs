@@ -52,7 +52,7 @@ pub use client::{ClientMessage, Rows, ServerMessage};
 pub use code::{CloseCode, ErrorCode, ItemClass, ItemCode, Retry};
 pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveConflict, ResolvePost};
 pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
-pub use devices::{DevicePatch, DevicePost, HashChange, SampleDoc, SeriesDoc};
+pub use devices::{DevicePatch, DevicePost, HashChange, SampleDoc, SeriesDoc, is_device_hash};
 pub use envelope::{Envelope, Fault, FieldError, is_key};
 pub use events::{Event, EventsSubscribed, TopicAnswer, Topics};
 pub use form::{Deflater, Encoding, Form, InflateError, Inflater};

@@ -98,6 +98,7 @@ fn configuration(file: Option<&Path>) -> (Config, Line) {
     const ABOUT: &str = "configuration";
     let read = Config::load(file).and_then(|config| {
         config.limits()?;
+        config.windows()?;
         config.catalogue(true)?;
         Ok(config)
     });
