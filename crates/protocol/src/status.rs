@@ -80,8 +80,11 @@ pub struct AnalyticsBatch {
     /// Names and how often each thing happened.
     pub counters: Vec<(Box<str>, u64)>,
     /// Names and what was measured: values, each with how often it was seen.
-    pub histograms: Vec<(Box<str>, Vec<(f64, u64)>)>,
+    pub histograms: Vec<(Box<str>, Measured)>,
 }
+
+/// Values, each with how often it was seen.
+type Measured = Vec<(f64, u64)>;
 
 /// The most series of one message, and the most values of one histogram.
 const SERIES_MAX: usize = 256;
