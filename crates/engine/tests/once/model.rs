@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::request::{Body, Request};
+use crate::request::{Body, Reading, Request};
 
 /// How long a place in a sync session is remembered.
 const BATCH_MS: u64 = 24 * 3_600_000;
@@ -233,32 +233,7 @@ impl Model {
     fn apply(&mut self, request: &Request, step: u64) -> Answer {
         let (tenant, device) = (request.who.tenant, request.who.device);
         match &request.body {
-            Body::Samples { kind, samples } => {
-                let (mut accepted, mut duplicates, mut rejected) = (0, 0, Vec::new());
-                for (index, sample) in samples.iter().enumerate() {
-                    let Some(value) = &sample.value else {
-                        rejected.push(index as u64);
-                        continue;
-                    };
-                    let keyed = *kind == "gauge";
-                    let name = match (&sample.id, keyed, &request.key) {
-                        (Some(id), ..) => format!("id/{id}"),
-                        (None, true, _) => format!("{device}/slot/{}", sample.slot),
-                        (None, false, Some(key)) => format!("{device}/{key}/{index}"),
-                        (None, false, None) => format!("step/{step}/{index}"),
-                    };
-                    let content = format!("{value}/{}", sample.slot);
-                    match self.samples.get(&(tenant, *kind, name.clone())) {
-                        Some(stored) if *stored == content => duplicates += 1,
-                        Some(_) if !keyed => rejected.push(index as u64),
-                        _ => {
-                            self.samples.insert((tenant, *kind, name), content);
-                            accepted += 1;
-                        }
-                    }
-                }
-                Answer::Samples { accepted, duplicates, rejected }
-            }
+            Body::Samples { kind, samples } => self.append(request, kind, samples, step),
             Body::Edits { ops, .. } => {
                 let known = ops.iter().map(|op| !self.ops.insert((tenant, device, *op))).collect::<Vec<_>>();
                 let fresh = known.iter().filter(|known| !**known).count() as u64;
@@ -281,6 +256,35 @@ impl Model {
                 }
             }
         }
+    }
+
+    fn append(&mut self, request: &Request, kind: &'static str, samples: &[Reading], step: u64) -> Answer {
+        let (tenant, device) = (request.who.tenant, request.who.device);
+        let keyed = kind == "gauge";
+        let (mut accepted, mut duplicates, mut rejected) = (0, 0, Vec::new());
+        for (index, sample) in samples.iter().enumerate() {
+            let Some(value) = &sample.value else {
+                rejected.push(index as u64);
+                continue;
+            };
+            let name = match (&sample.id, keyed, &request.key) {
+                (Some(id), ..) => format!("id/{id}"),
+                (None, true, _) => format!("{device}/slot/{}", sample.slot),
+                (None, false, Some(key)) => format!("{device}/{key}/{index}"),
+                (None, false, None) => format!("step/{step}/{index}"),
+            };
+            let content = format!("{value}/{}", sample.slot);
+            match self.samples.get(&(tenant, kind, name.clone())) {
+                Some(stored) if *stored == content => duplicates += 1,
+                // A name stands for one sample for ever, unless its kind keeps the last one of a key.
+                Some(_) if !keyed => rejected.push(index as u64),
+                _ => {
+                    self.samples.insert((tenant, kind, name), content);
+                    accepted += 1;
+                }
+            }
+        }
+        Answer::Samples { accepted, duplicates, rejected }
     }
 
     /// How many samples of a kind a tenant has.

@@ -23,8 +23,6 @@ use scene::Scene;
 const KILLS: u64 = 40;
 /// How often it is killed while it writes a commit.
 const KILLS_INSIDE: u64 = 12;
-/// At how many points of the talk with the database the server is killed, in each direction.
-const POINTS: u64 = 10;
 /// How many requests are under way when it is killed at a random moment.
 const REQUESTS: usize = 5;
 /// The latest random moment, in microseconds after the first request is sent.
@@ -143,43 +141,71 @@ fn written_bytes(pid: u32) -> u64 {
     line.trim().parse().expect("a number")
 }
 
-/// The talk between server and database is cut after so many bytes of one direction, from the first of the transaction to
-/// the last of the answer to its `COMMIT`.
+/// The talk between server and database is cut ever nearer to its end: at last the final byte of the `COMMIT` is held back,
+/// or that of the answer to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_points_of_the_talk_with_the_database() {
     let proxy = Proxy::start(Cluster::shared().address());
     let mut scene = Scene::on(Some(Cluster::shared().empty_database()), Some(proxy.address()));
     let mut numbers = 0..;
-    for direction in [Direction::ToServer, Direction::ToClient] {
-        for point in 0..POINTS {
-            let sort = Sort::ALL[usize::try_from(point % 5).expect("small")];
-            let mut next = || Keyed::new(sort, numbers.next().expect("there are enough"));
-            // The first of a server prepares its statements; the second shows how long the talk is.
-            let [first, second, request] = [next(), next(), next()];
-            let mut length = 0;
-            for like in [first, second] {
-                let line = like.open(scene.server.address(), &scene.caller).await;
-                let passed = proxy.passed(direction);
-                let answer = like.ask(line, &scene.caller).await;
-                length = proxy.passed(direction) - passed;
-                scene.settle(&like, answer).await;
+    for sort in [Sort::Samples, Sort::Batch, Sort::Device] {
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            // Cut after `cut` bytes, a request is not answered; after `whole` bytes it is.
+            let (mut cut, mut whole) = (0, None);
+            let mut last = None;
+            while whole.is_none_or(|whole| whole > cut + 1) {
+                let mut next = || Keyed::new(sort, numbers.next().expect("there are enough"));
+                // The first request of a server prepares its statements, the second shows how much is said.
+                let length = length_of(&mut scene, &proxy, direction, [next(), next()]).await;
+                let at = whole.map_or(length / 2, |whole| u64::midpoint(cut, whole));
+                let (was_cut, there) = killed_at(&mut scene, &proxy, (direction, at), next()).await;
+                if was_cut {
+                    (cut, last) = (at, Some(there));
+                    whole = whole.or(Some(length + 1));
+                } else {
+                    whole = Some(at);
+                }
             }
-            let line = request.open(scene.server.address(), &scene.caller).await;
-            let caller = scene.caller.clone();
-            let cuts = proxy.cuts();
-            proxy.cut_after(length * point / (POINTS - 1), direction);
-            let asked = tokio::spawn(async move { request.ask(line, &caller).await });
-            while proxy.cuts() == cuts && !asked.is_finished() {
-                tokio::task::yield_now().await;
-            }
-            scene.server.kill9();
-            let answer = soon("the end of a request", asked).await.expect("it ends well");
-            proxy.pass();
-            scene.server.restart();
-            scene.settle(&request, answer).await;
+            // What is missing is the end of the `COMMIT`, or the end of the answer to it.
+            let committed = direction == Direction::ToClient;
+            assert_eq!(last, Some(committed), "{sort:?}, {direction:?}, {cut} bytes");
         }
     }
-    let told = &scene.told;
-    assert!(told.lost > 0 && told.unheard > 0, "the points lie on both sides of the commit: {told:?}");
     scene.check_store();
+}
+
+/// How many bytes pass in a direction for a request like another one.
+async fn length_of(scene: &mut Scene, proxy: &Proxy, direction: Direction, like: [Keyed; 2]) -> u64 {
+    let mut length = 0;
+    for request in like {
+        let line = request.open(scene.server.address(), &scene.caller).await;
+        let passed = proxy.passed(direction);
+        let answer = request.ask(line, &scene.caller).await;
+        length = proxy.passed(direction) - passed;
+        scene.settle(&request, answer).await;
+    }
+    length
+}
+
+/// Cuts the talk with the database and kills the server; tells whether there was something to cut, and whether the effect
+/// was there afterwards.
+async fn killed_at(
+    scene: &mut Scene,
+    proxy: &Proxy,
+    (direction, bytes): (Direction, u64),
+    request: Keyed,
+) -> (bool, bool) {
+    let line = request.open(scene.server.address(), &scene.caller).await;
+    let (caller, cuts) = (scene.caller.clone(), proxy.cuts());
+    proxy.cut_after(bytes, direction);
+    let asked = tokio::spawn(async move { request.ask(line, &caller).await });
+    while proxy.cuts() == cuts && !asked.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let was_cut = proxy.cuts() > cuts;
+    scene.server.kill9();
+    let answer = soon("the end of a request", asked).await.expect("it ends well");
+    proxy.pass();
+    scene.server.restart();
+    (was_cut, scene.settle(&request, answer).await)
 }
