@@ -215,7 +215,8 @@ async fn every_message_is_refused_retryably_and_the_socket_stays() {
             socket.ask(&json!({"type": "ping"}), "pong").await;
             refused += 1;
         }
-        let free = ["end_sync", "heartbeat", "ping", "device_status", "subscribe_events", "unsubscribe_events"];
+        let free =
+            ["end_sync", "heartbeat", "ping", "device_status", "subscribe_events", "unsubscribe_events"];
         let needs = !free.contains(&kind);
         assert_eq!(refused > 0, needs, "{kind}");
     }
