@@ -184,6 +184,8 @@ fn unreadable(text: &str, error: &toml::de::Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use driftline_engine::{KindRule, ScopeRule};
+    use driftline_model::TenantId;
     use driftline_testkit::TempFolder;
 
     use super::*;
@@ -270,10 +272,12 @@ mod tests {
         let page = include_str!("../../../docs/configuration.md");
         let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let catalogue = read(example).unwrap();
-        assert_eq!(catalogue.declared().count(), 4);
+        assert_eq!((catalogue.declared().count(), catalogue.records().count()), (5, 4));
+        let own = BTreeMap::from([(TenantId::new("acme").unwrap(), 604_800_000)]);
         // What is said of defaults is true: without its values the file means the same.
         let config = Config::parse(example).unwrap();
         assert_eq!(config.limits().unwrap(), Limits::default());
+        assert_eq!(config.windows().unwrap(), Windows { tenants: own, ..Windows::default() });
     }
 
     #[test]

@@ -9,7 +9,7 @@ use driftline_protocol::{Fault, Form};
 use thiserror::Error;
 
 use crate::edit::{Edit, EditError};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Route};
 use crate::event::Event;
 use crate::replica::Replica;
 use crate::session::Link;
@@ -19,13 +19,13 @@ use crate::wire::Unreadable;
 use crate::world::{Clock, Connector, Random, World};
 
 /// How long connecting may take, from the first packet to the server's greeting.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// How long the server may take to say goodbye.
-const CLOSE_MAX: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// The longest that a client sleeps when no timer is set.
-const IDLE_MAX_MS: u64 = 60_000;
+pub(crate) const IDLE_MAX_MS: u64 = 60_000;
 
 /// A replica with a connection.
 ///
@@ -72,8 +72,11 @@ impl<C: Connector, K: Clock, R: Random> Client<C, K, R> {
         mut replica: Replica,
     ) -> Result<Self, ConnectError> {
         let opening = async {
+            if endpoint.target(Route::Sync).is_none() {
+                return Err(ClientError::NoToken);
+            }
             let stream = world.connector.connect(endpoint.authority()).await?;
-            Socket::open(stream, endpoint, world.nonce()).await
+            Socket::open(stream, endpoint, Route::Sync, world.nonce()).await
         };
         let opened = tokio::select! {
             opened = opening => opened,
@@ -343,6 +346,9 @@ pub enum ClientError {
         /// The subprotocol that it named.
         chosen: String,
     },
+    /// Records are for users, and the endpoint is a registered device's.
+    #[error("a device hash opens no sync session, a token does")]
+    NoToken,
     /// The connection is closed.
     #[error("the connection is closed ({code:?}): {reason}")]
     Closed {

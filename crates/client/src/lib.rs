@@ -6,8 +6,11 @@
 //! its timers, and nothing behind the app's back. The replica speaks JSON; the shell packs it as MessagePack and
 //! compressed, as the server and the [`Endpoint`] agree.
 //!
-//! What the crate does not do: it does not reconnect by itself and does not write to disk; records and queue live in
-//! memory. It speaks plain TCP, unless a [`Connector`] of the app's brings TLS along.
+//! [`Telemetry`] is a buffer of samples, as much a state machine, and [`Courier`] the shell that carries it: over the
+//! WebSocket, around a broken one over HTTP, and back.
+//!
+//! What the crate does not do: a [`Client`] does not reconnect by itself, and nothing is written to disk; records and
+//! queue live in memory. It speaks plain TCP, unless a [`Connector`] of the app's brings TLS along.
 //!
 //! A replica works without a network:
 //!
@@ -49,6 +52,7 @@
 
 mod ack;
 mod client;
+mod courier;
 mod edit;
 mod endpoint;
 mod event;
@@ -70,23 +74,32 @@ mod session;
 mod socket;
 mod sums;
 mod system;
+mod telemetry;
 mod wire;
 mod world;
 
 pub use client::{Client, ClientError, ConnectError};
+pub use courier::{
+    Courier, CourierError, CourierMode, CourierOptions, CourierState, CourierStatus, Keeper, Switches,
+};
 pub use driftline_model::{
     ConflictId, DeviceId, Epoch, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName, Seq, SyncId,
 };
 pub use driftline_protocol::{
     ConflictDoc, ConflictResolved, Encoding, ErrorMessage, Fault, FieldError, Form, InflateError, Item,
-    ItemClass, ItemCode, ItemOp, MsgpackError, Progress, Resolution, ResyncReason, Totals, WinnerName,
+    ItemClass, ItemCode, ItemOp, MsgpackError, Progress, Resolution, ResyncReason, TelemetryGreeting, Totals,
+    WinnerName,
 };
 pub use edit::{Edit, EditError, Elements, FieldsError, elements, fields};
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, Route};
 pub use event::{Acknowledged, DeadLetter, Event};
 pub use record::{Body, View};
 pub use replica::Replica;
 pub use system::{SystemClock, SystemRandom, TcpConnector};
+pub use telemetry::{
+    Backoff, CountError, Heard, RecordError, RefusedSample, SavedError, Telemetry, TelemetryLimits,
+    TelemetryTotals, Window,
+};
 pub use wire::Unreadable;
 pub use world::{Clock, Connector, Random, World};
 

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::client::ClientError;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Caller, Endpoint, Route};
 use crate::wire::{MESSAGE_BYTES_MAX, Opener, Packer, Unreadable};
 
 /// Whole messages that may wait for the app; beyond that the server has to wait.
@@ -61,7 +61,12 @@ pub(crate) struct Socket {
 
 impl Socket {
     /// Upgrades a stream. Not cancel-safe in itself, but a dropped call leaves nothing behind.
-    pub(crate) async fn open<S>(stream: S, endpoint: &Endpoint, nonce: [u8; 16]) -> Result<Self, ClientError>
+    pub(crate) async fn open<S>(
+        stream: S,
+        endpoint: &Endpoint,
+        route: Route,
+        nonce: [u8; 16],
+    ) -> Result<Self, ClientError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -72,7 +77,7 @@ impl Socket {
             let _ = connection.with_upgrades().await;
         });
         let key = STANDARD.encode(nonce);
-        let mut response = sender.send_request(request(endpoint, &key)?).await?;
+        let mut response = sender.send_request(request(endpoint, route, &key)?).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let status = response.status().as_u16();
             let body = Limited::new(response.into_body(), 64 << 10).collect().await;
@@ -98,15 +103,18 @@ impl Socket {
     }
 }
 
-fn request(endpoint: &Endpoint, key: &str) -> Result<Request<Empty<Bytes>>, ClientError> {
+fn request(endpoint: &Endpoint, route: Route, key: &str) -> Result<Request<Empty<Bytes>>, ClientError> {
     let offered: Vec<&str> = endpoint.forms().iter().map(|form| form.subprotocol()).collect();
-    let mut request = Request::get(endpoint.target())
+    let target = endpoint.target(route).ok_or(ClientError::NoToken)?;
+    let mut request = Request::get(target)
         .header(HOST, endpoint.authority())
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE, "websocket")
         .header(SEC_WEBSOCKET_VERSION, "13")
-        .header(SEC_WEBSOCKET_KEY, key)
-        .header(AUTHORIZATION, format!("Bearer {}", endpoint.token()));
+        .header(SEC_WEBSOCKET_KEY, key);
+    if let (Route::Sync, Caller::Token { token, .. }) = (route, endpoint.caller()) {
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+    }
     if !offered.is_empty() {
         request = request.header(SEC_WEBSOCKET_PROTOCOL, offered.join(", "));
     }

@@ -115,6 +115,13 @@ impl<C: Connector, K: Clock, R: Random> World<C, K, R> {
         SyncId::new(&uuid.to_string()).expect("a UUID is a name")
     }
 
+    /// Draws a random number.
+    pub(crate) fn draw(&self) -> u64 {
+        let mut random = [0; 8];
+        self.random.fill(&mut random);
+        u64::from_le_bytes(random)
+    }
+
     pub(crate) fn nonce(&self) -> [u8; 16] {
         let mut nonce = [0; 16];
         self.random.fill(&mut nonce);

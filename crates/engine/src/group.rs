@@ -324,7 +324,10 @@ pub enum Answered {
     #[default]
     Applied,
     /// It was applied before: this is the answer of then.
-    Replayed,
+    Replayed {
+        /// Until when it is remembered, in Unix milliseconds.
+        expires_ms: u64,
+    },
     /// One of its names was used for another batch. Nothing was applied.
     Reused,
     /// Somebody works on a request of the same name. Nothing was applied.
@@ -332,6 +335,14 @@ pub enum Answered {
         /// Milliseconds until it is worth asking again.
         retry_after_ms: u64,
     },
+}
+
+impl Answered {
+    /// Tells whether this is the answer of an earlier batch.
+    #[must_use]
+    pub const fn is_replayed(self) -> bool {
+        matches!(self, Self::Replayed { .. })
+    }
 }
 
 /// What became of one item.

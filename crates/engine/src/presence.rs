@@ -91,12 +91,9 @@ impl Presence {
         let note = DeviceNote { tenant: device.0, device: device.1, at_ms, sign };
         let same =
             |known: &DeviceNote| std::mem::discriminant(&known.sign) == std::mem::discriminant(&note.sign);
-        match waiting.iter().position(same) {
-            // A later sign of a sort says all that an earlier one said, and comes behind the others.
-            Some(at) => {
-                waiting.remove(at);
-            }
-            None => {}
+        // A later sign of a sort says all that an earlier one said, and comes behind the others.
+        if let Some(at) = waiting.iter().position(same) {
+            waiting.remove(at);
         }
         waiting.push(note);
     }
@@ -115,6 +112,20 @@ impl Presence {
         }
         let notes = std::mem::take(&mut self.waiting).into_values().flatten().collect();
         (notes, gone.into_iter().map(|(device, _)| device).collect())
+    }
+
+    /// Has every device of this node count as gone, because the node goes.
+    pub fn leave(&mut self, now_ms: u64) {
+        let mut gone = Vec::new();
+        for (device, present) in &mut self.devices {
+            let last = present.connections.pop();
+            present.connections.clear();
+            let leaving = present.leaving.take().map(|(connection, _)| connection);
+            gone.extend(last.or(leaving).map(|connection| (*device, connection)));
+        }
+        for (device, connection) in gone {
+            self.note(device, now_ms, DeviceSign::Disconnected { connection });
+        }
     }
 
     /// Takes back what could not be written; signs of the same sort that came meanwhile stay.
@@ -173,6 +184,18 @@ mod tests {
         // The end of a connection that was replaced is heard late.
         presence.disconnect(DEVICE, "a", 6_000, 10_000);
         assert_eq!(signs(&mut presence, 60_000), (vec!["connected"], 0));
+    }
+
+    #[test]
+    fn a_node_that_goes_takes_its_devices_along() {
+        let mut presence = Presence::default();
+        presence.connect(DEVICE, "a", 0);
+        presence.connect((DEVICE.0, DeviceNo::new(8)), "b", 0);
+        presence.disconnect((DEVICE.0, DeviceNo::new(8)), "b", 1, 10_000);
+        presence.due(2);
+        presence.leave(3);
+        assert_eq!(signs(&mut presence, 3), (vec!["disconnected", "disconnected"], 0));
+        assert_eq!(signs(&mut presence, 60_000), (vec![], 0));
     }
 
     #[test]

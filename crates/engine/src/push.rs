@@ -12,7 +12,9 @@ use driftline_protocol::{
 };
 
 use crate::catalogue::{Catalogue, KindRule, TelemetryRule};
-use crate::group::{Apply, Entry, Once, OnceKey, Placement, Receipt, Submission, SubmissionResult, Task};
+use crate::group::{
+    Answered, Apply, Entry, Once, OnceKey, Placement, Receipt, Submission, SubmissionResult, Task,
+};
 use crate::ingest::Source;
 use crate::policies::{Policies, PolicyView};
 use crate::ports::{Identity, Observer};
@@ -278,8 +280,9 @@ pub(crate) fn answer(
         resend_recognised: None,
         results: Vec::with_capacity(receipt.results.len()),
     };
+    let applied = receipt.answered == Answered::Applied;
     for (index, (result, echo)) in receipt.results.into_iter().zip(echoes).enumerate() {
-        if !result.duplicate {
+        if !result.duplicate && applied {
             observer.item(result.code, result.strategy);
             if result.clamped {
                 observer.clock_clamped();

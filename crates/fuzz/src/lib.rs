@@ -10,6 +10,7 @@ mod config;
 mod cursor;
 mod deflate;
 mod http;
+mod ingest;
 mod message;
 mod names;
 mod policy;

@@ -1,6 +1,8 @@
 //! The table of targets.
 
-use crate::{canonical, config, cursor, deflate, http, message, names, policy, schema, server_message};
+use crate::{
+    canonical, config, cursor, deflate, http, ingest, message, names, policy, schema, server_message,
+};
 
 /// What a reader made of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "encodings", run: message::both },
     Target { name: "http", run: http::run },
     Target { name: "inflate", run: deflate::open },
+    Target { name: "ingest", run: ingest::run },
     Target { name: "message_json", run: message::json },
     Target { name: "message_msgpack", run: message::msgpack },
     Target { name: "names", run: names::run },

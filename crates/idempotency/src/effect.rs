@@ -7,7 +7,8 @@ use crate::{Fingerprint, Key, Scope};
 /// The name of what a request does outside the database: the same for every attempt at it.
 ///
 /// Handed to the other system (as its own idempotency key, as the name of an object), it makes an effect that two attempts
-/// cause happen once.
+/// cause happen once. It is also the same for another request with the same key, after a release or an expiry: so a sender
+/// makes a new key for every request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EffectId([u8; 16]);
 

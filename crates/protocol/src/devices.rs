@@ -87,6 +87,12 @@ pub enum HashChange {
 /// The lengths of a device hash, in visible ASCII characters.
 const HASH_BYTES: std::ops::RangeInclusive<usize> = 16..=256;
 
+/// Tells whether a text can be a device hash: 16 to 256 visible ASCII characters.
+#[must_use]
+pub fn is_device_hash(text: &str) -> bool {
+    HASH_BYTES.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 impl DevicePost {
     /// Reads the body.
     ///
@@ -146,9 +152,7 @@ fn hash_change(root: Node<'_>) -> Result<HashChange, Fault> {
     if node.is_null() {
         return Ok(HashChange::Issue);
     }
-    let hash = node
-        .as_str()
-        .filter(|text| HASH_BYTES.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()));
+    let hash = node.as_str().filter(|text| is_device_hash(text));
     let wrong = || Fault::invalid(&format!("/{name}"), "must be 16 to 256 visible ASCII characters, or null");
     Ok(HashChange::Set(hash.ok_or_else(wrong)?.into_owned()))
 }

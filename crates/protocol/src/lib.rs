@@ -40,6 +40,7 @@ mod sample_schema;
 mod schema;
 mod status;
 mod telemetry;
+mod telemetry_client;
 mod throttle;
 mod time;
 mod views;
@@ -51,7 +52,7 @@ pub use client::{ClientMessage, Rows, ServerMessage};
 pub use code::{CloseCode, ErrorCode, ItemClass, ItemCode, Retry};
 pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveConflict, ResolvePost};
 pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
-pub use devices::{DevicePatch, DevicePost, HashChange, SampleDoc, SeriesDoc};
+pub use devices::{DevicePatch, DevicePost, HashChange, SampleDoc, SeriesDoc, is_device_hash};
 pub use envelope::{Envelope, Fault, FieldError, is_key};
 pub use events::{Event, EventsSubscribed, TopicAnswer, Topics};
 pub use form::{Deflater, Encoding, Form, InflateError, Inflater};
@@ -74,8 +75,12 @@ pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
 pub use sample_schema::SampleSchema;
 #[cfg(feature = "schema")]
 pub use schema::{KindSchema, SchemaError, Whole};
-pub use status::{AnalyticsBatch, DeviceDoc, DeviceStatus};
+pub use status::{AnalyticsBatch, DeviceDoc, DeviceStatus, Histogram};
 pub use telemetry::{BareAck, Rejected, Sample, Telemetry, TelemetryAck};
+pub use telemetry_client::{
+    Introduction, TelemetryGreeting, TelemetryMessage, TelemetryPayload, TelemetryReply, encode_ping,
+    is_sample_kind, telemetry_item, telemetry_problem,
+};
 pub use throttle::{Throttle, ThrottleScope};
 pub use time::{format_millis, parse_time};
 pub use views::{

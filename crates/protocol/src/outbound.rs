@@ -464,6 +464,12 @@ pub struct Details {
     /// The record as it stands, when the request was about an older one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<RecordView>,
+    /// The status that HTTP has for it, for `RATE_LIMITED`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// How to wait when it is refused again, for `RATE_LIMITED`: `exponential`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<String>,
     /// The limit that was reached, as a person reads it, for `RATE_LIMITED`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,
@@ -472,6 +478,9 @@ pub struct Details {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
 }
+
+/// How to wait when a request is refused again for its rate.
+const BACKOFF: &str = "exponential";
 
 impl ErrorMessage {
     /// Makes the message of a fault.
@@ -495,6 +504,8 @@ impl Details {
         told.then(|| Self {
             errors: fault.errors.clone(),
             record: fault.record.as_deref().cloned(),
+            status: throttle.map(|_| fault.code.status()),
+            backoff: throttle.map(|_| BACKOFF.into()),
             limit: throttle.map(|throttle| throttle.limit.clone()),
             scope: throttle.map(|throttle| throttle.scope.as_str().into()),
         })
@@ -535,6 +546,9 @@ pub struct Problem {
     /// When.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// How to wait when it is refused again, for `RATE_LIMITED`: `exponential`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<String>,
     /// The limit that was reached, as a person reads it, for `RATE_LIMITED`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,
@@ -577,6 +591,7 @@ impl Problem {
             correlation_id: correlation_id.into(),
             retryable: fault.code.is_retryable(),
             retry_after_ms: retry_after_ms(fault),
+            backoff: throttle.map(|_| BACKOFF.into()),
             limit: throttle.map(|throttle| throttle.limit.clone()),
             scope: throttle.map(|throttle| throttle.scope.as_str().into()),
             errors: fault.errors.clone(),

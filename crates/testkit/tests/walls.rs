@@ -120,10 +120,14 @@ fn databases_outside_storage(packages: &[Package]) -> Vec<String> {
     direct(packages, |package, need, _| package != "driftline-storage" && DATABASES.contains(&need))
 }
 
-/// Only `transport` serves HTTP and frames; what speaks to a server from outside may dial.
+/// Only `transport` serves HTTP and frames; what speaks to a server from outside may dial, and the layer of `idempotency`
+/// is shown and tested around somebody else's service.
 fn wires_outside_transport(packages: &[Package]) -> Vec<String> {
     let may = ["driftline-transport", "driftline-client", "driftline-bench", "driftline-testkit"];
-    direct(packages, |package, need, _| !may.contains(&package) && WIRES.contains(&need))
+    direct(packages, |package, need, how| {
+        let shown = package == "driftline-idempotency" && how == Need::Dev;
+        !may.contains(&package) && !shown && WIRES.contains(&need)
+    })
 }
 
 /// Only `protocol` knows the wire formats: domain types are converted at the edge.
@@ -207,7 +211,7 @@ fn section(manifest: &str, name: &str) -> Vec<String> {
 
 /// The pure layers read no clock, draw no random number and open nothing.
 fn impure_sources(sources: &[Source]) -> Vec<String> {
-    const PURE: &[&str] = &["model", "protocol", "conflict", "insight", "engine"];
+    const PURE: &[&str] = &["model", "protocol", "conflict", "idempotency", "insight", "engine"];
     const WORDS: &[&str] = &[
         "SystemTime::now",
         "Instant::now",
@@ -406,7 +410,7 @@ fn every_package_takes_the_lints() {
 #[test]
 fn sources_keep_the_walls() {
     let sources = sources();
-    for name in ["model", "protocol", "conflict", "insight", "engine"] {
+    for name in ["model", "protocol", "conflict", "idempotency", "insight", "engine"] {
         let folder = format!("crates/{name}/src/");
         assert!(sources.iter().any(|source| source.path.starts_with(&folder)), "no sources in {folder}");
     }
@@ -450,6 +454,9 @@ fn planted_dependencies_are_reported() {
         (databases_outside_storage, "driftline-testkit", ("libsqlite3-sys", Dev), true),
         (databases_outside_storage, "driftline-storage", ("diesel", Normal), false),
         (wires_outside_transport, "driftline-server", ("axum", Normal), true),
+        (wires_outside_transport, "driftline-idempotency", ("axum", Normal), true),
+        (wires_outside_transport, "driftline-idempotency", ("axum", Dev), false),
+        (wires_outside_transport, "driftline-conflict", ("axum", Dev), true),
         (wires_outside_transport, "driftline-client", ("fastwebsockets", Normal), false),
         (formats_outside_protocol, "driftline-conflict", ("serde", Normal), true),
         (formats_outside_protocol, "driftline-protocol", ("serde_json", Normal), false),

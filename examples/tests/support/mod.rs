@@ -2,7 +2,11 @@
 //! tokens, and their phones.
 #![allow(dead_code, unreachable_pub, reason = "every story takes the part that it needs")]
 
-use std::path::Path;
+pub mod ingest;
+pub mod roads;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -10,6 +14,7 @@ use driftline_client::{
     Acknowledged, Client, DeviceId, Edit, Elements, Endpoint, Event, KindName, RecordId, Replica, World,
     elements, fields,
 };
+use driftline_testkit::TempFolder;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::server::{Server, TokenFor, program};
 use driftline_testkit::socket::Socket;
@@ -21,6 +26,8 @@ pub const WITHIN: Duration = Duration::from_secs(20);
 /// A running server.
 pub struct Deployment {
     server: Server,
+    /// The changed copy of its file, which lasts as long as it does.
+    _copy: Option<TempFolder>,
 }
 
 /// Somebody with a token.
@@ -31,9 +38,36 @@ pub struct Person {
 impl Deployment {
     /// Starts the server with a file of `examples/deployments`.
     pub fn start(file: &str) -> Self {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deployments").join(file);
+        let file = folder().join(file);
         let file = file.to_str().expect("the path is text");
-        Self { server: Server::with(&program(), &["--config", file]) }
+        Self { server: Server::with(&program(), &["--config", file]), _copy: None }
+    }
+
+    /// Starts the server with a copy of a file of `examples/deployments` in which some lines are replaced. Schemas are
+    /// found all the same.
+    pub fn start_with(file: &str, lines: &[(&str, &str)]) -> Self {
+        let text = std::fs::read_to_string(folder().join(file)).expect("the file can be read");
+        let beside = format!("schema_file = \"{}/", folder().display());
+        let mut text = text.replace("schema_file = \"", &beside);
+        for (line, other) in lines {
+            assert!(text.contains(line), "{file} has no line {line:?}");
+            text = text.replace(line, other);
+        }
+        Self::start_as(&text)
+    }
+
+    /// Starts the server with the text of a file.
+    pub fn start_as(text: &str) -> Self {
+        let copy = TempFolder::new();
+        let file = copy.path().join("driftline.toml");
+        std::fs::write(&file, text).expect("the folder can be written");
+        let server = Server::with(&program(), &["--config", file.to_str().expect("the path is text")]);
+        Self { server, _copy: Some(copy) }
+    }
+
+    /// Returns where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
     }
 
     /// Prepares a command of the server's program for this deployment's data.
@@ -97,6 +131,17 @@ impl Deployment {
     pub async fn list(&self, person: &Person, path: &str) -> Vec<Value> {
         self.read(person, path).await["items"].as_array().expect("a list").clone()
     }
+}
+
+impl Person {
+    /// Returns the token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deployments")
 }
 
 /// A phone that is offline but while it syncs.

@@ -10,7 +10,7 @@ use driftline_engine::{
     hash_digest,
 };
 use driftline_model::{DeviceId, TenantId, TenantNo, UserId};
-use driftline_protocol::format_millis;
+use driftline_protocol::{format_millis, is_device_hash};
 use driftline_storage::AnyStore;
 use driftline_transport::{SystemClock, SystemRandom};
 
@@ -90,8 +90,6 @@ struct PlaceArguments {
 const PAGE_ROWS: usize = 500;
 /// Bytes of a random hash.
 const HASH_BYTES: usize = 16;
-/// The most bytes of a hash.
-const HASH_BYTES_MAX: usize = 128;
 
 /// Does what was asked for.
 pub(crate) fn device(arguments: &DeviceArguments) -> anyhow::Result<()> {
@@ -227,11 +225,9 @@ fn random_hash() -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A hash travels as a part of a path, where some characters would not arrive as they are.
 fn checked_hash(hash: String) -> anyhow::Result<String> {
-    let plain = hash.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
-    if hash.is_empty() || hash.len() > HASH_BYTES_MAX || !plain {
-        bail!("a hash has 1 to {HASH_BYTES_MAX} letters, digits and - . _ ~");
+    if !is_device_hash(&hash) {
+        bail!("a device hash has 16 to 256 visible ASCII characters");
     }
     Ok(hash)
 }

@@ -27,6 +27,7 @@ use crate::review::ConflictRow;
 use keep::Stood;
 pub(crate) use keep::view;
 pub(crate) use keep::{change_row, changed_since};
+pub(crate) use once::is_final;
 
 /// Maps that hash the same in every process, so that a plan replays exactly.
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;

@@ -21,8 +21,10 @@ impl Plan<'_> {
                 answered,
             };
             match decide(Some(record), &once.fingerprint, now_ms) {
-                Decision::Replay(Remembered::Receipt(receipt)) => Some(again(receipt)),
-                Decision::Replay(Remembered::InGroup(at)) => self.out.receipts.get(*at).map(again),
+                Decision::Replay(Remembered::Receipt(receipt)) => Some(again(receipt, record.expires_ms)),
+                Decision::Replay(Remembered::InGroup(at)) => {
+                    self.out.receipts.get(*at).map(|receipt| again(receipt, record.expires_ms))
+                }
                 Decision::Mismatch | Decision::Replay(Remembered::Bytes(_)) => {
                     Some(nothing(Answered::Reused))
                 }
@@ -73,11 +75,11 @@ impl Plan<'_> {
 }
 
 /// Whether the same item would be answered the same for ever.
-fn is_final(result: &SubmissionResult) -> bool {
+pub(crate) fn is_final(result: &SubmissionResult) -> bool {
     let decided = result.resolved.as_deref().is_none_or(|resolved| matches!(resolved, Resolved::Done(_)));
     decided && matches!(result.code.class(), ItemClass::Done | ItemClass::Terminal)
 }
 
-fn again(receipt: &Receipt) -> Receipt {
-    Receipt { answered: Answered::Replayed, ..receipt.clone() }
+fn again(receipt: &Receipt, expires_ms: u64) -> Receipt {
+    Receipt { answered: Answered::Replayed { expires_ms }, ..receipt.clone() }
 }

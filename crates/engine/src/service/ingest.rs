@@ -158,7 +158,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let PreparedIngest { submission, echoes, of, recognised, asked_ms } = prepared;
         // What is told of accepted samples is taken down before the store gets them.
         let told: Vec<Option<(KindName, Object)>> = submission.entries.iter().map(appended).collect();
-        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
+        let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
         let replayed = judged(receipt.answered)?;
         let again = || Fault::new(ErrorCode::StoreUnavailable, "some samples have to be sent again");
         let mut ack = answer(&of, &receipt, echoes, recognised).ok_or_else(again)?;
@@ -296,7 +296,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             task: Task::Aggregate(Box::new(Aggregate { hour_ms, series })),
         };
         let submission = self.submission_of(identity, vec![entry], vec![once], correlation)?;
-        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
+        let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
         let replayed = judged(receipt.answered)?;
         Ok(BareAck { of: "analytics_batch".into(), replayed })
     }
@@ -330,7 +330,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
 pub(crate) fn judged(answered: Answered) -> Result<bool, Fault> {
     match answered {
         Answered::Applied => Ok(false),
-        Answered::Replayed => Ok(true),
+        Answered::Replayed { .. } => Ok(true),
         Answered::Reused => Err(reused()),
         Answered::InProgress { .. } => Err(Fault::new(
             ErrorCode::IdempotencyInProgress,

@@ -3,6 +3,7 @@
 mod devices;
 mod ingest;
 mod live;
+mod once;
 mod policies;
 mod records;
 mod review;
@@ -36,6 +37,7 @@ pub use devices::{DEVICE_ROLE, hash_digest};
 pub use ingest::{Ingest, PreparedIngest};
 pub(crate) use ingest::{judged, reused};
 pub use live::Signals;
+use once::Memory;
 pub use telemetry::SampleWish;
 
 /// The sync engine over one store.
@@ -48,6 +50,8 @@ pub struct Engine<S, O> {
     cursor_key: CursorKey,
     observer: O,
     windows: Windows,
+    /// Answers that were given under keys.
+    memory: Memory,
     /// What is known of connected devices. The lock is held for one look-up or change.
     presence: Mutex<Presence>,
     /// What streams of telemetry are like. The lock is held while one message is counted or all streams are looked at.
@@ -145,6 +149,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             cursor_key,
             observer,
             windows: Windows::default(),
+            memory: Memory::default(),
             presence: Mutex::default(),
             streams: Mutex::default(),
         }
@@ -281,7 +286,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Does the rest of a work. A batch is handed to the store by the first poll of the future.
     pub async fn finish(&self, identity: &Identity, prepared: Prepared, now_ms: u64) -> Done {
         match prepared {
-            Prepared::Push(push) => Done::Pushed(self.finish_push(*push).await),
+            Prepared::Push(push) => Done::Pushed(self.finish_push(identity, *push, now_ms).await),
             Prepared::Start { sync_id, request } => {
                 Done::Started(self.start(identity, sync_id, request, now_ms).await.map(Box::new))
             }
@@ -437,9 +442,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         Ok(PreparedPush { submission, echoes, batch_seq, recognised })
     }
 
-    async fn finish_push(&self, push: PreparedPush) -> Result<Ack, Fault> {
+    async fn finish_push(&self, identity: &Identity, push: PreparedPush, now_ms: u64) -> Result<Ack, Fault> {
         let PreparedPush { submission, echoes, batch_seq, recognised } = push;
-        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
+        let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
         let replayed = judged(receipt.answered)?;
         let mut ack = answer(receipt, echoes, batch_seq, &self.observer);
         ack.replayed |= replayed;
@@ -591,7 +596,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             seed,
         };
         let push = self.prepare_push(identity, push, now_ms, correlation).await?;
-        let ack = self.finish_push(push).await?;
+        let ack = self.finish_push(identity, push, now_ms).await?;
         // The batch is applied: whatever the pull meets with now, the device must hear of it.
         let data = match self.pull(identity, request.pull.clone()).await {
             Ok(data) => data,

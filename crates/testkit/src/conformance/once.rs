@@ -70,7 +70,7 @@ fn told(mut receipt: Receipt) -> Receipt {
 #[track_caller]
 fn check_replay<S: Store>(bed: &Bed<S>, first: &Receipt, again: Submission) {
     let again = bed.commit(again);
-    assert_eq!(again.answered, Answered::Replayed);
+    assert!(again.answered.is_replayed());
     assert_eq!(told(again), told(first.clone()));
 }
 
@@ -164,23 +164,24 @@ pub(super) fn names_belong_to_their_owners<S: Store>(bed: &Bed<S>) {
         ("a batch of another tenant", &other, place(&other, 1, "three")),
     ] {
         assert_eq!(bed.commit(batch(author, once.clone())).answered, Answered::Applied, "{who}");
-        assert_eq!(bed.commit(batch(author, once)).answered, Answered::Replayed, "{who}");
+        assert!(bed.commit(batch(author, once)).answered.is_replayed(), "{who}");
     }
 }
 
 /// Runs futures at once, on one thread, each begun in its turn before any is waited for.
 fn at_once<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut running: Vec<(Pin<Box<F>>, Option<F::Output>)> =
-        futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    let mut running: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
     block_on(poll_fn(|context| {
-        for (future, done) in running.iter_mut().filter(|(_, done)| done.is_none()) {
-            if let Poll::Ready(output) = future.as_mut().poll(context) {
-                *done = Some(output);
+        let waiting = running.iter_mut().zip(&mut outputs).filter(|(_, output)| output.is_none());
+        for (future, output) in waiting {
+            if let Poll::Ready(done) = future.as_mut().poll(context) {
+                *output = Some(done);
             }
         }
-        if running.iter().all(|(_, done)| done.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+        if outputs.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
     }));
-    running.into_iter().filter_map(|(_, done)| done).collect()
+    outputs.into_iter().flatten().collect()
 }
 
 /// Adds one to a counter: twice is not once.
@@ -200,7 +201,7 @@ fn check_twins(receipts: Vec<Result<Receipt, StoreError>>) {
     assert_eq!(applied, 1);
     let first = told(receipts[0].clone());
     for receipt in receipts {
-        assert!(matches!(receipt.answered, Answered::Applied | Answered::Replayed));
+        assert!(matches!(receipt.answered, Answered::Applied | Answered::Replayed { .. }));
         assert_eq!(told(receipt), first);
     }
 }
@@ -248,7 +249,7 @@ pub(super) fn an_answer_is_forgotten_to_the_millisecond<S: Store>(bed: &Bed<S>) 
     let answered = |once: &Once| bed.commit(named(&ada, [], [once.clone()])).answered;
     assert_eq!(answered(&short), Answered::Applied);
     bed.world.clock.advance(999);
-    assert_eq!((pruned(), answered(&short)), (0, Answered::Replayed));
+    assert_eq!((pruned(), answered(&short).is_replayed()), (0, true));
     bed.world.clock.advance(1);
     assert_eq!(answered(&short), Answered::Applied, "forgotten, whether or not it was removed");
     bed.world.clock.advance(1000);
@@ -258,7 +259,7 @@ pub(super) fn an_answer_is_forgotten_to_the_millisecond<S: Store>(bed: &Bed<S>) 
     assert_eq!(answered(&batch), Answered::Applied);
     bed.world.clock.advance(DAY_MS - 1);
     pruned();
-    assert_eq!(answered(&batch), Answered::Replayed);
+    assert!(answered(&batch).is_replayed());
     bed.world.clock.advance(1);
     pruned();
     assert_eq!(answered(&batch), Answered::Applied);
@@ -275,7 +276,7 @@ pub(super) fn an_answer_is_forgotten_to_the_millisecond<S: Store>(bed: &Bed<S>) 
             let once = Once { window_ms: 1000, ..key("user:ada", "edge", "one") };
             assert_eq!(answered(&once), Answered::Applied, "round {round}");
             bed.world.clock.advance(999);
-            assert_eq!(answered(&once), Answered::Replayed, "round {round}");
+            assert!(answered(&once).is_replayed(), "round {round}");
             bed.world.clock.advance(1);
         }
         done.store(true, Ordering::SeqCst);
