@@ -91,12 +91,9 @@ impl Presence {
         let note = DeviceNote { tenant: device.0, device: device.1, at_ms, sign };
         let same =
             |known: &DeviceNote| std::mem::discriminant(&known.sign) == std::mem::discriminant(&note.sign);
-        match waiting.iter().position(same) {
-            // A later sign of a sort says all that an earlier one said, and comes behind the others.
-            Some(at) => {
-                waiting.remove(at);
-            }
-            None => {}
+        // A later sign of a sort says all that an earlier one said, and comes behind the others.
+        if let Some(at) = waiting.iter().position(same) {
+            waiting.remove(at);
         }
         waiting.push(note);
     }

@@ -81,7 +81,8 @@ fn stored(desk: &Desk<'_>, name: &str) -> Vec<String> {
 }
 
 fn code(text: &str) -> String {
-    let document = Document::parse(format!("{{{text}").as_bytes(), 64).expect("JSON");
+    let whole = format!("{{{text}");
+    let document = Document::parse(whole.as_bytes(), 64).expect("JSON");
     document.root().get("code").and_then(|node| node.as_str()).expect("a code").into_owned()
 }
 

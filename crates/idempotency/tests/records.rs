@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use driftline_idempotency::{
-    ANSWER_BYTES_MAX, Answer, Claim, Claimed, CompleteError, EffectId, MemoryLimits, MemoryRecords, Records,
-    WINDOW_MS_MAX,
+    ANSWER_BYTES_MAX, Answer, Claim, Claimed, CompleteError, EffectId, Held, MemoryLimits, MemoryRecords,
+    Records, WINDOW_MS_MAX,
 };
 
 mod support;
@@ -36,7 +36,7 @@ fn a_hundred_twins_have_one_effect_and_one_answer() {
                     }
                     Claimed::Granted { attempt, .. } => {
                         let (scope, key) = (scope("t", "u"), key("k"));
-                        let held = driftline_idempotency::Held { scope, key, attempt };
+                        let held = Held { scope, key, attempt };
                         now(records.complete(&held, answer("paid"), 0)).expect("the claim is held");
                     }
                     Claimed::Replay { answer, .. } => return answer,
@@ -122,6 +122,20 @@ fn who_was_overtaken_is_fenced_off() {
     now(records.complete(&fast, answer("fast"), LEASE_MS + 1)).expect("the claim is held");
     fenced(&now(records.complete(&slow, answer("slow"), LEASE_MS + 2)));
     assert_eq!(claimed(&records, claim("k", "pay", LEASE_MS + 3)), replay("fast", LEASE_MS + WINDOW_MS));
+}
+
+#[test]
+fn a_number_that_was_never_granted_holds_nothing() {
+    let records = MemoryRecords::default();
+    let (held, _) = granted(&records, claim("k", "pay", 0));
+    for attempt in [0, held.attempt - 1, held.attempt + 1, u64::MAX] {
+        let forged = Held { attempt, ..held.clone() };
+        fenced(&now(records.complete(&forged, answer("forged"), 1)));
+        now(records.release(&forged)).expect("the records answer");
+    }
+    let elsewhere = Held { key: key("k2"), ..held.clone() };
+    fenced(&now(records.complete(&elsewhere, answer("forged"), 1)));
+    now(records.complete(&held, answer("paid"), 1)).expect("the claim is held");
 }
 
 #[test]

@@ -75,7 +75,7 @@ pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
 pub use sample_schema::SampleSchema;
 #[cfg(feature = "schema")]
 pub use schema::{KindSchema, SchemaError, Whole};
-pub use status::{AnalyticsBatch, DeviceDoc, DeviceStatus};
+pub use status::{AnalyticsBatch, DeviceDoc, DeviceStatus, Histogram};
 pub use telemetry::{BareAck, Rejected, Sample, Telemetry, TelemetryAck};
 pub use telemetry_client::{
     Introduction, TelemetryGreeting, TelemetryMessage, TelemetryPayload, TelemetryReply, encode_ping,

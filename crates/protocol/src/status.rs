@@ -80,8 +80,11 @@ pub struct AnalyticsBatch {
     /// Names and how often each thing happened.
     pub counters: Vec<(Box<str>, u64)>,
     /// Names and what was measured: values, each with how often it was seen.
-    pub histograms: Vec<(Box<str>, Vec<(f64, u64)>)>,
+    pub histograms: Vec<(Box<str>, Histogram)>,
 }
+
+/// What was measured: values, each with how often it was seen.
+pub type Histogram = Vec<(f64, u64)>;
 
 /// The most series of one message, and the most values of one histogram.
 const SERIES_MAX: usize = 256;
@@ -134,7 +137,7 @@ fn members<T>(
 }
 
 /// Reads a histogram: an array of `[value, count]` pairs or of plain values.
-fn values(node: Node<'_>, pointer: &str) -> Result<Vec<(f64, u64)>, Fault> {
+fn values(node: Node<'_>, pointer: &str) -> Result<Histogram, Fault> {
     if !node.is_array() || node.elements().count() > VALUES_MAX {
         return Err(Fault::invalid(
             pointer,

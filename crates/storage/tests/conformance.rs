@@ -40,6 +40,11 @@ fn the_sqlite_store_leases_keys() {
 }
 
 #[test]
+fn the_postgres_store_leases_keys() {
+    conformance::run_leases(support::postgres);
+}
+
+#[test]
 fn the_sqlite_store_is_durable() {
     conformance::run_durable(support::sqlite);
 }

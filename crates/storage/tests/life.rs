@@ -10,11 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, SqliteConnection};
 use driftline_conflict::{Policy, Strategy};
-use driftline_engine::{Head, Store};
-use driftline_model::{Seq, TenantId};
+use driftline_engine::{
+    Aggregate, DeviceAction, DeviceChange, DeviceChanged, Entry, Head, Once, OnceKey, Store, Task,
+};
+use driftline_idempotency::Fingerprint;
+use driftline_insight::SeriesPoint;
+use driftline_model::{Seq, SyncId, TenantId};
 use driftline_protocol::ItemCode;
 use driftline_storage::{BackupError, Contents, Finding, OpenError, RestoreError, SqliteStore};
-use driftline_testkit::{Author, Rng, World, block_on, create, delete, patch};
+use driftline_testkit::{Author, Rng, World, block_on, create, delete, patch, sample};
 
 /// A world with a store and somebody who writes.
 struct Scene {
@@ -61,6 +65,7 @@ impl Scene {
         let late = eve.batch([patch("x0", 1, r#"{"b":"late"}"#).policy(&manual)]);
         let receipt = block_on(store.commit(late)).expect("a commit");
         assert_eq!(receipt.results[0].code, ItemCode::ConflictPending);
+        measure(&store, &ada);
         drop(store);
         let target = self.path("kept.db");
         SqliteStore::backup(&self.file, &target).expect("a backup");
@@ -81,6 +86,30 @@ fn write(store: &SqliteStore, author: &Author, prefix: &str, count: u64) {
     let version = head(store, author).seq.number() - 1;
     block_on(store.commit(author.batch([delete(&format!("{prefix}{}", count - 1), version)])))
         .expect("a commit");
+}
+
+/// Appends a sample and adds to a series under a key and a place in a session, and gives a device a hash.
+fn measure(store: &SqliteStore, author: &Author) {
+    let mut batch = author.batch([sample("s1", r#"{"v":1}"#)]);
+    let series = vec![(Box::from("pings"), SeriesPoint::default())];
+    let task = Task::Aggregate(Box::new(Aggregate { hour_ms: 0, series }));
+    batch.entries.push(Entry { op_id: None, n: None, hash: 0, kind: None, id: None, group: None, task });
+    let session: SyncId = "00000000-0000-4000-8000-000000000001".parse().expect("a UUID");
+    let place = OnceKey::Batch { device: author.device, sync_id: session.clone(), number: 1 };
+    let request = OnceKey::Request { owner: "user:ada".into(), key: "k1".into() };
+    let fingerprint = Fingerprint::envelope("sync_data", None, b"{}");
+    let once = |key| Once { key, fingerprint, window_ms: 1000 };
+    (batch.batch, batch.once) = (Some((session, 1)), vec![once(place), once(request)]);
+    block_on(store.commit(batch)).expect("a commit");
+    let change = DeviceChange {
+        owner: "ada".into(),
+        device_id: "phone".parse().expect("a name"),
+        action: DeviceAction::Update,
+        enabled: None,
+        digest: Some([7; 32]),
+    };
+    let changed = block_on(store.change_device(author.tenant, change, None)).expect("a change");
+    assert!(matches!(changed, DeviceChanged::Done(_)), "{changed:?}");
 }
 
 fn head(store: &SqliteStore, author: &Author) -> Head {
@@ -164,7 +193,7 @@ fn what_is_wrong_in_a_file_is_found() {
     assert_eq!(report.findings, []);
     assert_eq!((report.contents.tenants, report.contents.records), (2, 36));
     assert_eq!(report.contents.seq, Seq::new(62));
-    let table: [(&str, &str); 19] = [
+    let table: [(&str, &str); 31] = [
         ("UPDATE scope_sums SET sum = sum + 1 WHERE tenant_no = 1", "sums of kind note"),
         ("UPDATE scope_sums SET count = count - 1 WHERE tenant_no = 2", "sums of kind note"),
         ("DELETE FROM scope_sums WHERE tenant_no = 2", "sums of kind note"),
@@ -184,6 +213,18 @@ fn what_is_wrong_in_a_file_is_found() {
         ("UPDATE conflicts SET seq = 63", "is above 62"),
         ("UPDATE audit SET device_no = 99", "their device is unknown"),
         ("UPDATE meta SET value = x'00' WHERE name = 'cursor_secret'", "the secret"),
+        ("UPDATE samples SET fields = '[1]'", "samples: tenant 1, kind "),
+        ("UPDATE samples SET kind_no = 99", "\"s1\": its kind or device"),
+        ("UPDATE samples SET device_no = (SELECT device_no FROM devices WHERE tenant_no = 2)", "samples: "),
+        ("UPDATE series SET sketch = x'00'", "series: \"pings\" of hour 0"),
+        ("UPDATE series SET tenant_no = 9", "it belongs to no tenant"),
+        ("UPDATE idempotency SET answer = x'00'", "idempotency: \"k1\" of \"user:ada\""),
+        ("UPDATE idempotency SET fingerprint = x'00'", "idempotency: "),
+        ("UPDATE idempotency SET attempt = 1", "idempotency: "),
+        ("UPDATE sync_batches SET answer = x'7201'", "sync_batches: batch 1 of "),
+        ("UPDATE sync_batches SET fingerprint = NULL", "sync_batches: batch 1 of "),
+        ("UPDATE device_digests SET device_no = 99", "device_digests: device 99"),
+        ("UPDATE device_digests SET tenant_no = 2", "it leads to no device"),
     ];
     for (statement, wanted) in table {
         let broken = scene.path("broken.db");
@@ -364,11 +405,11 @@ fn a_backup_of_an_older_schema_is_migrated() {
     let report = SqliteStore::check(&old);
     assert_eq!(
         (report.findings.len(), report.pending.len(), report.contents.tenants),
-        (0, 1, 1),
+        (0, 2, 1),
         "{report:?}"
     );
     let restored = SqliteStore::restore(&old, &scene.file, &*scene.world.random).expect("a restore");
-    assert_eq!((restored.migrated.len(), restored.replaced), (1, None));
+    assert_eq!((restored.migrated.len(), restored.replaced), (2, None));
     let (store, ada) = scene.open();
     assert_eq!((head(&store, &ada).seq, head(&store, &ada).epoch_seq), (Seq::new(7), Seq::new(7)));
 }

@@ -5,11 +5,15 @@ mod support;
 
 use std::thread;
 
-use driftline_engine::{Left, Only, Page, PageQuery, Place, Row, Store, SumQuery};
-use driftline_model::{KindName, RecordId, ScopeName};
+use driftline_engine::{
+    Aggregate, Answered, Entry, Left, Once, OnceKey, Only, Page, PageQuery, Place, Row, Store, SumQuery, Task,
+};
+use driftline_idempotency::Fingerprint;
+use driftline_insight::SeriesPoint;
+use driftline_model::{KindName, RecordId, ScopeName, SyncId};
 use driftline_storage::{PostgresOptions, PostgresStore};
 use driftline_testkit::postgres::Database;
-use driftline_testkit::{Author, Draft, Rng, World, block_on, create, delete, patch};
+use driftline_testkit::{Author, Draft, Rng, World, block_on, create, delete, patch, sample};
 
 const TEAMS: [&str; 3] = ["a", "b", "c"];
 const KINDS: [&str; 2] = ["note", "car"];
@@ -131,11 +135,49 @@ fn scopes_of_few_and_of_many_rows_read_alike() {
     }
 }
 
+const TABLES: [&str; 10] = [
+    "records",
+    "scope_exits",
+    "conflicts",
+    "devices",
+    "op_results",
+    "scope_sums",
+    "samples",
+    "series",
+    "idempotency",
+    "sync_batches",
+];
+
+/// Samples of which half are sent again, under a key and a place in a session.
+fn push_samples(store: &PostgresStore, author: &Author, round: u64) {
+    let ids = (0..50).map(|n| sample(&format!("s{}", round * 25 + n), "{}").keyed().sent(World::BEGIN_MS));
+    let mut batch = author.batch(ids);
+    let mut point = SeriesPoint::default();
+    point.count(1);
+    let series = (0..5).map(|n| (format!("series-{n}").into(), point.clone())).collect();
+    let hour_ms = round * 3_600_000;
+    let task = Task::Aggregate(Box::new(Aggregate { hour_ms, series }));
+    let entry = Entry { op_id: None, n: None, hash: 0, kind: None, id: None, group: None, task };
+    batch.entries.push(entry);
+    let sync_id: SyncId = "00000000-0000-4000-8000-000000000001".parse().expect("a UUID");
+    batch.batch = Some((sync_id.clone(), round));
+    let fingerprint = Fingerprint::builder("test").number(round).finish();
+    let keys = [
+        OnceKey::Request { owner: "user:ada".into(), key: format!("k{round}").into() },
+        OnceKey::Batch { device: author.device, sync_id, number: round },
+    ];
+    batch.once = keys.map(|key| Once { key, fingerprint, window_ms: 1_000_000 }).into();
+    for answered in [Answered::Applied, Answered::Replayed] {
+        let receipt = block_on(store.commit(batch.clone())).expect("a commit");
+        assert_eq!(receipt.answered, answered);
+    }
+}
+
 #[test]
 fn plans_of_empty_tables_serve_full_ones() {
     let (database, world) = (support::migrated(), World::new(1));
     // Nothing has the plans made again.
-    for table in ["records", "scope_exits", "conflicts", "devices", "op_results", "scope_sums"] {
+    for table in TABLES {
         database.sql(&format!("ALTER TABLE {table} SET (autovacuum_enabled = off)"));
     }
     let store = open(&database, &world);
@@ -147,6 +189,7 @@ fn plans_of_empty_tables_serve_full_ones() {
         push(&store, &ada, new.collect::<Vec<_>>());
         push(&store, &ada, [moved("b")]);
         push(&store, &ada, [moved("a")]);
+        push_samples(&store, &ada, round);
         block_on(store.record(ada.tenant, &kind("note"), &"r0-1".parse().expect("an id"))).expect("a record");
     }
     drop(store);
@@ -155,10 +198,11 @@ fn plans_of_empty_tables_serve_full_ones() {
     let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
     assert!((0..1000).any(|_| database.sql(others).trim() == "0"), "the connections end");
     let read = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname IN \
-         ('records', 'scope_exits', 'conflicts', 'devices')";
+         ('records', 'scope_exits', 'conflicts', 'devices', 'samples', 'series', 'idempotency', 'sync_batches')";
     let read: u64 = database.sql(read).trim().parse().expect("a number");
-    // 2,080 changes look up a record, an exit or none, and a device per batch.
-    assert!((100..10_000).contains(&read), "{read} entries of indexes were read");
+    // 2,080 changes look up a record, an exit or none, and a device per batch; 4,000 samples look up one, 400 points of
+    // series and 160 names one each.
+    assert!((2_000..20_000).contains(&read), "{read} entries of indexes were read");
 }
 
 /// Nodes meet a new month at the same moment.

@@ -57,7 +57,7 @@ impl Plan<'_> {
     pub(super) fn aggregate(&mut self, submission: &Submission, aggregate: &Aggregate) -> SubmissionResult {
         for (name, point) in &aggregate.series {
             let key = (submission.tenant, aggregate.hour_ms, name.clone());
-            let stored = self.state.series.entry(key.clone()).or_insert_with(SeriesPoint::default);
+            let stored = self.state.series.entry(key.clone()).or_default();
             stored.merge(point);
             if !self.out.writes.series.iter().any(|(known, _)| *known == key) {
                 self.out.writes.series.push((key, SeriesPoint::default()));

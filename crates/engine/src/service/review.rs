@@ -72,7 +72,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         now_ms: u64,
         correlation: &str,
     ) -> Result<ConflictResolved, Fault> {
-        let resolved = self.resolve_once(identity, request, once, now_ms, correlation).await;
+        let resolved = self.resolve_once(identity, request, None, now_ms, correlation).await;
         resolved.map(|(resolved, _)| resolved)
     }
 
@@ -104,7 +104,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let conflict_id = request.conflict_id.clone();
         let mut submission = self.resolution(identity, &row, request, now_ms, correlation).await?;
         submission.once.extend(once);
-        let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
+        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
         if judged(receipt.answered)? {
             let record = receipt.results.into_iter().next().and_then(|result| result.record);
             return self.decided(identity, &conflict_id, record).await;

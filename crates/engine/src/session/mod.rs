@@ -328,8 +328,7 @@ impl Session {
             Inbound::ResolveConflict(request) => {
                 self.resolving.push_back(request.conflict_id.clone());
                 let once = self.once("resolve_conflict", None, message.key.as_deref());
-                let work = Work::Resolve { request: Box::new(request), once };
-                self.ask(message.id.clone(), None, work);
+                self.ask(message.id.clone(), None, Work::Resolve { request: Box::new(request), once });
                 Ok(())
             }
             Inbound::Telemetry(telemetry) => {

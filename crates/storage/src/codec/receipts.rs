@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     fn small(rng: &mut Rng) -> String {
-        Box::from(*rng.pick(&["", "a", "é\\n", "title", "/fields/title", "{\"x\":1}"])).into()
+        (*rng.pick(&["", "a", "é\\n", "title", "/fields/title", "{\"x\":1}"])).to_owned()
     }
 
     fn some_result(rng: &mut Rng) -> SubmissionResult {

@@ -119,7 +119,8 @@ pub(super) async fn device(
 ) -> Result<DeviceNo, StoreError> {
     let lease = shared.writer().await?;
     let generation = shared.caches.generation();
-    let found = find_or_register(&lease, tenant, device).await;
+    let own_ms = shared.clock.as_ref().map(|clock| sql(clock.now_ms()));
+    let found = find_or_register(&lease, tenant, device, own_ms).await;
     let number = returned(lease, found)?;
     shared.caches.keep_device(generation, (tenant, device.clone()), number);
     Ok(number)
@@ -129,17 +130,19 @@ async fn find_or_register(
     lease: &Lease,
     tenant: TenantNo,
     device: &DeviceKey,
+    own_ms: Option<i64>,
 ) -> Result<DeviceNo, StoreError> {
     let bound = |statement: String| {
         sql_query(statement)
             .bind::<Integer, _>(tenant_sql(tenant))
             .bind::<Text, _>(device.user().to_owned())
             .bind::<Text, _>(device.device().to_owned())
+            .bind::<diesel::sql_types::Nullable<BigInt>, _>(own_ms)
     };
     let find = "SELECT device_no AS number FROM devices WHERE tenant_no = $1 AND sub = $2 AND device_id = $3";
     let make = format!(
-        "INSERT INTO devices (tenant_no, sub, device_id, created_at, last_seen_at) VALUES ($1, $2, $3, {NOW}, {NOW}) \
-         ON CONFLICT DO NOTHING RETURNING device_no AS number"
+        "INSERT INTO devices (tenant_no, sub, device_id, created_at, last_seen_at) VALUES ($1, $2, $3, coalesce($4, {NOW}), \
+         coalesce($4, {NOW})) ON CONFLICT DO NOTHING RETURNING device_no AS number"
     );
     // Another node may register it between the first two.
     for statement in [find.to_owned(), make, find.to_owned()] {

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use driftline_engine::{Aggregate, Answered, Entry, Once, OnceKey, Store, Submission, Task};
+use driftline_idempotency::{Fingerprint, WINDOW_MS_DEFAULT};
+use driftline_insight::SeriesPoint;
 use driftline_storage::PostgresStore;
 use driftline_testkit::proxy::{Direction, Proxy};
+use driftline_testkit::{Author, block_on, sample};
 
 use crate::bed::{Bed, Device, Journal, Known, RESUMES_WITHIN, TOLD_WITHIN, send_all, until};
 
@@ -119,6 +123,60 @@ fn the_answer_to_any_statement_may_be_lost() {
 fn any_statement_may_not_arrive() {
     let seen = Scene::new().sweep(Direction::ToServer);
     assert!(seen.cuts >= 10 && seen.unknown_not > 0, "{seen:?}");
+}
+
+/// A sample, and a count of one that only the key makes safe to send again.
+fn telemetry(author: &Author, at: u64) -> Submission {
+    let mut batch = author.batch([sample(&format!("s{at}"), "{}")]);
+    let mut point = SeriesPoint::default();
+    point.count(1);
+    batch.entries.push(Entry {
+        op_id: None,
+        n: None,
+        hash: at,
+        kind: None,
+        id: None,
+        group: None,
+        task: Task::Aggregate(Box::new(Aggregate { hour_ms: 0, series: vec![("taps".into(), point)] })),
+    });
+    let name = format!("k{at}");
+    let fingerprint = Fingerprint::builder("test").text(&name).finish();
+    let key = OnceKey::Request { owner: "user:ada".into(), key: name.into() };
+    batch.once = vec![Once { key, fingerprint, window_ms: WINDOW_MS_DEFAULT }];
+    batch
+}
+
+#[test]
+fn a_keyed_batch_counts_once_wherever_the_connection_breaks() {
+    for direction in [Direction::ToClient, Direction::ToServer] {
+        let scene = Scene::new();
+        let ada = Author::join(&scene.store, "acme", "ada", "phone");
+        let (mut sent, mut cuts, mut replayed, mut bytes, mut cut) = (0, 0, 0, 0, true);
+        while cut {
+            for _ in 0..2 {
+                sent += 1;
+                block_on(scene.store.commit(telemetry(&ada, sent))).expect("nothing fails yet");
+            }
+            let before = scene.proxy.cuts();
+            scene.proxy.cut_after(bytes, direction);
+            sent += 1;
+            let answer = block_on(scene.store.commit(telemetry(&ada, sent)));
+            let receipt = answer.expect("a batch that can be recognised is tried again");
+            scene.proxy.pass();
+            cut = scene.proxy.cuts() > before;
+            cuts += u64::from(cut);
+            replayed += u64::from(receipt.answered == Answered::Replayed);
+            let again = block_on(scene.store.commit(telemetry(&ada, sent))).expect("a resend is answered");
+            assert_eq!((again.answered, again.results), (Answered::Replayed, receipt.results));
+            bytes += step(direction);
+        }
+        println!("{direction:?}: {cuts} cuts, {replayed} were applied before they broke");
+        assert!(cuts >= 10, "{cuts}");
+        assert!(replayed > 0 || direction == Direction::ToServer, "the answer to a commit was lost");
+        for sum in ["SELECT sum(counter) FROM series", "SELECT count(*) FROM samples"] {
+            assert_eq!(scene.bed.number(sum), sent, "{direction:?}");
+        }
+    }
 }
 
 #[test]

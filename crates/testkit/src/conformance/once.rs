@@ -170,17 +170,18 @@ pub(super) fn names_belong_to_their_owners<S: Store>(bed: &Bed<S>) {
 
 /// Runs futures at once, on one thread, each begun in its turn before any is waited for.
 fn at_once<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut running: Vec<(Pin<Box<F>>, Option<F::Output>)> =
-        futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    let mut running: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
     block_on(poll_fn(|context| {
-        for (future, done) in running.iter_mut().filter(|(_, done)| done.is_none()) {
-            if let Poll::Ready(output) = future.as_mut().poll(context) {
-                *done = Some(output);
+        let waiting = running.iter_mut().zip(&mut outputs).filter(|(_, output)| output.is_none());
+        for (future, output) in waiting {
+            if let Poll::Ready(done) = future.as_mut().poll(context) {
+                *output = Some(done);
             }
         }
-        if running.iter().all(|(_, done)| done.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+        if outputs.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
     }));
-    running.into_iter().filter_map(|(_, done)| done).collect()
+    outputs.into_iter().flatten().collect()
 }
 
 /// Adds one to a counter: twice is not once.

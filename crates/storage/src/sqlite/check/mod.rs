@@ -2,6 +2,7 @@
 
 mod report;
 mod tables;
+mod telemetry;
 
 use std::collections::BTreeMap;
 use std::path::Path;

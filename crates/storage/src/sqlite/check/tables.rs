@@ -93,13 +93,18 @@ impl Tables {
             return;
         }
         self.secret(connection, report);
-        let tables: [(&'static str, Look); 6] = [
+        let tables: [(&'static str, Look); 11] = [
             ("stream_head", Self::heads),
             ("records", Self::records),
             ("op_results", Self::answers),
             ("conflicts", Self::reviews),
             ("audit", Self::accounts),
             ("seqs", Self::seqs),
+            ("samples", Self::samples),
+            ("series", Self::points),
+            ("idempotency", Self::keys),
+            ("sync_batches", Self::batches),
+            ("device_digests", Self::digests),
         ];
         for (table, check) in tables {
             if let Err(error) = check(&mut self, connection, report) {
@@ -129,7 +134,15 @@ impl Tables {
         }
     }
 
-    fn unreadable(
+    pub(super) const fn names(&self) -> &Names {
+        &self.names
+    }
+
+    pub(super) fn has_tenant(&self, tenant_no: i32) -> bool {
+        self.heads.contains_key(&tenant_no)
+    }
+
+    pub(super) fn unreadable(
         &mut self,
         report: &mut Report,
         table: &'static str,
