@@ -337,6 +337,14 @@ pub enum Answered {
     },
 }
 
+impl Answered {
+    /// Tells whether this is the answer of an earlier batch.
+    #[must_use]
+    pub const fn is_replayed(self) -> bool {
+        matches!(self, Self::Replayed { .. })
+    }
+}
+
 /// What became of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubmissionResult {

@@ -11,6 +11,7 @@ use driftline_engine::{
 use driftline_model::{KindName, Limits};
 use driftline_protocol::{Document, Encoding, SampleSchema, decode};
 use driftline_testkit::block_on;
+use futures_util::{FutureExt as _, StreamExt as _};
 
 use support::desk::{Desk, Frame, Office, SYNC, kinds};
 
@@ -354,7 +355,7 @@ fn samples_are_announced_to_those_who_may_hear() {
     phone.take();
     phone.ask(r#"{"type":"voice","payload":{"score":7,"team":"red"}}"#);
     phone.ask(r#"{"type":"voice","payload":{"score":8,"team":"blue"}}"#);
-    while let Ok(signal) = signals.try_recv() {
+    while let Some(Some(signal)) = signals.next().now_or_never() {
         listener.session.handle_signal(&signal, listener.now_ms);
         listener.poll();
     }

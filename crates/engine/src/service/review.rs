@@ -68,7 +68,6 @@ impl<S: Store, O: Observer> Engine<S, O> {
         &self,
         identity: &Identity,
         request: ResolveConflict,
-        once: Option<Once>,
         now_ms: u64,
         correlation: &str,
     ) -> Result<ConflictResolved, Fault> {

@@ -328,7 +328,8 @@ impl Session {
             Inbound::ResolveConflict(request) => {
                 self.resolving.push_back(request.conflict_id.clone());
                 let once = self.once("resolve_conflict", None, message.key.as_deref());
-                self.ask(message.id.clone(), None, Work::Resolve { request: Box::new(request), once });
+                let work = Work::Resolve { request: Box::new(request), once };
+                self.ask(message.id.clone(), None, work);
                 Ok(())
             }
             Inbound::Telemetry(telemetry) => {

@@ -70,7 +70,7 @@ fn told(mut receipt: Receipt) -> Receipt {
 #[track_caller]
 fn check_replay<S: Store>(bed: &Bed<S>, first: &Receipt, again: Submission) {
     let again = bed.commit(again);
-    assert_eq!(again.answered, Answered::Replayed);
+    assert!(again.answered.is_replayed());
     assert_eq!(told(again), told(first.clone()));
 }
 
@@ -164,7 +164,7 @@ pub(super) fn names_belong_to_their_owners<S: Store>(bed: &Bed<S>) {
         ("a batch of another tenant", &other, place(&other, 1, "three")),
     ] {
         assert_eq!(bed.commit(batch(author, once.clone())).answered, Answered::Applied, "{who}");
-        assert_eq!(bed.commit(batch(author, once)).answered, Answered::Replayed, "{who}");
+        assert!(bed.commit(batch(author, once)).answered.is_replayed(), "{who}");
     }
 }
 
@@ -201,7 +201,7 @@ fn check_twins(receipts: Vec<Result<Receipt, StoreError>>) {
     assert_eq!(applied, 1);
     let first = told(receipts[0].clone());
     for receipt in receipts {
-        assert!(matches!(receipt.answered, Answered::Applied | Answered::Replayed));
+        assert!(matches!(receipt.answered, Answered::Applied | Answered::Replayed { .. }));
         assert_eq!(told(receipt), first);
     }
 }
@@ -249,7 +249,7 @@ pub(super) fn an_answer_is_forgotten_to_the_millisecond<S: Store>(bed: &Bed<S>) 
     let answered = |once: &Once| bed.commit(named(&ada, [], [once.clone()])).answered;
     assert_eq!(answered(&short), Answered::Applied);
     bed.world.clock.advance(999);
-    assert_eq!((pruned(), answered(&short)), (0, Answered::Replayed));
+    assert_eq!((pruned(), answered(&short).is_replayed()), (0, true));
     bed.world.clock.advance(1);
     assert_eq!(answered(&short), Answered::Applied, "forgotten, whether or not it was removed");
     bed.world.clock.advance(1000);
@@ -259,7 +259,7 @@ pub(super) fn an_answer_is_forgotten_to_the_millisecond<S: Store>(bed: &Bed<S>) 
     assert_eq!(answered(&batch), Answered::Applied);
     bed.world.clock.advance(DAY_MS - 1);
     pruned();
-    assert_eq!(answered(&batch), Answered::Replayed);
+    assert!(answered(&batch).is_replayed());
     bed.world.clock.advance(1);
     pruned();
     assert_eq!(answered(&batch), Answered::Applied);
@@ -276,7 +276,7 @@ pub(super) fn an_answer_is_forgotten_to_the_millisecond<S: Store>(bed: &Bed<S>) 
             let once = Once { window_ms: 1000, ..key("user:ada", "edge", "one") };
             assert_eq!(answered(&once), Answered::Applied, "round {round}");
             bed.world.clock.advance(999);
-            assert_eq!(answered(&once), Answered::Replayed, "round {round}");
+            assert!(answered(&once).is_replayed(), "round {round}");
             bed.world.clock.advance(1);
         }
         done.store(true, Ordering::SeqCst);
