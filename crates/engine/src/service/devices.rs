@@ -1,12 +1,10 @@
 //! The registry of devices, and who is connected.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use driftline_idempotency::Fingerprint;
 use driftline_model::{DeviceId, DeviceKey, Object, UserId};
 use driftline_protocol::{ErrorCode, Fault};
-
-use futures_channel::mpsc;
 
 use super::{Engine, not_found, unavailable};
 use crate::ports::{Identity, Observer, Store, StoreError};
@@ -117,11 +115,6 @@ impl<S: Store, O: Observer> Engine<S, O> {
     fn reach(&self, identity: &Identity, owner: Option<Box<str>>) -> Option<Box<str>> {
         let staff = crate::catalogue::STAFF_ROLES.iter().any(|role| identity.has_role(role));
         if staff { owner } else { Some(identity.user.to_string().into()) }
-    }
-
-    /// Starts to listen to the live events of the identity's tenant.
-    pub fn listen(&self, identity: &Identity) -> mpsc::Receiver<Arc<Signal>> {
-        self.hub.listen(identity.tenant)
     }
 
     /// Takes note of a connection of a device.

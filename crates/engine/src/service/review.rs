@@ -103,7 +103,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let conflict_id = request.conflict_id.clone();
         let mut submission = self.resolution(identity, &row, request, now_ms, correlation).await?;
         submission.once.extend(once);
-        let receipt = self.store.commit(submission).await.map_err(|error| unavailable(&error))?;
+        let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
         if judged(receipt.answered)? {
             let record = receipt.results.into_iter().next().and_then(|result| result.record);
             return self.decided(identity, &conflict_id, record).await;
