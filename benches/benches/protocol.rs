@@ -191,6 +191,7 @@ fn ack() -> Outbound {
         errors: Vec::new(),
     };
     Outbound::Ack(Ack {
+        resend_recognised: None,
         of: "sync_data".into(),
         status: AckStatus::Ok,
         replayed: false,

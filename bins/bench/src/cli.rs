@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bytes, load, simulate};
+use crate::{bytes, idempotency, load, simulate};
 
 /// Measures a running server or its messages, or simulates whole systems.
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ enum Command {
     Load(load::Scenario),
     /// Counts the bytes of messages in every form: one JSON object on stdout, a table on stderr.
     Bytes(bytes::Arguments),
+    /// Takes the time of requests that come again: one JSON object on stdout, a table on stderr.
+    Idempotency(idempotency::Arguments),
     /// Simulates devices, a network and a server from a seed, and checks that nothing is lost.
     Simulate(simulate::Arguments),
 }
@@ -48,6 +50,10 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Bytes(arguments) => {
             bytes::command(arguments)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Idempotency(arguments) => {
+            idempotency::command(arguments)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(arguments) => simulate::command(arguments),

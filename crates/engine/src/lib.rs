@@ -86,6 +86,7 @@ pub use pull::PullFault;
 pub use rate::{Bucket, Buckets, Connected, Level, UserMeter};
 pub use registry::{
     DeviceAction, DeviceChange, DeviceChanged, DeviceNote, DeviceOnce, DeviceQuery, DeviceRow, DeviceSign,
+    WriteAnswer,
 };
 pub use review::{
     AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,

@@ -98,6 +98,9 @@ pub enum DeviceChanged {
     Reused,
 }
 
+/// Writes the answer to a change of the registry.
+pub type WriteAnswer = dyn Fn(&DeviceRow) -> Vec<u8> + Send + Sync;
+
 /// The key of a request, with how its answer is written down in the transaction of its effect.
 #[derive(Clone)]
 pub struct DeviceOnce {
@@ -110,7 +113,7 @@ pub struct DeviceOnce {
     /// Milliseconds for which the answer is remembered.
     pub window_ms: u64,
     /// Writes the answer.
-    pub answer: Arc<dyn Fn(&DeviceRow) -> Vec<u8> + Send + Sync>,
+    pub answer: Arc<WriteAnswer>,
 }
 
 impl std::fmt::Debug for DeviceOnce {

@@ -11,11 +11,11 @@ pub(crate) fn run(input: &[u8]) -> Verdict {
     let limits = Limits::default();
     let text = Document::parse(input, limits.depth);
     let encoding = if text.is_ok() { Encoding::Json } else { Encoding::MessagePack };
-    let post = IngestPost::decode(encoding, input, &limits);
+    let post = IngestPost::decode(encoding, input, Some("k"), &limits);
     if let Ok(document) = text {
         let packed = document.to_msgpack();
         if Document::parse_msgpack(&packed, limits.depth).is_ok() {
-            let twin = IngestPost::decode(Encoding::MessagePack, &packed, &limits);
+            let twin = IngestPost::decode(Encoding::MessagePack, &packed, Some("k"), &limits);
             match (&post, &twin) {
                 (Err(json), Err(_)) if json.code == Encoding::Json.decode_error() => {}
                 _ => assert_eq!(post, twin, "both encodings carry the same body, and the same keys"),

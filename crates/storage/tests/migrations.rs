@@ -4,9 +4,12 @@ mod support;
 
 use std::thread;
 
+use driftline_engine::{Answered, Once, OnceKey, Store};
+use driftline_idempotency::Fingerprint;
+use driftline_model::SyncId;
 use driftline_storage::{PostgresError, PostgresStore};
-use driftline_testkit::World;
 use driftline_testkit::postgres::Cluster;
+use driftline_testkit::{Author, World, block_on, create};
 
 #[test]
 fn nodes_that_start_together_run_each_migration_once() {
@@ -59,4 +62,37 @@ fn who_may_not_create_anything_is_told_so() {
     database.sql("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO guest");
     let world = World::new(1);
     drop(support::open_postgres(&url, &world).expect("the store opens"));
+}
+
+/// A node of the version before writes devices and batches without what is new of them.
+#[test]
+fn what_the_version_before_writes_is_understood() {
+    let database = support::migrated();
+    let store = support::open_postgres(&database.url(), &World::new(1)).expect("the store opens");
+    let first = Author::join(&store, "acme", "ada", "phone");
+    database.sql("INSERT INTO devices (tenant_no, sub, device_id, created_at, last_seen_at) SELECT tenant_no, 'ada', 'old', 5, 5 FROM tenants");
+    let ada = Author::join(&store, "acme", "ada", "old");
+    let sync_id: SyncId = "00000000-0000-4000-8000-000000000001".parse().expect("a UUID");
+    let old = format!(
+        "INSERT INTO sync_batches (tenant_no, device_no, sync_id, batch_seq, at) VALUES ({}, {}, '{sync_id}', 1, {}) \
+         ON CONFLICT (tenant_no, device_no, sync_id, batch_seq) DO UPDATE SET at = excluded.at",
+        ada.tenant,
+        ada.device,
+        World::BEGIN_MS
+    );
+    database.sql(&old);
+    let row = block_on(store.device_row(ada.tenant, ada.device)).expect("a read").expect("a device");
+    assert!(row.is_admitted() && !row.online && !row.hashed && row.device != first.device);
+    assert_eq!((row.created_ms, row.last_seen_ms, row.report), (5, 5, None));
+    let mut batch = ada.batch([create("n1", "{}").n(1)]);
+    batch.batch = Some((sync_id.clone(), 1));
+    let key = OnceKey::Batch { device: ada.device, sync_id, number: 1 };
+    let fingerprint = Fingerprint::builder("test").finish();
+    batch.once = vec![Once { key, fingerprint, window_ms: 1_000 }];
+    for answered in [Answered::Applied, Answered::Replayed, Answered::Replayed] {
+        let receipt = block_on(store.commit(batch.clone())).expect("a receipt");
+        assert_eq!(receipt.answered, answered);
+        // The old node writes the batch again; what the new one remembers of it stays.
+        database.sql(&old);
+    }
 }

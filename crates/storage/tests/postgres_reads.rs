@@ -6,7 +6,7 @@ mod support;
 use std::thread;
 
 use driftline_engine::{
-    Aggregate, Answered, Entry, Left, Once, OnceKey, Only, Page, PageQuery, Place, Row, Store, SumQuery, Task,
+    Aggregate, Entry, Left, Once, OnceKey, Only, Page, PageQuery, Place, Row, Store, SumQuery, Task,
 };
 use driftline_idempotency::Fingerprint;
 use driftline_insight::SeriesPoint;

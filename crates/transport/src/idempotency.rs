@@ -17,7 +17,7 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 ///
 /// # Errors
 /// `VALIDATION_ERROR`, with the status 400, when it is none or stands twice.
-pub(crate) fn key(headers: &HeaderMap) -> Result<Option<Key>, Refusal> {
+pub(crate) fn key(headers: &HeaderMap) -> Result<Option<Key>, Box<Refusal>> {
     let mut values = headers.get_all(KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let key = value.to_str().ok().filter(|_| values.next().is_none());
@@ -28,7 +28,7 @@ pub(crate) fn key(headers: &HeaderMap) -> Result<Option<Key>, Refusal> {
             let error =
                 FieldError { code: "invalid".into(), pointer: String::new(), message: message.clone() };
             let fault = Fault { errors: vec![error], ..Fault::new(ErrorCode::ValidationError, message) };
-            Err(Refusal { status: Some(400), ..Refusal::from(fault) })
+            Err(Box::new(Refusal { status: Some(400), ..Refusal::from(fault) }))
         }
     }
 }

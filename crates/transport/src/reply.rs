@@ -34,6 +34,12 @@ impl From<Fault> for Refusal {
     }
 }
 
+impl From<Box<Refusal>> for Refusal {
+    fn from(refusal: Box<Refusal>) -> Self {
+        *refusal
+    }
+}
+
 impl From<PullFault> for Refusal {
     fn from(fault: PullFault) -> Self {
         let resync = fault.resync().map(|(reason, epoch)| ResyncRequired::new(reason, epoch));

@@ -3,6 +3,7 @@
 mod support;
 
 use driftline_protocol::msgpack_of_json;
+use driftline_testkit::World;
 use driftline_testkit::http::Request;
 use driftline_testkit::socket::{Frame, Handshake, Socket};
 use serde_json::{Value, json};
@@ -95,7 +96,8 @@ async fn every_door_judges_alike() {
         json!({"type": "reading", "payload": {"items": [7, null, {"value": 1, "id": 9}]}}),
         json!({"type": "place", "payload": {"logs": [{"timestamp": 1}, {"x": 2}]}}),
         json!({"type": "device_status", "payload": {"status": "busy", "battery": 7}}),
-        json!({"type": "analytics_batch", "payload": {"from": 1, "to": 2, "counters": {"taps": 1}}}),
+        json!({"type": "analytics_batch", "payload": {"from": World::BEGIN_MS, "to": World::BEGIN_MS + 1,
+               "counters": {"taps": 1}}}),
     ];
     for message in table {
         let told = bare(sync.ask(&message, "ack").await);
@@ -336,7 +338,7 @@ async fn who_says_nothing_in_time_is_let_go() {
 #[tokio::test]
 async fn analytics_count_a_window_once() {
     let harness = start(setup()).await;
-    let at = driftline_testkit::World::BEGIN_MS;
+    let at = World::BEGIN_MS;
     let hour = at - at % 3_600_000;
     let batch = |taps: u64| {
         json!({"type": "analytics_batch", "payload": {"from": hour, "to": hour + 1000,

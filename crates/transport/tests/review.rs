@@ -94,6 +94,28 @@ async fn a_conflict_is_told_to_its_device_and_to_reviewers_and_so_is_its_decisio
 }
 
 #[tokio::test]
+async fn a_decision_that_is_sent_again_is_answered_as_it_was() {
+    let harness = server().await;
+    let (_, conflict_id) = disagree(&harness, "c-1", 1).await;
+    let path = format!("/api/v1/conflicts/{conflict_id}/resolve");
+    let body = json!({"resolution": "client"});
+    let send = |body: &Value| Request::post(&path, body).header("idempotency-key", "d-1");
+    // Whoever may not decide is told so before the key is looked at.
+    assert_eq!(harness.ask("t1", "ada", send(&body)).await.status, 403);
+    let first = harness.ask_as(&rita(), send(&body)).await;
+    assert_eq!((first.status, first.header("idempotency-replayed")), (200, None), "{}", first.text());
+    let again = harness.ask_as(&rita(), send(&body)).await;
+    assert_eq!((again.status, again.header("idempotency-replayed")), (200, Some("true")));
+    assert_eq!(again.body, first.body);
+    let other = harness.ask_as(&rita(), send(&json!({"resolution": "server"}))).await;
+    assert_eq!((other.status, other.code().as_str()), (422, "IDEMPOTENCY_KEY_REUSED"));
+    assert_eq!(resolve(&harness, &conflict_id, &body).await.code(), "CONFLICT_ALREADY_RESOLVED");
+    // Another reviewer's key of the same name is another one.
+    let root = grant("t1", "root", "admin");
+    assert_eq!(harness.ask_as(&root, send(&body)).await.code(), "CONFLICT_ALREADY_RESOLVED");
+}
+
+#[tokio::test]
 async fn of_two_reviewers_one_decides_and_the_other_hears_so() {
     let harness = server().await;
     for (n, round) in (0..8).map(|round| (10 * round + 1, round)) {

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::clock::{Clock, Uuid};
 use super::now::unix_ms;
 use super::options::{Common, Dialect, run_number};
+use super::post::Poster;
 use super::socket::{Incoming, Socket, Target};
 use crate::rng::Rng;
 
@@ -122,6 +123,23 @@ impl Door {
         timeout(PATIENCE, work).await.context("no greeting within 10 s")?
     }
 
+    /// Connects device number `device` to `path`, for one request after the other.
+    ///
+    /// # Errors
+    /// When the server cannot be reached.
+    pub(crate) async fn post(&self, device: usize, path: &str) -> Result<Poster> {
+        let token = &self.tokens[device % self.tokens.len()];
+        let path = format!("{path}?device_id={}", self.device(device));
+        timeout(PATIENCE, Poster::connect(&self.target, &path, token))
+            .await
+            .context("no connection within 10 s")?
+    }
+
+    /// The name of device number `device` in this run.
+    pub(crate) fn device(&self, device: usize) -> String {
+        format!("bench-{:010x}-{device}", self.run)
+    }
+
     /// Starts a sync session of device number `device` on its connection, for the kinds in `kinds` (all when
     /// empty); live changes of other kinds then stay away.
     pub(crate) async fn start_sync(
@@ -150,7 +168,7 @@ impl Door {
             Dialect::Driftline => {
                 let path = path.unwrap_or("/ws/mobile/sync");
                 let token = &self.tokens[device % self.tokens.len()];
-                format!("{path}?device_id=bench-{:010x}-{device}&token={token}", self.run)
+                format!("{path}?device_id={}&token={token}", self.device(device))
             }
         }
     }

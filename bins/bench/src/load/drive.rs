@@ -6,7 +6,7 @@ use anyhow::Result;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::now::now as clock_now;
-use super::socket::{Incoming, Socket};
+use super::socket::{Incoming, Wire};
 use super::tally::{Codes, Tally};
 use super::window::Window;
 
@@ -115,7 +115,7 @@ pub(crate) struct Plan {
 }
 
 /// Drives a connection to the end of its window and gives what was counted. Faults are counted, not returned.
-pub(crate) async fn drive(mut exchange: impl Exchange, mut socket: Socket, mut plan: Plan) -> Tally {
+pub(crate) async fn drive(mut exchange: impl Exchange, mut socket: impl Wire, mut plan: Plan) -> Tally {
     let mut tally = Tally::new(plan.window);
     if let Err(fault) = converse(&mut exchange, &mut socket, &mut plan, &mut tally).await {
         eprintln!("a connection failed: {fault:#}");
@@ -135,7 +135,7 @@ pub(crate) async fn drive(mut exchange: impl Exchange, mut socket: Socket, mut p
 
 async fn converse(
     exchange: &mut impl Exchange,
-    socket: &mut Socket,
+    socket: &mut impl Wire,
     plan: &mut Plan,
     tally: &mut Tally,
 ) -> Result<()> {
@@ -143,7 +143,7 @@ async fn converse(
     let mut left = plan.requests_max.unwrap_or(u64::MAX);
     let mut out = Vec::new();
     let mut outside = Codes::default();
-    let mut seen = (socket.bytes_in, socket.bytes_out);
+    let mut seen = socket.bytes();
     let deadline = sleep_until(window.deadline);
     tokio::pin!(deadline);
     let mut now = clock_now();
@@ -182,8 +182,9 @@ async fn converse(
         let counted = window.counts(now);
         let results = if counted { &mut tally.results } else { &mut outside };
         let settled = exchange.answer(text, results)?;
-        let (bytes_in, bytes_out) = (socket.bytes_in - seen.0, socket.bytes_out - seen.1);
-        seen = (socket.bytes_in, socket.bytes_out);
+        let read = socket.bytes();
+        let (bytes_in, bytes_out) = (read.0 - seen.0, read.1 - seen.1);
+        seen = read;
         if counted {
             tally.bytes_in += bytes_in;
             tally.bytes_out += bytes_out;

@@ -12,13 +12,16 @@ mod idle;
 mod latency;
 pub(crate) mod now;
 mod options;
+mod post;
 mod process;
 pub(crate) mod records;
 mod report;
+mod samples;
 mod scenario;
 mod socket;
 mod sync;
 mod tally;
+mod telemetry;
 mod window;
 
 pub(crate) use scenario::{Scenario, run};

@@ -3,13 +3,15 @@
 use anyhow::{Result, ensure};
 use clap::Subcommand;
 
-use super::{batches, connect, echo, idle, sync};
+use super::{batches, connect, echo, idle, sync, telemetry};
 
 /// A kind of load.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Scenario {
     /// Pushes batches of records and waits for their acknowledgements.
     Sync(sync::Options),
+    /// Sends messages of new samples, each under a key of its own, and waits for their acknowledgements.
+    Telemetry(telemetry::Options),
     /// Sends small requests and waits for their answers.
     Echo(echo::Options),
     /// Opens many connections and holds them without traffic.
@@ -27,6 +29,7 @@ pub(crate) enum Scenario {
 pub(crate) async fn run(scenario: &Scenario) -> Result<()> {
     let report = match scenario {
         Scenario::Sync(options) => sync::run(options).await?,
+        Scenario::Telemetry(options) => telemetry::run(options).await?,
         Scenario::Echo(options) => echo::run(options).await?,
         Scenario::Idle(options) => idle::run(options).await?,
         Scenario::Connect(options) => connect::run(options).await?,

@@ -21,8 +21,8 @@ const ABNORMAL: u16 = 1006;
 /// Where a server listens.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
-    address: SocketAddr,
-    host: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) host: String,
     /// The path of the URL, when it has one.
     pub(crate) path: Option<String>,
 }
@@ -50,6 +50,32 @@ pub(crate) enum Incoming<'a> {
     Message(&'a [u8]),
     /// The end of the connection, with its close code.
     Closed(u16),
+}
+
+/// A connection over which messages are sent and answered.
+pub(crate) trait Wire: Send {
+    /// Sends a message.
+    fn send(&mut self, text: &[u8]) -> impl Future<Output = Result<()>> + Send;
+
+    /// Reads the next message. Cancel-safe.
+    fn next(&mut self) -> impl Future<Output = Result<Incoming<'_>>> + Send;
+
+    /// Bytes read and bytes written.
+    fn bytes(&self) -> (u64, u64);
+}
+
+impl Wire for Socket {
+    async fn send(&mut self, text: &[u8]) -> Result<()> {
+        Socket::send(self, text).await
+    }
+
+    async fn next(&mut self) -> Result<Incoming<'_>> {
+        Socket::next(self).await
+    }
+
+    fn bytes(&self) -> (u64, u64) {
+        (self.bytes_in, self.bytes_out)
+    }
 }
 
 /// An upgraded connection.

@@ -148,7 +148,7 @@ impl Laws {
                 flagged && (&apply.kind, &apply.id) == (&key.0, &key.1)
             }
             Task::Resolve(_) => true,
-            Task::Refuse(..) => false,
+            Task::Append(_) | Task::Aggregate(_) | Task::Refuse(..) => false,
         });
         for (field, order) in &self.orders {
             let rank = |row: &Row| {

@@ -415,6 +415,8 @@ fn answered(entry: &Entry, result: &SubmissionResult) -> String {
             format!("{:?} {} base {} {}{more}", apply.op, apply.id, apply.base, apply.fields.as_str())
         }
         Task::Resolve(resolve) => format!("Resolve {}", resolve.conflict_id),
+        Task::Append(append) => format!("Append {}", append.fields.as_str()),
+        Task::Aggregate(aggregate) => format!("Aggregate of {} series", aggregate.series.len()),
         Task::Refuse(..) => "something unreadable".to_owned(),
     };
     let again = if result.duplicate { " again" } else { "" };

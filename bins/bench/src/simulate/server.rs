@@ -157,7 +157,7 @@ impl<S: Store> Server<S> {
             Err(fault) => return Ok(problem(&fault, None)),
         };
         let identity = self.identify(account).context("a request was not let in")?;
-        Ok(match block_on(self.engine.sync(&identity, request, now_ms, "http")) {
+        Ok(match block_on(self.engine.sync(&identity, request, (None, 0), now_ms, "http")) {
             Ok(answer) => (200, encode_sync_answer(now_ms, &answer.ack, &answer.data)),
             Err(SyncFault::Refused(fault)) => problem(&fault, None),
             Err(SyncFault::Pull(fault)) => pull_problem(&fault),

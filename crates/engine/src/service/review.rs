@@ -10,7 +10,9 @@ use driftline_protocol::{
 };
 
 use super::{Engine, judged, not_found, reused, unavailable};
-use crate::group::{Entry, Once, OnceKey, Placement, Resolve, Resolved, Submission, SubmissionResult, Task};
+use crate::group::{
+    Entry, Once, OnceKey, Placement, Remembered, Resolve, Resolved, Submission, SubmissionResult, Task,
+};
 use crate::plan::view;
 use crate::policies::Policies;
 use crate::ports::{AuditEntry, Identity, Observer, Store};
@@ -93,9 +95,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
             return Err(may_not_review());
         }
         if let Some(once) = &once
-            && self.is_known(identity, once, now_ms).await?
+            && let Some(known) = self.known(identity, once, now_ms).await?
         {
-            return self.decided(identity, &request.conflict_id, None).await;
+            let record = match known {
+                Remembered::Receipt(receipt) => receipt.results.into_iter().next(),
+                _ => None,
+            };
+            let record = record.and_then(|result| result.record);
+            return self.decided(identity, &request.conflict_id, record).await;
         }
         if !row.status.is_open() {
             return Err(already(&row));
@@ -125,13 +132,23 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// # Errors
     /// `IDEMPOTENCY_KEY_REUSED` when its key was used for another one; `STORE_UNAVAILABLE`.
     pub async fn is_known(&self, identity: &Identity, once: &Once, now_ms: u64) -> Result<bool, Fault> {
-        let OnceKey::Request { owner, key } = &once.key else { return Ok(false) };
+        self.known(identity, once, now_ms).await.map(|known| known.is_some())
+    }
+
+    /// Finds what is remembered of a request that was answered before.
+    async fn known(
+        &self,
+        identity: &Identity,
+        once: &Once,
+        now_ms: u64,
+    ) -> Result<Option<Remembered>, Fault> {
+        let OnceKey::Request { owner, key } = &once.key else { return Ok(None) };
         let known = self.store.remembered(identity.tenant, owner, key).await;
         let known = known.map_err(|error| unavailable(&error))?;
         match decide(known.as_ref(), &once.fingerprint, now_ms) {
-            Decision::Replay(_) => Ok(true),
+            Decision::Replay(answer) => Ok(Some(answer.clone())),
             Decision::Mismatch => Err(reused()),
-            Decision::Execute | Decision::TakeOver { .. } | Decision::InProgress { .. } => Ok(false),
+            Decision::Execute | Decision::TakeOver { .. } | Decision::InProgress { .. } => Ok(None),
         }
     }
 
