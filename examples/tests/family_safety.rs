@@ -4,7 +4,7 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use driftline_client::{
     Courier, CourierMode, CourierState, CourierStatus, Endpoint, KindName, SystemClock, SystemRandom,
@@ -457,6 +457,32 @@ async fn what_a_phone_sent_is_its_owners_and_the_staffs_to_read() {
     assert_eq!((code.as_str(), close), ("FORBIDDEN", 4503));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_remembered_for_as_long_as_the_tenants_window() {
+    let own = ("window_s = 604800\n", "window_s = 604800\n\n[idempotency.tenants]\nhasty = 1\n");
+    let town = Deployment::start_with("family-safety.toml", &[own]);
+    let message = json!({"type": "location", "idempotency_key": "k-1", "payload": location(1, 48.2)});
+    let mut phones = Vec::new();
+    for tenant in ["hasty", "patient"] {
+        let root = town.person(tenant, "root", "admin", &[]);
+        phones.push(town.register(&root, "root", "kid-phone").await);
+        assert_eq!(phones[phones.len() - 1].post(&message).await.json()["replayed"], false);
+    }
+    let [hasty, patient] = phones.as_slice() else { panic!("two phones") };
+    let deadline = Instant::now() + WITHIN;
+    let forgotten = loop {
+        let answer = hasty.post(&message).await.json();
+        if answer["replayed"] == false {
+            break answer;
+        }
+        assert!(Instant::now() < deadline, "{answer}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    // The answer is forgotten, the sample is not: it is the same one by its key.
+    assert_eq!((&forgotten["accepted"], &forgotten["duplicates"]), (&json!(0), &json!(1)), "{forgotten}");
+    assert_eq!(patient.post(&message).await.json()["replayed"], true);
+}
+
 type Phone = Courier<Roads, SystemClock, SystemRandom>;
 
 /// Samples that are recorded in each stretch of the way.
@@ -549,6 +575,9 @@ async fn a_phone_switches_from_websocket_to_http_to_its_buffer_and_back_without_
     assert_eq!(next, 10_000);
     phone.close().await.expect("nothing has to be kept");
     family.holds_exactly(next).await;
+    for counter in ["driftline_fallbacks_total", "driftline_reconnections_total"] {
+        assert!(family.counted(counter).await > 0, "{counter}");
+    }
 
     // A proxy on the way delivers everything a second time, the last first: nothing changes.
     let posted = roads.posted();
@@ -560,6 +589,13 @@ async fn a_phone_switches_from_websocket_to_http_to_its_buffer_and_back_without_
 }
 
 impl Family {
+    /// What the server counted under a name.
+    async fn counted(&self, counter: &str) -> u64 {
+        let metrics = Request::get("/metrics").send(self.town.address()).await.text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(counter)?.trim().parse().ok());
+        line.unwrap_or_else(|| panic!("{counter} is not told"))
+    }
+
     /// Checks that each of the first samples is held once, and nothing else.
     async fn holds_exactly(&self, count: u64) {
         let mut seen = BTreeSet::new();
