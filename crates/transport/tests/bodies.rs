@@ -76,8 +76,12 @@ fn formed(method: &str, target: &str, body: Option<&Value>, (kind, coding): (&st
 /// A target and a body for every route; what changes something changes it to what it is.
 fn asked(route: &Route) -> (String, Option<Value>) {
     let path = route.path.replace("{kind}", "note").replace("{id}", "n-1").replace("{conflict_id}", "none");
+    let path = path.replace("{device_id}", "w");
     let body = match route.id {
         RouteId::Sync => Some(json!({"data_types": ["note"]})),
+        RouteId::Ingest => Some(json!({"type": "device_status", "payload": {"battery": 1}})),
+        RouteId::AddDevice => Some(json!({"device_id": "new", "device_hash": "a-hash-of-enough-characters"})),
+        RouteId::ChangeDevice => Some(json!({"enabled": true})),
         RouteId::ResolveConflict => Some(json!({"resolution": "client"})),
         RouteId::SetPolicy => Some(json!({"strategy": "server_wins"})),
         _ => None,

@@ -20,7 +20,7 @@ pub enum Heard {
     /// The server greeted the connection, which may carry telemetry now.
     Greeted(TelemetryGreeting),
     /// The server refuses the token or the device; nothing was lost, and no door helps until that changes.
-    Unauthorized(ErrorMessage),
+    Unauthorized(Box<ErrorMessage>),
     /// The server is about to shut down.
     Draining {
         /// When to connect again.
@@ -117,7 +117,7 @@ impl Telemetry {
     ) -> Heard {
         let code = ErrorCode::from_text(&error.code);
         if code == Some(ErrorCode::Unauthorized) {
-            return Heard::Unauthorized(error);
+            return Heard::Unauthorized(Box::new(error));
         }
         let Some(at) = self.position(number) else { return Heard::Nothing };
         let too_large = matches!(code, Some(ErrorCode::BatchTooLarge | ErrorCode::MessageTooLarge));
