@@ -3,9 +3,9 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use driftline_testkit::http::{PATIENCE, Request};
+use driftline_testkit::http::{Request, soon};
 use driftline_testkit::socket::Socket;
 use serde_json::{Value, json};
 use support::ingest::{essence, rejected};
@@ -67,14 +67,15 @@ fn behavior(score: f64) -> Value {
 
 /// Reads until a message of a type comes; live events and signs of life may come before it.
 async fn next(socket: &mut Socket, kind: &str) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        let message = socket.receive().await;
-        if message["type"] == kind {
-            return message;
+    let reading = async {
+        loop {
+            let message = socket.receive().await;
+            if message["type"] == kind {
+                return message;
+            }
         }
-    }
-    panic!("no {kind} came");
+    };
+    soon(kind, reading).await
 }
 
 /// Sends a message and reads its answer.
@@ -200,17 +201,18 @@ async fn a_connection_lives_its_whole_life() {
     assert_eq!(late["code"], "UNKNOWN_SYNC_ID", "{late}");
 }
 
-/// Waits until the registry tells something of a device.
+/// Waits until the registry tells something of a device, to which it is written behind.
 async fn until_device(cast: &Cast, device: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let row = cast.town.read(&cast.sue, &format!("devices/{device}")).await;
-        if wanted(&row) {
-            return row;
+    let asking = async {
+        loop {
+            let row = cast.town.read(&cast.sue, &format!("devices/{device}")).await;
+            if wanted(&row) {
+                return row;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(Instant::now() < deadline, "{row}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    };
+    soon("the row of the device", asking).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
