@@ -379,6 +379,31 @@ async fn both_doors_take_the_same_bodies_with_the_same_results() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_hundred_with_three_bad_ones_97_are_held_however_often_they_come() {
+    let family = family().await;
+    let mut samples: Vec<Value> = (0..100).map(|second| location(second, 48.2)).collect();
+    samples[7]["latitude"] = json!(90.5);
+    samples[50]["longitude"] = json!("east");
+    samples[99]["timestamp"] = json!("soon");
+    let wanted = [(7, "/latitude"), (50, "/longitude"), (99, "/timestamp")];
+    let wanted = wanted.map(|(index, place)| (index, place.to_owned())).into();
+    let message = json!({"type": "location", "idempotency_key": "k-1", "payload": {"items": samples}});
+    let mut socket = family.phone.socket().await;
+    let first = socket.ask(&message, "ack").await;
+    assert_eq!((&first["accepted"], rejected(&first)), (&json!(97), wanted), "{first}");
+    let held = family.stored("location").await;
+    assert_eq!(held.len(), 97);
+    // The same message is answered as it was; without its key each sample is known by its own.
+    let again = family.phone.post(&message).await.json();
+    assert_eq!((&again["replayed"], &again["accepted"]), (&json!(true), &json!(97)), "{again}");
+    assert_eq!(again["rejected"], first["rejected"]);
+    let unkeyed = family.phone.post(&json!({"type": "location", "payload": {"items": samples}})).await.json();
+    assert_eq!((&unkeyed["accepted"], &unkeyed["duplicates"]), (&json!(0), &json!(97)), "{unkeyed}");
+    assert_eq!(unkeyed["rejected"], first["rejected"]);
+    assert_eq!(family.stored("location").await, held);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_child_hash_is_a_device_hash_wherever_it_stands() {
     let family = family().await;
     let hash = &family.phone.hash;
