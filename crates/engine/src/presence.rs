@@ -114,6 +114,20 @@ impl Presence {
         (notes, gone.into_iter().map(|(device, _)| device).collect())
     }
 
+    /// Has every device of this node count as gone, because the node goes.
+    pub fn leave(&mut self, now_ms: u64) {
+        let mut gone = Vec::new();
+        for (device, present) in &mut self.devices {
+            let last = present.connections.pop();
+            present.connections.clear();
+            let leaving = present.leaving.take().map(|(connection, _)| connection);
+            gone.extend(last.or(leaving).map(|connection| (*device, connection)));
+        }
+        for (device, connection) in gone {
+            self.note(device, now_ms, DeviceSign::Disconnected { connection });
+        }
+    }
+
     /// Takes back what could not be written; signs of the same sort that came meanwhile stay.
     pub fn put_back(&mut self, notes: Vec<DeviceNote>) {
         for note in notes {
@@ -170,6 +184,18 @@ mod tests {
         // The end of a connection that was replaced is heard late.
         presence.disconnect(DEVICE, "a", 6_000, 10_000);
         assert_eq!(signs(&mut presence, 60_000), (vec!["connected"], 0));
+    }
+
+    #[test]
+    fn a_node_that_goes_takes_its_devices_along() {
+        let mut presence = Presence::default();
+        presence.connect(DEVICE, "a", 0);
+        presence.connect((DEVICE.0, DeviceNo::new(8)), "b", 0);
+        presence.disconnect((DEVICE.0, DeviceNo::new(8)), "b", 1, 10_000);
+        presence.due(2);
+        presence.leave(3);
+        assert_eq!(signs(&mut presence, 3), (vec!["disconnected", "disconnected"], 0));
+        assert_eq!(signs(&mut presence, 60_000), (vec![], 0));
     }
 
     #[test]

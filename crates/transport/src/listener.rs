@@ -79,6 +79,7 @@ pub async fn serve<S: Store>(listener: TcpListener, app: Arc<App<S>>) -> Result<
     ticking.abort();
     // It ends where it waits, and what it had not written yet is written now.
     let _ = ticking.await;
+    app.engine.leave(app.now_ms());
     if tokio::time::timeout(LAST_TICK, app.tick()).await.is_err() {
         tracing::warn!("stopped before all was written that was noticed of devices");
     }

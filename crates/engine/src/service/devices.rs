@@ -152,6 +152,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
         presence.note((identity.tenant, *device), now_ms, crate::registry::DeviceSign::Heard);
     }
 
+    /// Has every device of this node count as gone, because the node goes; the next tick writes it down. A device that has
+    /// connected to another node meanwhile stays online there.
+    pub fn leave(&self, now_ms: u64) {
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner).leave(now_ms);
+    }
+
     fn turned(&self, turn: Turn) {
         if turn != Turn::Plain {
             self.observer.turned(turn);

@@ -69,6 +69,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let Some((scope, key, once)) = keyed(identity, &submission.once) else {
             return self.store.commit(submission).await;
         };
+        // An answer of before may be known by the batch's other name, under which memory does not keep it.
+        let alone = submission.once.len() == 1;
         let numbering = self.hub.numbering();
         self.memory.look_for_voided(numbering);
         let known = self.memory.find(&scope, &key, &once, now_ms);
@@ -79,7 +81,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let receipt = self.store.commit(submission).await?;
         self.observer.remembered("store", matches!(receipt.answered, Answered::Replayed { .. }));
         // An answer of before a failover is not kept behind it.
-        if self.hub.numbering() == numbering {
+        let told = receipt.answered == Answered::Applied || alone;
+        if told && self.hub.numbering() == numbering {
             self.memory.keep(&scope, &key, &once, &receipt, now_ms);
         }
         Ok(receipt)
