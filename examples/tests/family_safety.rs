@@ -199,15 +199,17 @@ async fn the_three_types_are_validated_and_each_fault_has_its_place() {
         assert_eq!(family.stored(kind).await, [] as [Value; 0], "{kind}");
     }
     // What is bad spoils nothing of what is good, whatever the member that holds them.
-    for (member, under) in [("logs", "/logs"), ("items", "/items")] {
+    // What came under the one name is known when it comes under the other.
+    for (member, under, fresh) in [("logs", "/logs", [2, 1]), ("items", "/items", [0, 0])] {
         let visits = json!([visit("https://a.test", true), {"url": "https://b.test"}, 5, visit("https://c.test", false)]);
         let ack = socket.ask(&json!({"type": "site_access", "payload": {member: visits}}), "ack").await;
-        assert_eq!(ack["accepted"], 2, "{ack}");
+        assert_eq!((&ack["accepted"], &ack["duplicates"]), (&json!(fresh[0]), &json!(2 - fresh[0])), "{ack}");
         assert_eq!(rejected(&ack), [(1, String::new()), (2, String::new())].into(), "{ack}");
         // In an array of messages the index is the message's, and the place says which of its samples.
         let array = json!([flat("location", &location(9, 1.0)), {"type": "site_access", "payload": {member: visits}}]);
         let answer = family.phone.post(&array).await.json();
-        assert_eq!(answer["accepted"], 3, "{answer}");
+        let stored = (&answer["accepted"], &answer["duplicates"]);
+        assert_eq!(stored, (&json!(fresh[1]), &json!(3 - fresh[1])), "{answer}");
         let places: Vec<_> = rejected_list(&answer);
         assert_eq!(places, [(1, format!("{under}/1")), (1, format!("{under}/2"))], "{answer}");
     }
@@ -293,7 +295,7 @@ async fn a_second_word_on_the_same_thing_takes_the_place_of_the_first() {
             "site_access",
             visit("https://a.test", true),
             visit("https://a.test", false),
-            visit("https://b.test", true),
+            json!({"timestamp": "2026-03-01T09:00:00Z", "url": "https://a.test", "accessed": true}),
         ),
     ];
     for (kind, first, second, different) in table {
@@ -318,8 +320,9 @@ async fn a_second_word_on_the_same_thing_takes_the_place_of_the_first() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_doors_take_the_same_bodies_with_the_same_results() {
     let family = family().await;
-    // Two devices in the same state: what one is told over its socket, the other is told over HTTP.
-    let twin = family.town.register(&family.root, "mum", "kid-twin").await;
+    // Two households in the same state: what one phone is told over its socket, the other is told over HTTP.
+    let keeper = family.town.person("next door", "root", "admin", &[]);
+    let twin = family.town.register(&keeper, "root", "kid-twin").await;
     let mut socket = family.phone.socket().await;
     let good = location(1, 48.2);
     let table = [
@@ -367,13 +370,37 @@ async fn both_doors_take_the_same_bodies_with_the_same_results() {
         }
     }
     for kind in ["location", "screen_time", "site_access"] {
-        let of = async |device: &str| family.stored(&format!("{kind}?device={device}")).await;
-        let held = of("kid-phone").await;
+        let held = family.stored(kind).await;
         assert!(!held.is_empty(), "{kind}");
-        assert_eq!(held, of("kid-twin").await, "{kind}");
+        assert_eq!(held, family.town.samples(&keeper, kind, 100).await, "{kind}");
     }
     let bad = Request::new("POST", "/api/ingest").header("x-device-hash", &twin.hash).body("{\"type\":");
     assert_eq!(bad.send(family.town.address()).await.code(), "JSON_DECODE_ERROR");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_hundred_with_three_bad_ones_97_are_held_however_often_they_come() {
+    let family = family().await;
+    let mut samples: Vec<Value> = (0..100).map(|second| location(second, 48.2)).collect();
+    samples[7]["latitude"] = json!(90.5);
+    samples[50]["longitude"] = json!("east");
+    samples[99]["timestamp"] = json!("soon");
+    let wanted = [(7, "/latitude"), (50, "/longitude"), (99, "/timestamp")];
+    let wanted = wanted.map(|(index, place)| (index, place.to_owned())).into();
+    let message = json!({"type": "location", "idempotency_key": "k-1", "payload": {"items": samples}});
+    let mut socket = family.phone.socket().await;
+    let first = socket.ask(&message, "ack").await;
+    assert_eq!((&first["accepted"], rejected(&first)), (&json!(97), wanted), "{first}");
+    let held = family.stored("location").await;
+    assert_eq!(held.len(), 97);
+    // The same message is answered as it was; without its key each sample is known by its own.
+    let again = family.phone.post(&message).await.json();
+    assert_eq!((&again["replayed"], &again["accepted"]), (&json!(true), &json!(97)), "{again}");
+    assert_eq!(again["rejected"], first["rejected"]);
+    let unkeyed = family.phone.post(&json!({"type": "location", "payload": {"items": samples}})).await.json();
+    assert_eq!((&unkeyed["accepted"], &unkeyed["duplicates"]), (&json!(0), &json!(97)), "{unkeyed}");
+    assert_eq!(unkeyed["rejected"], first["rejected"]);
+    assert_eq!(family.stored("location").await, held);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -453,6 +480,33 @@ async fn what_a_phone_sent_is_its_owners_and_the_staffs_to_read() {
     let mut neighbour = follow(&family.neighbour, "mum").await;
     let (code, close) = neighbour.until_error().await;
     assert_eq!((code.as_str(), close), ("FORBIDDEN", 4503));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_remembered_for_as_long_as_the_tenants_window() {
+    let own = ("window_s = 604800\n", "window_s = 604800\n\n[idempotency.tenants]\nhasty = 1\n");
+    let town = Deployment::start_with("family-safety.toml", &[own]);
+    let message = json!({"type": "location", "idempotency_key": "k-1", "payload": location(1, 48.2)});
+    let mut phones = Vec::new();
+    for tenant in ["hasty", "patient"] {
+        let root = town.person(tenant, "root", "admin", &[]);
+        phones.push(town.register(&root, "root", "kid-phone").await);
+        assert_eq!(phones[phones.len() - 1].post(&message).await.json()["replayed"], false);
+    }
+    let [hasty, patient] = phones.as_slice() else { panic!("two phones") };
+    let forgotten = soon("the end of the window", async {
+        loop {
+            let answer = hasty.post(&message).await.json();
+            if answer["replayed"] == false {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let forgotten = forgotten.await;
+    // The answer is forgotten, the sample is not: it is the same one by its key.
+    assert_eq!((&forgotten["accepted"], &forgotten["duplicates"]), (&json!(0), &json!(1)), "{forgotten}");
+    assert_eq!(patient.post(&message).await.json()["replayed"], true);
 }
 
 type Phone = Courier<Roads, SystemClock, SystemRandom>;
@@ -547,6 +601,9 @@ async fn a_phone_switches_from_websocket_to_http_to_its_buffer_and_back_without_
     assert_eq!(next, 10_000);
     phone.close().await.expect("nothing has to be kept");
     family.holds_exactly(next).await;
+    for counter in ["driftline_fallbacks_total", "driftline_reconnections_total"] {
+        assert!(family.counted(counter).await > 0, "{counter}");
+    }
 
     // A proxy on the way delivers everything a second time, the last first: nothing changes.
     let posted = roads.posted();
@@ -558,6 +615,13 @@ async fn a_phone_switches_from_websocket_to_http_to_its_buffer_and_back_without_
 }
 
 impl Family {
+    /// What the server counted under a name.
+    async fn counted(&self, counter: &str) -> u64 {
+        let metrics = Request::get("/metrics").send(self.town.address()).await.text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(counter)?.trim().parse().ok());
+        line.unwrap_or_else(|| panic!("{counter} is not told"))
+    }
+
     /// Checks that each of the first samples is held once, and nothing else.
     async fn holds_exactly(&self, count: u64) {
         let mut seen = BTreeSet::new();

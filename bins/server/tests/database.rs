@@ -44,7 +44,7 @@ fn the_doctor_looks_at_the_database_and_changes_nothing() {
             assert!(said.contains(wanted), "{wanted:?} is not in\n{said}");
         }
     };
-    check("", &["ok   database: PostgreSQL at 127.0.0.1", "note schema: ", "_base still to run"]);
+    check("", &["ok   database: PostgreSQL at 127.0.0.1", "note schema: ", "_base, ", "still to run"]);
     assert_eq!(database.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0");
     assert!(run(&["migrate"], "").contains("is at the newest schema"));
     check(

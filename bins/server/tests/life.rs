@@ -290,7 +290,7 @@ fn the_doctor_names_what_is_wrong_and_what_to_do() {
 
     // Pages that do not fit together, and what is no database.
     let broken = TempFolder::new();
-    fill(broken.path(), 200, 100, &World::new(3));
+    fill(broken.path(), 200, 2000, &World::new(3));
     let file = broken.path().join("driftline.db");
     let last = file.metadata().expect("a file").len() / 4096 - 1;
     let mut bytes = fs::OpenOptions::new().write(true).open(&file).expect("writable");

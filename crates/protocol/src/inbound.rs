@@ -83,7 +83,12 @@ pub enum Inbound {
 #[derive(Clone, PartialEq, Eq)]
 pub enum Auth {
     /// Whoever the token names.
-    Token(String),
+    Token {
+        /// The token.
+        token: String,
+        /// The device, unless the token is bound to one.
+        device_id: Option<String>,
+    },
     /// The registered device that the hash leads to.
     DeviceHash(String),
 }
@@ -92,7 +97,7 @@ impl std::fmt::Debug for Auth {
     /// Secrets stay out of logs.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Token(_) => "Token",
+            Self::Token { .. } => "Token",
             Self::DeviceHash(_) => "DeviceHash",
         })
     }
@@ -264,7 +269,7 @@ pub fn unknown_type(kind: &str) -> Fault {
 /// Reads who is at the other end; `child_hash` is another name of `device_hash`.
 fn auth(envelope: &Envelope<'_>) -> Result<Auth, Fault> {
     if let Some(token) = text(envelope, "token")? {
-        return Ok(Auth::Token(token));
+        return Ok(Auth::Token { token, device_id: text(envelope, "device_id")? });
     }
     let hash = match text(envelope, "device_hash")? {
         Some(hash) => Some(hash),

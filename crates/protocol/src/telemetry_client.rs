@@ -453,6 +453,11 @@ mod tests {
             read(&Introduction::DeviceHash("h").encode()),
             Inbound::Auth(Auth::DeviceHash("h".into()))
         );
+        let device = DeviceId::new("d").expect("a device");
+        assert_eq!(
+            read(&Introduction::Token("t", &device).encode()),
+            Inbound::Auth(Auth::Token { token: "t".into(), device_id: Some("d".into()) })
+        );
     }
 
     #[test]

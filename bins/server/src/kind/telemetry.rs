@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use driftline_engine::{Announce, KindRule, TelemetryRule, canonical_name};
-use driftline_protocol::{Inbound, SampleSchema};
+use driftline_model::KindName;
+use driftline_protocol::{SampleSchema, is_sample_kind};
 use serde::Deserialize;
 
 use super::{KindConfig, texts};
@@ -21,9 +22,6 @@ pub(super) struct AnnounceConfig {
     fields: Vec<String>,
 }
 
-/// Types of messages that are no kinds, beside those of [`Inbound::KINDS`].
-const OTHER_MESSAGES: [&str; 5] =
-    ["subscription", "unsubscription", "replay_request", "publish", "ack_events"];
 /// The longest retention in days, 100 years.
 const RETENTION_DAYS_MAX: u64 = 36_500;
 /// The most bytes of a topic, as in the protocol.
@@ -32,7 +30,7 @@ const TOPIC_BYTES: usize = 200;
 impl KindConfig {
     /// Makes what the engine knows of a kind of telemetry.
     pub(super) fn telemetry_rule(&self, folder: &Path) -> anyhow::Result<KindRule> {
-        if Inbound::KINDS.iter().chain(&OTHER_MESSAGES).any(|message| *message == self.name) {
+        if KindName::new(&self.name).is_ok_and(|name| !is_sample_kind(&name)) {
             bail!("samples are sent by the name of their kind, and this is the name of another message");
         }
         let telemetry = TelemetryRule {
@@ -230,7 +228,7 @@ mod tests {
         }
         let error = Config::parse("[[kind]]\nname = \"a\"\nmode = \"stream\"").unwrap_err();
         assert!(format!("{error:#}").contains("stream"));
-        for name in ["ping", "telemetry", "subscription", "publish"] {
+        for name in ["ping", "subscription", "publish"] {
             let text = format!("[[kind]]\nname = \"{name}\"\nmode = \"telemetry\"");
             let error = format!("{:#}", Config::parse(&text).unwrap().catalogue(false).unwrap_err());
             assert!(error.contains("the name of another message"), "{name}: {error}");

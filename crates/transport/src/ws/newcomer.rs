@@ -115,10 +115,11 @@ fn nobody() -> Fault {
 /// Finds out who a newcomer is, and takes a place among the user's connections.
 async fn admit<S: Store>(app: &App<S>, auth: Auth, origin: &Origin) -> Result<Guest, Fault> {
     let mut guest = match auth {
-        Auth::Token(token) => {
+        Auth::Token { token, device_id } => {
             let claims = app.auth.authenticate(&token, app.now_ms()).map_err(unauthorized)?;
-            let device = device(&claims, origin.device.as_deref(), None)?;
-            let missing = || Fault::new(ErrorCode::MissingDeviceId, "the token names no device");
+            let device = device(&claims, origin.device.as_deref(), device_id.as_deref())?;
+            let missing =
+                || Fault::new(ErrorCode::MissingDeviceId, "neither token nor message names a device");
             guest_of(app, claims, Some(device.ok_or_else(missing)?), Door::Ingest).await?
         }
         Auth::DeviceHash(hash) => {
