@@ -50,6 +50,13 @@ pub struct Submission {
 }
 
 impl Submission {
+    /// Tells whether the sender lacks the right to write one of the items. Then no answer of before is given: the right may
+    /// have been taken away since.
+    #[must_use]
+    pub fn lacks_a_right(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(entry.task, Task::Refuse(ItemCode::Forbidden, _)))
+    }
+
     /// Estimates the bytes that the batch brings, to bound a commit group.
     #[must_use]
     pub fn bytes(&self) -> usize {

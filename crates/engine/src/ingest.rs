@@ -32,13 +32,18 @@ impl Source<'_> {
         index: usize,
         op_id: Option<&str>,
     ) -> Entry {
-        let named = sample.id.clone().map_or_else(|| self.name(rule, &sample.fields, index, op_id), Ok);
+        let given = sample.id.is_some();
+        let named = match sample.id.clone() {
+            Some(id) if id.as_str().starts_with(DERIVED) => Err(reserved()),
+            Some(id) => Ok(id),
+            None => self.name(rule, &sample, index, op_id),
+        };
         let mut errors = rule.schema.as_ref().map(|schema| schema.check(&sample.fields)).unwrap_or_default();
         let id = match named {
             Ok(id) => Some(id),
-            Err(missing) => {
+            Err(fault) => {
                 if errors.is_empty() {
-                    errors.push(missing);
+                    errors.push(fault);
                 }
                 sample.id
             }
@@ -48,7 +53,8 @@ impl Source<'_> {
                 at_ms: time_of(rule, &sample.fields).or(sample.at_ms).or(self.sent_ms),
                 hash: sample.hash,
                 sent_ms: sample.at_ms.or(self.sent_ms),
-                keyed: !rule.key.is_empty(),
+                // Only a name that holds the device lets a sample take the place of another one.
+                keyed: !rule.key.is_empty() && !given,
                 fields: sample.fields,
             })
         } else {
@@ -61,20 +67,28 @@ impl Source<'_> {
     fn name(
         self,
         rule: &TelemetryRule,
-        fields: &Object,
+        sample: &Sample,
         index: usize,
         op_id: Option<&str>,
     ) -> Result<RecordId, FieldError> {
         if !rule.key.is_empty() {
-            return self.key(rule, fields);
+            return self.key(rule, &sample.fields);
         }
         let mut builder = Fingerprint::builder("sample");
         builder.text(self.device.as_str());
+        // The content is part of the name: a key that somebody uses again for other samples, after it was forgotten,
+        // loses none of them.
+        let content = sample.hash;
         let name = match (op_id, self.batch_key) {
-            (Some(op_id), _) => hex(builder.text("op").text(op_id).finish(), 16),
+            (Some(op_id), _) => {
+                format!("{DERIVED}{}-{content:016x}", hex(builder.text("op").text(op_id).finish(), 12))
+            }
             // The samples of a message stand together, so that a store writes them to few places.
-            (None, Some(batch)) => format!("{}-{index}", hex(builder.text("batch").text(batch).finish(), 12)),
-            (None, None) => format!("{:032x}-{index}", self.seed),
+            (None, Some(batch)) => {
+                let batch = hex(builder.text("batch").text(batch).finish(), 12);
+                format!("{DERIVED}{batch}-{index}-{content:016x}")
+            }
+            (None, None) => format!("{DERIVED}{:032x}-{index}", self.seed),
         };
         Ok(RecordId::new(&name).expect("hexadecimal digits"))
     }
@@ -92,9 +106,17 @@ impl Source<'_> {
             };
             builder.text(fields.get(field).ok_or_else(missing)?);
         }
-        let name = format!("{}-{}", hex(device, 4), hex(builder.finish(), 16));
+        let name = format!("{DERIVED}{}-{}", hex(device, 4), hex(builder.finish(), 16));
         Ok(RecordId::new(&name).expect("hexadecimal digits"))
     }
+}
+
+/// What names begin with that the server makes: no name that is given does, so that nobody takes another one's.
+const DERIVED: &str = "~";
+
+fn reserved() -> FieldError {
+    let message = "names that begin with ~ are the server's".into();
+    FieldError { code: "invalid".into(), pointer: "/id".into(), message }
 }
 
 fn hex(fingerprint: Fingerprint, bytes: usize) -> String {

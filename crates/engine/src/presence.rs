@@ -21,10 +21,13 @@ pub struct Presence {
 struct Present {
     /// Open connections, the newest last.
     connections: Vec<Box<str>>,
-    /// The connection that went last, and when the grace for it ends.
-    leaving: Option<(Box<str>, u64)>,
+    /// The connections that went since one was open, and when the grace for the last of them ends.
+    left: Vec<Box<str>>,
+    leaving: Option<u64>,
     /// The way that the device last took.
     door: Option<Door>,
+    /// Whether it was ever connected.
+    connected: bool,
 }
 
 /// The way by which a device speaks.
@@ -47,6 +50,9 @@ pub enum Turn {
     FellBack,
 }
 
+/// Connections of a device that are remembered as gone while another one is open.
+const LEFT_MAX: usize = 16;
+
 /// Devices of which is remembered how they came, beyond those that are connected.
 const REMEMBERED_MAX: usize = 100_000;
 
@@ -55,9 +61,11 @@ impl Presence {
     pub fn connect(&mut self, device: (TenantNo, DeviceNo), connection: &str, now_ms: u64) -> (Turn, bool) {
         self.bound();
         let present = self.devices.entry(device).or_default();
-        let turn = if present.door.is_some() { Turn::Reconnected } else { Turn::Plain };
+        let again = present.connected && present.connections.is_empty();
+        let turn = if again { Turn::Reconnected } else { Turn::Plain };
         let appeared = present.connections.is_empty() && present.leaving.is_none();
         present.leaving = None;
+        present.connected = true;
         present.door = Some(Door::Socket);
         present.connections.push(connection.into());
         self.note(device, now_ms, DeviceSign::Connected { connection: connection.into() });
@@ -67,9 +75,18 @@ impl Presence {
     /// Takes the end of a connection. The device counts as offline after `grace_ms`, unless it comes again.
     pub fn disconnect(&mut self, device: (TenantNo, DeviceNo), connection: &str, now_ms: u64, grace_ms: u64) {
         let Some(present) = self.devices.get_mut(&device) else { return };
+        let before = present.connections.len();
         present.connections.retain(|open| **open != *connection);
+        if present.connections.len() == before {
+            return;
+        }
+        // The newest connection is the one that is written down, whichever goes last.
+        present.left.push(connection.into());
+        if present.left.len() > LEFT_MAX {
+            present.left.remove(0);
+        }
         if present.connections.is_empty() {
-            present.leaving = Some((connection.into(), now_ms.saturating_add(grace_ms)));
+            present.leaving = Some(now_ms.saturating_add(grace_ms));
         }
     }
 
@@ -102,13 +119,12 @@ impl Presence {
     pub fn due(&mut self, now_ms: u64) -> (Vec<DeviceNote>, Vec<(TenantNo, DeviceNo)>) {
         let mut gone = Vec::new();
         for (device, present) in &mut self.devices {
-            let over = present.leaving.as_ref().is_some_and(|(_, until)| *until <= now_ms);
-            if let Some((connection, _)) = present.leaving.take_if(|_| over) {
-                gone.push((*device, connection));
+            if present.leaving.take_if(|until| *until <= now_ms).is_some() {
+                gone.push((*device, std::mem::take(&mut present.left)));
             }
         }
-        for (device, connection) in &gone {
-            self.note(*device, now_ms, DeviceSign::Disconnected { connection: connection.clone() });
+        for (device, left) in &gone {
+            self.note_left(*device, left, now_ms);
         }
         let notes = std::mem::take(&mut self.waiting).into_values().flatten().collect();
         (notes, gone.into_iter().map(|(device, _)| device).collect())
@@ -118,13 +134,19 @@ impl Presence {
     pub fn leave(&mut self, now_ms: u64) {
         let mut gone = Vec::new();
         for (device, present) in &mut self.devices {
-            let last = present.connections.pop();
-            present.connections.clear();
-            let leaving = present.leaving.take().map(|(connection, _)| connection);
-            gone.extend(last.or(leaving).map(|connection| (*device, connection)));
+            present.leaving = None;
+            let mut left = std::mem::take(&mut present.left);
+            left.append(&mut present.connections);
+            gone.push((*device, left));
         }
-        for (device, connection) in gone {
-            self.note(device, now_ms, DeviceSign::Disconnected { connection });
+        for (device, left) in gone {
+            self.note_left(device, &left, now_ms);
+        }
+    }
+
+    fn note_left(&mut self, device: (TenantNo, DeviceNo), left: &[Box<str>], now_ms: u64) {
+        for connection in left {
+            self.note(device, now_ms, DeviceSign::Disconnected { connection: connection.clone() });
         }
     }
 
@@ -132,8 +154,7 @@ impl Presence {
     pub fn put_back(&mut self, notes: Vec<DeviceNote>) {
         for note in notes {
             let waiting = self.waiting.entry((note.tenant, note.device)).or_default();
-            let same = std::mem::discriminant(&note.sign);
-            if !waiting.iter().any(|known| std::mem::discriminant(&known.sign) == same) {
+            if !waiting.iter().any(|known| known.sign.replaces(&note.sign)) {
                 waiting.insert(0, note);
             }
         }
@@ -196,6 +217,20 @@ mod tests {
         presence.leave(3);
         assert_eq!(signs(&mut presence, 3), (vec!["disconnected", "disconnected"], 0));
         assert_eq!(signs(&mut presence, 60_000), (vec![], 0));
+    }
+
+    #[test]
+    fn whichever_connection_goes_last_all_are_written_down() {
+        let mut presence = Presence::default();
+        presence.connect(DEVICE, "sync", 0);
+        assert_eq!(presence.connect(DEVICE, "system", 0), (Turn::Plain, false), "beside an open one");
+        presence.due(1);
+        presence.disconnect(DEVICE, "system", 2, 10);
+        presence.disconnect(DEVICE, "sync", 3, 10);
+        let (notes, gone) = presence.due(13);
+        let named: Vec<_> = notes.iter().map(|note| note.sign.clone()).collect();
+        let left = |connection: &str| DeviceSign::Disconnected { connection: connection.into() };
+        assert_eq!((named, gone.len()), (vec![left("system"), left("sync")], 1));
     }
 
     #[test]

@@ -83,8 +83,8 @@ impl Gate<'_> {
             once.push(Once { key, fingerprint, window_ms: BATCH_MS });
         }
         let batch_key = once.first().map(|once| match &once.key {
-            OnceKey::Request { key, .. } => key.to_string(),
-            OnceKey::Batch { sync_id, number, .. } => format!("{sync_id}/{number}"),
+            OnceKey::Request { key, .. } => format!("key {key}"),
+            OnceKey::Batch { sync_id, number, .. } => format!("batch {number} {sync_id}"),
         });
         let source = Source { device: key, batch_key: batch_key.as_deref(), seed, sent_ms: None };
         let mut policies: Vec<(KindName, Result<Arc<Policy>, ItemCode>)> = Vec::new();

@@ -168,7 +168,9 @@ impl Interests {
         let own = self.device.as_ref().filter(|(device, _)| signal.device.as_ref() == Some(device));
         let own = own.and_then(|(_, wanted)| signal.topics.iter().find(|topic| wanted.contains(topic)));
         let topic = own.or_else(|| signal.topics.iter().find(|topic| self.topics.contains(*topic)));
-        let topic = topic.or(signal.topics.first().filter(|_| followed)).filter(|_| may)?;
+        // What concerns a device is told on the device's own topic; other topics may be staff's.
+        let open = signal.topics.iter().find(|topic| self.staff || !STAFF_TOPICS.contains(&&***topic));
+        let topic = topic.or(open.filter(|_| followed)).filter(|_| may)?;
         Some(Event {
             kind: signal.kind.clone(),
             topic: topic.clone(),
@@ -185,7 +187,7 @@ pub(crate) fn fill(template: &str, device: &DeviceKey, fields: &Object) -> Optio
     while let Some((before, after)) = rest.split_once('{') {
         let (name, after) = after.split_once('}')?;
         topic.push_str(before);
-        match fields.get(name) {
+        match fields.get(name).filter(|_| name != "device_id") {
             Some(value) => {
                 let text = value.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
                 topic.push_str(text.unwrap_or(value));

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use driftline_insight::{Anomaly, Ewma, EwmaConfig, StreamMeter, StreamMetrics, StreamSample};
-use driftline_model::{DeviceKey, KindName, TenantNo};
+use driftline_model::{DeviceKey, KindName, Object, TenantNo};
 use driftline_protocol::write_json_string;
 
+use crate::catalogue::TelemetryRule;
 use crate::signal::Signal;
 
 /// The streams of a node, one per tenant and kind.
@@ -30,6 +32,47 @@ pub(crate) struct Brought {
     pub(crate) sample: StreamSample,
     /// Watched fields and their values.
     pub(crate) watched: Vec<(Box<str>, f64)>,
+}
+
+impl Brought {
+    /// Counts an accepted sample.
+    pub(crate) fn take(&mut self, rule: &TelemetryRule, fields: &Object) {
+        self.sample.items += 1;
+        if let Some(confidence) = numeric(fields, "confidence") {
+            let (sum, count) = self.sample.confidence_sum.unwrap_or_default();
+            self.sample.confidence_sum = Some((sum + confidence, count + 1));
+        }
+        self.watched
+            .extend(rule.watch.iter().filter_map(|field| Some((field.clone(), numeric(fields, field)?))));
+    }
+}
+
+fn numeric(fields: &Object, name: &str) -> Option<f64> {
+    fields.get(name)?.parse().ok().filter(|value: &f64| value.is_finite())
+}
+
+/// How many samples are on their way to the store on this node.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay(AtomicU64);
+
+/// Counts samples for as long as they are on their way.
+pub(crate) struct Counted<'a>(&'a AtomicU64, u64);
+
+impl UnderWay {
+    pub(crate) fn count(&self, samples: u64) -> Counted<'_> {
+        self.0.fetch_add(samples, Ordering::Relaxed);
+        Counted(&self.0, samples)
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
 }
 
 /// A stream that was silent for so long is forgotten, in milliseconds.

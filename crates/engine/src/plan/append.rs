@@ -24,8 +24,7 @@ impl Plan<'_> {
         let key = RowKey { tenant: submission.tenant, kind: kind.clone(), id: id.clone() };
         let now_ms = self.env.now_ms;
         let latest = now_ms.saturating_add(self.env.skew_ms_max);
-        let mark =
-            SampleMark { hash: append.hash, sent_ms: append.sent_ms.map_or(now_ms, |sent| sent.min(latest)) };
+        let mark = SampleMark { hash: append.hash, sent_ms: append.sent_ms.unwrap_or(now_ms) };
         let before = self.state.samples.get(&key).copied();
         if let Some(before) = before {
             let known = |code| SubmissionResult { duplicate: true, ..SubmissionResult::of(code) };
@@ -35,7 +34,7 @@ impl Plan<'_> {
             if !append.keyed {
                 return SubmissionResult { errors: vec![taken()], ..SubmissionResult::of(ItemCode::Invalid) };
             }
-            if mark.sent_ms < before.sent_ms {
+            if !is_later(mark, before, latest) {
                 return known(ItemCode::Superseded);
             }
         }
@@ -88,6 +87,16 @@ impl Plan<'_> {
             }
         }
     }
+}
+
+/// Whether the device sent a sample after another one of the same key, by its own clock. A time that lies in the future is
+/// a wrong clock's: what was sent by it gives way once the clock is right again. Of two samples of one time the same one
+/// stays in whichever order they come.
+fn is_later(mark: SampleMark, before: SampleMark, latest_ms: u64) -> bool {
+    if before.sent_ms > latest_ms && mark.sent_ms <= latest_ms {
+        return true;
+    }
+    (mark.sent_ms, mark.hash) > (before.sent_ms, before.hash)
 }
 
 fn taken() -> FieldError {

@@ -1,7 +1,7 @@
 //! Batches that come again under a name that is known.
 
 use driftline_idempotency::{Decision, Record, State, decide};
-use driftline_protocol::ItemClass;
+use driftline_protocol::{ItemClass, ItemCode};
 
 use super::{BatchWrite, OnceWrite, Plan};
 use crate::group::{Answered, OnceKey, Receipt, Remembered, Resolved, Submission, SubmissionResult};
@@ -11,6 +11,9 @@ impl Plan<'_> {
     /// Answers a batch that was answered before, or whose name was used for another one.
     pub(super) fn answered_before(&self, submission: &Submission, head: Head) -> Option<Receipt> {
         let now_ms = self.env.now_ms;
+        if submission.lacks_a_right() {
+            return None;
+        }
         submission.once.iter().find_map(|once| {
             let record = self.state.once.get(&(submission.tenant, once.key.clone()))?;
             let nothing = |answered| Receipt {
@@ -77,7 +80,9 @@ impl Plan<'_> {
 /// Whether the same item would be answered the same for ever.
 pub(crate) fn is_final(result: &SubmissionResult) -> bool {
     let decided = result.resolved.as_deref().is_none_or(|resolved| matches!(resolved, Resolved::Done(_)));
-    decided && matches!(result.code.class(), ItemClass::Done | ItemClass::Terminal)
+    // A right that is given later is to count.
+    let may = result.code != ItemCode::Forbidden;
+    decided && may && matches!(result.code.class(), ItemClass::Done | ItemClass::Terminal)
 }
 
 fn again(receipt: &Receipt, expires_ms: u64) -> Receipt {

@@ -3,16 +3,16 @@
 use std::sync::PoisonError;
 
 use driftline_idempotency::Fingerprint;
-use driftline_insight::{Aggregate as DeviceAggregate, Sketch, StreamSample};
+use driftline_insight::{Aggregate as DeviceAggregate, Sketch};
 use driftline_model::{KindName, Object, ObjectBuilder, SyncId, TenantId};
 use driftline_protocol::{
-    AnalyticsBatch, BareAck, DeviceStatus, ErrorCode, Fault, FieldError, ItemCode, MessageKey, Telemetry,
-    TelemetryAck, unknown_type,
+    AnalyticsBatch, BareAck, DeviceStatus, ErrorCode, Fault, FieldError, ItemClass, ItemCode, MessageKey,
+    Telemetry, TelemetryAck, unknown_type,
 };
 
 use super::{Engine, unavailable};
 use crate::catalogue::TelemetryRule;
-use crate::group::{Aggregate, Answered, Entry, Once, OnceKey, Submission, Task};
+use crate::group::{Aggregate, Answered, Entry, Once, OnceKey, Receipt, Submission, Task};
 use crate::ingest::{SampleEcho, Source, answer, entries};
 use crate::ports::{Identity, Observer, Store};
 use crate::registry::DeviceSign;
@@ -112,8 +112,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let mut named = true;
         for (position, telemetry) in ingest.messages {
             let place = ingest.batch_key.as_ref().map(|key| match ingest.array {
-                true => format!("{key}/{position}"),
-                false => key.clone(),
+                true => format!("place {position} {key}"),
+                false => format!("key {key}"),
             });
             let source = Source {
                 device,
@@ -157,56 +157,62 @@ impl<S: Store, O: Observer> Engine<S, O> {
     ) -> Result<TelemetryAck, Fault> {
         let PreparedIngest { submission, echoes, of, recognised, asked_ms } = prepared;
         // What is told of accepted samples is taken down before the store gets them.
-        let told: Vec<Option<(KindName, Object)>> = submission.entries.iter().map(appended).collect();
+        let told: Vec<Option<(KindName, Option<Object>)>> = submission.entries.iter().map(told_of).collect();
+        let _under_way = self.under_way.count(told.len() as u64);
         let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
         let replayed = judged(receipt.answered)?;
         let again = || Fault::new(ErrorCode::StoreUnavailable, "some samples have to be sent again");
         let mut ack = answer(&of, &receipt, echoes, recognised).ok_or_else(again)?;
         ack.replayed = replayed;
         if !replayed {
-            self.observer.samples(ack.accepted, ack.duplicates, ack.rejected.len() as u64);
-            let fresh = told.into_iter().zip(&receipt.results).filter_map(|(told, result)| {
-                told.filter(|_| result.code == ItemCode::Applied && !result.duplicate)
-            });
-            self.tell_of_samples(identity, fresh, ack.rejected.len() as u64, (asked_ms, now_ms));
+            self.tell_of_samples(identity, told, &receipt, (asked_ms, now_ms));
         }
         Ok(ack)
     }
 
-    /// Announces accepted samples and counts them on their streams.
-    fn tell_of_samples(
+    /// Announces accepted samples, and counts all of them on their streams.
+    pub(super) fn tell_of_samples(
         &self,
         identity: &Identity,
-        fresh: impl Iterator<Item = (KindName, Object)>,
-        errors: u64,
+        told: Vec<Option<(KindName, Option<Object>)>>,
+        receipt: &Receipt,
         (asked_ms, now_ms): (u64, u64),
     ) {
         let Some((_, device)) = &identity.device else { return };
         let mut streams: Vec<(KindName, Brought)> = Vec::new();
-        for (kind, fields) in fresh {
+        let (mut accepted, mut duplicates, mut rejected) = (0, 0, 0);
+        for (told, result) in told.into_iter().zip(&receipt.results) {
+            let Some((kind, fields)) = told else { continue };
             let Some((_, rule)) = self.catalogue.telemetry(&kind) else { continue };
-            self.announce(identity, rule, &fields, now_ms);
             let at = streams.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
                 streams.push((kind, Brought::default()));
                 streams.len() - 1
             });
             let brought = &mut streams[at].1;
-            brought.sample.items += 1;
-            if let Some(confidence) = numeric(&fields, "confidence") {
-                let (sum, count) = brought.sample.confidence_sum.unwrap_or_default();
-                brought.sample.confidence_sum = Some((sum + confidence, count + 1));
+            match (result.code.class(), fields) {
+                (ItemClass::Done, _) if result.duplicate => duplicates += 1,
+                (ItemClass::Done, Some(fields)) => {
+                    accepted += 1;
+                    self.announce(identity, rule, &fields, now_ms);
+                    brought.take(rule, &fields);
+                }
+                _ => {
+                    rejected += 1;
+                    brought.sample.errors += 1;
+                }
             }
-            let watched = rule.watch.iter();
-            brought
-                .watched
-                .extend(watched.filter_map(|field| Some((field.clone(), numeric(&fields, field)?))));
         }
+        if streams.is_empty() {
+            return;
+        }
+        self.observer.samples(accepted, duplicates, rejected);
+        let done_ms = self.clock.as_ref().map_or(now_ms, |clock| clock.now_ms());
         let mut known = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         let mut alerts = Vec::new();
         for (kind, mut brought) in streams {
             #[expect(clippy::cast_precision_loss, reason = "milliseconds of one request")]
-            let latency_ms = now_ms.saturating_sub(asked_ms) as f64;
-            brought.sample = StreamSample { errors, latency_ms, ..brought.sample };
+            let latency_ms = done_ms.saturating_sub(asked_ms) as f64;
+            (brought.sample.latency_ms, brought.sample.backlog) = (latency_ms, self.under_way.number());
             alerts.extend(known.record((identity.tenant, &kind), device, brought, now_ms));
         }
         drop(known);
@@ -271,12 +277,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
         correlation: &str,
     ) -> Result<BareAck, Fault> {
         let (from_ms, to_ms) = (batch.from_ms, batch.to_ms);
-        // Without a key the window itself names the aggregate: a device counts each window once.
-        let once = once.unwrap_or_else(|| {
-            let (key, fingerprint) = (format!("analytics:{from_ms}-{to_ms}"), print_of(&batch));
-            let window_ms = driftline_idempotency::WINDOW_MS_MAX;
-            Once { window_ms, ..self.once(identity, &key, fingerprint) }
-        });
+        // The window itself names the aggregate as well, for as long as it may come: a device counts each window once.
+        let (key, fingerprint) = (format!("analytics:{from_ms}-{to_ms}"), print_of(&batch));
+        let window_ms = driftline_idempotency::WINDOW_MS_MAX;
+        let window = Once { window_ms, ..self.once(identity, &key, fingerprint) };
+        let names = once.into_iter().chain([window]).collect();
         let aggregate = device_aggregate(batch)?;
         aggregate.check(now_ms, self.limits.skew_ms_max).map_err(|error| {
             let message = error.to_string();
@@ -295,7 +300,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             group: None,
             task: Task::Aggregate(Box::new(Aggregate { hour_ms, series })),
         };
-        let submission = self.submission_of(identity, vec![entry], vec![once], correlation)?;
+        let submission = self.submission_of(identity, vec![entry], names, correlation)?;
         let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
         let replayed = judged(receipt.answered)?;
         Ok(BareAck { of: "analytics_batch".into(), replayed })
@@ -349,15 +354,13 @@ fn common_kind(messages: &[(u64, Telemetry)]) -> Option<&KindName> {
     messages.iter().all(|(_, message)| message.kind == first.kind).then_some(&first.kind)
 }
 
-fn appended(entry: &Entry) -> Option<(KindName, Object)> {
+/// What is to be told of an entry if it is a sample: its kind and, unless it is refused, its fields.
+pub(crate) fn told_of(entry: &Entry) -> Option<(KindName, Option<Object>)> {
     match &entry.task {
-        Task::Append(append) => Some((entry.kind.clone()?, append.fields.clone())),
+        Task::Append(append) => Some((entry.kind.clone()?, Some(append.fields.clone()))),
+        Task::Refuse(..) => Some((entry.kind.clone()?, None)),
         _ => None,
     }
-}
-
-fn numeric(fields: &Object, name: &str) -> Option<f64> {
-    fields.get(name)?.parse().ok().filter(|value: &f64| value.is_finite())
 }
 
 fn print_of(batch: &AnalyticsBatch) -> Fingerprint {

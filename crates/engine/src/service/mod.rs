@@ -21,19 +21,20 @@ use driftline_protocol::{
 };
 
 use crate::catalogue::{Catalogue, canonical_name};
-use crate::group::Once;
+use crate::group::{Once, Task};
 use crate::hub::{Hub, Subscription};
 use crate::policies::doc_of_policy;
-use crate::ports::{Head, Identity, Observer, Row, Store, StoreError};
+use crate::ports::{Clock, Head, Identity, Observer, Row, Store, StoreError};
 use crate::presence::Presence;
 use crate::pull::{PullFault, Step};
 use crate::push::{Gate, Push, answer};
 use crate::rate::{UserMeter, Users};
 use crate::session::covers;
-use crate::streams::Streams;
+use crate::streams::{Streams, UnderWay};
 use crate::work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};
 
 pub use devices::{DEVICE_ROLE, hash_digest};
+use ingest::told_of;
 pub use ingest::{Ingest, PreparedIngest};
 pub(crate) use ingest::{judged, reused};
 pub use live::Signals;
@@ -52,6 +53,9 @@ pub struct Engine<S, O> {
     windows: Windows,
     /// Answers that were given under keys.
     memory: Memory,
+    /// Tells how long requests took; none: they took no time.
+    clock: Option<Arc<dyn Clock>>,
+    under_way: UnderWay,
     /// What is known of connected devices. The lock is held for one look-up or change.
     presence: Mutex<Presence>,
     /// What streams of telemetry are like. The lock is held while one message is counted or all streams are looked at.
@@ -150,9 +154,17 @@ impl<S: Store, O: Observer> Engine<S, O> {
             observer,
             windows: Windows::default(),
             memory: Memory::default(),
+            clock: None,
+            under_way: UnderWay::default(),
             presence: Mutex::default(),
             streams: Mutex::default(),
         }
+    }
+
+    /// Sets the clock by which the time of requests is measured.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock: Some(clock), ..self }
     }
 
     /// Sets for how long answers are remembered under keys.
@@ -444,8 +456,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
 
     async fn finish_push(&self, identity: &Identity, push: PreparedPush, now_ms: u64) -> Result<Ack, Fault> {
         let PreparedPush { submission, echoes, batch_seq, recognised } = push;
+        let samples = submission.entries.iter().any(|entry| matches!(entry.task, Task::Append(_)));
+        let told: Vec<_> =
+            if samples { submission.entries.iter().map(told_of).collect() } else { Vec::new() };
         let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
         let replayed = judged(receipt.answered)?;
+        if samples && !replayed {
+            self.tell_of_samples(identity, told, &receipt, (now_ms, now_ms));
+        }
         let mut ack = answer(receipt, echoes, batch_seq, &self.observer);
         ack.replayed |= replayed;
         ack.resend_recognised = (!recognised).then_some(false);

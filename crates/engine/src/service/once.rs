@@ -66,7 +66,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         submission: Submission,
         now_ms: u64,
     ) -> Result<Receipt, StoreError> {
-        let Some((scope, key, once)) = keyed(identity, &submission.once) else {
+        let named = keyed(identity, &submission.once).filter(|_| !submission.lacks_a_right());
+        let Some((scope, key, once)) = named else {
             return self.store.commit(submission).await;
         };
         // An answer of before may be known by the batch's other name, under which memory does not keep it.
