@@ -61,7 +61,9 @@ async fn a_connection_may_say_100_messages_at_once_and_50_a_second() {
     }
     let error = refused(&mut socket, &ping()).await;
     assert_eq!((&error["reply_to"], &error["retry_after_ms"]), (&json!("p"), &json!(20)));
-    assert_eq!(error["details"], json!({"limit": "50/s, burst 100", "scope": "connection"}));
+    let advice =
+        json!({"status": 429, "backoff": "exponential", "limit": "50/s, burst 100", "scope": "connection"});
+    assert_eq!(error["details"], advice);
     harness.clock.advance(1000);
     for _ in 0..50 {
         socket.ask(&ping(), "pong").await;
@@ -120,7 +122,8 @@ async fn batches_come_40_at_once_and_20_a_second_on_both_doors() {
     assert!(told.is_some_and(|told| told.ends_with(r#""sync_data";r=0;t=2"#)), "{told:?}");
 
     let error = refused(&mut socket, &batch(40, &[note(40)])).await;
-    assert_eq!(error["details"], json!({"limit": "20/s, burst 40", "scope": "type"}));
+    let advice = json!({"status": 429, "backoff": "exponential", "limit": "20/s, burst 40", "scope": "type"});
+    assert_eq!(error["details"], advice);
     let response = harness.ask("t1", "ada", push("d2", &[other(2)])).await;
     assert_eq!(refusal(&response), (429, "type".into(), 50, "1".into()));
     // Pulls go on, on both doors.
