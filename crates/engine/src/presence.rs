@@ -28,6 +28,10 @@ struct Present {
     door: Option<Door>,
     /// Whether it was ever connected.
     connected: bool,
+    /// Until when requests are let in without a look, in Unix milliseconds.
+    admitted_until_ms: u64,
+    /// When it was last noted as heard.
+    noted_ms: u64,
 }
 
 /// The way by which a device speaks.
@@ -49,6 +53,9 @@ pub enum Turn {
     /// It took to requests after its WebSocket had gone.
     FellBack,
 }
+
+/// A device that sends requests is noted as heard once in so many milliseconds.
+const HEARD_MS: u64 = 5_000;
 
 /// Connections of a device that are remembered as gone while another one is open.
 const LEFT_MAX: usize = 16;
@@ -98,16 +105,35 @@ impl Presence {
         if present.connections.is_empty() {
             present.door = Some(Door::Http);
         }
-        self.note(device, now_ms, DeviceSign::Heard);
+        if now_ms >= present.noted_ms.saturating_add(HEARD_MS) {
+            present.noted_ms = now_ms;
+            self.note(device, now_ms, DeviceSign::Heard);
+        }
         if fell { Turn::FellBack } else { Turn::Plain }
+    }
+
+    /// Tells whether requests of a device are let in without a look.
+    #[must_use]
+    pub fn is_admitted(&self, device: (TenantNo, DeviceNo), now_ms: u64) -> bool {
+        self.devices.get(&device).is_some_and(|present| now_ms < present.admitted_until_ms)
+    }
+
+    /// Lets requests of a device in without a look until a time in Unix milliseconds.
+    pub fn admit(&mut self, device: (TenantNo, DeviceNo), until_ms: u64) {
+        self.bound();
+        self.devices.entry(device).or_default().admitted_until_ms = until_ms;
+    }
+
+    /// Has every device be looked at before it is let in again.
+    pub fn look_again(&mut self) {
+        self.devices.values_mut().for_each(|present| present.admitted_until_ms = 0);
     }
 
     /// Takes a sign of a device, to be written down.
     pub fn note(&mut self, device: (TenantNo, DeviceNo), at_ms: u64, sign: DeviceSign) {
         let waiting = self.waiting.entry(device).or_default();
         let note = DeviceNote { tenant: device.0, device: device.1, at_ms, sign };
-        let same =
-            |known: &DeviceNote| std::mem::discriminant(&known.sign) == std::mem::discriminant(&note.sign);
+        let same = |known: &DeviceNote| note.sign.replaces(&known.sign);
         // A later sign of a sort says all that an earlier one said, and comes behind the others.
         if let Some(at) = waiting.iter().position(same) {
             waiting.remove(at);

@@ -311,13 +311,8 @@ impl IngestPost {
                 format!("a body may hold {} messages, this one holds {}", limits.batch_items, roots.len());
             return Err(Fault::new(ErrorCode::BatchTooLarge, message));
         }
-        let named = |names: [&str; 2]| {
-            let find =
-                |root: &Node<'_>| names.iter().find_map(|name| root.get(name)?.as_str().map(String::from));
-            roots.iter().find_map(find)
-        };
-        let (device_hash, device_id) =
-            (named(["device_hash", "child_hash"]), named(["device_id", "device_id"]));
+        let device_hash = common(&roots, &["device_hash", "child_hash"])?;
+        let device_id = common(&roots, &["device_id"])?;
         let beside = key.filter(|_| !root.is_array());
         let message = |root: &Node<'_>| {
             let id = Envelope::message_id(*root)?;
@@ -367,6 +362,23 @@ impl SyncRequest {
             key: MessageKey::read(&envelope)?,
         })
     }
+}
+
+/// Finds the text that messages have under one of some names, which must be one text: a body comes from one device.
+fn common(roots: &[Node<'_>], names: &[&str]) -> Result<Option<String>, Fault> {
+    let mut found: Option<String> = None;
+    for root in roots {
+        for (name, text) in names.iter().filter_map(|name| Some((name, root.get(name)?.as_str()?))) {
+            if found.as_deref().is_some_and(|found| *found != *text) {
+                return Err(Fault::invalid(
+                    &format!("/{name}"),
+                    "must be the same in all messages of a body",
+                ));
+            }
+            found = Some(text.into_owned());
+        }
+    }
+    Ok(found)
 }
 
 fn start_sync(envelope: &Envelope<'_>) -> Result<StartSync, Fault> {

@@ -80,6 +80,7 @@ impl<S: Store> App<S> {
         metrics: Option<MetricsHandle>,
     ) -> Self {
         let engine = if settings.unlimited { engine.lift_limits() } else { engine };
+        let engine = engine.with_clock(Arc::clone(&clock));
         Self {
             inbound: Budget::new(engine.limits().inbound_bytes),
             announced: engine.announced().into(),

@@ -12,6 +12,9 @@ use crate::presence::Turn;
 use crate::registry::{DeviceChange, DeviceChanged, DeviceOnce, DeviceQuery, DeviceRow};
 use crate::signal::Signal;
 
+/// For how many milliseconds a device that was let in is let in again without a look.
+const ADMITTED_MS: u64 = 10_000;
+
 /// The role of whoever enters by a device hash.
 pub const DEVICE_ROLE: &str = "device";
 
@@ -52,6 +55,40 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 Err(Fault::new(ErrorCode::Forbidden, "the device was disabled or removed"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// As [`Engine::require_admitted`], for the requests of a device: an answer holds for 10 seconds.
+    ///
+    /// # Errors
+    /// As [`Engine::require_admitted`].
+    pub async fn require_admitted_lately(&self, identity: &Identity, now_ms: u64) -> Result<(), Fault> {
+        let Some((device, _)) = &identity.device else { return Ok(()) };
+        let device = (identity.tenant, *device);
+        if self.presence.lock().unwrap_or_else(PoisonError::into_inner).is_admitted(device, now_ms) {
+            return Ok(());
+        }
+        self.require_admitted(identity).await?;
+        let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        presence.admit(device, now_ms.saturating_add(ADMITTED_MS));
+        Ok(())
+    }
+
+    /// Refuses a connected device that was disabled or removed since, or that came by a hash which leads to it no more.
+    ///
+    /// # Errors
+    /// `FORBIDDEN`; of whoever came by a hash, `UNAUTHORIZED`; `STORE_UNAVAILABLE`.
+    pub async fn require_still_admitted(
+        &self,
+        identity: &Identity,
+        digest: Option<[u8; 32]>,
+    ) -> Result<(), Fault> {
+        let Some(digest) = digest else { return self.require_admitted(identity).await };
+        let found = self.store.device_by_digest(digest).await.map_err(|error| unavailable(&error))?;
+        let own = identity.device.as_ref().map(|(device, _)| (identity.tenant, *device));
+        match found {
+            Some((_, tenant, row)) if row.is_admitted() && own == Some((tenant, row.device)) => Ok(()),
+            _ => Err(Fault::new(ErrorCode::Unauthorized, "the device hash leads to the device no more")),
         }
     }
 
@@ -107,7 +144,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             DeviceChanged::HashTaken => {
                 Err(Fault::new(ErrorCode::ValidationError, "the device hash leads to another device"))
             }
-            done => Ok(done),
+            done => {
+                self.presence.lock().unwrap_or_else(PoisonError::into_inner).look_again();
+                Ok(done)
+            }
         }
     }
 

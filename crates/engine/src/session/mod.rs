@@ -497,6 +497,12 @@ impl Session {
         self.close(code);
     }
 
+    /// Ends the session of somebody who may not stay.
+    pub fn dismiss(&mut self, fault: &Fault, close: CloseCode, now_ms: u64) {
+        self.error(fault, None, now_ms);
+        self.close_as(close, fault.code);
+    }
+
     fn greet(&mut self, head: &Head, reply_to: Option<String>, now_ms: u64) {
         let identity = &self.identity;
         let roles: Vec<String> = identity.roles.iter().map(|role| role.to_string()).collect();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use driftline_engine::{Aggregate, Answered, Entry, Once, OnceKey, Store, Submission, Task};
+use driftline_engine::{Aggregate, Entry, Once, OnceKey, Store, Submission, Task};
 use driftline_idempotency::{Fingerprint, WINDOW_MS_DEFAULT};
 use driftline_insight::SeriesPoint;
 use driftline_storage::PostgresStore;

@@ -77,6 +77,10 @@ pub(super) async fn add<S: Store>(
     if (owner != own || post.enabled == Some(false)) && !is_admin(asked) {
         return Err(needs_admin().into());
     }
+    // A hash that somebody chose can be guessed, and leads to one device of all tenants: it is for admins to choose.
+    if post.device_hash.is_some() && !is_admin(asked) {
+        return Err(needs_admin().into());
+    }
     let hash = post.device_hash.unwrap_or_else(|| issue(app, asked, once.as_ref()));
     let change = DeviceChange {
         owner: owner.into(),
@@ -114,7 +118,8 @@ pub(super) async fn change<S: Store>(
     let patch = DevicePatch::decode(received.encoding, &received.bytes, app.engine.limits())?;
     let row = named(app, asked).await?;
     require_right(asked, &row)?;
-    if patch.enabled.is_some() && !is_admin(asked) {
+    let chosen = matches!(patch.device_hash, HashChange::Set(_));
+    if (patch.enabled.is_some() || chosen) && !is_admin(asked) {
         return Err(needs_admin().into());
     }
     let hash = match patch.device_hash {

@@ -79,7 +79,7 @@ async fn bearer_of<S: Store>(
         return Err(post.as_ref().err().cloned().unwrap_or(missing).into());
     };
     let identity = identity(app, claims, Some(device)).await?;
-    app.engine.require_admitted(&identity).await?;
+    app.engine.require_admitted_lately(&identity, app.now_ms()).await?;
     Ok(identity)
 }
 
@@ -105,6 +105,23 @@ async fn device_of<S: Store>(
         }
         Err(fault) => Err(fault.into()),
     }
+}
+
+/// Refuses an array of which a message has the key that came beside it: a key names one request.
+fn refuse_shared_key(post: &IngestPost, beside: Option<&Once>) -> Result<(), Fault> {
+    let Some(driftline_engine::OnceKey::Request { key, .. }) = beside.map(|once| &once.key) else {
+        return Ok(());
+    };
+    let shared = post
+        .messages
+        .iter()
+        .flatten()
+        .any(|message| message.key.as_ref().is_some_and(|own| *own.key == **key));
+    if shared {
+        let message = "a message has the key of the whole request: give each its own";
+        return Err(Fault::new(ErrorCode::ValidationError, message));
+    }
+    Ok(())
 }
 
 /// Messages of a device that was let in.
@@ -188,31 +205,41 @@ impl<S: Store> Taken<'_, S> {
 
     /// Answers an array with one ack over all its messages.
     async fn all(&self, post: IngestPost, beside: Option<Once>) -> Result<Answer, Refusal> {
-        if let Some(once) = &beside {
-            self.app.engine.is_known(self.identity, once, self.app.now_ms()).await?;
-        }
         self.bound(&post)?;
+        refuse_shared_key(&post, beside.as_ref())?;
+        let known = match &beside {
+            Some(once) => self.app.engine.is_known(self.identity, once, self.app.now_ms()).await?,
+            None => false,
+        };
         let mut sum = Sum::new(&post);
-        let mut unkeyed = Vec::new();
+        let (mut unkeyed, mut others) = (Vec::new(), Vec::new());
         for (position, message) in (0_u64..).zip(post.messages) {
             match message {
                 Err(fault) => sum.refuse(position, None, &fault)?,
                 Ok(Message { body: Inbound::Telemetry(telemetry), key: None, .. }) => {
                     unkeyed.push((position, *telemetry));
                 }
-                Ok(message) => {
-                    let (id, member) = (message.id.clone(), member_of(&message));
-                    match self.take(message).await {
-                        Ok(outcome) => sum.add(position, member, outcome),
-                        Err(fault) => sum.refuse(position, id, &fault)?,
-                    }
-                }
+                Ok(message) => others.push((position, message)),
             }
         }
+        // The key beside the array is taken first: whoever used it for another array has no effect at all.
         let keyed = beside.is_some();
         if keyed || !unkeyed.is_empty() {
             let together = self.together(unkeyed, beside).await?;
             sum.join(together, keyed);
+        }
+        for (position, message) in others {
+            let (id, member) = (message.id.clone(), member_of(&message));
+            // What a device said of itself then is not how it is now.
+            if known && matches!(message.body, Inbound::DeviceStatus(_)) {
+                sum.add(position, member, Outcome::Noted { replayed: false });
+                continue;
+            }
+            match self.take(message).await {
+                Ok(Outcome::Noted { .. }) => sum.add(position, member, Outcome::Noted { replayed: false }),
+                Ok(outcome) => sum.add(position, member, outcome),
+                Err(fault) => sum.refuse(position, id, &fault)?,
+            }
         }
         let ack = sum.finish();
         let body = encode_flat_answer(self.app.now_ms(), None, &driftline_protocol::to_json(&ack));

@@ -104,7 +104,7 @@ pub(crate) async fn handle<S: Store>(
     }
     let device = device(&claims, pairs.get("device_id"), None)?;
     let identity = identity(app, claims, device).await?;
-    app.engine.require_admitted(&identity).await?;
+    app.engine.require_admitted_lately(&identity, app.now_ms()).await?;
     let asked = Asked { identity, pairs, names, correlation };
     match route.id {
         RouteId::Changes => sync::changes(app, &asked).await,

@@ -44,7 +44,7 @@ pub(super) async fn sync<S: Store>(
         (Ok(_), ..) => return Err(Fault::new(ErrorCode::MissingDeviceId, "a sync needs a device_id").into()),
     };
     let identity = identity(app, claims, Some(device)).await?;
-    app.engine.require_admitted(&identity).await?;
+    app.engine.require_admitted_lately(&identity, app.now_ms()).await?;
     app.engine.requested(&identity, app.now_ms());
     let print = fingerprint(ROUTE, &Names::new(), &pairs, &parts.headers, &received.bytes);
     let once = key.map(|key| app.engine.once(&identity, key.as_str(), print));

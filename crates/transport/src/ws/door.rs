@@ -53,6 +53,8 @@ pub(super) struct Guest {
     pub(super) door: Door,
     /// When the token ends, in Unix seconds; none: whoever entered without one.
     pub(super) expires_s: Option<u64>,
+    /// What the device hash is looked up by, of whoever entered with one.
+    pub(super) digest: Option<[u8; 32]>,
     /// The engine's numbering, taken before the identity was asked for.
     pub(super) numbering: u64,
     /// The place among the user's connections, unless somebody else holds it.
@@ -91,7 +93,7 @@ pub(super) async fn guest_of<S: Store>(
         // Whoever watches is no device at work.
         identity.device = None;
     }
-    Ok(Guest { identity, door, expires_s, numbering, place: None })
+    Ok(Guest { identity, door, expires_s, digest: None, numbering, place: None })
 }
 
 /// Opens the session of a guest; `reply_to` is the message by which the guest said who it is.
@@ -101,7 +103,7 @@ pub(super) async fn open<S: Store>(
     threshold: Threshold,
     reply_to: Option<String>,
 ) -> Result<Link<S>, Fault> {
-    let Guest { identity, door, expires_s, numbering, place } = guest;
+    let Guest { identity, door, expires_s, digest, numbering, place } = guest;
     let identity = Arc::new(identity);
     let head = app.engine.head(&identity).await?;
     let (limits, now_ms) = (Arc::clone(app.engine.limits()), app.now_ms());
@@ -115,7 +117,7 @@ pub(super) async fn open<S: Store>(
     tracing::info!(connection = %threshold.id, tenant = %identity.tenant_id, "connected");
     let stay = Stay::new(app, &identity, door.preset(), &threshold);
     let lives_by_frames = door.lives_by_frames();
-    let visitor = Visitor { threshold, identity, stay, place, expires_s, numbering, lives_by_frames };
+    let visitor = Visitor { threshold, identity, stay, place, expires_s, digest, numbering, lives_by_frames };
     Ok(Link::new(Arc::clone(app), session, visitor))
 }
 

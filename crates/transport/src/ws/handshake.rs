@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use driftline_engine::{Connected, Store};
+use driftline_engine::{Connected, Store, hash_digest};
 use driftline_model::DeviceId;
 use driftline_protocol::{ErrorCode, Fault, Form};
 use hyper::body::Body as _;
@@ -97,7 +97,14 @@ async fn known<S: Store>(app: &App<S>, hash: &str, peer: Option<Peer>) -> Result
     let numbering = app.engine.numbering();
     match app.engine.identify_by_hash(hash).await {
         Ok(identity) => {
-            let guest = Guest { identity, door: Door::Ingest, expires_s: None, numbering, place: None };
+            let guest = Guest {
+                identity,
+                door: Door::Ingest,
+                expires_s: None,
+                digest: Some(hash_digest(hash)),
+                numbering,
+                place: None,
+            };
             Ok(Visit::Known(Box::new(guest)))
         }
         Err(fault) if fault.code == ErrorCode::Unauthorized => {

@@ -9,13 +9,13 @@ use std::time::Duration;
 use driftline_engine::{
     Committed, Connected, Done, Identity, Output, Session, Signal, Signals, Store, Subscription, Work,
 };
-use driftline_protocol::{self as protocol, ErrorCode, Fault, Form};
+use driftline_protocol::{self as protocol, CloseCode, ErrorCode, Fault, Form};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::{oneshot, watch};
 
-use super::door::{Stay, Threshold};
+use super::door::{Stay, Threshold, close_code};
 use super::form::{Misfit, open, seal};
 use super::outbox::Outbox;
 use super::pump::{Message, Speaker};
@@ -36,6 +36,10 @@ pub(super) struct Link<S: Store> {
     _place: Option<Connected>,
     counted: Counted,
     expires_s: Option<u64>,
+    digest: Option<[u8; 32]>,
+    /// Looks whether the device may still be here.
+    look: Option<BoxFuture<'static, Result<(), Fault>>>,
+    looked_ms: u64,
     lives_by_frames: bool,
     /// When the device was last written down as heard, in Unix milliseconds.
     heard_ms: u64,
@@ -62,6 +66,8 @@ pub(super) struct Visitor<S: Store> {
     pub(super) place: Option<Connected>,
     /// When its token ends, in Unix seconds; none: it came without one.
     pub(super) expires_s: Option<u64>,
+    /// What the device hash is looked up by, of whoever entered with one.
+    pub(super) digest: Option<[u8; 32]>,
     /// The engine's numbering, taken before the identity was asked for.
     pub(super) numbering: u64,
     /// Whether any frame is a sign of life, and not only a message.
@@ -70,6 +76,9 @@ pub(super) struct Visitor<S: Store> {
 
 /// A device that speaks is written down as heard at most once in so many milliseconds.
 const HEARD_MS: u64 = 5_000;
+
+/// Whether a device may still be here is looked for once in so many milliseconds.
+const LOOK_MS: u64 = 30_000;
 
 /// What happens beside the socket.
 pub(super) enum Event {
@@ -81,18 +90,22 @@ pub(super) enum Event {
     Voided,
     Drain,
     Replaced,
+    /// Whether the device may still be here.
+    Looked(Result<(), Fault>),
 }
 
 impl<S: Store> Link<S> {
     /// Makes the speaker of a session.
     pub(super) fn new(app: Arc<App<S>>, session: Session, visitor: Visitor<S>) -> Self {
-        let Visitor { threshold, identity, stay, place, expires_s, numbering, lives_by_frames } = visitor;
+        let Visitor { threshold, identity, stay, place, expires_s, digest, numbering, lives_by_frames } =
+            visitor;
         // A reviewer is told of conflicts from the beginning, whether or not it syncs.
         let commits = (!identity.reviews.is_empty()).then(|| app.engine.subscribe(&identity));
+        let heard_ms = app.now_ms();
         Self {
             draining: app.draining(),
             counted: app.traffic.count(identity.tenant),
-            heard_ms: app.now_ms(),
+            heard_ms,
             app,
             identity,
             session,
@@ -101,6 +114,9 @@ impl<S: Store> Link<S> {
             stay,
             _place: place,
             expires_s,
+            digest,
+            look: None,
+            looked_ms: heard_ms,
             lives_by_frames,
             numbering,
             works: FuturesOrdered::new(),
@@ -149,6 +165,16 @@ impl<S: Store> Link<S> {
                 Poll::Pending => rest.await,
             })
         }));
+    }
+
+    /// Looks now and then whether the device was disabled, removed or given another hash since it came.
+    fn look_at_device(&mut self, now_ms: u64) {
+        if self.identity.device.is_none() || self.look.is_some() || now_ms < self.looked_ms + LOOK_MS {
+            return;
+        }
+        self.looked_ms = now_ms;
+        let (app, identity, digest) = (Arc::clone(&self.app), Arc::clone(&self.identity), self.digest);
+        self.look = Some(Box::pin(async move { app.engine.require_still_admitted(&identity, digest).await }));
     }
 
     /// Ends a session whose numbers were voided, so that its device comes again and gets those that hold.
@@ -224,6 +250,7 @@ impl<S: Store> Speaker for Link<S> {
             biased;
             () = drained(&mut self.draining), if !self.stopping => Event::Drain,
             () = self.stay.replaced.notified() => Event::Replaced,
+            looked = look(&mut self.look), if self.look.is_some() => Event::Looked(looked),
             Some(done) = self.works.next(), if !self.works.is_empty() => Event::Done(done),
             commit = next_commit(&mut self.commits), if self.commits.is_some() => {
                 commit.map_or(Event::Voided, Event::Commit)
@@ -247,6 +274,14 @@ impl<S: Store> Speaker for Link<S> {
                 self.stopping = true;
             }
             Event::Drain => self.stopping = true,
+            Event::Looked(looked) => {
+                self.look = None;
+                // A store that is away says nothing of the device.
+                let left = looked.err().filter(|fault| fault.code != ErrorCode::StoreUnavailable);
+                if let Some(fault) = left {
+                    self.session.dismiss(&fault, CloseCode(close_code(&fault)), now_ms);
+                }
+            }
             Event::Replaced => {
                 self.session.end(ErrorCode::Replaced, "the same device connected again", now_ms);
             }
@@ -302,10 +337,19 @@ impl<S: Store> Speaker for Link<S> {
             self.session.excuse_silence(now_ms);
         }
         self.session.handle_time(now_ms);
+        self.look_at_device(now_ms);
         if self.expires_s.is_some_and(|expires_s| now_ms / 1000 >= expires_s) {
             self.session.end(ErrorCode::Unauthorized, "the token has expired", now_ms);
         }
-        Duration::from_millis(self.session.deadline_ms().saturating_sub(now_ms).max(50))
+        Duration::from_millis(self.session.deadline_ms().saturating_sub(now_ms).clamp(50, LOOK_MS))
+    }
+}
+
+/// Waits for the end of a look.
+async fn look(look: &mut Option<BoxFuture<'static, Result<(), Fault>>>) -> Result<(), Fault> {
+    match look {
+        Some(look) => look.await,
+        None => std::future::pending().await,
     }
 }
 

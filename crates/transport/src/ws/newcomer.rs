@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driftline_engine::Store;
+use driftline_engine::{Store, hash_digest};
 use driftline_protocol::{Auth, ErrorCode, ErrorMessage, Fault, Head, Inbound, Outbound};
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
@@ -125,7 +125,14 @@ async fn admit<S: Store>(app: &App<S>, auth: Auth, origin: &Origin) -> Result<Gu
         Auth::DeviceHash(hash) => {
             let numbering = app.engine.numbering();
             let identity = app.engine.identify_by_hash(&hash).await?;
-            Guest { identity, door: Door::Ingest, expires_s: None, numbering, place: None }
+            Guest {
+                identity,
+                door: Door::Ingest,
+                expires_s: None,
+                digest: Some(hash_digest(&hash)),
+                numbering,
+                place: None,
+            }
         }
     };
     let user = (&guest.identity.tenant_id, &guest.identity.user);
