@@ -263,7 +263,7 @@ fn refused_messages_leave_the_connection_open() {
     let many = vec![r#"{"kind":"k","id":"i","op":"create"}"#; 101].join(",");
     let table = [
         (r#"{"type":"fly","id":"m"}"#.to_owned(), "UNKNOWN_MESSAGE_TYPE", Some("m")),
-        (r#"{"type":"subscribe_events","id":"m"}"#.to_owned(), "UNKNOWN_MESSAGE_TYPE", Some("m")),
+        (r#"{"type":"subscribe_events","id":"m"}"#.to_owned(), "VALIDATION_ERROR", Some("m")),
         (r#"{"id":"m"}"#.to_owned(), "VALIDATION_ERROR", Some("m")),
         (r#"{"type":7,"id":"m"}"#.to_owned(), "VALIDATION_ERROR", Some("m")),
         (r#"{"type":"ping","id":7}"#.to_owned(), "VALIDATION_ERROR", None),

@@ -208,8 +208,8 @@ impl<'d> Envelope<'d> {
         key.map(|key| Some(key.into_owned())).ok_or_else(wrong)
     }
 
-    /// Returns the client's time of the message in Unix milliseconds. `timestamp` is another name of `ts`, but may be
-    /// anything else as well.
+    /// Returns when the client sent the message, in Unix milliseconds. `timestamp` may be a field of what is sent, and is no
+    /// other name here.
     ///
     /// # Errors
     /// `VALIDATION_ERROR` when `ts` is neither RFC 3339 nor Unix milliseconds.
@@ -217,7 +217,7 @@ impl<'d> Envelope<'d> {
         let wrong = || Fault::invalid("/ts", "must be RFC 3339 or Unix milliseconds");
         match self.root.get("ts").filter(|node| !node.is_null()) {
             Some(node) => parse_time(node).map(Some).ok_or_else(wrong),
-            None => Ok(self.root.get("timestamp").and_then(parse_time)),
+            None => Ok(None),
         }
     }
 

@@ -71,7 +71,8 @@ mod tests {
             );
             let wanted = serde_json::json!({
                 "code": "RATE_LIMITED", "message": message, "correlation_id": "c", "retryable": true,
-                "retry_after_ms": 40, "details": {"limit": "50/s, burst 100", "scope": text},
+                "retry_after_ms": 40,
+                "details": {"status": 429, "backoff": "exponential", "limit": "50/s, burst 100", "scope": text},
             });
             assert_eq!(told, wanted);
             let problem = serde_json::to_value(Problem::new(&fault, "c")).expect("JSON");

@@ -72,11 +72,15 @@ async fn a_device_hash_is_told_once() {
     let renewed = harness.ask("t1", "ada", patch("d1", &json!({"device_hash": null}))).await.json();
     let renewed = renewed["device_hash"].as_str().expect("a hash").to_owned();
     assert!(enters(&renewed).await && !enters(&hash).await, "the old one leads nowhere");
-    let set = harness.ask("t1", "ada", patch("d1", &json!({"device_hash": HASH}))).await;
+    let set = || patch("d1", &json!({"device_hash": HASH}));
+    assert_eq!(harness.ask("t1", "ada", set()).await.code(), "FORBIDDEN", "a hash of one's choice");
+    let set = harness.ask_as(&grant("t1", "root", "admin"), set()).await;
     assert_eq!(set.json()["device_hash"], HASH);
     assert!(enters(HASH).await);
     // A hash leads to one device, whoever's it is.
-    let taken = harness.register("t2", "eve", &json!({"device_id": "d1", "device_hash": HASH})).await;
+    let same = json!({"device_id": "d1", "device_hash": HASH});
+    let eve = grant("t2", "eve", "admin");
+    let taken = harness.ask_as(&eve, Request::post("/api/v1/devices", &same)).await;
     assert_eq!((taken.status, taken.code().as_str()), (422, "VALIDATION_ERROR"));
 
     let removed = harness.ask("t1", "ada", Request::new("DELETE", "/api/v1/devices/d1")).await;

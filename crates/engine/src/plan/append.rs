@@ -34,7 +34,7 @@ impl Plan<'_> {
             if !append.keyed {
                 return SubmissionResult { errors: vec![taken()], ..SubmissionResult::of(ItemCode::Invalid) };
             }
-            if !is_later(mark, before, latest) {
+            if !is_later(mark, before, latest, append.sent_ms.is_some()) {
                 return known(ItemCode::Superseded);
             }
         }
@@ -91,12 +91,15 @@ impl Plan<'_> {
 
 /// Whether the device sent a sample after another one of the same key, by its own clock. A time that lies in the future is
 /// a wrong clock's: what was sent by it gives way once the clock is right again. Of two samples of one time the same one
-/// stays in whichever order they come.
-fn is_later(mark: SampleMark, before: SampleMark, latest_ms: u64) -> bool {
+/// stays in whichever order they come. A sample that does not say when it was sent is as new as its arrival.
+fn is_later(mark: SampleMark, before: SampleMark, latest_ms: u64, told: bool) -> bool {
     if before.sent_ms > latest_ms && mark.sent_ms <= latest_ms {
         return true;
     }
-    (mark.sent_ms, mark.hash) > (before.sent_ms, before.hash)
+    match told {
+        true => (mark.sent_ms, mark.hash) > (before.sent_ms, before.hash),
+        false => mark.sent_ms >= before.sent_ms,
+    }
 }
 
 fn taken() -> FieldError {

@@ -267,17 +267,18 @@ impl Model {
                 rejected.push(index as u64);
                 continue;
             };
+            let content = format!("{value}/{}", sample.slot);
             let name = match (&sample.id, keyed, &request.key) {
                 (Some(id), ..) => format!("id/{id}"),
                 (None, true, _) => format!("{device}/slot/{}", sample.slot),
-                (None, false, Some(key)) => format!("{device}/{key}/{index}"),
+                // What is sent under a key that was forgotten is lost to no sample of before.
+                (None, false, Some(key)) => format!("{device}/{key}/{index}/{content}"),
                 (None, false, None) => format!("step/{step}/{index}"),
             };
-            let content = format!("{value}/{}", sample.slot);
             match self.samples.get(&(tenant, kind, name.clone())) {
                 Some(stored) if *stored == content => duplicates += 1,
-                // A name stands for one sample for ever, unless its kind keeps the last one of a key.
-                Some(_) if !keyed => rejected.push(index as u64),
+                // A name stands for one sample for ever, unless it is that of a key, of which the last one is kept.
+                Some(_) if !keyed || sample.id.is_some() => rejected.push(index as u64),
                 _ => {
                     self.samples.insert((tenant, kind, name), content);
                     accepted += 1;
@@ -312,7 +313,7 @@ fn names(request: &Request, window_ms: u64) -> Vec<(Name, String, u64)> {
         Body::Edits { place: Some((session, number)), ops } => {
             names.push((name(format!("batch:{session}/{number}")), format!("{ops:?}"), BATCH_MS));
         }
-        Body::Counts { window, .. } if request.key.is_none() => {
+        Body::Counts { window, .. } => {
             names.push((name(format!("window:{window}")), print, WINDOW_MS_MAX));
         }
         _ => {}

@@ -1,6 +1,7 @@
 //! Migrations while nodes write: none is held up for long, and none fails.
 
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -44,10 +45,16 @@ struct Later {
 impl Later {
     fn new() -> Self {
         let folder = TempFolder::new();
-        let base = folder.path().join("2026-11-21-180000_base");
-        fs::create_dir(&base).expect("writable");
-        let sql = include_str!("../../../../migrations/postgres/2026-11-21-180000_base/up.sql");
-        fs::write(base.join("up.sql"), sql).expect("writable");
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations/postgres");
+        for migration in fs::read_dir(own).expect("the migrations of this version") {
+            let migration = migration.expect("a folder");
+            let copy = folder.path().join(migration.file_name());
+            fs::create_dir(&copy).expect("writable");
+            for file in fs::read_dir(migration.path()).expect("a folder") {
+                let file = file.expect("a file");
+                fs::copy(file.path(), copy.join(file.file_name())).expect("writable");
+            }
+        }
         Self { folder }
     }
 

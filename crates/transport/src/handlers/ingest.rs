@@ -223,10 +223,11 @@ impl<S: Store> Taken<'_, S> {
             }
         }
         // The key beside the array is taken first: whoever used it for another array has no effect at all.
-        let keyed = beside.is_some();
+        let (keyed, mut replayed) = (beside.is_some(), None);
         if keyed || !unkeyed.is_empty() {
             let together = self.together(unkeyed, beside).await?;
-            sum.join(together, keyed);
+            replayed = keyed.then_some(together.replayed);
+            sum.join(together);
         }
         for (position, message) in others {
             let (id, member) = (message.id.clone(), member_of(&message));
@@ -241,6 +242,8 @@ impl<S: Store> Taken<'_, S> {
                 Err(fault) => sum.refuse(position, id, &fault)?,
             }
         }
+        // The key that came beside the request says whether it is a replay.
+        sum.replayed = replayed.or(sum.replayed);
         let ack = sum.finish();
         let body = encode_flat_answer(self.app.now_ms(), None, &driftline_protocol::to_json(&ack));
         Ok(self.answer(body, ack.replayed))
@@ -362,14 +365,10 @@ impl Sum {
         self.replayed = Some(self.replayed.unwrap_or(true) && replayed);
     }
 
-    /// Adds the messages that were taken together. The key that came beside the request says whether it is a replay.
-    fn join(&mut self, together: TelemetryAck, keyed: bool) {
+    /// Adds the messages that were taken together.
+    fn join(&mut self, together: TelemetryAck) {
         self.count(&together);
-        if keyed {
-            self.replayed = Some(together.replayed);
-        } else {
-            self.replay(together.replayed);
-        }
+        self.replay(together.replayed);
         self.ack.rejected.extend(together.rejected);
     }
 

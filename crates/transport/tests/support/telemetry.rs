@@ -8,7 +8,7 @@ use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::Socket;
 use serde_json::{Value, json};
 
-use super::{Harness, Setup, token};
+use super::{Harness, Setup, grant, token};
 
 /// A device hash that leads to the device `d1` of `t1`/`ada`.
 pub const HASH: &str = "a-hash-of-enough-characters";
@@ -52,8 +52,10 @@ impl<S: Store> Harness<S> {
 
     /// Registers `d1` of `t1`/`ada` with [`HASH`].
     pub async fn hashed(&self) {
-        let body = json!({"device_id": "d1", "device_hash": HASH});
-        assert_eq!(self.register("t1", "ada", &body).await.status, 201);
+        let body = json!({"device_id": "d1", "device_hash": HASH, "owner": "ada"});
+        // A hash of somebody's choice is for administrators to set.
+        let root = grant("t1", "root", "admin");
+        assert_eq!(self.ask_as(&root, Request::post("/api/v1/devices", &body)).await.status, 201);
     }
 
     /// Enters a path of `t1`/`ada` and takes the greeting.
