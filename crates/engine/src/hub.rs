@@ -293,6 +293,7 @@ impl Listeners for Hub {
         self.numbering.fetch_add(1, Ordering::SeqCst);
         self.policies.forget_all();
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 

@@ -158,16 +158,3 @@ pub enum DeviceSign {
         report: Box<str>,
     },
 }
-
-impl DeviceSign {
-    /// Tells whether a sign says all that another one said before it.
-    #[must_use]
-    pub fn replaces(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Disconnected { connection }, Self::Disconnected { connection: other }) => {
-                connection == other
-            }
-            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
-        }
-    }
-}

@@ -251,4 +251,18 @@ mod tests {
         assert_eq!(of("ada", false).want("user_bob", &[], |_| false), Wish::Forbidden);
         assert_eq!(of("ada", false).want("nonsense", &[], |_| false), Wish::Unknown);
     }
+
+    #[test]
+    fn a_listener_wants_so_many_topics() {
+        for (staff, most) in [(false, TOPICS_MAX), (true, STAFF_TOPICS_MAX)] {
+            let mut interests = Interests { staff, user: "ada".into(), ..Interests::default() };
+            for number in 0..most {
+                assert_eq!(interests.want(&format!("device_{number}"), &[], |_| false), Wish::Accepted);
+            }
+            assert_eq!(interests.want("device_more", &[], |_| false), Wish::Unknown, "{staff}");
+            assert_eq!(interests.want("device_0", &[], |_| false), Wish::Accepted, "it is wanted already");
+            assert!(interests.drop_topic("device_0"));
+            assert_eq!(interests.want("device_more", &[], |_| false), Wish::Accepted);
+        }
+    }
 }

@@ -198,3 +198,58 @@ fn encode(kind: &KindName, metrics: &StreamMetrics) -> String {
 fn number(value: f64) -> f64 {
     if value.is_finite() { (value * 1000.0).round() / 1000.0 } else { 0.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> DeviceKey {
+        DeviceKey::from_text("ada\u{1}phone")
+    }
+
+    fn record(streams: &mut Streams, kind: &str, score: f64, now_ms: u64) -> Vec<Signal> {
+        let kind = KindName::new(kind).expect("a kind");
+        let sample = StreamSample { items: 1, errors: 1, latency_ms: 4.0, ..StreamSample::default() };
+        let brought = Brought { sample, watched: vec![("score".into(), score)] };
+        streams.record((TenantNo::new(1), &kind), &device(), brought, now_ms)
+    }
+
+    #[test]
+    fn what_changed_is_told_once() {
+        let mut streams = Streams::default();
+        record(&mut streams, "voice", 1.0, 1_000);
+        let told = streams.look(2_000);
+        assert_eq!(told.len(), 1, "{told:?}");
+        let data = &told[0].1.data;
+        for part in [r#"{"kind":"voice","per_s":"#, r#""p95_ms":4"#, r#""errors":1"#] {
+            assert!(data.contains(part), "{part}: {data}");
+        }
+        assert!(streams.look(2_000).is_empty(), "nothing changed");
+        assert_eq!(streams.told(TenantNo::new(1), 2_002).len(), 1, "who comes later is told all");
+        assert!(streams.told(TenantNo::new(2), 2_002).is_empty());
+    }
+
+    #[test]
+    fn an_unusual_value_raises_an_alert_of_its_device() {
+        let mut streams = Streams::default();
+        for at in 0..200_u32 {
+            let alerts = record(&mut streams, "voice", 1.0 + f64::from(at % 2) / 10.0, u64::from(at));
+            assert!(alerts.is_empty(), "{alerts:?}");
+        }
+        let alerts = record(&mut streams, "voice", 50.0, 1_000);
+        assert_eq!((alerts.len(), &*alerts[0].kind), (1, "anomaly_alert"));
+        assert!(alerts[0].data.contains(r#""metric":"voice.score","device_id":"phone","value":50"#));
+    }
+
+    #[test]
+    fn streams_beyond_the_bound_are_not_watched_until_others_are_silent() {
+        let mut streams = Streams::default();
+        for number in 0..=STREAMS_MAX {
+            record(&mut streams, &format!("kind{number}"), 1.0, 0);
+        }
+        assert_eq!(streams.streams.len(), STREAMS_MAX);
+        streams.look(FORGOTTEN_MS + 1);
+        record(&mut streams, "late", 1.0, FORGOTTEN_MS + 1);
+        assert_eq!(streams.streams.len(), 1);
+    }
+}

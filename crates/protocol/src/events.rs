@@ -94,3 +94,25 @@ impl Event {
         open
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use driftline_model::Limits;
+
+    use super::*;
+    use crate::form::Encoding;
+
+    #[test]
+    fn a_message_names_so_many_topics() {
+        let read = |count: usize| {
+            let topics: Vec<String> = (0..count).map(|number| format!("\"t{number}\"")).collect();
+            let text = format!(r#"{{"type":"subscribe_events","topics":[{}]}}"#, topics.join(","));
+            let document =
+                Envelope::parse(Encoding::Json, text.as_bytes(), &Limits::default()).expect("JSON");
+            let envelope = Envelope::open(document.root()).expect("an envelope");
+            Topics::read(&envelope).map(|topics| topics.topics.len())
+        };
+        assert_eq!(read(TOPICS_MAX), Ok(TOPICS_MAX));
+        assert!(read(TOPICS_MAX + 1).is_err());
+    }
+}

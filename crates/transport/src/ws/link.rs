@@ -268,7 +268,11 @@ impl<S: Store> Speaker for Link<S> {
             }
             Event::Commit(committed) => self.session.handle_commit(&committed, now_ms),
             Event::Signal(Some(signal)) => self.session.handle_signal(&signal, now_ms),
-            Event::Signal(None) => self.signals = None,
+            // The number under which the session listened was voided.
+            Event::Signal(None) => {
+                self.signals = None;
+                self.stopping = true;
+            }
             Event::Voided => {
                 self.commits = None;
                 self.stopping = true;
