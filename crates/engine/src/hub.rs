@@ -11,6 +11,7 @@ use driftline_protocol::{Change, RecordView, encode_changes};
 use futures_channel::mpsc;
 use futures_util::Stream;
 
+use crate::events::Event;
 use crate::policies::Policies;
 use crate::ports::Listeners;
 use crate::review::ConflictRow;
@@ -32,6 +33,12 @@ pub struct Committed {
     pub changes: Option<Arc<[CommittedChange]>>,
     /// Conflicts that were opened, joined or decided, as they are now.
     pub conflicts: Arc<[CommittedConflict]>,
+    /// The number of the last event before.
+    pub prev_event: u64,
+    /// The number of the last event after.
+    pub event: u64,
+    /// The events, those that the log does not keep among them.
+    pub events: Vec<Arc<Event>>,
     encoded: OnceLock<Arc<str>>,
 }
 
@@ -46,7 +53,25 @@ impl Committed {
         changes: Option<Vec<CommittedChange>>,
     ) -> Self {
         let changes = changes.map(Arc::from);
-        Self { tenant, prev_seq, seq, hlc, changes, conflicts: Arc::new([]), encoded: OnceLock::new() }
+        Self {
+            tenant,
+            prev_seq,
+            seq,
+            hlc,
+            changes,
+            conflicts: Arc::new([]),
+            prev_event: 0,
+            event: 0,
+            events: Vec::new(),
+            encoded: OnceLock::new(),
+        }
+    }
+
+    /// Adds events, with the numbers of the last event before and after.
+    #[must_use]
+    pub fn with_events(mut self, prev_event: u64, event: u64, events: Vec<Arc<Event>>) -> Self {
+        (self.prev_event, self.event, self.events) = (prev_event, event, events);
+        self
     }
 
     /// Adds conflicts.

@@ -40,10 +40,12 @@
 
 mod audit;
 mod catalogue;
+mod events;
 mod explain;
 mod group;
 mod hub;
 mod ingest;
+mod log;
 mod plan;
 mod policies;
 mod ports;
@@ -65,15 +67,20 @@ pub use catalogue::{
     Announce, Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule,
     TelemetryRule, canonical_name,
 };
+pub use events::{Announcing, Event, EventDraft, FORMS, Published};
 pub use explain::{Explanation, FieldExplanation, LostValue};
 pub use group::{
     Aggregate, Answered, Append, Apply, Entry, Known, KnownMore, Once, OnceKey, Placement, Receipt,
     Remembered, Resolve, Resolved, RowKey, Submission, SubmissionResult, Task,
 };
 pub use hub::{Committed, CommittedChange, CommittedConflict, Hub, Moved, Subscription};
+pub use log::{
+    Answer, DeviceEvents, Drained, EventLog, EventName, EventPage, EventQuery, OutboxRouter, OutboxRow,
+    TopicRetention, TopicRules,
+};
 pub use plan::{
-    AuditWrite, BatchWrite, DeviceWrite, ExitWrite, GroupState, OnceWrite, PlanEnv, Planned, ResultWrite,
-    SampleMark, SampleWrite, SeriesKey, SumWrite, Writes, plan,
+    AuditWrite, BatchWrite, DeviceWrite, EventWrite, ExitWrite, GroupState, OnceWrite, PlanEnv, Planned,
+    ResultWrite, SampleMark, SampleWrite, SeriesKey, SumWrite, Writes, plan,
 };
 pub use policies::{Policies, PolicyError, PolicyView, policy_of_doc};
 pub use ports::{

@@ -196,6 +196,9 @@ mod tests {
             DeviceSign::Heard => "heard",
             DeviceSign::Connected { .. } => "connected",
             DeviceSign::Disconnected { .. } => "disconnected",
+            DeviceSign::Acknowledged { .. } => "acknowledged",
+            DeviceSign::Listened { .. } => "listened",
+            DeviceSign::Slow { .. } => "slow",
             DeviceSign::Reported { .. } => "reported",
         };
         (notes.iter().map(name).collect(), gone.len())

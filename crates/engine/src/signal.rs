@@ -180,27 +180,6 @@ impl Interests {
     }
 }
 
-/// Fills the placeholders of a topic: `{device_id}` and fields of a sample. Nothing where one has no plain value.
-pub(crate) fn fill(template: &str, device: &DeviceKey, fields: &Object) -> Option<Box<str>> {
-    let mut topic = String::with_capacity(template.len() + 32);
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once('{') {
-        let (name, after) = after.split_once('}')?;
-        topic.push_str(before);
-        match fields.get(name).filter(|_| name != "device_id") {
-            Some(value) => {
-                let text = value.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-                topic.push_str(text.unwrap_or(value));
-            }
-            None if name == "device_id" => topic.push_str(device.device()),
-            None => return None,
-        }
-        rest = after;
-    }
-    topic.push_str(rest);
-    (!topic.is_empty() && topic.len() <= 200).then(|| topic.into())
-}
-
 /// Tells whether a topic may be one of a template's.
 pub(crate) fn fits(template: &str, topic: &str) -> bool {
     match template.split_once('{') {
@@ -222,12 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn placeholders_are_filled_from_the_sample_and_its_device() {
-        let device = DeviceKey::from_text("ada\u{1}phone");
-        let fields = object(r#"{"zone":7,"name":"roof"}"#);
-        assert_eq!(fill("zone_{zone}", &device, &fields).as_deref(), Some("zone_7"));
-        assert_eq!(fill("{name}/{device_id}", &device, &fields).as_deref(), Some("roof/phone"));
-        assert_eq!(fill("x_{nothing}", &device, &fields), None);
+    fn topics_of_a_template_are_known() {
         assert!(fits("zone_{zone}", "zone_7") && !fits("zone_{zone}", "zone_") && fits("all", "all"));
     }
 

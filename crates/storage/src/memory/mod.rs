@@ -123,6 +123,7 @@ impl State {
             scopes_version: 0,
             gc_floor: Seq::ZERO,
             epoch_seq: Seq::ZERO,
+            event_id: 0,
         };
         self.tenants.insert(tenant.clone(), number);
         self.heads.insert(number, head);
@@ -482,6 +483,10 @@ impl Store for MemoryStore {
     ) -> Result<Option<Record<Remembered>>, StoreError> {
         let name = (tenant, owner.into(), key.into());
         self.state().once.get(&name).map(Kept::record).transpose()
+    }
+
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        &crate::unbuilt::Unbuilt
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

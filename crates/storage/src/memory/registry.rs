@@ -79,6 +79,7 @@ impl Device {
             DeviceSign::Disconnected { connection } => {
                 self.connection.take_if(|open| *open == connection);
             }
+            DeviceSign::Acknowledged { .. } | DeviceSign::Listened { .. } | DeviceSign::Slow { .. } => {}
             DeviceSign::Reported { status, report } => {
                 if at_ms >= self.reported_ms {
                     (self.report, self.reported_ms) = (Some(report), at_ms);

@@ -413,6 +413,10 @@ impl Store for PostgresStore {
         self.run(async move { once::remembered(&shared, tenant, &owner, &key).await }).await
     }
 
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        &crate::unbuilt::Unbuilt
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.shared);
         self.run(async move { queries::probe(&shared).await }).await

@@ -365,6 +365,7 @@ impl Signs {
                 }
             }
             DeviceSign::Disconnected { connection } => self.gone.push(connection),
+            DeviceSign::Acknowledged { .. } | DeviceSign::Listened { .. } | DeviceSign::Slow { .. } => {}
             DeviceSign::Reported { status, report } => {
                 if self.report.is_none() || at_ms >= self.reported_ms {
                     (self.report, self.reported_ms) = (Some(report), at_ms);

@@ -134,6 +134,7 @@ pub(crate) fn head_of(row: HeadRow) -> Result<Head, StoreError> {
         scopes_version: u64::try_from(scopes_version).map_err(|_| corrupt("scopes_version"))?,
         gc_floor: seq_of(gc_floor)?,
         epoch_seq: seq_of(epoch_seq)?,
+        event_id: 0,
     })
 }
 

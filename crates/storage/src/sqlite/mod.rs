@@ -425,6 +425,10 @@ impl Store for SqliteStore {
         })
     }
 
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        &crate::unbuilt::Unbuilt
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         self.write(queries::probe).await
     }

@@ -258,6 +258,9 @@ pub(super) fn note(connection: &mut SqliteConnection, notes: Vec<DeviceNote>) ->
             DeviceSign::Disconnected { connection: name } => {
                 NoteDisconnected { device_no, tenant_no, connection: name.into() }.execute(connection)
             }
+            DeviceSign::Acknowledged { .. } | DeviceSign::Listened { .. } | DeviceSign::Slow { .. } => {
+                continue;
+            }
             DeviceSign::Reported { status, report } => {
                 let (status, report) = (status.map(Into::into), report.into());
                 NoteReported { at, status, report, device_no, tenant_no }.execute(connection)
