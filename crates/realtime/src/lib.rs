@@ -45,7 +45,7 @@ pub use filter::{FILTER_FIELDS_MAX, FILTER_TYPES_MAX, FILTER_VALUES_MAX, Filter,
 pub use follow::{Follow, Offer};
 pub use name::{NameError, TOPIC_BYTES_MAX, TopicName};
 pub use pattern::{FillError, PLACEHOLDERS_MAX, Pattern, PatternError};
-pub use position::{Asked, Incomplete, Log, Position, PositionError, Recovery, recover};
+pub use position::{Asked, Incomplete, Log, Position, PositionError, Recovery, recover, recover_page};
 pub use queue::{Pushed, Queue};
 pub use topics::{JOINED_PER_RULE_MAX, RULES_MAX, TopicRule, Topics, TopicsError, Verdict};
 
