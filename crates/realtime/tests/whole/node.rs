@@ -18,6 +18,8 @@ pub(crate) struct Connection {
     /// What the log was when the recovery began.
     begun: Log,
     page: Option<Page>,
+    /// The last id that was handed on; only a recovery goes back.
+    handed_on: u64,
 }
 
 /// What was read and not handed on yet.
@@ -34,7 +36,8 @@ impl Connection {
     /// Joins the fan-out, which offers everything behind `at`.
     pub(crate) fn new(world: &World, seen: Seen, at: u64) -> Self {
         let follow = Follow::live(at);
-        Self { follow, queue: Queue::new(QUEUE_BYTES), seen, begun: world.log(seen), page: None }
+        let queue = Queue::new(QUEUE_BYTES);
+        Self { follow, queue, seen, begun: world.log(seen), page: None, handed_on: at }
     }
 
     pub(crate) fn position(&self) -> u64 {
@@ -68,6 +71,7 @@ impl Connection {
         }
         let from = self.tell(answer, asked.id, met);
         self.follow.read_from(from);
+        self.handed_on = from;
     }
 
     /// Looks at the log and reads a page of it; handing it on is another step.
@@ -136,7 +140,12 @@ impl Connection {
     }
 
     fn push(&mut self, message: Message, met: &mut Met) {
-        let bytes = if let Message::Event(_) = message { EVENT_BYTES } else { 1 };
+        let mut bytes = 1;
+        if let Message::Event(id) = message {
+            assert!(id > self.handed_on, "{id} is handed on behind {}", self.handed_on);
+            self.handed_on = id;
+            bytes = EVENT_BYTES;
+        }
         let was_closed = self.queue.is_closed();
         if self.queue.push(message, bytes, None) == Pushed::Overflow && !was_closed {
             met.count("a slow subscriber is cut");
