@@ -154,13 +154,7 @@ fn catalogue(mut rng: Rng, met: &mut Met) {
     let claims = claims(&mut rng);
     let roles = if rng.percent(30) { vec!["a".into()] } else { Vec::new() };
     let subject = Subject { user: "u", roles: &roles, claims: &claims };
-    let joined = topics.joined(&subject);
-    for topic in &joined {
-        met.count("joined");
-        assert_eq!(topics.subscribe(topic.as_str(), &subject), Verdict::Allowed, "{topic}");
-        assert!(governing(&rules, topic.as_str()).is_some_and(|rule| rule.join), "{topic}");
-        assert_eq!(joined.iter().filter(|other| *other == topic).count(), 1, "{topic} is joined twice");
-    }
+    let joined = check_joined(&rules, &topics, &subject, met);
     for _ in 0..40 {
         let topic = word(&mut rng, 7);
         let expected = governing(&rules, &topic);
@@ -187,6 +181,22 @@ fn catalogue(mut rng: Rng, met: &mut Met) {
             assert!(joined.iter().any(|joined| joined.as_str() == topic), "{topic} is not joined");
         }
     }
+}
+
+fn check_joined(
+    rules: &[TopicRule],
+    topics: &Topics,
+    subject: &Subject<'_>,
+    met: &mut Met,
+) -> Vec<TopicName> {
+    let joined = topics.joined(subject);
+    for topic in &joined {
+        met.count("joined");
+        assert_eq!(topics.subscribe(topic.as_str(), subject), Verdict::Allowed, "{topic}");
+        assert!(governing(rules, topic.as_str()).is_some_and(|rule| rule.join), "{topic}");
+        assert_eq!(joined.iter().filter(|other| *other == topic).count(), 1, "{topic} is joined twice");
+    }
+    joined
 }
 
 #[test]
