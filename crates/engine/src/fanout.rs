@@ -6,16 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
-use driftline_model::{DeviceKey, TenantNo};
+use driftline_model::{DeviceKey, Epoch, TenantNo};
 use driftline_protocol::object_of_text;
 use driftline_realtime::{Filter, Follow, Offer, Pushed, Queue};
 use futures_util::task::AtomicWaker;
 
-use crate::events::Event;
+use crate::events::{Event, EventDraft};
 
 /// How many shards there are; a topic stands in one of them.
 const SHARDS: usize = 32;
@@ -55,6 +55,13 @@ pub struct Ear {
 }
 
 impl Ear {
+    /// Makes the ear of an identity.
+    #[must_use]
+    pub fn of(identity: &crate::ports::Identity) -> Self {
+        let staff = crate::catalogue::STAFF_ROLES.iter().any(|role| identity.has_role(role));
+        Self { user: identity.user.to_string().into(), staff, device: None }
+    }
+
     /// Tells whether an event may be heard.
     fn may(&self, event: &Event) -> bool {
         match &event.owner {
@@ -275,7 +282,33 @@ impl Fanout {
                 }
             }
         }
+        if let Some(owner) = &event.owner {
+            reached += self.hand_to_user(tenant, event, &devices_of(owner.user()), serial, rung);
+        }
         event.count_reached(reached);
+        reached
+    }
+
+    /// Hands an event to whoever follows all devices of its owner: by the first of its topics that the user may hear.
+    fn hand_to_user(
+        &self,
+        tenant: TenantNo,
+        event: &Arc<Event>,
+        follows: &str,
+        serial: u64,
+        rung: &mut Vec<Arc<Mailbox>>,
+    ) -> u32 {
+        let Some(open) = event.topics.iter().position(|topic| topic.starts_with("device_")) else { return 0 };
+        let shard = self.shard(tenant, follows);
+        let Some(mailboxes) = shard.get(&tenant).and_then(|topics| topics.get(follows)) else { return 0 };
+        let mut reached = 0;
+        for mailbox in mailboxes.values() {
+            let (heard, ring) = mailbox.offer(event, open, serial);
+            reached += u32::from(heard);
+            if ring {
+                rung.push(Arc::clone(mailbox));
+            }
+        }
         reached
     }
 
@@ -324,6 +357,12 @@ impl Fanout {
     }
 }
 
+/// Names what tells of all devices of a user. It is no topic: no topic's name begins so.
+#[must_use]
+pub fn devices_of(user: &str) -> String {
+    format!("~devices_of:{user}")
+}
+
 /// A connection's ear: what it listens to, and what waits for it. It listens no more when it is dropped.
 #[derive(Debug)]
 pub struct Listener {
@@ -333,6 +372,8 @@ pub struct Listener {
     mailbox: Arc<Mailbox>,
     /// The topics. The lock is held for one look-up or change.
     topics: Mutex<BTreeSet<Box<str>>>,
+    /// How many of them the server joined.
+    groups: AtomicUsize,
 }
 
 impl Listener {
@@ -351,7 +392,7 @@ impl Listener {
         let mut tenants = fanout.tenants();
         tenants.entry(tenant).or_default().mailboxes.insert(number, Arc::downgrade(&mailbox));
         drop(tenants);
-        Self { hub: Arc::clone(hub), tenant, number, mailbox, topics: Mutex::default() }
+        Self { hub: Arc::clone(hub), tenant, number, mailbox, topics: Mutex::default(), groups: AtomicUsize::new(0) }
     }
 
     fn topics_mut(&self) -> MutexGuard<'_, BTreeSet<Box<str>>> {
@@ -371,6 +412,19 @@ impl Listener {
             let topics = shard.entry(self.tenant).or_default();
             topics.entry(topic.into()).or_default().insert(self.number, Arc::clone(&self.mailbox));
         }
+    }
+
+    /// Listens to a topic that the route or the server gives: it counts toward no bound.
+    pub fn join(&self, topic: &str) {
+        if !self.has(topic) {
+            self.groups.fetch_add(1, Ordering::Relaxed);
+            self.subscribe(topic, None);
+        }
+    }
+
+    /// Returns how many topics were asked for, beside those that the server joined.
+    pub(crate) fn asked(&self) -> usize {
+        self.topics_mut().len().saturating_sub(self.groups.load(Ordering::Relaxed))
     }
 
     /// Listens to a topic no more; tells whether it did.
@@ -474,15 +528,18 @@ impl Listener {
         event.topics.iter().enumerate().find_map(own)
     }
 
-    /// Waits until there is something to do. Dropping what polls this loses nothing.
-    pub fn poll_ring(&self, context: &mut Context<'_>) -> Poll<Ring> {
+    /// Waits until there is something to do: `events` says whether events are, which the shell has room for. Dropping what
+    /// polls this loses nothing.
+    pub fn poll_ring(&self, events: bool, context: &mut Context<'_>) -> Poll<Ring> {
         self.mailbox.waker.register(context.waker());
         let inside = self.mailbox.inside();
         match inside.state {
             State::Slow => Poll::Ready(Ring::Slow),
             State::Voided => Poll::Ready(Ring::Voided),
             State::Hole => Poll::Ready(Ring::Hole),
-            State::Open if inside.follow.is_live() && !inside.queue.is_empty() => Poll::Ready(Ring::Events),
+            State::Open if events && inside.follow.is_live() && !inside.queue.is_empty() => {
+                Poll::Ready(Ring::Events)
+            }
             State::Open => Poll::Pending,
         }
     }
@@ -498,6 +555,16 @@ impl Listener {
             let Some(Waiting { event, topic }) = inside.queue.pop() else { break };
             bytes += event.bytes();
             heard.push(Heard { event, topic: usize::from(topic) });
+        }
+    }
+
+    /// Has an event wait that only this listener is told of, by the first of its topics.
+    pub fn hear(&self, draft: &EventDraft) {
+        let event = Arc::new(draft.event(Epoch::new(0), None));
+        let serial = self.hub.fanout().serial.fetch_add(1, Ordering::Relaxed);
+        let (_, ring) = self.mailbox.offer(&event, 0, serial);
+        if ring {
+            self.mailbox.waker.wake();
         }
     }
 

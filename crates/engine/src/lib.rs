@@ -42,6 +42,7 @@ mod audit;
 mod catalogue;
 mod events;
 mod explain;
+mod fanout;
 mod group;
 mod hub;
 mod ingest;
@@ -55,10 +56,10 @@ mod push;
 mod rate;
 mod registry;
 mod review;
+mod rules;
 mod samples;
 mod service;
 mod session;
-mod signal;
 mod streams;
 mod work;
 
@@ -99,10 +100,12 @@ pub use review::{
     AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,
 };
 pub use samples::{Retention, SamplePlace, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
+pub use fanout::{Ear, Heard, Listener, Ring, devices_of};
+pub use driftline_realtime::Log;
+pub use rules::{EventRules, PUBLISHER_ROLES, RETENTION_MS_DEFAULT};
 pub use service::{
-    DEVICE_ROLE, Engine, Ingest, PreparedIngest, RecordPage, SampleWish, Sealer, Signals, Windows,
-    hash_digest,
+    Authority, DEVICE_ROLE, Engine, Ingest, Missed, MissedPage, NoticePage, Outcome, PreparedIngest, RecordPage,
+    SampleWish, Sealer, Windows, hash_digest,
 };
-pub use session::{Close, Output, Preset, Session};
-pub use signal::{Interests, Signal, Wish};
+pub use session::{Close, Greeting, Output, Preset, Session};
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

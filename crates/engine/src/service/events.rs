@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use driftline_model::{DeviceId, TenantNo};
+use driftline_model::{DeviceId, Epoch, TenantNo};
 use driftline_protocol::{
     ErrorCode, EventFilter, EventPlace, EventsSubscribed, Fault, TopicAnswer, Topics, event_id,
 };
-use driftline_realtime::{Asked, Filter, Incomplete, Log, Recovery, Verdict, recover};
+use driftline_realtime::{Asked, Filter, Incomplete, Log, Recovery, Verdict, recover, recover_page};
 
 use super::{Engine, unavailable};
 use crate::events::EventDraft;
@@ -34,8 +34,8 @@ pub struct Missed {
     pub topics: Option<Vec<Box<str>>>,
     /// The last event that is known.
     pub after: EventPlace,
-    /// Whether this is the first page: whether everything is there is judged by it.
-    pub first: bool,
+    /// What the log was when the first page was read; none: this is the first page.
+    pub begun: Option<Log>,
     /// The most events.
     pub limit: Option<u64>,
 }
@@ -43,8 +43,8 @@ pub struct Missed {
 /// A page of what somebody missed.
 #[derive(Debug)]
 pub struct MissedPage {
-    /// The log's end at that moment.
-    pub head: Head,
+    /// The log at that moment.
+    pub log: Log,
     /// The event behind which the page begins.
     pub from: u64,
     /// Why not everything is there.
@@ -217,33 +217,39 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let query = EventQuery { topics, rows, bytes: PAGE_BYTES, ..whole(missed.after.id) };
         let page = self.store.log().events(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
         let log = Log { epoch: page.epoch, head: page.head, floor: page.floor };
-        let mut head = self.store.head(identity.tenant).await.map_err(|error| unavailable(&error))?;
-        (head.epoch, head.event_id) = (page.epoch, page.head);
         let (mut from, mut reason) = (missed.after.id, None);
-        if missed.first {
-            let judged = judged(missed.after, log);
-            (from, reason) = (judged.from, judged.reason());
-            if forbidden {
-                reason = Some(reason.unwrap_or(Incomplete::Forbidden.as_str()));
+        match &missed.begun {
+            None => {
+                let judged = judged(missed.after, log);
+                (from, reason) = (judged.from, judged.reason());
+                if forbidden {
+                    reason = Some(reason.unwrap_or(Incomplete::Forbidden.as_str()));
+                }
+            }
+            // The log may have been trimmed since the page before.
+            Some(begun) => {
+                if let Recovery::Incomplete { reason: incomplete, .. } = recover_page(from, begun, &log) {
+                    reason = Some(incomplete.as_str());
+                }
             }
         }
         // Numbers of another life of the log say nothing about this one.
         if from > missed.after.id || from > page.head {
             let (through, more) = (page.head, false);
-            return Ok(MissedPage { head, from, reason, heard: Vec::new(), through, more });
+            return Ok(MissedPage { log, from, reason, heard: Vec::new(), through, more });
         }
         let through = if page.more { page.events.last().and_then(|event| event.id).unwrap_or(page.head) } else { page.head };
         let heard = page.events.into_iter().filter_map(|event| {
             let topic = listener.hears(&event)?;
             Some(Heard { event, topic })
         });
-        Ok(MissedPage { head, from, reason, heard: heard.collect(), through, more: page.more })
+        Ok(MissedPage { log, from, reason, heard: heard.collect(), through, more: page.more })
     }
 
     /// Seals a place in the log for the identity's user.
-    pub fn resume_token(&self, identity: &Identity, head: &Head) -> String {
+    pub fn resume_token(&self, identity: &Identity, epoch: Epoch, id: u64) -> String {
         let user = identity.user.to_string();
-        self.cursor_key.seal_place(&identity.tenant_id, &user, head.epoch, head.event_id)
+        self.cursor_key.seal_place(&identity.tenant_id, &user, epoch, id)
     }
 
     /// Opens what [`Engine::resume_token`] sealed for the same user.
@@ -281,7 +287,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         self.sign(identity, DeviceSign::Slow { event }, now_ms);
     }
 
-    fn sign(&self, identity: &Identity, sign: DeviceSign, now_ms: u64) {
+    pub(super) fn sign(&self, identity: &Identity, sign: DeviceSign, now_ms: u64) {
         let Some((device, _)) = &identity.device else { return };
         let mut presence = self.presence.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         presence.note((identity.tenant, *device), now_ms, sign);

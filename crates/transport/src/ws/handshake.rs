@@ -14,7 +14,7 @@ use hyper::body::Body as _;
 use sha1::{Digest as _, Sha1};
 
 use super::connection::{self, Entrance, Visit};
-use super::door::{Door, Guest};
+use super::door::{Door, Guest, Said};
 use super::newcomer::Origin;
 use crate::app::App;
 use crate::auth::AuthError;
@@ -104,6 +104,7 @@ async fn known<S: Store>(app: &App<S>, hash: &str, peer: Option<Peer>) -> Result
                 digest: Some(hash_digest(hash)),
                 numbering,
                 place: None,
+                said: Said::default(),
             };
             Ok(Visit::Known(Box::new(guest)))
         }
