@@ -286,7 +286,7 @@ async fn sort(
     group: &[Submission],
     fetched: Fetched,
 ) -> Result<Loaded, Failure> {
-    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at) = fetched.head;
+    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id, received_at) = fetched.head;
     let database_ms = fetched.devices.iter().map(|device| device.5).next().unwrap_or(0);
     let received_ms = u64::try_from(received_at).map_err(|_| corrupt("received_at"))?;
     let mut loaded = Loaded {
@@ -295,7 +295,7 @@ async fn sort(
         now_ms: shared.now(database_ms).max(received_ms),
     };
     let state = &mut loaded.state;
-    state.heads.insert(tenant, head_of((epoch, seq, hlc, scopes_version, gc_floor, epoch_seq))?);
+    state.heads.insert(tenant, head_of((epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id))?);
     keep_devices(shared, &mut loaded.devices, Some(&mut *state), fetched.devices)?;
     for submission in group {
         if !state.devices.contains_key(&submission.device) {

@@ -54,36 +54,36 @@ statement! {
 statement! {
     /// Locks a tenant's head, the first lock of every writing transaction.
     LockHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at FROM stream_head \
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id, received_at FROM stream_head \
      WHERE tenant_no = " ? tenant_no: Integer
     " FOR UPDATE"
 }
 
 impl Query for LockHead {
-    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
+    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
 
 /// A locked head as a query gives it: the head and the last time of receipt.
-pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64);
+pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64, i64);
 
 #[cfg(test)]
 statement! {
     /// As [`LockHead`], but for the lock: what goes wrong without it is shown by a test.
     ReadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at FROM stream_head \
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id, received_at FROM stream_head \
      WHERE tenant_no = " ? tenant_no: Integer
     ""
 }
 
 #[cfg(test)]
 impl Query for ReadHead {
-    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
+    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
 
 statement! {
     /// A tenant's head.
     LoadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
     ""
 }
 
