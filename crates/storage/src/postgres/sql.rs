@@ -11,6 +11,7 @@ use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text};
+use driftline_engine::{Head, StoreError};
 
 use crate::rows::{AuditInsert, ConflictColumns, ConflictWrite, RecordSql, RecordWrite, ResultRow};
 
@@ -54,41 +55,53 @@ statement! {
 statement! {
     /// Locks a tenant's head, the first lock of every writing transaction.
     LockHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at FROM stream_head \
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at, event_id FROM stream_head \
      WHERE tenant_no = " ? tenant_no: Integer
     " FOR UPDATE"
 }
 
 impl Query for LockHead {
-    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
+    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
 
-/// A locked head as a query gives it: the head and the last time of receipt.
-pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64);
+/// A locked head as a query gives it: the head, the last time of receipt and the last event.
+pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64, i64);
 
 #[cfg(test)]
 statement! {
     /// As [`LockHead`], but for the lock: what goes wrong without it is shown by a test.
     ReadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at FROM stream_head \
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at, event_id FROM stream_head \
      WHERE tenant_no = " ? tenant_no: Integer
     ""
 }
 
 #[cfg(test)]
 impl Query for ReadHead {
-    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
+    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
 
 statement! {
     /// A tenant's head.
     LoadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id FROM stream_head WHERE tenant_no = "
+    ? tenant_no: Integer
     ""
 }
 
 impl Query for LoadHead {
-    type SqlType = crate::rows::HeadSql;
+    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
+}
+
+/// A head as a query gives it.
+pub(super) type HeadRow = (String, i64, i64, i64, i64, i64, i64);
+
+/// Makes a head of what a query gave.
+pub(super) fn head_of(row: HeadRow) -> Result<Head, StoreError> {
+    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id) = row;
+    let head = crate::rows::head_of((epoch, seq, hlc, scopes_version, gc_floor, epoch_seq))?;
+    let event_id = u64::try_from(event_id).map_err(|_| crate::codec::corrupt("event_id"))?;
+    Ok(Head { event_id, ..head })
 }
 
 statement! {
@@ -231,6 +244,7 @@ statement! {
     /// moved. Sums of integers do not wrap, so the halves are added: the lower ones carry into the upper ones.
     Settle {
         tenant_no: i32 => Integer, now: i64 => BigInt, moved: bool => Bool, head_seq: i64 => BigInt, hlc: i64 => BigInt,
+        event_id: i64 => BigInt,
         device_no: Vec<i32> => Array<Integer>, last_n: Vec<i64> => Array<BigInt>, acked_n: Vec<i64> => Array<BigInt>,
         batch_device: Vec<i32> => Array<Integer>, sync_id: Vec<String> => Array<Text>,
         batch_seq: Vec<i64> => Array<BigInt>, fingerprint: Vec<Option<Vec<u8>>> => Array<Nullable<Binary>>,
@@ -263,6 +277,7 @@ statement! {
      | (((s.sum & 4294967295) + (excluded.sum & 4294967295)) & 4294967295)) \
      UPDATE stream_head SET seq = " ? head_seq: BigInt
     ", hlc = " ? hlc: BigInt
+    ", event_id = " ? event_id: BigInt
     ", received_at = " ? now: BigInt
     " WHERE tenant_no = " ? tenant_no: Integer
     " AND " ? moved: Bool
