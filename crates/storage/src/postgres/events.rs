@@ -13,7 +13,7 @@ use driftline_model::TenantNo;
 use super::sql::statement;
 use super::topics::TopicNumbers;
 use crate::names::{tenant_of, tenant_sql};
-use crate::rows::{sql, sql_ms};
+use crate::rows::EventInsert;
 
 statement! {
     /// The numbers of events by the keys of their duplicates.
@@ -175,23 +175,26 @@ impl<'a> PutEvents<'a> {
 
     /// Adds an event, kept at a time, with the numbers of its topics.
     pub(super) fn push(&mut self, write: &'a EventWrite, numbers: &TopicNumbers, now: i64) {
-        let event = &*write.event;
-        let event_id = sql(event.id.unwrap_or_default());
-        self.tenant_no.push(tenant_sql(write.tenant));
-        self.event_id.push(event_id);
-        self.kind.push(&event.kind);
-        self.topics.push(event.topics.join(" "));
-        self.refs.push(i32::try_from(event.topics.len()).unwrap_or(i32::MAX));
-        self.owner.push(event.owner.as_ref().map(|owner| owner.as_str()));
-        self.vals.push(&event.values);
-        self.data.push(&event.data);
-        self.dedupe_key.push(write.dedupe_key.as_deref());
-        self.at.push(sql_ms(event.at_ms));
-        self.kept_at.push(now);
-        for topic in &event.topics {
-            self.topic_no.push(*numbers.get(topic).expect("every topic of the writes was taken down"));
-            self.topic_event.push(event_id);
-        }
+        let Some(row) = EventInsert::new(write, now) else { return };
+        self.topic_no.extend(
+            write
+                .event
+                .topics
+                .iter()
+                .map(|topic| *numbers.get(topic).expect("every topic of the writes was taken down")),
+        );
+        self.topic_event.extend(write.event.topics.iter().map(|_| row.event_id));
+        self.tenant_no.push(row.tenant_no);
+        self.event_id.push(row.event_id);
+        self.kind.push(row.event_type);
+        self.topics.push(row.topics);
+        self.refs.push(row.refs);
+        self.owner.push(row.owner);
+        self.vals.push(row.vals);
+        self.data.push(row.data);
+        self.dedupe_key.push(row.dedupe_key);
+        self.at.push(row.at);
+        self.kept_at.push(row.kept_at);
     }
 }
 

@@ -15,14 +15,14 @@ use super::prune::DatabaseClock;
 use super::samples::{self, MarkRow, PointRow, load_samples, load_series};
 use super::sql::{
     DeviceRow, KnownByName, KnownByNumber, KnownRowOf, LoadDevices, LoadRecords, LockHead, LockedHead,
-    OpenConflicts, head_of,
+    OpenConflicts,
 };
 use super::{Shared, names};
 use crate::codec::{corrupt, encode_op};
 use crate::group::{DeviceNames, Lookup};
 use crate::marks::every_mark;
 use crate::names::{device_key, device_of, device_sql, tenant_sql};
-use crate::rows::{ConflictSql, RecordRow, known_of, row_of, sql};
+use crate::rows::{ConflictSql, RecordRow, head_of, known_of, row_of, sql};
 
 /// A group's state, with what surrounds its plan.
 pub(super) struct Loaded {
@@ -327,7 +327,7 @@ async fn sort(
     group: &[Submission],
     fetched: Fetched,
 ) -> Result<Loaded, Failure> {
-    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at, event_id) = fetched.head;
+    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id, received_at) = fetched.head;
     let received_ms = u64::try_from(received_at).map_err(|_| corrupt("received_at"))?;
     let mut loaded = Loaded {
         state: GroupState::default(),

@@ -8,26 +8,20 @@ use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
 use diesel::{OptionalExtension, QueryResult};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_engine::{
-    Answer, DeviceEvents, Drained, Event, EventDraft, EventLog, EventName, EventPage, EventQuery,
-    OutboxRouter, StoreError, TopicRules,
+    Answer, DeviceEvents, Drained, Event, EventLog, EventName, EventPage, EventQuery, OutboxRouter,
+    StoreError, TopicRules,
 };
-use driftline_model::{DeviceKey, DeviceNo, Epoch, TenantNo};
+use driftline_model::{DeviceNo, Epoch, TenantNo};
 use futures_util::future::BoxFuture;
 use tokio::join;
 
 use super::snapshot::{first, give_back, last, whole};
-use super::sql::{HeadRow, LoadHead, head_of, statement};
+use super::sql::{LoadHead, statement};
 use super::topics::{self, TopicNumbers};
 use super::{PostgresStore, Shared, store_error};
 use crate::codec::corrupt;
 use crate::names::tenant_sql;
-use crate::rows::sql_ms;
-
-/// The columns of an event.
-type EventSql = (BigInt, Text, Text, Nullable<Text>, Text, Text, BigInt);
-
-/// An event as a query gives it: number, type, topics, owner, values, data and the time of its creation.
-type EventRow = (i64, String, String, Option<String>, String, String, i64);
+use crate::rows::{EventColumns, EventRow, HeadRow, event_of, head_of, sql_ms};
 
 statement! {
     /// The events of some topics after a place, in their order: at most so many less one, and until their data has used
@@ -99,15 +93,15 @@ statement! {
 }
 
 impl Query for PageUp {
-    type SqlType = (EventSql, BigInt);
+    type SqlType = (EventColumns, BigInt);
 }
 
 impl Query for PageDown {
-    type SqlType = (EventSql, BigInt);
+    type SqlType = (EventColumns, BigInt);
 }
 
 impl Query for PageOfAll {
-    type SqlType = (EventSql, BigInt);
+    type SqlType = (EventColumns, BigInt);
 }
 
 statement! {
@@ -140,23 +134,11 @@ statement! {
 }
 
 impl Query for EventById {
-    type SqlType = (EventSql, Text);
+    type SqlType = (EventColumns, Text);
 }
 
 impl Query for EventByKey<'_> {
-    type SqlType = (EventSql, Text);
-}
-
-fn event_of(epoch: Epoch, row: EventRow) -> Result<Arc<Event>, StoreError> {
-    let (event_id, kind, topics, owner, values, data, at) = row;
-    let number = |stored: i64| u64::try_from(stored).map_err(|_| corrupt("event"));
-    let topics = topics.split(' ').map(Into::into).collect();
-    let draft = EventDraft {
-        owner: owner.as_deref().map(DeviceKey::from_text),
-        values: values.into(),
-        ..EventDraft::new(&kind, topics, data.into(), number(at)?)
-    };
-    Ok(Arc::new(Event::stored(epoch, number(event_id)?, &draft)))
+    type SqlType = (EventColumns, Text);
 }
 
 /// Reads a page, at one moment.
@@ -225,7 +207,8 @@ async fn rows_of(
 fn kept(epoch: Epoch, rows: Vec<(EventRow, i64)>) -> Result<(Vec<Arc<Event>>, bool), StoreError> {
     let total = rows.iter().map(|(_, total)| total.unsigned_abs()).next().unwrap_or(0);
     let more = total > rows.len() as u64;
-    let events = rows.into_iter().map(|(row, _)| event_of(epoch, row)).collect::<Result<_, _>>()?;
+    let events =
+        rows.into_iter().map(|(row, _)| event_of(epoch, row).map(Arc::new)).collect::<Result<_, _>>()?;
     Ok((events, more))
 }
 
@@ -265,7 +248,8 @@ async fn event(
     };
     let found = give_back(lease, found.optional().map_err(store_error)).await?;
     let Some((row, epoch)) = found else { return Ok(None) };
-    event_of(epoch.parse().map_err(|_| corrupt("epoch"))?, row).map(Some)
+    let event = event_of(epoch.parse().map_err(|_| corrupt("epoch"))?, row)?;
+    Ok(Some(Arc::new(event)))
 }
 
 impl EventLog for PostgresStore {

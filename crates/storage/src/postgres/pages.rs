@@ -7,13 +7,13 @@ use tokio::try_join;
 
 use super::paged::{LeftByLog, LeftRow, LostByKey, PageByKey, PageByLog, PageByRange, PagedRow};
 use super::snapshot::{first, give_back, last, whole};
-use super::sql::{HeadRow, LoadHead, LoadRecords, head_of};
+use super::sql::{LoadHead, LoadRecords};
 use super::sums::{SumRow, SumsOfScopes, named};
 use super::{Shared, names, store_error};
 use crate::codec::corrupt;
 use crate::names::{Names, tenant_sql};
 use crate::paging::{Item, cut};
-use crate::rows::{RecordRow, row_of, seq_of, sql};
+use crate::rows::{HeadRow, RecordRow, head_of, row_of, seq_of, sql};
 
 /// Scopes with at most so many live rows are read as a whole and sorted. Of others the tenant's rows are read in the
 /// wanted order, and those of other scopes left out.

@@ -9,11 +9,11 @@ use driftline_engine::{Head, SessionProgress, StoreError, StoredPolicy};
 use driftline_model::{DeviceKey, DeviceNo, Epoch, KindName, SyncId, TenantId, TenantNo};
 
 use super::connect::Lease;
-use super::sql::{HeadRow, LoadHead, head_of};
+use super::sql::LoadHead;
 use super::timeline::fresh_epoch;
 use super::{Shared, names, store_error};
 use crate::names::{device_of, device_sql, tenant_of, tenant_sql};
-use crate::rows::sql;
+use crate::rows::{HeadRow, head_of, sql};
 
 #[derive(QueryableByName)]
 struct Number {

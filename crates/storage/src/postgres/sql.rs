@@ -11,7 +11,6 @@ use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text};
-use driftline_engine::{Head, StoreError};
 
 use crate::rows::{AuditInsert, ConflictColumns, ConflictWrite, RecordSql, RecordWrite, ResultRow};
 
@@ -55,7 +54,7 @@ statement! {
 statement! {
     /// Locks a tenant's head, the first lock of every writing transaction.
     LockHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at, event_id FROM stream_head \
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id, received_at FROM stream_head \
      WHERE tenant_no = " ? tenant_no: Integer
     " FOR UPDATE"
 }
@@ -64,14 +63,14 @@ impl Query for LockHead {
     type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
 
-/// A locked head as a query gives it: the head, the last time of receipt and the last event.
+/// A locked head as a query gives it: the head and the last time of receipt.
 pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64, i64);
 
 #[cfg(test)]
 statement! {
     /// As [`LockHead`], but for the lock: what goes wrong without it is shown by a test.
     ReadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at, event_id FROM stream_head \
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id, received_at FROM stream_head \
      WHERE tenant_no = " ? tenant_no: Integer
     ""
 }
@@ -84,24 +83,12 @@ impl Query for ReadHead {
 statement! {
     /// A tenant's head.
     LoadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id FROM stream_head WHERE tenant_no = "
-    ? tenant_no: Integer
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
     ""
 }
 
 impl Query for LoadHead {
-    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
-}
-
-/// A head as a query gives it.
-pub(super) type HeadRow = (String, i64, i64, i64, i64, i64, i64);
-
-/// Makes a head of what a query gave.
-pub(super) fn head_of(row: HeadRow) -> Result<Head, StoreError> {
-    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id) = row;
-    let head = crate::rows::head_of((epoch, seq, hlc, scopes_version, gc_floor, epoch_seq))?;
-    let event_id = u64::try_from(event_id).map_err(|_| crate::codec::corrupt("event_id"))?;
-    Ok(Head { event_id, ..head })
+    type SqlType = crate::rows::HeadSql;
 }
 
 statement! {

@@ -13,13 +13,13 @@ use tokio::try_join;
 
 use super::pages::{FEW, start_id, until_id};
 use super::snapshot::{first, give_back, last, whole};
-use super::sql::{HeadRow, LoadHead, head_of, statement};
+use super::sql::{LoadHead, statement};
 use super::{Shared, names, store_error};
 use crate::codec::corrupt;
 use crate::names::{Names, tenant_sql};
 use crate::paging::sort_sums;
 use crate::parts::Parts;
-use crate::rows::seq_of;
+use crate::rows::{HeadRow, head_of, seq_of};
 
 statement! {
     /// The sums of some scopes.
