@@ -247,7 +247,9 @@ impl Catalogue {
             Some(telemetry) => Some((telemetry.announce.as_ref()?, true)),
             None => Some((rule.announce.as_ref()?, false)),
         });
-        rules.flat_map(|(rule, of_samples)| rule.topics.iter().map(move |topic| (topic.clone(), of_samples))).collect()
+        rules
+            .flat_map(|(rule, of_samples)| rule.topics.iter().map(move |topic| (topic.clone(), of_samples)))
+            .collect()
     }
 
     /// Has announced events kept and conflated as the rules of their topics say.

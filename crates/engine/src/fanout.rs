@@ -273,7 +273,9 @@ impl Fanout {
         let mut reached = 0;
         for (at, topic) in event.topics.iter().enumerate() {
             let shard = self.shard(tenant, topic);
-            let Some(mailboxes) = shard.get(&tenant).and_then(|topics| topics.get(&**topic)) else { continue };
+            let Some(mailboxes) = shard.get(&tenant).and_then(|topics| topics.get(&**topic)) else {
+                continue;
+            };
             for mailbox in mailboxes.values() {
                 let (heard, ring) = mailbox.offer(event, at, serial);
                 reached += u32::from(heard);
@@ -392,7 +394,14 @@ impl Listener {
         let mut tenants = fanout.tenants();
         tenants.entry(tenant).or_default().mailboxes.insert(number, Arc::downgrade(&mailbox));
         drop(tenants);
-        Self { hub: Arc::clone(hub), tenant, number, mailbox, topics: Mutex::default(), groups: AtomicUsize::new(0) }
+        Self {
+            hub: Arc::clone(hub),
+            tenant,
+            number,
+            mailbox,
+            topics: Mutex::default(),
+            groups: AtomicUsize::new(0),
+        }
     }
 
     fn topics_mut(&self) -> MutexGuard<'_, BTreeSet<Box<str>>> {
@@ -524,7 +533,9 @@ impl Listener {
         }
         let topics = self.topics_mut();
         let inside = self.mailbox.inside();
-        let own = |(at, topic): (usize, &Box<str>)| (topics.contains(topic) && inside.passes(event, at)).then_some(at);
+        let own = |(at, topic): (usize, &Box<str>)| {
+            (topics.contains(topic) && inside.passes(event, at)).then_some(at)
+        };
         event.topics.iter().enumerate().find_map(own)
     }
 

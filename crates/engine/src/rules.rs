@@ -77,7 +77,9 @@ impl EventRules {
     pub(crate) fn with_announced(self, announced: &[(Pattern, bool)]) -> Result<Self, TopicsError> {
         let mut rules: Vec<TopicRule> = self.topics.rules().cloned().collect();
         for (pattern, of_samples) in announced {
-            let known = pattern.fill(|_| Some("x".into())).is_ok_and(|topic| self.topics.rule(topic.as_str()).is_some());
+            let known = pattern
+                .fill(|_| Some("x".into()))
+                .is_ok_and(|topic| self.topics.rule(topic.as_str()).is_some());
             if known || rules.iter().any(|rule| rule.pattern == *pattern) {
                 continue;
             }
@@ -117,7 +119,9 @@ impl EventRules {
         let user = identity.user.to_string();
         match self.rule(topic) {
             None => Verdict::Unknown,
-            Some((rule, captures)) if access(rule).allows(&captures, &subject(&user, identity)) => Verdict::Allowed,
+            Some((rule, captures)) if access(rule).allows(&captures, &subject(&user, identity)) => {
+                Verdict::Allowed
+            }
             Some(_) => Verdict::Forbidden,
         }
     }
@@ -232,7 +236,8 @@ impl EventRules {
             let message = format!("events of type {:?} have no route: a topic is required", publish.kind);
             return Err(("topic", message));
         }
-        let claimed = |name: &str| claims.iter().find(|(claim, _)| **claim == *name).map(|(_, value)| &**value);
+        let claimed =
+            |name: &str| claims.iter().find(|(claim, _)| **claim == *name).map(|(_, value)| &**value);
         for pattern in route {
             let filled = pattern.fill(|name| {
                 let value = publish.data.get(name).or_else(|| claimed(name))?;

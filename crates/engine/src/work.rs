@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use driftline_model::{Seq, SyncId};
 use driftline_protocol::{
-    Ack, AnalyticsBatch, BareAck, Checksums, ConflictResolved, DeviceStatus, EventPlace, EventsSubscribed, Fault,
-    Publish, PublishAck, RequestChecksums, RequestServerData, ResolveConflict, ResyncRequired, ServerData, SessionInfo, StartSync, SyncData,
-    TelemetryAck, Topics,
+    Ack, AnalyticsBatch, BareAck, Checksums, ConflictResolved, DeviceStatus, EventPlace, EventsSubscribed,
+    Fault, Publish, PublishAck, RequestChecksums, RequestServerData, ResolveConflict, ResyncRequired,
+    ServerData, SessionInfo, StartSync, SyncData, TelemetryAck, Topics,
 };
 use thiserror::Error;
 

@@ -123,7 +123,12 @@ impl CursorKey {
     ///
     /// # Errors
     /// [`CursorError`] for anything else.
-    pub fn open_place(&self, tenant: &TenantId, user: &str, token: &str) -> Result<(Epoch, u64), CursorError> {
+    pub fn open_place(
+        &self,
+        tenant: &TenantId,
+        user: &str,
+        token: &str,
+    ) -> Result<(Epoch, u64), CursorError> {
         if token.len() > PLACE_CHARS_MAX {
             return Err(CursorError);
         }

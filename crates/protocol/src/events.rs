@@ -90,7 +90,8 @@ impl Topics {
             return Err(Fault::invalid("/topics", "an array of topics is required"));
         }
         let since = EventPlace::read(envelope, "since")?;
-        let filter = envelope.field("filter").filter(|node| !node.is_null()).map(EventFilter::read).transpose()?;
+        let filter =
+            envelope.field("filter").filter(|node| !node.is_null()).map(EventFilter::read).transpose()?;
         Ok(Self { topics, since, filter })
     }
 }
@@ -144,7 +145,8 @@ impl EventFilter {
             for (name, value) in data.members() {
                 let canonical = |node: Node<'_>| {
                     let mut text = String::new();
-                    canonical_value(node, &mut text).map_err(|error| wrong("/data", &error.kind.to_string()))?;
+                    canonical_value(node, &mut text)
+                        .map_err(|error| wrong("/data", &error.kind.to_string()))?;
                     Ok::<Box<str>, Fault>(text.into())
                 };
                 let values = if value.is_array() {
@@ -370,7 +372,11 @@ pub fn event_kind(kind: &str) -> Result<Box<str>, Fault> {
         "sync_data",
         "auth",
     ];
-    if kind.is_empty() || kind.len() > KIND_BYTES || kind.chars().any(char::is_control) || TAKEN.contains(&kind) {
+    if kind.is_empty()
+        || kind.len() > KIND_BYTES
+        || kind.chars().any(char::is_control)
+        || TAKEN.contains(&kind)
+    {
         let message = "must be a name of 1 to 64 bytes, and not that of a message of the protocol";
         return Err(Fault::invalid("/type", message));
     }

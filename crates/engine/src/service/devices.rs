@@ -7,10 +7,10 @@ use driftline_model::{DeviceId, DeviceKey, Object, UserId};
 use driftline_protocol::{ErrorCode, Fault};
 
 use super::{Engine, not_found, unavailable};
+use crate::events::EventDraft;
 use crate::ports::{Identity, Observer, Store, StoreError};
 use crate::presence::Turn;
 use crate::registry::{DeviceChange, DeviceChanged, DeviceOnce, DeviceQuery, DeviceRow};
-use crate::events::EventDraft;
 
 /// For how many milliseconds a device that was let in is let in again without a look.
 const ADMITTED_MS: u64 = 10_000;

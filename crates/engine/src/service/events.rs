@@ -103,8 +103,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
         let head = self.begin(identity, listener).await?;
         let position = event_id(head.epoch, head.event_id);
-        let granted: Vec<Box<str>> =
-            verdicts.iter().filter(|(_, verdict)| verdict.is_ok()).map(|(topic, _)| (*topic).clone()).collect();
+        let granted: Vec<Box<str>> = verdicts
+            .iter()
+            .filter(|(_, verdict)| verdict.is_ok())
+            .map(|(topic, _)| (*topic).clone())
+            .collect();
         let recovery = match wanted.since.filter(|_| !granted.is_empty()) {
             None => None,
             Some(since) => Some(self.judge(identity.tenant, granted, since).await?.reason()),
@@ -124,7 +127,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 ..TopicAnswer::default()
             },
         };
-        let refused = verdicts.iter().filter(|(_, verdict)| verdict.is_err()).map(|(topic, _)| (*topic).clone());
+        let refused =
+            verdicts.iter().filter(|(_, verdict)| verdict.is_err()).map(|(topic, _)| (*topic).clone());
         self.note_listening(identity, listener, refused.collect(), &head, now_ms);
         Ok(EventsSubscribed { topics: verdicts.into_iter().map(answer).collect() })
     }
@@ -188,7 +192,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
     }
 
     /// Judges whether everything on some topics behind a place is there.
-    async fn judge(&self, tenant: TenantNo, topics: Vec<Box<str>>, since: EventPlace) -> Result<Judged, Fault> {
+    async fn judge(
+        &self,
+        tenant: TenantNo,
+        topics: Vec<Box<str>>,
+        since: EventPlace,
+    ) -> Result<Judged, Fault> {
         let query = EventQuery { topics, rows: 1, bytes: 0, ..whole(since.id) };
         let page = self.store.log().events(tenant, query).await.map_err(|error| unavailable(&error))?;
         Ok(judged(since, Log { epoch: page.epoch, head: page.head, floor: page.floor }))
@@ -213,9 +222,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 (granted, forbidden)
             }
         };
-        let rows = missed.limit.map_or(PAGE_ROWS, |limit| usize::try_from(limit).unwrap_or(PAGE_ROWS)).min(PAGE_ROWS);
+        let rows = missed
+            .limit
+            .map_or(PAGE_ROWS, |limit| usize::try_from(limit).unwrap_or(PAGE_ROWS))
+            .min(PAGE_ROWS);
         let query = EventQuery { topics, rows, bytes: PAGE_BYTES, ..whole(missed.after.id) };
-        let page = self.store.log().events(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
+        let page =
+            self.store.log().events(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
         let log = Log { epoch: page.epoch, head: page.head, floor: page.floor };
         let (mut from, mut reason) = (missed.after.id, None);
         match &missed.begun {
@@ -238,7 +251,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let (through, more) = (page.head, false);
             return Ok(MissedPage { log, from, reason, heard: Vec::new(), through, more });
         }
-        let through = if page.more { page.events.last().and_then(|event| event.id).unwrap_or(page.head) } else { page.head };
+        let through = if page.more {
+            page.events.last().and_then(|event| event.id).unwrap_or(page.head)
+        } else {
+            page.head
+        };
         let heard = page.events.into_iter().filter_map(|event| {
             let topic = listener.hears(&event)?;
             Some(Heard { event, topic })
@@ -269,7 +286,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
     ///
     /// # Errors
     /// `MISSING_DEVICE_ID`; `VALIDATION_ERROR` for a place that the log has not reached, or of another life of it.
-    pub async fn acknowledge_events(&self, identity: &Identity, last: EventPlace, now_ms: u64) -> Result<(), Fault> {
+    pub async fn acknowledge_events(
+        &self,
+        identity: &Identity,
+        last: EventPlace,
+        now_ms: u64,
+    ) -> Result<(), Fault> {
         if identity.device.is_none() {
             return Err(Fault::new(ErrorCode::MissingDeviceId, "events are acknowledged by devices"));
         }
@@ -318,7 +340,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         loop {
             let next = self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
             let Some((tenant, draft)) = next else { return Ok(()) };
-            if let Err(error) = self.store.commit(super::publish::publication(tenant, "", vec![draft.clone()], "")).await {
+            if let Err(error) =
+                self.store.commit(super::publish::publication(tenant, "", vec![draft.clone()], "")).await
+            {
                 let mut pending = self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 pending.push_front((tenant, draft));
                 return Err(unavailable(&error));

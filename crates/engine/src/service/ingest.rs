@@ -11,11 +11,11 @@ use driftline_protocol::{
 };
 
 use super::{Engine, unavailable};
+use crate::events::EventDraft;
 use crate::group::{Aggregate, Answered, Entry, Once, OnceKey, Receipt, Submission, Task};
 use crate::ingest::{SampleEcho, Source, answer, entries};
 use crate::ports::{Identity, Observer, Store};
 use crate::registry::DeviceSign;
-use crate::events::EventDraft;
 use crate::streams::Brought;
 
 /// Samples that are applied together.

@@ -16,13 +16,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use driftline_model::{
-    DeviceId, DeviceKey, Epoch, KindName, Limits, RecordId, ScopeName, Seq, SyncId, TenantId, TenantNo, UserId,
+    DeviceId, DeviceKey, Epoch, KindName, Limits, RecordId, ScopeName, Seq, SyncId, TenantId, TenantNo,
+    UserId,
 };
-use driftline_realtime::TopicsError;
 use driftline_protocol::{
     Ack, Cursor, CursorKey, ErrorCode, Fault, Missing, Phase, RequestServerData, Resume, ResyncReason,
     ResyncRequired, ServerData, SessionInfo, StartSync, SyncData, SyncRequest, encode_changes, format_millis,
 };
+use driftline_realtime::TopicsError;
 
 use crate::catalogue::{Catalogue, canonical_name};
 use crate::events::EventDraft;
@@ -40,13 +41,13 @@ use crate::streams::{Streams, UnderWay};
 use crate::work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};
 
 pub use devices::{DEVICE_ROLE, hash_digest};
+pub use events::{Missed, MissedPage};
 use ingest::told_of;
 pub use ingest::{Ingest, PreparedIngest};
 pub(crate) use ingest::{judged, reused};
-pub use events::{Missed, MissedPage};
 pub use notices::NoticePage;
-pub use publish::{Authority, Outcome};
 use once::Memory;
+pub use publish::{Authority, Outcome};
 pub use telemetry::SampleWish;
 pub(crate) use telemetry::is_staff;
 

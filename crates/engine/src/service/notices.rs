@@ -1,7 +1,9 @@
 //! Notifications with their read state, and why a device did or did not get an event.
 
 use driftline_model::Object;
-use driftline_protocol::{DeliveryDoc, ErrorCode, EventFilter, EventPlace, Fault, NoticeDoc, event_id, object_of_text};
+use driftline_protocol::{
+    DeliveryDoc, ErrorCode, EventFilter, EventPlace, Fault, NoticeDoc, event_id, object_of_text,
+};
 
 use super::publish::notice_key;
 use super::{Engine, unavailable};
@@ -47,7 +49,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 rows: rows - page.items.len(),
                 bytes: 1 << 20,
             };
-            let found = self.store.log().events(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
+            let found =
+                self.store.log().events(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
             let ids = found.events.iter().map(|event| id_of(event)).collect();
             let read = self.store.log().notices_read(identity.tenant, user.clone(), ids).await;
             let read = read.map_err(|error| unavailable(&error))?;
@@ -73,12 +76,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
     pub async fn read_notice(&self, identity: &Identity, id: &str, now_ms: u64) -> Result<NoticeDoc, Fault> {
         let missing = || Fault::new(ErrorCode::NotFound, "there is no such notification");
         let name = EventName::Dedupe(notice_key(id));
-        let event = self.store.log().event(identity.tenant, name).await.map_err(|error| unavailable(&error))?;
+        let event =
+            self.store.log().event(identity.tenant, name).await.map_err(|error| unavailable(&error))?;
         let user: Box<str> = identity.user.to_string().into();
         let own = format!("user_{user}");
-        let event = event.filter(|event| {
-            event.topics.iter().any(|topic| **topic == *"notifications" || **topic == *own)
-        });
+        let event = event
+            .filter(|event| event.topics.iter().any(|topic| **topic == *"notifications" || **topic == *own));
         let event = event.ok_or_else(missing)?;
         let read = self.store.log().read_notice(identity.tenant, user, id.into(), now_ms).await;
         read.map_err(|error| unavailable(&error))?;
@@ -101,8 +104,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             return Err(missing());
         }
         let log = self.store.log();
-        let event = log.event(identity.tenant, EventName::Id(place.id)).await.map_err(|error| unavailable(&error))?;
-        let known = log.device_events(identity.tenant, device.device).await.map_err(|error| unavailable(&error))?;
+        let event =
+            log.event(identity.tenant, EventName::Id(place.id)).await.map_err(|error| unavailable(&error))?;
+        let known =
+            log.device_events(identity.tenant, device.device).await.map_err(|error| unavailable(&error))?;
         let known = known.unwrap_or_default();
         let (status, detail) = match &event {
             None => ("trimmed", "the log does not keep it any more"),
@@ -114,7 +119,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
             device_id: device.device_id.to_string(),
             status: status.into(),
             detail: detail.into(),
-            topics: event.map(|event| event.topics.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+            topics: event
+                .map(|event| event.topics.iter().map(ToString::to_string).collect())
+                .unwrap_or_default(),
             acknowledged: acked.map(|acked| event_id(head.epoch, acked)),
         })
     }
@@ -130,7 +137,8 @@ fn explain(event: &Event, known: &DeviceEvents, device: &DeviceRow) -> (&'static
     }
     let mut listened = None;
     for topic in &known.topics {
-        let (name, filter) = topic.split_once('|').map_or((&**topic, None), |(name, filter)| (name, Some(filter)));
+        let (name, filter) =
+            topic.split_once('|').map_or((&**topic, None), |(name, filter)| (name, Some(filter)));
         if event.topics.iter().any(|own| **own == *name) {
             listened = Some(filter);
             if filter.is_none() {
@@ -143,12 +151,16 @@ fn explain(event: &Event, known: &DeviceEvents, device: &DeviceRow) -> (&'static
             ("forbidden", "the device asked for its topic and may not have it")
         }
         None => ("filtered", "the device does not listen to its topics"),
-        Some(Some(filter)) if !passes(event, filter) => ("filtered", "the device's filter does not let it through"),
+        Some(Some(filter)) if !passes(event, filter) => {
+            ("filtered", "the device's filter does not let it through")
+        }
         Some(_) if known.acked >= id => ("delivered", "the device has acknowledged it"),
         Some(_) if known.slow.is_some_and(|slow| slow <= id) => {
             ("slow", "the connection was cut because it did not read; it comes when the device resumes")
         }
-        Some(_) if since > id => ("pending", "the device began to listen later; it comes if the device asks for it"),
+        Some(_) if since > id => {
+            ("pending", "the device began to listen later; it comes if the device asks for it")
+        }
         Some(_) => ("pending", "it was sent or waits; the device has not acknowledged it"),
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use driftline_model::{DeviceId, DeviceNo, ObjectBuilder, TenantId, TenantNo};
 use driftline_protocol::{
-    ErrorCode, EventPublished, Fault, FieldError, Publish, PublishAck, event_id, format_millis, object_of_text,
+    ErrorCode, EventPublished, Fault, FieldError, Publish, PublishAck, event_id, format_millis,
+    object_of_text,
 };
 use driftline_realtime::Verdict;
 
@@ -88,7 +89,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         if &*publish.kind == "notification" {
             address_notice(&mut publish, seed, now_ms)?;
         }
-        let draft = self.rules.draft(&publish, &[], now_ms).map_err(|(field, message)| wrong(field, message))?;
+        let draft =
+            self.rules.draft(&publish, &[], now_ms).map_err(|(field, message)| wrong(field, message))?;
         let draft = self.authorize(identity, draft, authority).await?;
         self.publish_draft(identity, draft, once, now_ms, correlation).await
     }
@@ -145,7 +147,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 Verdict::Forbidden | Verdict::Allowed => {}
             }
             let Some(device) = self.rules.device_of(topic) else { continue };
-            let own = identity.device.as_ref().filter(|(_, key)| key.device() == device).map(|(_, key)| key.clone());
+            let own = identity
+                .device
+                .as_ref()
+                .filter(|(_, key)| key.device() == device)
+                .map(|(_, key)| key.clone());
             owner = match own {
                 Some(key) => Some(key),
                 None if everywhere || super::is_staff(identity) => self.only_device(identity, device).await?,
@@ -210,8 +216,7 @@ pub(super) fn publication(
 }
 
 fn wrong(field: &'static str, message: String) -> Fault {
-    let error =
-        FieldError { code: "invalid".into(), pointer: format!("/{field}"), message: message.clone() };
+    let error = FieldError { code: "invalid".into(), pointer: format!("/{field}"), message: message.clone() };
     Fault { errors: vec![error], ..Fault::new(ErrorCode::ValidationError, message) }
 }
 
@@ -232,7 +237,8 @@ fn address_notice(publish: &mut Publish, seed: u128, now_ms: u64) -> Result<(), 
     }
     const OWN: [&str; 3] = ["created_at", "id", "is_read"];
     let (created, quoted_id) = (format!("\"{}\"", format_millis(now_ms)), quoted(&id));
-    let mut members: Vec<(&str, &str)> = publish.data.iter().filter(|(name, _)| !OWN.contains(name)).collect();
+    let mut members: Vec<(&str, &str)> =
+        publish.data.iter().filter(|(name, _)| !OWN.contains(name)).collect();
     members.extend([("created_at", created.as_str()), ("id", quoted_id.as_str()), ("is_read", "false")]);
     members.sort_by(|one, other| driftline_model::key_cmp(one.0, other.0));
     let mut data = ObjectBuilder::default();
@@ -254,14 +260,16 @@ impl OutboxRouter for Router {
     fn route(&self, row: &OutboxRow, now_ms: u64) -> Result<(TenantId, EventDraft), String> {
         let tenant = TenantId::new(&row.tenant).map_err(|error| format!("tenant: {error}"))?;
         let kind = row.kind.as_deref().filter(|kind| !kind.is_empty()).ok_or("event_type: is required")?;
-        let kind = driftline_protocol::event_kind(kind).map_err(|_| "event_type: cannot be the type of an event")?;
+        let kind =
+            driftline_protocol::event_kind(kind).map_err(|_| "event_type: cannot be the type of an event")?;
         let data = match row.payload.as_deref() {
             None => driftline_model::Object::empty(),
             Some(payload) => object_of_text(payload, 64)
                 .map_err(|error| format!("payload: {error}"))?
                 .map_err(|error| format!("payload: {error}"))?,
         };
-        let of = |text: &Option<String>| text.iter().map(|text| text.as_str().into()).collect::<Vec<Box<str>>>();
+        let of =
+            |text: &Option<String>| text.iter().map(|text| text.as_str().into()).collect::<Vec<Box<str>>>();
         let publish = Publish {
             topics: of(&row.topic),
             users: of(&row.user),
@@ -274,12 +282,16 @@ impl OutboxRouter for Router {
         };
         let at_ms = row.created_ms.unwrap_or(now_ms).min(now_ms);
         let mut publish = publish;
-        if &*publish.kind == "notification" && (publish.data.get("id").is_none() || publish.dedupe_key.is_none()) {
+        if &*publish.kind == "notification"
+            && (publish.data.get("id").is_none() || publish.dedupe_key.is_none())
+        {
             let seed = u128::from(row.id.unsigned_abs());
             address_notice(&mut publish, seed, at_ms).map_err(|fault| fault.message)?;
         }
-        let mut draft =
-            self.0.draft(&publish, &row.claims, at_ms).map_err(|(field, message)| format!("{field}: {message}"))?;
+        let mut draft = self
+            .0
+            .draft(&publish, &row.claims, at_ms)
+            .map_err(|(field, message)| format!("{field}: {message}"))?;
         if let Some(topic) = draft.topics.iter().find(|topic| self.0.rule(topic).is_none()) {
             return Err(format!("topic: there is no topic {topic:?}"));
         }

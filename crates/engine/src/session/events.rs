@@ -46,7 +46,12 @@ impl Session {
     }
 
     /// Asks for topics. What was missed since a place is read before anything else comes.
-    pub(super) fn subscribe(&mut self, wanted: Topics, reply_to: Option<String>, now_ms: u64) -> Result<(), Fault> {
+    pub(super) fn subscribe(
+        &mut self,
+        wanted: Topics,
+        reply_to: Option<String>,
+        now_ms: u64,
+    ) -> Result<(), Fault> {
         let listener = Arc::clone(self.listener.as_ref().ok_or_else(deaf)?);
         if wanted.since.is_some() {
             self.replays.announce(wanted.clone(), reply_to.clone(), now_ms)?;
@@ -55,14 +60,20 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn subscribed(&mut self, answer: Result<EventsSubscribed, Fault>, waiting: Waiting, now_ms: u64) {
+    pub(super) fn subscribed(
+        &mut self,
+        answer: Result<EventsSubscribed, Fault>,
+        waiting: Waiting,
+        now_ms: u64,
+    ) {
         match answer {
             Err(fault) => {
                 self.replays.withdraw(&waiting.reply_to);
                 self.error(&fault, waiting.reply_to, now_ms);
             }
             Ok(answer) => {
-                let granted = answer.topics.iter().filter(|topic| topic.accepted && topic.recovered.is_some());
+                let granted =
+                    answer.topics.iter().filter(|topic| topic.accepted && topic.recovered.is_some());
                 let granted: Vec<Box<str>> = granted.map(|topic| topic.topic.as_str().into()).collect();
                 let asker = waiting.reply_to.clone();
                 self.reply(waiting, &Outbound::EventsSubscribed(answer), now_ms);

@@ -13,7 +13,8 @@ use driftline_model::{ConflictId, Epoch, Hlc, KindName, Limits, Seq, SyncId};
 use driftline_protocol::{
     CloseCode, ConnectionEstablished, ErrorCode, ErrorMessage, Fault, Features, Head as OutHead,
     HeartbeatAck, Inbound, Message, Outbound, Pong, ResyncReason, ResyncRequired, ServerDelta,
-    ServerDraining, ServerHeartbeat, SyncSessionEnded, SyncSessionStarted, Throttle, Totals, event_id, unknown_type,
+    ServerDraining, ServerHeartbeat, SyncSessionEnded, SyncSessionStarted, Throttle, Totals, event_id,
+    unknown_type,
 };
 
 use crate::fanout::{Heard, Listener};
@@ -518,8 +519,7 @@ impl Session {
         self.beat(now_ms);
         let silent = now_ms >= self.last_heard_ms + self.preset.patience_s(&self.limits) * 1000;
         if silent && !self.closed {
-            let fault =
-                Fault::new(ErrorCode::HeartbeatTimeout, "nothing was heard for too long");
+            let fault = Fault::new(ErrorCode::HeartbeatTimeout, "nothing was heard for too long");
             self.error(&fault, None, now_ms);
         }
     }
@@ -529,7 +529,10 @@ impl Session {
         if self.replays.is_stalled() && now_ms >= self.beat_ms + 1000 {
             self.replays.go_on();
         }
-        if self.preset.beats() && !self.closed && now_ms >= self.beat_ms + self.preset.heartbeat_s(&self.limits) * 1000 {
+        if self.preset.beats()
+            && !self.closed
+            && now_ms >= self.beat_ms + self.preset.heartbeat_s(&self.limits) * 1000
+        {
             self.beat_ms = now_ms;
             let head = self.head(now_ms, None, None);
             self.send(&Outbound::Heartbeat(ServerHeartbeat { timestamp: now_ms }), &head);

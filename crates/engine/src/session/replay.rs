@@ -4,12 +4,12 @@
 //! listener that was not told of something, move the listener's own place; a replay that is asked for on an open
 //! connection has a place of its own, and behind it the listener catches up with what went by meanwhile.
 
-use std::collections::VecDeque;
 use driftline_model::Epoch;
 use driftline_protocol::{
     ErrorCode, EventPlace, Fault, Outbound, ReplayComplete, ReplayRequest, Topics, event_id,
 };
 use driftline_realtime::Log;
+use std::collections::VecDeque;
 
 use super::{Output, Session};
 use crate::fanout::Heard;
@@ -103,7 +103,10 @@ impl Replay {
 impl Replays {
     fn make_room(&mut self) -> Result<(), Fault> {
         if self.queue.len() >= REPLAYS_MAX {
-            return Err(Fault::new(ErrorCode::ValidationError, "wait for replay_complete before you ask for more"));
+            return Err(Fault::new(
+                ErrorCode::ValidationError,
+                "wait for replay_complete before you ask for more",
+            ));
         }
         Ok(())
     }
@@ -116,7 +119,12 @@ impl Replays {
     }
 
     /// Keeps the place of a replay whose topics are not granted yet.
-    pub(super) fn announce(&mut self, wanted: Topics, reply_to: Option<String>, _now_ms: u64) -> Result<(), Fault> {
+    pub(super) fn announce(
+        &mut self,
+        wanted: Topics,
+        reply_to: Option<String>,
+        _now_ms: u64,
+    ) -> Result<(), Fault> {
         self.make_room()?;
         let Some(since) = wanted.since else { return Ok(()) };
         self.queue.push_back(Replay { reply_to, ..Replay::new(Aim::Waiting, since) });
@@ -154,7 +162,8 @@ impl Replays {
     fn was_sent(&self, heard: &Heard) -> bool {
         let Some(sent) = &self.sent else { return false };
         let topic = heard.event.topics.get(heard.topic);
-        let covered = sent.topics.as_ref().is_none_or(|topics| topic.is_some_and(|topic| topics.contains(topic)));
+        let covered =
+            sent.topics.as_ref().is_none_or(|topics| topic.is_some_and(|topic| topics.contains(topic)));
         covered && heard.event.id.is_some_and(|id| id <= sent.through)
     }
 }

@@ -166,7 +166,11 @@ pub(super) async fn open<S: Store>(
 }
 
 /// Begins to listen to what a door tells.
-async fn ear<S: Store>(app: &App<S>, identity: &Identity, door: &Door) -> Result<Option<Arc<Listener>>, Fault> {
+async fn ear<S: Store>(
+    app: &App<S>,
+    identity: &Identity,
+    door: &Door,
+) -> Result<Option<Arc<Listener>>, Fault> {
     let own = Ear::of(identity);
     let listener = match door {
         Door::Ingest => return Ok(None),
