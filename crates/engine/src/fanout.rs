@@ -232,14 +232,7 @@ impl Fanout {
             let told = audience.told.replace(audience.told.unwrap_or(0).max(head));
             told.is_some_and(|told| before > told) || head.saturating_sub(before) > numbered
         };
-        let mut rung = Vec::new();
-        for event in events {
-            self.hand_out(tenant, event, &mut rung);
-        }
-        // All of a commit waits before the first connection wakes, so that each writes it in one go.
-        for mailbox in rung {
-            mailbox.waker.wake();
-        }
+        // Whoever has to read the log is sent there before a later event moves its place.
         if holed {
             self.all(tenant, |mailbox| {
                 let mut inside = mailbox.inside();
@@ -251,6 +244,14 @@ impl Fanout {
                 drop(inside);
                 mailbox.waker.wake();
             });
+        }
+        let mut rung = Vec::new();
+        for event in events {
+            self.hand_out(tenant, event, &mut rung);
+        }
+        // All of a commit waits before the first connection wakes, so that each writes it in one go.
+        for mailbox in rung {
+            mailbox.waker.wake();
         }
     }
 
