@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use driftline_engine::{
-    Announce, Catalogue, Ear, EventDraft, EventQuery, EventRules, KindRule, Ring, Store, TopicRetention, TopicRules,
+    Announce, Catalogue, Ear, EventDraft, EventQuery, EventRules, KindRule, Ring, Store, TopicRetention,
+    TopicRules,
 };
 use driftline_model::{KindName, Limits};
 use driftline_protocol::{Document, EventPlace};
@@ -89,7 +90,10 @@ fn an_event_comes_once_to_whoever_listens() {
     let ack = bob.ask(
         r#"{"type":"publish","id":"p","payload":{"topics":["room_1","room_2"],"event_type":"x","data":{"b":1,"a":2}}}"#,
     );
-    assert_eq!((ack[0].reply_to.as_deref(), member(&ack[0].text, "reached").as_deref()), (Some("p"), Some("1")));
+    assert_eq!(
+        (ack[0].reply_to.as_deref(), member(&ack[0].text, "reached").as_deref()),
+        (Some("p"), Some("1"))
+    );
     ada.listen();
     let events = ada.take();
     assert_eq!((kinds(&events), ids(&events)), (vec!["x"], vec![1]));
@@ -98,7 +102,9 @@ fn an_event_comes_once_to_whoever_listens() {
     }
     assert!(subscribe(&mut ada, r#","topics":[]"#)[0].text.contains("VALIDATION_ERROR"));
     let dropped = ada.ask(r#"{"type":"unsubscription","topics":["room_1","room_9"]}"#);
-    assert!(dropped[0].text.contains(r#"{"topic":"room_1","accepted":true},{"topic":"room_9","accepted":false}"#));
+    assert!(
+        dropped[0].text.contains(r#"{"topic":"room_1","accepted":true},{"topic":"room_9","accepted":false}"#)
+    );
     publish(&mut bob, "room_1", "");
     ada.listen();
     assert!(ada.take().is_empty());
@@ -128,7 +134,9 @@ fn keys_and_versions_count_once() {
     let live = publish(&mut ada, "board", r#","dedupe_key":"k""#);
     assert_eq!(live[0].error_code().as_deref(), Some("VALIDATION_ERROR"));
     let keyed = |key: &str| {
-        format!(r#"{{"type":"publish","idempotency_key":"{key}","payload":{{"topic":"room_1","event_type":"x","data":{{}}}}}}"#)
+        format!(
+            r#"{{"type":"publish","idempotency_key":"{key}","payload":{{"topic":"room_1","event_type":"x","data":{{}}}}}}"#
+        )
     };
     let (first, again) = (ada.ask(&keyed("a")), ada.ask(&keyed("a")));
     assert_eq!(kinds(&first), ["ack", "x"]);
@@ -148,7 +156,11 @@ fn who_may_publish_what() {
     assert_eq!(code(publish(&mut ada, "metrics_phone", "")), None, "its own");
     // Another user's device is not hers to hear of, and her own is hers alone.
     let answer = subscribe(&mut ada, r#","topics":["device_phone","device_desk"]"#);
-    assert!(answer[0].text.contains(r#""device_desk","accepted":false,"code":"FORBIDDEN""#), "{}", answer[0].text);
+    assert!(
+        answer[0].text.contains(r#""device_desk","accepted":false,"code":"FORBIDDEN""#),
+        "{}",
+        answer[0].text
+    );
     let mut other = office.desk_of("eve", "phone", &["user"]);
     subscribe(&mut other, r#","topics":["device_phone"]"#);
     publish(&mut ada, "device_phone", "");
@@ -262,7 +274,8 @@ fn only_some_events_are_wanted() {
     let replayed = ada.ask(r#"{"type":"replay_request","last_event_id":0}"#);
     assert_eq!(ids(&replayed), [2, 4]);
     assert!(replayed[2].text.contains("-4\""), "what is filtered moves the place too");
-    let wrong = subscribe(&mut ada, &format!(r#","topics":["room_1"],"filter":{{"types":["{}"]}}"#, "x".repeat(9)));
+    let wrong =
+        subscribe(&mut ada, &format!(r#","topics":["room_1"],"filter":{{"types":["{}"]}}"#, "x".repeat(9)));
     assert_eq!(wrong[0].kind, "events_subscribed");
 }
 
@@ -276,9 +289,12 @@ fn only_the_latest_of_a_thing_waits_and_who_does_not_read_is_cut() {
         let publish = driftline_protocol::Publish {
             topics: vec![topic.into()],
             kind: "x".into(),
-            data: driftline_protocol::object_of_text(&format!(r#"{{"of":{of},"pad":"{}"}}"#, "x".repeat(bytes)), 8)
-                .expect("JSON")
-                .expect("canonical"),
+            data: driftline_protocol::object_of_text(
+                &format!(r#"{{"of":{of},"pad":"{}"}}"#, "x".repeat(bytes)),
+                8,
+            )
+            .expect("JSON")
+            .expect("canonical"),
             ..driftline_protocol::Publish::default()
         };
         let by = driftline_engine::Authority::Topics;
@@ -291,7 +307,9 @@ fn only_the_latest_of_a_thing_waits_and_who_does_not_read_is_cut() {
     ada.listener.take(1 << 20, &mut heard);
     assert_eq!(heard.len(), 3, "one of each");
     let mut told = 0;
-    while std::future::poll_fn(|context| ada.listener.poll_ring(true, context)).now_or_never() != Some(Ring::Slow) {
+    while std::future::poll_fn(|context| ada.listener.poll_ring(true, context)).now_or_never()
+        != Some(Ring::Slow)
+    {
         told += 1;
         assert!(told < 200, "the queue is bounded");
         assert!(ada.listener.waiting() <= 64 << 10);
@@ -307,7 +325,9 @@ fn a_changed_record_announces_and_a_failed_group_does_not() {
     let mut ada = office.desk("ada", "phone").start("");
     subscribe(&mut ada, r#","topics":["room_1","room_2"]"#);
     let item = |id: &str, n: u32, room: &str, rest: &str| {
-        format!(r#"{{"op_id":"o{n}","n":{n},"kind":"chair","id":"{id}","op":"create","fields":{{"room":{room},"legs":4}}{rest}}}"#)
+        format!(
+            r#"{{"op_id":"o{n}","n":{n},"kind":"chair","id":"{id}","op":"create","fields":{{"room":{room},"legs":4}}{rest}}}"#
+        )
     };
     let push = |desk: &mut Desk<'_>, items: &[String]| {
         desk.ask(&format!(r#"{{"type":"sync_data","sync_id":"{SYNC}","batch":[{}]}}"#, items.join(",")))
@@ -332,14 +352,20 @@ fn the_outbox_is_routed() {
         ..driftline_protocol::Publish::default()
     };
     let rules = office.engine.rules();
-    assert_eq!(rules.draft(&publish, &[], 1).map(|draft| draft.topics.len()).map_err(|(field, _)| field), Err("data"));
+    assert_eq!(
+        rules.draft(&publish, &[], 1).map(|draft| draft.topics.len()).map_err(|(field, _)| field),
+        Err("data")
+    );
     let claims = [("room".into(), "7".into())];
     let empty = driftline_protocol::Publish { data: driftline_model::Object::empty(), ..publish };
     let draft = rules.draft(&empty, &claims, 1).expect("a draft");
     assert_eq!((&*draft.topics[0], &*draft.values), ("room_7", r#""room":7"#));
     let unknown = driftline_protocol::Publish { kind: "other".into(), ..empty };
     assert_eq!(rules.draft(&unknown, &[], 1).map(|_| ()).map_err(|(field, _)| field), Err("topic"));
-    assert_eq!(&*rules.draft(&unknown, &[("cadet_id".into(), "7".into())], 1).expect("a group").topics[0], "cadet_7");
+    assert_eq!(
+        &*rules.draft(&unknown, &[("cadet_id".into(), "7".into())], 1).expect("a group").topics[0],
+        "cadet_7"
+    );
 }
 
 /// Publishes, cuts, comes back, subscribes, trims and reads at random: who drops what it has seen has everything that it
@@ -405,7 +431,8 @@ fn follow_one(rng: &mut Rng, met: &mut BTreeSet<&'static str>) {
                 met.insert("replayed");
             }
             _ => {
-                let ring = std::future::poll_fn(|context| ada.listener.poll_ring(true, context)).now_or_never();
+                let ring =
+                    std::future::poll_fn(|context| ada.listener.poll_ring(true, context)).now_or_never();
                 if ring == Some(Ring::Hole) {
                     ada.session.fill_hole();
                     ada.poll();
@@ -419,7 +446,9 @@ fn follow_one(rng: &mut Rng, met: &mut BTreeSet<&'static str>) {
     office.mute(false);
     publish(&mut bob, "room_1", "");
     published.push("room_1");
-    if std::future::poll_fn(|context| ada.listener.poll_ring(true, context)).now_or_never() == Some(Ring::Hole) {
+    if std::future::poll_fn(|context| ada.listener.poll_ring(true, context)).now_or_never()
+        == Some(Ring::Hole)
+    {
         ada.session.fill_hole();
         ada.poll();
     }
@@ -442,13 +471,19 @@ fn notifications_are_read_by_each_user() {
     }
     let listed = |identity, unread| {
         let page = block_on(office.engine.notices(identity, unread, None, 10)).expect("a page");
-        page.items.iter().map(|item| (item.fields["id"].to_string(), item.fields["is_read"] == true)).collect::<Vec<_>>()
+        page.items
+            .iter()
+            .map(|item| (item.fields["id"].to_string(), item.fields["is_read"] == true))
+            .collect::<Vec<_>>()
     };
     let named = |id: &str, read| (format!("\"{id}\""), read);
     assert_eq!(listed(&ada, false), [named("n2", false), named("n1", false)]);
     assert_eq!(listed(&eve, false), [named("n2", false)]);
     block_on(office.engine.read_notice(&ada, "n2", 5)).expect("read");
-    assert_eq!((listed(&ada, true), listed(&eve, true)), (vec![named("n1", false)], vec![named("n2", false)]));
+    assert_eq!(
+        (listed(&ada, true), listed(&eve, true)),
+        (vec![named("n1", false)], vec![named("n2", false)])
+    );
     assert!(block_on(office.engine.read_notice(&eve, "n1", 5)).is_err(), "another user's");
 }
 

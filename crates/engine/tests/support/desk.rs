@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use driftline_engine::{
-    Catalogue, Close, Committed, Done, Ear, Engine, EventRules, Heard, Hub, Identity, Listener, Listeners, NullObserver, Output, Session, Store,
-    Subscription, Work,
+    Catalogue, Close, Committed, Done, Ear, Engine, EventRules, Heard, Hub, Identity, Listener, Listeners,
+    NullObserver, Output, Session, Store, Subscription, Work,
 };
 use driftline_model::{DeviceId, Limits, TenantId, TenantNo, UserId};
 use driftline_protocol::{Document, Encoding, EventView, ServerMessage, decode};
