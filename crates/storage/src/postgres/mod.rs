@@ -13,10 +13,12 @@ mod commit;
 mod conflicts;
 mod connect;
 mod diagnose;
+mod events;
 mod filter;
 mod lanes;
 mod leases;
 mod load;
+mod log;
 mod migrate;
 mod names;
 #[cfg(test)]
@@ -34,6 +36,7 @@ mod sql;
 mod sums;
 mod target;
 mod timeline;
+mod topics;
 #[cfg(test)]
 mod under_way;
 mod watch;
@@ -414,7 +417,7 @@ impl Store for PostgresStore {
     }
 
     fn log(&self) -> &dyn driftline_engine::EventLog {
-        &crate::unbuilt::Unbuilt
+        self
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

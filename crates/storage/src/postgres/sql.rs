@@ -231,6 +231,7 @@ statement! {
     /// moved. Sums of integers do not wrap, so the halves are added: the lower ones carry into the upper ones.
     Settle {
         tenant_no: i32 => Integer, now: i64 => BigInt, moved: bool => Bool, head_seq: i64 => BigInt, hlc: i64 => BigInt,
+        event_id: i64 => BigInt,
         device_no: Vec<i32> => Array<Integer>, last_n: Vec<i64> => Array<BigInt>, acked_n: Vec<i64> => Array<BigInt>,
         batch_device: Vec<i32> => Array<Integer>, sync_id: Vec<String> => Array<Text>,
         batch_seq: Vec<i64> => Array<BigInt>, fingerprint: Vec<Option<Vec<u8>>> => Array<Nullable<Binary>>,
@@ -263,6 +264,7 @@ statement! {
      | (((s.sum & 4294967295) + (excluded.sum & 4294967295)) & 4294967295)) \
      UPDATE stream_head SET seq = " ? head_seq: BigInt
     ", hlc = " ? hlc: BigInt
+    ", event_id = " ? event_id: BigInt
     ", received_at = " ? now: BigInt
     " WHERE tenant_no = " ? tenant_no: Integer
     " AND " ? moved: Bool
