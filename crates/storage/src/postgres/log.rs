@@ -18,7 +18,7 @@ use tokio::join;
 use super::snapshot::{first, give_back, last, whole};
 use super::sql::{LoadHead, statement};
 use super::topics::{self, TopicNumbers};
-use super::{PostgresStore, Shared, store_error};
+use super::{PostgresStore, Shared, store_error, trim};
 use crate::codec::corrupt;
 use crate::names::tenant_sql;
 use crate::rows::{EventColumns, EventRow, HeadRow, event_of, head_of, sql_ms};
@@ -264,7 +264,9 @@ impl EventLog for PostgresStore {
     }
 
     fn trim_events(&self, now_ms: u64, rules: Arc<dyn TopicRules>) -> Answer<'_, u64> {
-        crate::unbuilt::Unbuilt.trim_events(now_ms, rules)
+        let shared = Arc::clone(&self.shared);
+        // However long it takes: nobody is told to trim again.
+        Box::pin(self.finish(async move { trim::trim(&shared, now_ms, &*rules).await }))
     }
 
     fn drain_outbox(&self, batch: usize, router: Arc<dyn OutboxRouter>) -> Answer<'_, Drained> {

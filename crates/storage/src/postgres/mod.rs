@@ -37,6 +37,7 @@ mod sums;
 mod target;
 mod timeline;
 mod topics;
+mod trim;
 #[cfg(test)]
 mod under_way;
 mod watch;
@@ -225,6 +226,20 @@ impl PostgresStore {
         self.answer(answered).await
     }
 
+    /// Runs work on the store's own threads and waits for its end, however long it takes. It goes on when the answer is
+    /// given up.
+    async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.shared.runtime.spawn(async move {
+            // Nobody may wait any more.
+            let _ = answer.send(work.await);
+        });
+        answered.await.map_err(|_| stopped())?
+    }
+
     /// Waits for an answer from the store's own threads.
     async fn answer<T: Send + 'static>(
         &self,
@@ -355,12 +370,8 @@ impl Store for PostgresStore {
 
     async fn prune(&self, now_ms: u64, retention: &Retention) -> Result<u64, StoreError> {
         let (shared, retention) = (Arc::clone(&self.shared), retention.clone());
-        let (answer, answered) = oneshot::channel();
         // However long it takes: nobody is told to prune again.
-        self.shared.runtime.spawn(async move {
-            let _ = answer.send(prune::prune(&shared, now_ms, &retention).await);
-        });
-        answered.await.map_err(|_| stopped())?
+        self.finish(async move { prune::prune(&shared, now_ms, &retention).await }).await
     }
 
     async fn samples(&self, tenant: TenantNo, query: SampleQuery) -> Result<Vec<SampleRow>, StoreError> {
