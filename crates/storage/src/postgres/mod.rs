@@ -35,6 +35,7 @@ mod snapshot;
 mod sql;
 mod sums;
 mod target;
+mod tell;
 mod timeline;
 mod topics;
 mod trim;
@@ -260,7 +261,7 @@ impl PostgresStore {
 impl Store for PostgresStore {
     async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
         if let Some(known) = self.shared.caches.tenants.get(tenant) {
-            self.shared.caches.watch(known);
+            self.shared.caches.tellers.watch(known);
             return Ok(known);
         }
         let (shared, tenant) = (Arc::clone(&self.shared), tenant.clone());
