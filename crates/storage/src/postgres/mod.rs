@@ -9,14 +9,17 @@
 
 mod audit;
 mod caches;
+mod claims;
 mod commit;
 mod conflicts;
 mod connect;
 mod diagnose;
 mod events;
 mod filter;
+mod followers;
 mod lanes;
 mod leases;
+mod listen;
 mod load;
 mod log;
 mod migrate;
@@ -25,6 +28,7 @@ mod names;
 mod nodes;
 mod once;
 mod open;
+mod outbox;
 mod paged;
 mod pages;
 mod prune;
@@ -97,6 +101,9 @@ pub struct PostgresOptions {
     pub watch_ms: u64,
     /// Threads that the store works with.
     pub threads: usize,
+    /// Claims that have a column of their own in the outbox (`sync_events`), where other programs address events by them.
+    /// Columns that are missing are added. Names are made of `a` to `z`, `0` to `9` and `_`, and begin with no digit.
+    pub outbox_claims: Vec<Box<str>>,
 }
 
 impl std::fmt::Debug for PostgresOptions {
@@ -132,6 +139,14 @@ pub enum PostgresError {
     /// Stored bytes are not what this program wrote.
     #[error("the database holds something unreadable: {0}")]
     Corrupt(String),
+    /// A claim cannot have a column in the outbox.
+    #[error("the claim {claim} cannot have a column in the outbox: {reason}")]
+    Claim {
+        /// The claim.
+        claim: Box<str>,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The threads could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(String),
@@ -162,6 +177,8 @@ struct Shared {
     skew_ms_max: u64,
     record_bytes: usize,
     wait: Duration,
+    outbox_claims: Vec<Box<str>>,
+    bell: listen::Bell,
     cursor_secret: [u8; 32],
     #[cfg(test)]
     faults: std::sync::OnceLock<commit::Faults>,
