@@ -10,6 +10,7 @@ use driftline_realtime::Pattern;
 
 use crate::group::Placement;
 use crate::review::conflicts_kind;
+use crate::rules::EventRules;
 use crate::samples::Retention;
 
 /// How long points of series are kept, in milliseconds: 90 days.
@@ -240,14 +241,30 @@ impl Catalogue {
         Some((rule, rule.telemetry.as_ref()?))
     }
 
-    /// Returns the templates of all topics on which kinds announce.
-    #[must_use]
-    pub fn announced(&self) -> Vec<Box<str>> {
+    /// Returns the patterns of all topics on which kinds announce, and whether samples are announced there.
+    pub(crate) fn announced(&self) -> Vec<(Pattern, bool)> {
         let rules = self.kinds.values().filter_map(|rule| match &rule.telemetry {
-            Some(telemetry) => telemetry.announce.as_ref(),
-            None => rule.announce.as_ref(),
+            Some(telemetry) => Some((telemetry.announce.as_ref()?, true)),
+            None => Some((rule.announce.as_ref()?, false)),
         });
-        rules.flat_map(|announce| announce.topics.iter().map(|topic| topic.as_str().into())).collect()
+        rules
+            .flat_map(|(rule, of_samples)| rule.topics.iter().map(move |topic| (topic.clone(), of_samples)))
+            .collect()
+    }
+
+    /// Has announced events kept and conflated as the rules of their topics say.
+    pub(crate) fn settle(&mut self, rules: &EventRules) {
+        let settled = |announce: &mut Option<Arc<Announce>>| {
+            if let Some(announce) = announce {
+                *announce = Arc::new(rules.settle(announce.as_ref().clone()));
+            }
+        };
+        for rule in self.kinds.values_mut() {
+            settled(&mut rule.announce);
+            if let Some(telemetry) = &mut rule.telemetry {
+                settled(&mut Arc::make_mut(telemetry).announce);
+            }
+        }
     }
 
     /// Returns which samples go, and when.

@@ -56,6 +56,22 @@ impl EventDraft {
         }
     }
 
+    /// Makes the draft of a device's event, on the device's own topic and others: its name stands before the fields.
+    #[must_use]
+    pub fn of_device(kind: &str, device: &DeviceKey, topics: &[&str], fields: &Object, at_ms: u64) -> Self {
+        let own = format!("device_{}", device.device());
+        let topics = std::iter::once(own.as_str()).chain(topics.iter().copied()).map(Box::from).collect();
+        let name = quoted(device.device());
+        let others = fields.iter().filter(|(name, _)| *name != "device_id");
+        let data = members(std::iter::once(("device_id", name.as_str())).chain(others));
+        let values = members(std::iter::once(("device_id", name.as_str())));
+        Self {
+            owner: Some(device.clone()),
+            values: values.into(),
+            ..Self::new(kind, topics, format!("{{{data}}}").into(), at_ms)
+        }
+    }
+
     /// Estimates its bytes, to bound a commit group.
     #[must_use]
     pub fn bytes(&self) -> usize {

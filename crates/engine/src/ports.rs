@@ -98,6 +98,8 @@ pub struct Identity {
     pub user: UserId,
     /// The user's roles.
     pub roles: Vec<Box<str>>,
+    /// The user's claims that may name groups, each with one value; of one claim there may be several.
+    pub claims: Vec<(Box<str>, Box<str>)>,
     /// The device, on routes that have one.
     pub device: Option<(DeviceNo, DeviceKey)>,
     /// The scopes that the user reads and writes, sorted.

@@ -34,6 +34,7 @@
 mod access;
 mod filter;
 mod follow;
+mod joined;
 mod name;
 mod pattern;
 mod position;
@@ -43,11 +44,12 @@ mod topics;
 pub use access::{Access, Subject};
 pub use filter::{FILTER_FIELDS_MAX, FILTER_TYPES_MAX, FILTER_VALUES_MAX, Filter, FilterError};
 pub use follow::{Follow, Offer};
+pub use joined::JOINED_PER_RULE_MAX;
 pub use name::{NameError, TOPIC_BYTES_MAX, TopicName};
 pub use pattern::{FillError, PLACEHOLDERS_MAX, Pattern, PatternError};
-pub use position::{Asked, Incomplete, Log, Position, PositionError, Recovery, recover};
+pub use position::{Asked, Incomplete, Log, Position, PositionError, Recovery, recover, recover_page};
 pub use queue::{Pushed, Queue};
-pub use topics::{JOINED_PER_RULE_MAX, RULES_MAX, TopicRule, Topics, TopicsError, Verdict};
+pub use topics::{RULES_MAX, TopicRule, Topics, TopicsError, Verdict};
 
 /// Compiles and runs the example of the readme.
 #[cfg(doctest)]

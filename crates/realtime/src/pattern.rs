@@ -1,19 +1,18 @@
 //! Patterns of topics: literals with placeholders between them.
 
+mod error;
+mod parts;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use thiserror::Error;
+pub use error::{FillError, PatternError};
+pub use parts::PLACEHOLDERS_MAX;
 
-use crate::name::{NameError, TOPIC_BYTES_MAX, TopicName, check, is_topic_byte};
-
-/// How many placeholders one pattern may have.
-pub const PLACEHOLDERS_MAX: usize = 16;
-
-/// The length of the longest name of a placeholder, in bytes.
-const PLACEHOLDER_BYTES_MAX: usize = 64;
+use crate::name::{TOPIC_BYTES_MAX, TopicName, check, is_topic_byte};
+use parts::{Part, parts};
 
 /// A family of topics, such as `user_{sub}` or `zone.{area}.{room}`.
 ///
@@ -29,13 +28,6 @@ pub struct Pattern {
     text: Box<str>,
     parts: Box<[Part]>,
     literal_bytes: usize,
-}
-
-/// A part of the text, without braces.
-#[derive(Debug, Clone)]
-enum Part {
-    Literal(Range<usize>),
-    Placeholder(Range<usize>),
 }
 
 impl Pattern {
@@ -204,37 +196,6 @@ fn split<'t>(text: &'t str, literal: &str, is_last: bool) -> Option<(&'t str, &'
     Some((&text[..end], &text[end + literal.len()..]))
 }
 
-fn parts(text: &str) -> Result<Vec<Part>, PatternError> {
-    if text.is_empty() {
-        return Err(PatternError::Empty);
-    }
-    let mut parts = Vec::new();
-    let mut at = 0;
-    while at < text.len() {
-        let rest = &text[at..];
-        if let Some(inner) = rest.strip_prefix('{') {
-            if matches!(parts.last(), Some(Part::Placeholder(_))) {
-                return Err(PatternError::Adjacent);
-            }
-            let length = inner.find('}').ok_or(PatternError::Placeholder)?;
-            let is_name = inner.bytes().take(length).all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-            if !is_name || !(1..=PLACEHOLDER_BYTES_MAX).contains(&length) {
-                return Err(PatternError::Placeholder);
-            }
-            parts.push(Part::Placeholder(at + 1..at + 1 + length));
-            at += length + 2;
-        } else {
-            let length = rest.find('{').unwrap_or(rest.len());
-            if !rest.bytes().take(length).all(is_topic_byte) {
-                return Err(PatternError::Character);
-            }
-            parts.push(Part::Literal(at..at + length));
-            at += length;
-        }
-    }
-    Ok(parts)
-}
-
 fn check_value(name: &str, value: &str) -> Result<(), FillError> {
     if value.is_empty() {
         return Err(FillError::Empty(name.into()));
@@ -273,59 +234,10 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// The text is no pattern of topics.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum PatternError {
-    /// There is no character.
-    #[error("a pattern is not empty")]
-    Empty,
-    /// Every topic that matches has more than [`TOPIC_BYTES_MAX`] bytes.
-    #[error("a pattern has at most {TOPIC_BYTES_MAX} characters, a placeholder counting as one")]
-    TooLong,
-    /// A character outside of placeholders is none of those that a topic may hold.
-    #[error("a pattern consists of letters, digits, the characters _ . : - and placeholders")]
-    Character,
-    /// A placeholder is not closed, or its name is empty, too long or holds another character.
-    #[error(
-        "a placeholder is 1 to {PLACEHOLDER_BYTES_MAX} letters, digits and underscores between two braces"
-    )]
-    Placeholder,
-    /// Two placeholders follow each other, so that nothing says where the first one ends.
-    #[error("two placeholders are parted by a literal")]
-    Adjacent,
-    /// A name stands for two placeholders.
-    #[error("the placeholder {0} occurs twice")]
-    Twice(Box<str>),
-    /// There are more than [`PLACEHOLDERS_MAX`] placeholders.
-    #[error("a pattern has at most {PLACEHOLDERS_MAX} placeholders")]
-    TooMany,
-}
-
-/// The values make no topic of the pattern; each variant names the placeholder.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum FillError {
-    /// There is no value.
-    #[error("the placeholder {0} has no value")]
-    Missing(Box<str>),
-    /// The value is empty.
-    #[error("the value of {0} is empty")]
-    Empty(Box<str>),
-    /// The value holds a character that a topic may not hold.
-    #[error("the value of {0} holds a character that is not allowed")]
-    Character(Box<str>),
-    /// The topic would be divided elsewhere: the value holds the beginning of what follows the placeholder.
-    #[error("the value of {0} holds what ends the placeholder")]
-    Ambiguous(Box<str>),
-    /// All values are good, but what they make is no topic.
-    #[error(transparent)]
-    Topic(NameError),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::NameError;
 
     fn pattern(text: &str) -> Pattern {
         Pattern::parse(text).expect("a pattern")

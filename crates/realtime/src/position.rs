@@ -158,7 +158,12 @@ impl Incomplete {
 /// What is missing after [`Incomplete::Trimmed`] lies between the position and `from`, both ends: behind the first, up to
 /// the second. An event in there that another topic still retains is not read either, so that what is told is exact.
 ///
+/// Who asks for everything gets, of what lies before the floor, whatever is retained when it is read; behind the floor there
+/// is no gap for it either.
+///
 /// [`Incomplete::Limit`] and [`Incomplete::Forbidden`] are found by whoever reads the log and knows the rights.
+///
+/// The answer holds for the log as it was looked at. Whoever reads it in several steps asks [`recover_page`] at each.
 #[must_use]
 pub fn recover(asked: &Asked, log: &Log) -> Recovery {
     let Log { epoch, head, floor } = *log;
@@ -172,6 +177,25 @@ pub fn recover(asked: &Asked, log: &Log) -> Recovery {
         return Recovery::Incomplete { reason: Incomplete::Trimmed, from: floor };
     }
     Recovery::Complete { from: asked.id }
+}
+
+/// Says whether a recovery that began with `begun` can go on behind `position`, now that the log is `log`.
+///
+/// Between two pages the log may be trimmed, so that the second begins behind a hole. `log` is looked at together with the
+/// page: in one transaction, or else its head before the page is read and its floor after that. What lies before
+/// the floor of the beginning is no hole: either the position is behind it, or everything that is retained was asked for.
+#[must_use]
+pub fn recover_page(position: u64, begun: &Log, log: &Log) -> Recovery {
+    let asked = Asked { epoch: Some(begun.epoch), id: position };
+    if begun.epoch == log.epoch && log.floor <= begun.floor && position <= log.head {
+        return Recovery::Complete { from: position };
+    }
+    match recover(&asked, log) {
+        Recovery::Complete { from: 0 } if log.floor > 0 => {
+            Recovery::Incomplete { reason: Incomplete::Trimmed, from: log.floor }
+        }
+        answer => answer,
+    }
 }
 
 #[cfg(test)]
@@ -233,6 +257,27 @@ mod tests {
         let empty = Log { epoch: EPOCH, head: 0, floor: 0 };
         assert_eq!(recover(&Asked { epoch: None, id: 0 }, &empty), complete(0));
         assert_eq!(recover(&Asked { epoch: None, id: 1 }, &empty), incomplete(Incomplete::Ahead, 0));
+    }
+
+    #[test]
+    fn a_page_notices_what_was_trimmed_since_the_beginning() {
+        let begun = Log { epoch: EPOCH, head: 100, floor: 40 };
+        let complete = |from| Recovery::Complete { from };
+        let incomplete = |reason, from| Recovery::Incomplete { reason, from };
+        for (position, log, expected) in [
+            (0, begun, complete(0)),
+            (10, begun, complete(10)),
+            (40, Log { head: 120, ..begun }, complete(40)),
+            (60, Log { floor: 60, ..begun }, complete(60)),
+            (59, Log { floor: 60, ..begun }, incomplete(Incomplete::Trimmed, 60)),
+            (10, Log { floor: 41, ..begun }, incomplete(Incomplete::Trimmed, 41)),
+            (0, Log { floor: 41, ..begun }, incomplete(Incomplete::Trimmed, 41)),
+            (50, Log { head: 49, ..begun }, incomplete(Incomplete::Ahead, 49)),
+            (50, Log { epoch: Epoch::new(1), ..begun }, incomplete(Incomplete::EpochChanged, 40)),
+            (0, Log { epoch: Epoch::new(1), ..begun }, incomplete(Incomplete::EpochChanged, 40)),
+        ] {
+            assert_eq!(recover_page(position, &begun, &log), expected, "{position} {log:?}");
+        }
     }
 
     #[test]

@@ -263,6 +263,19 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_forgotten_with_their_items() {
+        let mut queue = Queue::new(40);
+        for key in 0..1_000 {
+            queue.push(0, 10, Some(key));
+            if key % 3 == 0 {
+                queue.pop();
+            }
+        }
+        let conflated = queue.conflated.as_ref().expect("some wait");
+        assert_eq!((conflated.numbers.len(), conflated.items.len()), (queue.len(), queue.len()));
+    }
+
+    #[test]
     fn conflated_items_give_way_oldest_first() {
         let mut queue = Queue::new(40);
         for item in 1..=4 {

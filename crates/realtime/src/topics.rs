@@ -1,19 +1,16 @@
 //! The catalogue of topics.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use thiserror::Error;
 
 use crate::access::{Access, Subject};
-use crate::name::{TOPIC_BYTES_MAX, TopicName, check, is_topic_byte};
+use crate::joined::own_topics;
+use crate::name::{TopicName, check};
 use crate::pattern::Pattern;
 
 /// How many rules a catalogue may have.
 pub const RULES_MAX: usize = 1_024;
-
-/// How many topics of one rule a subject joins by itself at most.
-pub const JOINED_PER_RULE_MAX: usize = 64;
 
 /// What holds for the topics of one pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +117,7 @@ impl Topics {
     ///
     /// A pattern without placeholders is one topic. A pattern with placeholders gives one for each combination of the
     /// subject's own claims, in their order, the last placeholder changing fastest; the first
-    /// [`JOINED_PER_RULE_MAX`] combinations count. A topic that another rule governs is left to that rule.
+    /// [`crate::JOINED_PER_RULE_MAX`] combinations count. A topic that another rule governs is left to that rule.
     #[must_use]
     pub fn joined(&self, subject: &Subject<'_>) -> Vec<TopicName> {
         let mut joined = Vec::new();
@@ -199,40 +196,6 @@ fn groups(rules: &[TopicRule]) -> Vec<Group> {
     groups
 }
 
-/// Goes through the topics that a pattern has for the claims of a subject, of the first combinations of them.
-fn own_topics<'a>(pattern: &'a Pattern, subject: &'a Subject<'_>) -> impl Iterator<Item = TopicName> + 'a {
-    let values: Vec<(&str, Vec<&str>)> =
-        pattern.placeholders().map(|name| (name, own_values(name, subject))).collect();
-    let combinations =
-        values.iter().try_fold(1_usize, |product, (_, values)| product.checked_mul(values.len()));
-    let combinations = combinations.unwrap_or(JOINED_PER_RULE_MAX).min(JOINED_PER_RULE_MAX);
-    (0..combinations).filter_map(move |combination| {
-        let mut chosen: Vec<(&str, &str)> = Vec::with_capacity(values.len());
-        let mut rest = combination;
-        for (name, values) in values.iter().rev() {
-            chosen.push((name, values[rest % values.len()]));
-            rest /= values.len();
-        }
-        let value = |name: &str| chosen.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
-        pattern.fill(|name| value(name).map(Cow::Borrowed)).ok()
-    })
-}
-
-/// Returns the different values of a claim that can stand in a topic, in order, as many as one rule can use.
-fn own_values<'a>(claim: &str, subject: &Subject<'a>) -> Vec<&'a str> {
-    let mut values: Vec<&str> = Vec::new();
-    for value in subject.values(claim) {
-        let fits = (1..=TOPIC_BYTES_MAX).contains(&value.len()) && value.bytes().all(is_topic_byte);
-        if fits && !values.contains(&value) {
-            values.push(value);
-        }
-        if values.len() == JOINED_PER_RULE_MAX {
-            break;
-        }
-    }
-    values
-}
-
 /// The rules make no catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -248,6 +211,7 @@ pub enum TopicsError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::JOINED_PER_RULE_MAX;
 
     fn rule(pattern: &str) -> TopicRule {
         TopicRule {

@@ -11,11 +11,11 @@ use driftline_protocol::{
 };
 
 use super::{Engine, unavailable};
+use crate::events::EventDraft;
 use crate::group::{Aggregate, Answered, Entry, Once, OnceKey, Receipt, Submission, Task};
 use crate::ingest::{SampleEcho, Source, answer, entries};
 use crate::ports::{Identity, Observer, Store};
 use crate::registry::DeviceSign;
-use crate::signal::Signal;
 use crate::streams::Brought;
 
 /// Samples that are applied together.
@@ -215,27 +215,31 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
         drop(known);
         for alert in alerts {
-            self.hub.signal(identity.tenant, alert);
+            self.tell(identity.tenant, alert);
         }
     }
 
-    /// Takes what a device says of itself: it is told to whoever listens, and written behind.
+    /// Takes what a device says of itself: an event tells of it, and the registry's row is written behind.
     ///
     /// # Errors
-    /// `MISSING_DEVICE_ID`.
-    pub fn report(&self, identity: &Identity, status: &DeviceStatus, now_ms: u64) -> Result<BareAck, Fault> {
-        let Some((device, key)) = &identity.device else {
+    /// `MISSING_DEVICE_ID`, `STORE_UNAVAILABLE`.
+    pub async fn report(
+        &self,
+        identity: &Identity,
+        status: &DeviceStatus,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<BareAck, Fault> {
+        let Some((_, key)) = &identity.device else {
             return Err(Fault::new(ErrorCode::MissingDeviceId, "a status needs a device"));
         };
         let sign = DeviceSign::Reported {
             status: status.status.as_deref().map(Box::from),
             report: status.fields.as_str().into(),
         };
-        let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
-        presence.note((identity.tenant, *device), now_ms, sign);
-        drop(presence);
-        let signal = Signal::of_device("device_status", key, &["device_status"], &status.fields, now_ms);
-        self.hub.signal(identity.tenant, signal);
+        self.sign(identity, sign, now_ms);
+        let draft = EventDraft::of_device("device_status", key, &["device_status"], &status.fields, now_ms);
+        self.publish_draft(identity, draft, None, now_ms, correlation).await?;
         Ok(BareAck { of: "device_status".into(), replayed: false })
     }
 
