@@ -21,7 +21,7 @@ const MISSED_MAX: u64 = 10_000;
 const PAGE_ROWS: i64 = 500;
 const PAGE_BYTES: i64 = 1 << 20;
 /// After which time a log that cannot be read is left to whoever listens.
-const UNREAD: Duration = Duration::from_secs(5);
+const UNREAD: Duration = Duration::from_secs(10);
 
 /// Up to where the listeners of each tenant were told.
 #[derive(Default)]
