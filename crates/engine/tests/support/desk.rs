@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use driftline_engine::{
-    Catalogue, Close, Done, Engine, Hub, Identity, NullObserver, Output, Session, Store, Subscription, Work,
+    Catalogue, Close, Done, Ear, Engine, Heard, Hub, Identity, Listener, NullObserver, Output, Session, Store,
+    Subscription, Work,
 };
 use driftline_model::{DeviceId, Limits, TenantId, UserId};
-use driftline_protocol::{Document, Encoding, ServerMessage, decode};
+use driftline_protocol::{Document, Encoding, EventView, ServerMessage, decode};
 use driftline_storage::MemoryStore;
 use driftline_testkit::{Author, Draft, FixedClock, SeededRandom, World, block_on};
 
@@ -42,6 +43,21 @@ impl Frame {
             _ => None,
         }
     }
+}
+
+/// An event as it goes over the wire.
+fn told(heard: &Heard) -> Frame {
+    let event = &heard.event;
+    let view = EventView {
+        kind: &event.kind,
+        id: event.id.map(|id| (event.epoch, id)),
+        topic: &event.topics[heard.topic],
+        values: &event.values,
+        data: &event.data,
+        at_ms: event.at_ms,
+        now_ms: event.at_ms,
+    };
+    Frame::read(view.encode())
 }
 
 /// The server's side, with any number of sessions.
@@ -90,12 +106,16 @@ impl Office {
         let now_ms = driftline_engine::Clock::now_ms(&*self.clock);
         let (limits, id) = (Arc::clone(self.engine.limits()), "c1".to_owned());
         let meter = self.engine.meter(&identity.tenant_id, &identity.user, now_ms);
+        let listener = self.engine.listener(&identity, Ear::of(&identity), false);
+        block_on(self.engine.begin(&identity, &listener)).expect("a head");
         let session = Session::new(Arc::clone(&identity), limits, meter, &head, id, 7 << 64, now_ms);
+        let session = session.listening(Arc::clone(&listener));
         let mut desk = Desk {
             office: self,
             session,
             identity,
             inbox,
+            listener,
             now_ms,
             asked: VecDeque::new(),
             sent: Vec::new(),
@@ -112,6 +132,7 @@ pub(crate) struct Desk<'a> {
     pub(crate) session: Session,
     pub(crate) identity: Arc<Identity>,
     inbox: Subscription,
+    pub(crate) listener: Arc<Listener>,
     pub(crate) now_ms: u64,
     asked: VecDeque<Work>,
     sent: Vec<Frame>,
@@ -125,6 +146,7 @@ impl Desk<'_> {
             assert_eq!(self.closed, None, "nothing comes after a close: {output:?}");
             match output {
                 Output::Send(text) => self.sent.push(Frame::read(text)),
+                Output::Events(heard) => self.sent.extend(heard.iter().map(told)),
                 Output::Work(work) => self.asked.push_back(*work),
                 Output::Close(close) => self.closed = Some(close),
                 other => panic!("{other:?} is new"),
@@ -171,6 +193,21 @@ impl Desk<'_> {
         }
     }
 
+    /// Takes the events that wait, and reads the log on.
+    pub(crate) fn listen(&mut self) {
+        loop {
+            let mut heard = Vec::new();
+            self.listener.take(1 << 20, &mut heard);
+            self.sent.extend(heard.iter().map(told));
+            self.session.read_on();
+            self.poll();
+            if heard.is_empty() && self.asked.is_empty() {
+                return;
+            }
+            self.settle();
+        }
+    }
+
     /// Loses what was committed.
     pub(crate) fn lose(&mut self) {
         while self.inbox.try_next().is_some() {}
@@ -186,6 +223,7 @@ impl Desk<'_> {
         self.feed(frame);
         self.settle();
         self.hear();
+        self.listen();
         self.take()
     }
 
