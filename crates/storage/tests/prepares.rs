@@ -92,8 +92,12 @@ fn assert_settings(events: &[Event]) {
             .iter()
             .any(|event| matches!(event, Event::Ran(of, sql) if *of == connection && sql.contains(part)))
     };
-    assert_eq!(CONNECTIONS.load(Ordering::SeqCst), 3, "one writes, one reads, one keeps the side file");
-    for connection in 0..2 {
+    assert_eq!(
+        CONNECTIONS.load(Ordering::SeqCst),
+        4,
+        "one writes, one reads, one looks into the outbox, one keeps the side file"
+    );
+    for connection in 0..3 {
         assert!(ran(connection, "PRAGMA synchronous = FULL"), "connection {connection}");
         let asked = Event::Ran(connection, "PRAGMA synchronous".to_owned());
         assert!(events.contains(&asked), "connection {connection} asks whether it took");

@@ -125,7 +125,7 @@ pub(super) fn drain(
         Err(error) => {
             writer.roll_back();
             Err(match error {
-                GroupError::Store(error) => error,
+                GroupError::Store(error) | GroupError::NotBegun(error) => error,
                 GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
             })
         }
@@ -168,8 +168,8 @@ fn route(
     now_ms: u64,
 ) -> Result<(driftline_model::TenantId, EventDraft), String> {
     let (tenant, draft) = router.route(row, now_ms)?;
-    let named =
-        !draft.topics.is_empty() && draft.topics.iter().all(|topic| !topic.contains(char::is_whitespace));
+    let is_name = |topic: &str| !topic.is_empty() && !topic.contains(char::is_whitespace);
+    let named = !draft.topics.is_empty() && draft.topics.iter().all(|topic| is_name(topic));
     if named { Ok((tenant, draft)) } else { Err("it has no topic".into()) }
 }
 
