@@ -12,8 +12,7 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use driftline_engine::{
-    Drained, EventDraft, EventQuery, OutboxRouter, OutboxRow, Published, Store, StoreError,
-    Submission,
+    Drained, EventDraft, EventQuery, OutboxRouter, OutboxRow, Published, Store, StoreError, Submission,
 };
 use driftline_model::{DeviceNo, TenantId, TenantNo};
 use driftline_protocol::Document;
