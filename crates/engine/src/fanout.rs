@@ -59,7 +59,10 @@ impl Ear {
     #[must_use]
     pub fn of(identity: &crate::ports::Identity) -> Self {
         let staff = crate::catalogue::STAFF_ROLES.iter().any(|role| identity.has_role(role));
-        Self { user: identity.user.to_string().into(), staff, device: None }
+        // Whoever brings no token owns nothing, whatever other users are called.
+        let anonymous = identity.has_role(crate::rules::ANONYMOUS_ROLE);
+        let user = if anonymous { "".into() } else { identity.user.to_string().into() };
+        Self { user, staff: staff && !anonymous, device: None }
     }
 
     /// Tells whether an event may be heard.

@@ -152,6 +152,30 @@ impl<S: Store, O: Observer> Engine<S, O> {
         self.sign(identity, sign, now_ms);
     }
 
+    /// Refuses whoever may not listen to a topic.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` for a topic that there is not or of which presence is not kept; `FORBIDDEN`; `STORE_UNAVAILABLE`.
+    pub async fn require_audience(&self, identity: &Identity, topic: &str) -> Result<(), Fault> {
+        let missing = || Fault::new(ErrorCode::NotFound, "there is no such topic here");
+        let forbidden = || Fault::new(ErrorCode::Forbidden, "to listen to the topic is not your right");
+        let (rule, _) = self.rules.rule(topic).ok_or_else(missing)?;
+        if !rule.presence {
+            return Err(missing());
+        }
+        match self.rules.may_subscribe(topic, identity) {
+            Verdict::Unknown => return Err(missing()),
+            Verdict::Forbidden => return Err(forbidden()),
+            Verdict::Allowed => {}
+        }
+        match self.rules.device_of(topic) {
+            Some(device) if !super::is_staff(identity) && !self.owns(identity, device).await? => {
+                Err(forbidden())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Says whether somebody may listen to a topic.
     async fn grant(
         &self,
