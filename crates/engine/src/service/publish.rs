@@ -201,7 +201,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// `STORE_UNAVAILABLE`.
     pub async fn drain_outbox(&self, batch: usize) -> Result<Drained, Fault> {
         let router = Arc::new(Router(Arc::clone(&self.rules)));
-        self.store.log().drain_outbox(batch, router).await.map_err(|error| unavailable(&error))
+        let drained =
+            self.store.log().drain_outbox(batch, router).await.map_err(|error| unavailable(&error))?;
+        self.observer.drained(drained.processed, drained.failed);
+        Ok(drained)
     }
 
     /// Waits until rows may have come into the outbox. Dropping the future loses nothing.
