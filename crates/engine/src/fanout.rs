@@ -125,6 +125,15 @@ pub struct Heard {
     pub topic: usize,
 }
 
+/// What a client asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscribed {
+    /// The topic.
+    pub topic: Box<str>,
+    /// Which of its events are wanted; none: all.
+    pub filter: Option<Arc<Filter>>,
+}
+
 /// What a listener is to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ring {
@@ -479,6 +488,24 @@ impl Listener {
     #[must_use]
     pub fn topics(&self) -> Vec<Box<str>> {
         self.topics_mut().keys().cloned().collect()
+    }
+
+    /// Returns the topics that the client did not ask for: those that the route or the server gave.
+    #[must_use]
+    pub fn joined(&self) -> Vec<Box<str>> {
+        let topics = self.topics_mut();
+        topics.iter().filter(|(_, asked)| !**asked).map(|(topic, _)| topic.clone()).collect()
+    }
+
+    /// Returns what the client asked for: topics with their filters.
+    #[must_use]
+    pub fn subscriptions(&self) -> Vec<Subscribed> {
+        let filters = self.filters();
+        let filter =
+            |topic: &str| filters.iter().find(|(of, _)| **of == *topic).map(|(_, filter)| Arc::clone(filter));
+        let topics = self.topics_mut();
+        let asked = topics.iter().filter(|(_, asked)| **asked);
+        asked.map(|(topic, _)| Subscribed { topic: topic.clone(), filter: filter(topic) }).collect()
     }
 
     /// Returns the filters, by topic.

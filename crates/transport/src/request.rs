@@ -134,6 +134,11 @@ enum By {
 }
 
 impl Caller {
+    /// Makes a caller of the bearer of a token.
+    pub(crate) fn of(claims: Claims) -> Self {
+        Self { claims, by: By::Token }
+    }
+
     /// Returns when the caller has to go, in Unix seconds; none: whoever came without a token.
     pub(crate) fn expires_s(&self) -> Option<u64> {
         (!matches!(self.by, By::Nothing)).then_some(self.claims.expires_s)

@@ -10,7 +10,7 @@ use driftline_realtime::{Asked, Filter, Incomplete, Log, Recovery, Verdict, reco
 
 use super::{Engine, unavailable};
 use crate::events::EventDraft;
-use crate::fanout::{DEVICE_TOPIC, DEVICES_OF, Ear, Heard, Listener};
+use crate::fanout::{DEVICE_TOPIC, DEVICES_OF, Ear, Heard, Listener, Subscribed};
 use crate::log::EventQuery;
 use crate::ports::{Head, Identity, Observer, Store};
 use crate::registry::{DeviceQuery, DeviceSign};
@@ -134,6 +134,24 @@ impl<S: Store, O: Observer> Engine<S, O> {
             verdicts.iter().filter(|(_, verdict)| verdict.is_err()).map(|(topic, _)| (*topic).clone());
         self.note_listening(identity, listener, refused.collect(), &head, now_ms);
         Ok(EventsSubscribed { topics: verdicts.into_iter().map(answer).collect() })
+    }
+
+    /// Has a listener take back what its client asked for before, as far as it may have it now.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn take_back(
+        &self,
+        identity: &Identity,
+        listener: &Listener,
+        before: &[Subscribed],
+    ) -> Result<(), Fault> {
+        for Subscribed { topic, filter } in before {
+            if self.grant(identity, listener, topic).await?.is_ok() {
+                listener.subscribe(topic, filter.clone());
+            }
+        }
+        Ok(())
     }
 
     /// Takes down what a device listens to, so that it can be told why it did not get an event.
