@@ -239,14 +239,14 @@ fn whoever_listens_is_told_of_every_event_once_and_in_order() {
         nodes.iter().flatten().map(|node| block_on(node.tenant(&acme())).expect("a tenant")).collect();
     let done = AtomicBool::new(false);
     // The last node goes while everybody is at it, and comes again with a new ear.
-    let goes = nodes[2].take().expect("a node");
+    let (goes, there) = (nodes[2].take().expect("a node"), tenants[2]);
     let (again, ids, inserted, drained) = thread::scope(|scope| {
         let lost = scope.spawn(move || {
             let publisher = scope.spawn({
                 let goes = goes.clone();
                 move || publish(&goes, 90, 1 << 20)
             });
-            while database_head(&goes, tenants[2]) < 100 {
+            while database_head(&goes, there) < 100 {
                 thread::sleep(Duration::from_millis(5));
             }
             goes.shared.writers.close();
