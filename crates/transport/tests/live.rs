@@ -198,7 +198,8 @@ async fn a_stream_that_was_cut_is_told_as_slow() {
     assert_eq!(harness.register("t1", "ada", &json!({"device_id": "d1"})).await.status, 201);
     let (mut source, _) = listen(&harness, &grant("t1", "ada", "user"), "?device_id=d1").await;
     // It is larger than all that may wait, so that the stream ends and the client comes back for it.
-    let large = publish(&harness, &json!({"topic": "all", "type": "a", "data": {"x": "x".repeat(2_000)}})).await;
+    let large =
+        publish(&harness, &json!({"topic": "all", "type": "a", "data": {"x": "x".repeat(2_000)}})).await;
     let rest = source.rest().await;
     assert_eq!(rest.last().and_then(|block| block.comment.as_deref()), Some("the stream was not read"));
     harness.app.tick().await;
@@ -242,7 +243,9 @@ fn titles(list: &Value) -> Vec<&str> {
 #[tokio::test]
 async fn notifications_are_read_by_each_user_alone() {
     let harness = start(Setup::default()).await;
-    for (title, users) in [("one", None), ("two", Some(json!(["ada"]))), ("three", None), ("four", Some(json!(["bob"])))] {
+    for (title, users) in
+        [("one", None), ("two", Some(json!(["ada"]))), ("three", None), ("four", Some(json!(["bob"])))]
+    {
         let mut body = json!({"type": "news", "title": title, "message": "m", "severity": "low"});
         if let Some(users) = users {
             body["user_ids"] = users;

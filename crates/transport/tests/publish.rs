@@ -94,8 +94,12 @@ async fn a_request_that_comes_again_publishes_once() {
     let table = [
         ("/api/v1/events", json!({"topic": "all", "type": "told"}), 202),
         ("/ws/broadcast", json!({"data": {"a": 1}}), 200),
-        ("/ws/notification", json!({"type": "n", "title": "t", "message": "m", "severity": "low",
-                                    "user_ids": ["ada"]}), 200),
+        (
+            "/ws/notification",
+            json!({"type": "n", "title": "t", "message": "m", "severity": "low",
+                                    "user_ids": ["ada"]}),
+            200,
+        ),
         ("/ws/start-monitoring/d1", json!({}), 200),
     ];
     for (at, (path, body, status)) in table.into_iter().enumerate() {
@@ -140,8 +144,7 @@ async fn duplicates_and_late_states_are_dropped() {
 #[tokio::test]
 async fn every_shortcut_tells_whom_it_should() {
     let harness = start(Setup::default()).await;
-    let mut source =
-        listen(&harness, "ada", "security,device_d1,metrics_d1,performance,notifications").await;
+    let mut source = listen(&harness, "ada", "security,device_d1,metrics_d1,performance,notifications").await;
     let alert = json!({"device_id": "d1", "title": "t", "message": "m", "severity": "critical"});
     let notice = json!({"type": "news", "title": "t", "message": "m", "severity": "low"});
     let table = [
@@ -189,7 +192,8 @@ async fn every_shortcut_tells_whom_it_should() {
     let data = &event["data"];
     assert_eq!((&data["type"], &data["is_read"]), (&json!("news"), &json!(false)));
     assert!(data["id"].is_string() && data["created_at"].is_string(), "{data}");
-    let named = json!({"type": "news", "title": "t", "message": "m", "severity": "low", "user_ids": ["ada", 7]});
+    let named =
+        json!({"type": "news", "title": "t", "message": "m", "severity": "low", "user_ids": ["ada", 7]});
     assert_eq!(post(&harness, "/ws/notification", &named).await["reached"], 1);
     let event = source.event().await;
     assert_eq!((&event["topic"], event["data"].get("user_ids")), (&json!("user_ada"), None));
@@ -255,7 +259,11 @@ async fn bodies_that_are_wrong_are_told_where() {
     ];
     for (path, body, pointer) in table {
         let response = post_as(&harness, "admin", path, &body).await;
-        assert_eq!((response.status, response.code().as_str()), (422, "VALIDATION_ERROR"), "{path} {pointer}");
+        assert_eq!(
+            (response.status, response.code().as_str()),
+            (422, "VALIDATION_ERROR"),
+            "{path} {pointer}"
+        );
         assert_eq!(response.json()["errors"][0]["pointer"], pointer, "{path}: {}", response.text());
     }
     let broken = Request::new("POST", "/ws/broadcast").body("{").header("content-type", "application/json");
@@ -288,7 +296,10 @@ async fn a_device_is_monitored_until_it_is_told_or_the_time_is_over() {
     assert_eq!((&data["interval_s"], &data["metrics"]), (&json!(2), &json!(["cpu_usage"])));
     assert_eq!((&data["duration_s"], &data["device_id"]), (&json!(60), &json!("d1")));
     let doc = monitoring(&harness, "t1").await;
-    assert_eq!((&doc["active"], &doc["interval_s"], &doc["until"]), (&json!(true), &json!(2), &data["until"]));
+    assert_eq!(
+        (&doc["active"], &doc["interval_s"], &doc["until"]),
+        (&json!(true), &json!(2), &data["until"])
+    );
     assert_eq!(monitoring(&harness, "t2").await, nothing, "another tenant's device of that name");
 
     assert_eq!(post(&harness, "/ws/stop-monitoring/d1", &json!({})).await["reached"], 1);

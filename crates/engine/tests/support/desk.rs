@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use driftline_engine::{
-    Catalogue, Close, Done, Ear, Engine, Heard, Hub, Identity, Listener, NullObserver, Output, Session, Store,
-    Subscription, Work,
+    Catalogue, Close, Done, Ear, Engine, Heard, Hub, Identity, Listener, NullObserver, Output, Session,
+    Store, Subscription, Work,
 };
 use driftline_model::{DeviceId, Limits, TenantId, UserId};
 use driftline_protocol::{Document, Encoding, EventView, ServerMessage, decode};
