@@ -48,6 +48,8 @@ pub trait Observer: Send + Sync + 'static {
     fn remembered(&self, _layer: &'static str, _hit: bool) {}
     /// A device came by another way than before, or came again.
     fn turned(&self, _turn: crate::presence::Turn) {}
+    /// Rows of the outbox were processed; of `failed` of them no event could be made.
+    fn drained(&self, _processed: u64, _failed: u64) {}
 }
 
 /// Hears everything and counts nothing.

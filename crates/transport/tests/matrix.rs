@@ -142,7 +142,11 @@ fn verdict(route: RouteId, caller: Caller, kind: Kind) -> Option<Verdict> {
             _ => Forbidden,
         },
         // What is sent is the sender's own, and a device is registered for whoever asks.
-        RouteId::Ingest | RouteId::AddDevice | RouteId::SystemSocket => Blind,
+        RouteId::Ingest
+        | RouteId::AddDevice
+        | RouteId::SystemSocket
+        | RouteId::TopicsSocket
+        | RouteId::UpdatesSocket => Blind,
         RouteId::Telemetry => {
             if matches!(caller, Owner | Admin) {
                 Sees

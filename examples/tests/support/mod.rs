@@ -2,6 +2,7 @@
 //! tokens, and their phones.
 #![allow(dead_code, unreachable_pub, reason = "every story takes the part that it needs")]
 
+pub mod feed;
 pub mod ingest;
 pub mod roads;
 

@@ -158,13 +158,7 @@ mod tests {
 
     #[test]
     fn keys_of_telemetry_are_refused_for_records() {
-        let table = [
-            "key = [\"date\"]",
-            "time = \"date\"",
-            "retention_days = 3",
-            "watch = [\"score\"]",
-            "announce = { type = \"a\", topics = [\"b\"] }",
-        ];
+        let table = ["key = [\"date\"]", "time = \"date\"", "retention_days = 3", "watch = [\"score\"]"];
         for (key, mode) in table.iter().flat_map(|key| [(key, ""), (key, "mode = \"record\"\n")]) {
             let text = format!("[[kind]]\nname = \"note\"\n{mode}{key}");
             let error = format!("{:#}", Config::parse(&text).unwrap().catalogue(false).unwrap_err());
@@ -191,7 +185,7 @@ mod tests {
             ("announce = { type = \"\", topics = [\"a\"] }", "announce: type must"),
             ("announce = { type = \"a\", topics = [] }", "announce: topics must"),
             ("announce = { type = \"a\", topics = [\"b c\"] }", "announce: topics: \"b c\""),
-            ("announce = { type = \"a\", topics = [\"b_{c\"] }", "is not closed"),
+            ("announce = { type = \"a\", topics = [\"b_{c\"] }", "between two braces"),
             ("announce = { type = \"a\", topics = [\"b_{}\"] }", "announce: topics: \"b_{}\""),
             (
                 "announce = { type = \"a\", topics = [\"b\"], fields = [\"c\", \"c\"] }",
