@@ -211,7 +211,8 @@ fn welcome(address: SocketAddr, place: &DataPlace, config: &Config, secret: &Sha
         roles: vec!["admin".into(), "staff".into()],
         device_id: None,
         expires_s,
-        claims: serde_json::Map::new(),
+        // The newcomer is let in, whatever has to be true of users.
+        claims: config.auth.approved_claim.iter().map(|claim| (claim.clone(), true.into())).collect(),
     });
     let any = config.accepts_undeclared(true);
     println!(
