@@ -94,17 +94,16 @@ async fn exactly_what_other_programs_commit_is_delivered() {
     let sqlite = server.store_url().is_none();
     let all = if sqlite { 2 * EVENTS } else { EVENTS };
     delivered(address, tokens, all, move || {
-        std::thread::scope(|scope| {
-            let server = &server;
-            scope.spawn(|| sql(server, &transactions(0)));
-            if sqlite {
-                scope.spawn(|| {
-                    let file = server.data_dir().join("driftline.db");
-                    let output = fed(python().arg(script("insert.py")).arg(file), &transactions(EVENTS));
-                    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-                });
-            }
-        });
+        let file = server.data_dir().join("driftline.db");
+        let insert = move || {
+            let output = fed(python().arg(script("insert.py")).arg(file), &transactions(EVENTS));
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        let beside = sqlite.then(|| std::thread::spawn(insert));
+        sql(&server, &transactions(0));
+        if let Some(beside) = beside {
+            beside.join().expect("Python inserted");
+        }
         sql(&server, &last(all));
         let waiting = sql(&server, "SELECT count(*) FROM sync_events WHERE error IS NOT NULL;");
         assert_eq!(waiting, "0");
