@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use driftline_testkit::Rng;
+use driftline_testkit::http::{Request, soon};
+use driftline_testkit::memory::Memory;
 use driftline_testkit::server::{Server, program};
 use driftline_testkit::socket::Incoming;
 use serde_json::json;
@@ -60,7 +62,7 @@ async fn follow(me: &mut Subscriber, to: SocketAddr, mut rng: Rng, published: &A
     let mut cuts = 0;
     loop {
         let mut socket = me.connect(to).await;
-        let (mut budget, life) = (rng.between(1, 400), Duration::from_millis(rng.between(20, 4_000)));
+        let (mut budget, life) = (rng.between(10, 2_000), Duration::from_millis(rng.between(100, 8_000)));
         let end = tokio::time::Instant::now() + life;
         loop {
             // Nobody breaks off any more when nothing new comes.
@@ -163,4 +165,87 @@ async fn whoever_breaks_off_at_random_gets_every_event_once() {
     }
     assert!(all_cuts >= SUBSCRIBERS, "{all_cuts} cuts are few");
     println!("{all_cuts} cuts, {repeated} events came again");
+}
+
+/// Subscribers that stop reading, and what they are not to cost.
+const SLOW: usize = 8;
+const LARGE_EVENTS: u64 = 800;
+const LARGE_BYTES: usize = 16 << 10;
+/// What waits for one connection at most, with the event that was too much and a page that was on its way.
+const QUEUE_BYTES: u64 = 2 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_stops_reading_slows_nobody_and_comes_back_without_loss() {
+    let server = deployment();
+    let (to, signer) = (server.address(), Signer::of(&server));
+    let reader = |name: &str| signer.token("school", name, &["cadet"], &json!({"cadet_id": 1}));
+    let mut fast = Subscriber::new(reader("fast"), Resume::Query);
+    let mut socket = fast.connect(to).await;
+    let mut slow = Vec::new();
+    for number in 0..SLOW {
+        let mut one = Subscriber::new(reader(&format!("slow{number}")), Resume::Query);
+        let socket = one.connect_narrow(to).await;
+        slow.push((one, socket));
+    }
+    let admin = signer.token("school", "root", &["admin"], &json!({}));
+    let before = Memory::of(server.pid()).resident;
+    let publishing = admin.clone();
+    let publishing = tokio::spawn(async move {
+        let mut publisher = Publisher::connect(to, &publishing).await;
+        let pad = "x".repeat(LARGE_BYTES);
+        for n in 1..=LARGE_EVENTS {
+            publisher.publish("cadet_1", &json!({"n": n, "pad": pad})).await;
+        }
+        publisher.settle().await;
+    });
+    let mut queued = 0;
+    for n in 1..=LARGE_EVENTS / 50 {
+        fast.read_until(&mut socket, n * 50).await;
+        let stats = Request::get("/ws/stats").bearer(&admin).send(to).await.json();
+        queued = queued.max(stats["queued_bytes"].as_u64().unwrap_or_else(|| panic!("{stats}")));
+    }
+    publishing.await.expect("everything is published");
+    assert_eq!((fast.numbers(), fast.repeated), ((1..=LARGE_EVENTS).collect(), 0));
+    let slow_bytes = u64::try_from(SLOW + 2).expect("few") * QUEUE_BYTES;
+    assert!(queued <= slow_bytes, "{queued} bytes waited");
+    let grown = Memory::of(server.pid()).resident.saturating_sub(before);
+    // Beside the queues it holds caches of the database and what the allocator keeps.
+    assert!(grown <= slow_bytes + (64 << 20), "the server grew by {grown} bytes");
+
+    for (mut one, mut socket) in slow {
+        let (messages, code) = socket.until_end().await;
+        for message in &messages {
+            one.take(&message.to_string());
+        }
+        assert!(code == 4008 && one.seen.len() < 800, "{code}, {} events", one.seen.len());
+        let mut socket = one.connect(to).await;
+        soon("the rest", one.read_until(&mut socket, LARGE_EVENTS)).await;
+        assert_eq!((one.numbers(), one.repeated), ((1..=LARGE_EVENTS).collect(), 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_and_epoch_outlive_a_kill_in_the_middle() {
+    let mut server = deployment();
+    let signer = Signer::of(&server);
+    let token = signer.token("school", "c1", &["cadet"], &json!({"cadet_id": 1}));
+    let admin = signer.token("school", "root", &["admin"], &json!({}));
+    let mut cadet = Subscriber::new(token, Resume::Query);
+    let mut socket = cadet.connect(server.address()).await;
+    for round in 0..3_u64 {
+        let mut publisher = Publisher::connect(server.address(), &admin).await;
+        for n in round * 200 + 1..=round * 200 + 200 {
+            publisher.publish("cadet_1", &json!({"n": n, "z": 0})).await;
+        }
+        publisher.settle().await;
+        // What was acknowledged is there after the kill, however much of it the subscriber had read.
+        cadet.read_until(&mut socket, round * 200 + 50).await;
+        drop((socket, publisher));
+        server.kill9();
+        server.restart();
+        socket = cadet.connect(server.address()).await;
+        cadet.read_until(&mut socket, round * 200 + 200).await;
+    }
+    assert_eq!(cadet.numbers(), (1..=600).collect());
+    assert!(cadet.incomplete.is_empty(), "{:?}", cadet.incomplete);
 }

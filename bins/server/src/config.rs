@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow, bail};
 use driftline_engine::{Catalogue, EventRules, Windows};
 use driftline_model::{KindName, Limits};
+use driftline_transport::Anonymous;
 use serde::Deserialize;
 
 use crate::idempotency::IdempotencyConfig;
 use crate::kind::KindConfig;
 use crate::limits::LimitsConfig;
-use crate::realtime::{self, EventConfig, Open, Outbox, OutboxConfig, RealtimeConfig, TopicConfig};
+use crate::realtime::{self, EventConfig, Outbox, OutboxConfig, RealtimeConfig, TopicConfig};
 use crate::store::{DataPlace, DatabaseUrl, StoreConfig};
 
 /// The whole file; unknown keys are refused.
@@ -168,7 +169,7 @@ impl Config {
     }
 
     /// Returns what may be had without a token.
-    pub(crate) fn open(&self, rules: &EventRules) -> anyhow::Result<Option<Open>> {
+    pub(crate) fn open(&self, rules: &EventRules) -> anyhow::Result<Option<Anonymous>> {
         self.realtime.open(rules)
     }
 

@@ -8,7 +8,7 @@ use driftline_engine::{EventRules, RETENTION_MS_DEFAULT, canonical_name};
 use driftline_model::TenantId;
 use driftline_protocol::event_kind;
 use driftline_realtime::{Access, Pattern, TopicName, TopicRule};
-use driftline_transport::names_groups;
+use driftline_transport::{Anonymous, names_groups};
 use serde::Deserialize;
 
 /// The longest retention in days, 100 years.
@@ -96,15 +96,6 @@ pub(crate) struct OutboxConfig {
     enabled: Option<bool>,
     retention_days: Option<u64>,
     poll_ms: Option<u64>,
-}
-
-/// What may be had without a token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Open {
-    /// The tenant whose topics they are.
-    pub(crate) tenant: TenantId,
-    /// The topics.
-    pub(crate) topics: Vec<Box<str>>,
 }
 
 /// How the outbox is kept.
@@ -270,7 +261,7 @@ impl RealtimeConfig {
     }
 
     /// Returns what may be had without a token.
-    pub(crate) fn open(&self, rules: &EventRules) -> anyhow::Result<Option<Open>> {
+    pub(crate) fn open(&self, rules: &EventRules) -> anyhow::Result<Option<Anonymous>> {
         let Some(AnonymousConfig { tenant, topics }) = &self.anonymous else { return Ok(None) };
         let id = TenantId::new(tenant)
             .with_context(|| format!("realtime.anonymous.tenant: {tenant:?} is not a tenant"))?;
@@ -283,7 +274,7 @@ impl RealtimeConfig {
                 bail!("realtime.anonymous.topics: there is no topic {topic:?}: declare it");
             }
         }
-        Ok(Some(Open { tenant: id, topics: topics.iter().map(|topic| topic.as_str().into()).collect() }))
+        Ok(Some(Anonymous { tenant: id, topics: topics.iter().map(|topic| topic.as_str().into()).collect() }))
     }
 }
 

@@ -148,6 +148,7 @@ fn assemble(
     let windows = config.windows()?;
     let catalogue = config.catalogue(mode == Mode::Dev)?;
     let rules = config.rules(mode == Mode::Dev)?;
+    let anonymous = config.open(&rules)?;
     let outbox = config.outbox()?;
     let retention = catalogue.retention();
     // What is counted before the recorder stands is lost.
@@ -164,7 +165,8 @@ fn assemble(
     let store = store::open(place, &config.store, &limits, surroundings)?;
     let engine = Engine::new(store.clone(), hub, catalogue, limits, MetricsObserver::default());
     let engine = engine.with_windows(windows).with_rules(rules)?;
-    let settings = Settings { origins: config.server.origins.clone(), unlimited, echo: mode == Mode::Dev };
+    let settings =
+        Settings { origins: config.server.origins.clone(), unlimited, echo: mode == Mode::Dev, anonymous };
     let app = App::new(engine, Box::new(secret.clone()), clock, random, settings, metrics);
     Ok(Served { store, app: Arc::new(app), retention, outbox })
 }
@@ -209,7 +211,8 @@ fn welcome(address: SocketAddr, place: &DataPlace, config: &Config, secret: &Sha
         roles: vec!["admin".into(), "staff".into()],
         device_id: None,
         expires_s,
-        claims: serde_json::Map::new(),
+        // The newcomer is let in, whatever has to be true of users.
+        claims: config.auth.approved_claim.iter().map(|claim| (claim.clone(), true.into())).collect(),
     });
     let any = config.accepts_undeclared(true);
     println!(

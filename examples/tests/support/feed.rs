@@ -62,6 +62,8 @@ pub struct Subscriber {
     /// Whether what lies before new events is still to be replayed, so that they are no place to come back to.
     behind: bool,
     resume_token: Option<String>,
+    /// The token of this connection, which is good once everything before it has come.
+    next_token: Option<String>,
     /// The number of each event by its id.
     pub seen: BTreeMap<u64, u64>,
     /// Events that came again.
@@ -74,7 +76,17 @@ impl Subscriber {
     /// Makes one that has seen nothing.
     pub fn new(token: String, resume: Resume) -> Self {
         let (seen, incomplete) = (BTreeMap::new(), Vec::new());
-        Self { token, resume, last: None, behind: false, resume_token: None, seen, repeated: 0, incomplete }
+        Self {
+            token,
+            resume,
+            last: None,
+            behind: false,
+            resume_token: None,
+            next_token: None,
+            seen,
+            repeated: 0,
+            incomplete,
+        }
     }
 
     /// Connects to `/ws/updates`, and says where it was.
@@ -91,8 +103,9 @@ impl Subscriber {
             |name: &str| greeting[name].as_str().unwrap_or_else(|| panic!("{name}: {greeting}")).to_owned();
         if self.last.is_none() {
             self.last = Some(text("position"));
+            self.resume_token = Some(text("resume_token"));
         }
-        self.resume_token.get_or_insert_with(|| text("resume_token"));
+        self.next_token = Some(text("resume_token"));
         self.behind = self.resume == Resume::Request;
         if self.behind {
             let wanted = json!({"type": "replay_request", "id": "r", "last_event_id": self.last});
@@ -119,6 +132,7 @@ impl Subscriber {
             if other["type"] == "replay_complete" {
                 let newest = self.seen.last_key_value().map(|(at, _)| *at);
                 self.behind = false;
+                self.resume_token = self.next_token.take().or(self.resume_token.take());
                 self.reached(other["to"].as_str().expect("a position"));
                 let epoch =
                     other["to"].as_str().and_then(|to| to.split_once('-')).expect("a position").0.to_owned();
