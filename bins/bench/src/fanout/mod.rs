@@ -1,0 +1,7 @@
+//! The `fanout` command: events of one topic to many subscribers, at the highest rate or at a fixed one.
+
+mod command;
+mod publish;
+mod subscribe;
+
+pub(crate) use command::{Options, run};

@@ -1,0 +1,132 @@
+//! One connection that receives, and what it makes of every event.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::load::bulk::{Chunk, Stream};
+use crate::load::dialect::Answer;
+use crate::load::drive::Pace;
+use crate::load::events::{Finder, Number, Order, Place};
+use crate::load::options::Dialect;
+use crate::load::tally::Tally;
+use crate::load::window::Window;
+
+/// What a subscriber knows and counts.
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    window: Window,
+    dialect: Dialect,
+    /// When the events of each publisher were due.
+    paces: Vec<Pace>,
+    room: Arc<Semaphore>,
+    finder: Finder,
+    order: Order,
+    tally: Tally,
+}
+
+impl Subscriber {
+    /// Begins before the first event.
+    pub(super) fn new(window: Window, dialect: Dialect, paces: Vec<Pace>, room: Arc<Semaphore>) -> Self {
+        Subscriber {
+            window,
+            dialect,
+            order: Order::new(paces.len()),
+            paces,
+            room,
+            finder: Finder::new(),
+            tally: Tally::new(window),
+        }
+    }
+
+    /// Takes a message that was there at `at`; tells whether it is a delivery that was owed.
+    fn take(&mut self, text: &[u8], at: Instant) -> bool {
+        let Some(number) = self.finder.number(text) else {
+            self.take_other(text);
+            return false;
+        };
+        let id = match self.dialect {
+            Dialect::Driftline => self.finder.id(text),
+            Dialect::Plain => None,
+        };
+        if self.dialect == Dialect::Driftline && id.is_none() {
+            self.tally.errors.add("event_without_id", 1);
+        }
+        match self.order.place(number, id) {
+            Place::Next => {}
+            Place::Gap(missed) => self.tally.errors.add("gap", missed),
+            Place::Disordered => {
+                self.tally.errors.add("disorder", 1);
+                return false;
+            }
+        }
+        if self.window.counts(at) {
+            self.tally.items += 1;
+        }
+        if let Some(due) = self.due(number) {
+            self.tally.waited(due, at);
+        }
+        true
+    }
+
+    /// When an event was due; none in a closed loop.
+    fn due(&self, number: Number) -> Option<Instant> {
+        let pace = self.paces.get(usize::try_from(number.publisher).ok()?)?;
+        match *pace {
+            Pace::Closed => None,
+            Pace::Open { next, interval } => {
+                let nanos = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+                Some(next + Duration::from_nanos(nanos.saturating_mul(number.count)))
+            }
+        }
+    }
+
+    fn take_other(&mut self, text: &[u8]) {
+        match Answer::parse(text) {
+            Ok(answer) if answer.kind == "error" => self.tally.errors.add(answer.fault(), 1),
+            _ => self.tally.unsolicited += 1,
+        }
+    }
+}
+
+/// Reads until it is told to stop or the connection ends, and gives what was counted.
+pub(super) async fn follow(
+    mut subscriber: Subscriber,
+    mut stream: Stream,
+    chunk: Arc<Chunk>,
+    mut stopped: watch::Receiver<bool>,
+) -> Tally {
+    let stop = stopped.wait_for(|stopped| *stopped);
+    tokio::pin!(stop);
+    loop {
+        let (mut taken, mut came, before) = (0, None, stream.bytes_in);
+        let visit = |text: &[u8], at: Instant| {
+            taken += usize::from(subscriber.take(text, at));
+            came = Some(at);
+        };
+        let read = tokio::select! {
+            biased;
+            read = stream.read(&chunk, visit) => read,
+            _ = &mut stop => break,
+        };
+        subscriber.room.add_permits(taken);
+        if came.is_some_and(|at| subscriber.window.counts(at)) {
+            subscriber.tally.bytes_in += stream.bytes_in - before;
+        }
+        match read {
+            Ok(None) => {}
+            Ok(Some(code)) => {
+                subscriber.tally.errors.add(&format!("closed_{code}"), 1);
+                break;
+            }
+            Err(fault) => {
+                eprintln!("a subscriber failed: {fault:#}");
+                subscriber.tally.errors.add("connection_failed", 1);
+                break;
+            }
+        }
+    }
+    subscriber.tally
+}
