@@ -1,7 +1,6 @@
 //! The options of `fanout`, and its way from connections to a report.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -142,8 +141,7 @@ async fn settle(
         }
     }
     // With nothing under way, all of the room is free.
-    let deadline = window.deadline + Duration::from_millis(100);
-    if timeout_at(deadline, room.acquire_many(in_flight_max)).await.is_err() {
+    if timeout_at(window.deadline, room.acquire_many(in_flight_max)).await.is_err() {
         let free = u32::try_from(room.available_permits()).unwrap_or(u32::MAX);
         tally.unanswered += u64::from(in_flight_max.saturating_sub(free));
     }

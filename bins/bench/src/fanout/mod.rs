@@ -3,5 +3,7 @@
 mod command;
 mod publish;
 mod subscribe;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use command::{Options, run};

@@ -41,11 +41,12 @@ impl Subscriber {
         }
     }
 
-    /// Takes a message that was there at `at`; tells whether it is a delivery that was owed.
-    fn take(&mut self, text: &[u8], at: Instant) -> bool {
+    /// Takes a message that was there at `at`; tells how many deliveries that were owed are settled by it. Those that
+    /// it shows to be lost are errors, and settled too: nothing waits for them.
+    fn take(&mut self, text: &[u8], at: Instant) -> u64 {
         let Some(number) = self.finder.number(text) else {
             self.take_other(text);
-            return false;
+            return 0;
         };
         let id = match self.dialect {
             Dialect::Driftline => self.finder.id(text),
@@ -54,21 +55,24 @@ impl Subscriber {
         if self.dialect == Dialect::Driftline && id.is_none() {
             self.tally.errors.add("event_without_id", 1);
         }
-        match self.order.place(number, id) {
-            Place::Next => {}
-            Place::Gap(missed) => self.tally.errors.add("gap", missed),
+        let lost = match self.order.place(number, id) {
+            Place::Next => 0,
+            Place::Gap(missed) => {
+                self.tally.errors.add("gap", missed);
+                missed
+            }
             Place::Disordered => {
                 self.tally.errors.add("disorder", 1);
-                return false;
+                return 0;
             }
-        }
+        };
         if self.window.counts(at) {
             self.tally.items += 1;
         }
         if let Some(due) = self.due(number) {
             self.tally.waited(due, at);
         }
-        true
+        1 + lost
     }
 
     /// When an event was due; none in a closed loop.
@@ -103,7 +107,7 @@ pub(super) async fn follow(
     loop {
         let (mut taken, mut came, before) = (0, None, stream.bytes_in);
         let visit = |text: &[u8], at: Instant| {
-            taken += usize::from(subscriber.take(text, at));
+            taken += subscriber.take(text, at);
             came = Some(at);
         };
         let read = tokio::select! {
@@ -111,7 +115,7 @@ pub(super) async fn follow(
             read = stream.read(&chunk, visit) => read,
             _ = &mut stop => break,
         };
-        subscriber.room.add_permits(taken);
+        subscriber.room.add_permits(usize::try_from(taken).unwrap_or(0));
         if came.is_some_and(|at| subscriber.window.counts(at)) {
             subscriber.tally.bytes_in += stream.bytes_in - before;
         }

@@ -94,14 +94,42 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::path::Path;
+
     use clap::Parser;
 
+    use super::super::rows::Rows;
+    use super::super::serve::listen;
     use super::*;
 
     #[derive(Debug, Parser)]
     struct Line {
         #[command(flatten)]
         options: Options,
+    }
+
+    /// Replays what a plain program has.
+    fn replayed(events: u32, topics: u16, visible: &str) -> Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let url = format!("ws://{}", listener.local_addr()?);
+        std::thread::spawn(move || {
+            let names: Vec<String> = (0..topics).map(|topic| format!("replay.{topic}")).collect();
+            let mut rows = Rows::create(Path::new(":memory:"), events, &names, 256).expect("made");
+            listen(&mut rows, &listener);
+        });
+        let line = ["x", "--dialect", "plain", "--url", &url, "--seconds", "0.2", "--topics", "3"];
+        let line = line.into_iter().chain(["--events", "1000", "--visible", visible]);
+        let options = Line::try_parse_from(line)?.options;
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(&options))
+    }
+
+    #[test]
+    fn whole_replays_pass_and_a_missing_event_is_found() {
+        replayed(1_000, 3, "1").expect("one topic");
+        replayed(1_000, 3, "3").expect("all topics");
+        let found = replayed(999, 3, "1").expect_err("found").to_string();
+        assert!(found.contains("no operation"), "{found}");
     }
 
     #[test]

@@ -52,12 +52,17 @@ pub(crate) fn serve(options: &Options) -> Result<()> {
     let mut rows = Rows::create(&options.file, options.events, &topics, options.bytes)?;
     let listener = TcpListener::bind(options.listen)?;
     println!("listening on http://{}", listener.local_addr()?);
+    listen(&mut rows, &listener);
+    Ok(())
+}
+
+/// Answers one connection after the other.
+pub(super) fn listen(rows: &mut Rows, listener: &TcpListener) {
     for stream in listener.incoming() {
-        if let Err(fault) = stream.map_err(Into::into).and_then(|stream| answer(&mut rows, stream)) {
+        if let Err(fault) = stream.map_err(Into::into).and_then(|stream| answer(rows, stream)) {
             eprintln!("a connection failed: {fault:#}");
         }
     }
-    Ok(())
 }
 
 /// Answers one connection: the upgrade, the events of the topics in its path, and the end of the replay.
