@@ -83,7 +83,7 @@ pub(crate) fn write_event(topic: &str, id: i64, at: &str, data: &str, out: &mut 
     let _ = write!(
         out,
         concat!(
-            r#"{{"type":"bench","server_time":"{at}","id":"0000000000000000-{id}","#,
+            r#"{{"type":"bench","server_time":"{at}","id":"00000000-{id}","#,
             r#""topic":"{topic}","timestamp":"{at}","data":{data}}}"#
         ),
         at = at,
