@@ -251,6 +251,7 @@ pub(crate) fn open(
                 skew_ms_max,
                 record_bytes,
                 readers: READERS,
+                outbox_claims: Vec::new(),
             };
             return Ok(AnyStore::Sqlite(SqliteStore::open(options)?));
         }

@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::catalogue::Reviewable;
 use crate::group::{Receipt, Remembered, Submission};
 use crate::hub::Committed;
+use crate::log::EventLog;
 use crate::registry::{DeviceChange, DeviceChanged, DeviceNote, DeviceOnce, DeviceQuery, DeviceRow};
 use crate::review::{AuditQuery, ConflictQuery, ConflictRow};
 use crate::samples::{Retention, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
@@ -97,6 +98,8 @@ pub struct Identity {
     pub user: UserId,
     /// The user's roles.
     pub roles: Vec<Box<str>>,
+    /// The user's claims that may name groups, each with one value; of one claim there may be several.
+    pub claims: Vec<(Box<str>, Box<str>)>,
     /// The device, on routes that have one.
     pub device: Option<(DeviceNo, DeviceKey)>,
     /// The scopes that the user reads and writes, sorted.
@@ -138,6 +141,8 @@ pub struct Head {
     /// The number of the last change before the epoch began. What a device holds of a later version, and of an earlier
     /// epoch, is lost here.
     pub epoch_seq: Seq,
+    /// The number of the last event.
+    pub event_id: u64,
 }
 
 /// A stored record with its place.
@@ -554,6 +559,9 @@ pub trait Store: Send + Sync + 'static {
         owner: &str,
         key: &str,
     ) -> impl Future<Output = Result<Option<Record<Remembered>>, StoreError>> + Send;
+
+    /// Returns the log of events beside the records, on the same database.
+    fn log(&self) -> &dyn EventLog;
 
     /// Writes something, to show that writing works.
     fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;

@@ -21,8 +21,9 @@ pub struct Presence {
 struct Present {
     /// Open connections, the newest last.
     connections: Vec<Box<str>>,
-    /// The connections that went since one was open, and when the grace for the last of them ends.
-    left: Vec<Box<str>>,
+    /// The newest connection, open or gone: the one that is written down.
+    newest: Box<str>,
+    /// When the grace ends, of a device without an open connection.
     leaving: Option<u64>,
     /// The way that the device last took.
     door: Option<Door>,
@@ -57,9 +58,6 @@ pub enum Turn {
 /// A device that sends requests is noted as heard once in so many milliseconds.
 const HEARD_MS: u64 = 5_000;
 
-/// Connections of a device that are remembered as gone while another one is open.
-const LEFT_MAX: usize = 16;
-
 /// Devices of which is remembered how they came, beyond those that are connected.
 const REMEMBERED_MAX: usize = 100_000;
 
@@ -74,6 +72,7 @@ impl Presence {
         present.leaving = None;
         present.connected = true;
         present.door = Some(Door::Socket);
+        present.newest = connection.into();
         present.connections.push(connection.into());
         self.note(device, now_ms, DeviceSign::Connected { connection: connection.into() });
         (turn, appeared)
@@ -86,11 +85,6 @@ impl Presence {
         present.connections.retain(|open| **open != *connection);
         if present.connections.len() == before {
             return;
-        }
-        // The newest connection is the one that is written down, whichever goes last.
-        present.left.push(connection.into());
-        if present.left.len() > LEFT_MAX {
-            present.left.remove(0);
         }
         if present.connections.is_empty() {
             present.leaving = Some(now_ms.saturating_add(grace_ms));
@@ -133,7 +127,7 @@ impl Presence {
     pub fn note(&mut self, device: (TenantNo, DeviceNo), at_ms: u64, sign: DeviceSign) {
         let waiting = self.waiting.entry(device).or_default();
         let note = DeviceNote { tenant: device.0, device: device.1, at_ms, sign };
-        let same = |known: &DeviceNote| note.sign.replaces(&known.sign);
+        let same = |known: &DeviceNote| is_same_sort(&known.sign, &note.sign);
         // A later sign of a sort says all that an earlier one said, and comes behind the others.
         if let Some(at) = waiting.iter().position(same) {
             waiting.remove(at);
@@ -146,11 +140,12 @@ impl Presence {
         let mut gone = Vec::new();
         for (device, present) in &mut self.devices {
             if present.leaving.take_if(|until| *until <= now_ms).is_some() {
-                gone.push((*device, std::mem::take(&mut present.left)));
+                gone.push((*device, present.newest.clone()));
             }
         }
-        for (device, left) in &gone {
-            self.note_left(*device, left, now_ms);
+        // The newest connection is the one that stands in the store, whichever went last.
+        for (device, connection) in &gone {
+            self.note(*device, now_ms, DeviceSign::Disconnected { connection: connection.clone() });
         }
         let notes = std::mem::take(&mut self.waiting).into_values().flatten().collect();
         (notes, gone.into_iter().map(|(device, _)| device).collect())
@@ -158,21 +153,11 @@ impl Presence {
 
     /// Has every device of this node count as gone, because the node goes.
     pub fn leave(&mut self, now_ms: u64) {
-        let mut gone = Vec::new();
-        for (device, present) in &mut self.devices {
-            present.leaving = None;
-            let mut left = std::mem::take(&mut present.left);
-            left.append(&mut present.connections);
-            gone.push((*device, left));
-        }
-        for (device, left) in gone {
-            self.note_left(device, &left, now_ms);
-        }
-    }
-
-    fn note_left(&mut self, device: (TenantNo, DeviceNo), left: &[Box<str>], now_ms: u64) {
-        for connection in left {
-            self.note(device, now_ms, DeviceSign::Disconnected { connection: connection.clone() });
+        for present in self.devices.values_mut() {
+            let open = !std::mem::take(&mut present.connections).is_empty();
+            if open || present.leaving.is_some() {
+                present.leaving = Some(now_ms);
+            }
         }
     }
 
@@ -180,7 +165,7 @@ impl Presence {
     pub fn put_back(&mut self, notes: Vec<DeviceNote>) {
         for note in notes {
             let waiting = self.waiting.entry((note.tenant, note.device)).or_default();
-            if !waiting.iter().any(|known| known.sign.replaces(&note.sign)) {
+            if !waiting.iter().any(|known| is_same_sort(&known.sign, &note.sign)) {
                 waiting.insert(0, note);
             }
         }
@@ -192,6 +177,11 @@ impl Presence {
             self.devices.retain(|_, present| !present.connections.is_empty() || present.leaving.is_some());
         }
     }
+}
+
+/// Whether the later of two signs says all that the earlier one said.
+fn is_same_sort(one: &DeviceSign, other: &DeviceSign) -> bool {
+    std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
 #[cfg(test)]
@@ -206,6 +196,9 @@ mod tests {
             DeviceSign::Heard => "heard",
             DeviceSign::Connected { .. } => "connected",
             DeviceSign::Disconnected { .. } => "disconnected",
+            DeviceSign::Acknowledged { .. } => "acknowledged",
+            DeviceSign::Listened { .. } => "listened",
+            DeviceSign::Slow { .. } => "slow",
             DeviceSign::Reported { .. } => "reported",
         };
         (notes.iter().map(name).collect(), gone.len())
@@ -241,12 +234,12 @@ mod tests {
         presence.disconnect((DEVICE.0, DeviceNo::new(8)), "b", 1, 10_000);
         presence.due(2);
         presence.leave(3);
-        assert_eq!(signs(&mut presence, 3), (vec!["disconnected", "disconnected"], 0));
+        assert_eq!(signs(&mut presence, 3), (vec!["disconnected", "disconnected"], 2));
         assert_eq!(signs(&mut presence, 60_000), (vec![], 0));
     }
 
     #[test]
-    fn whichever_connection_goes_last_all_are_written_down() {
+    fn whichever_connection_goes_last_the_newest_is_written_down() {
         let mut presence = Presence::default();
         presence.connect(DEVICE, "sync", 0);
         assert_eq!(presence.connect(DEVICE, "system", 0), (Turn::Plain, false), "beside an open one");
@@ -255,8 +248,8 @@ mod tests {
         presence.disconnect(DEVICE, "sync", 3, 10);
         let (notes, gone) = presence.due(13);
         let named: Vec<_> = notes.iter().map(|note| note.sign.clone()).collect();
-        let left = |connection: &str| DeviceSign::Disconnected { connection: connection.into() };
-        assert_eq!((named, gone.len()), (vec![left("system"), left("sync")], 1));
+        let system = DeviceSign::Disconnected { connection: "system".into() };
+        assert_eq!((named, gone.len()), (vec![system], 1));
     }
 
     #[test]
@@ -283,5 +276,17 @@ mod tests {
         presence.put_back(notes);
         let (notes, _) = presence.due(300);
         assert_eq!((notes.len(), notes[0].at_ms), (1, 200));
+    }
+
+    #[test]
+    fn devices_that_are_gone_are_forgotten_when_they_are_too_many() {
+        let mut presence = Presence::default();
+        presence.connect(DEVICE, "a", 0);
+        for number in 0..REMEMBERED_MAX {
+            let number = u32::try_from(number).expect("it fits");
+            presence.request((TenantNo::new(2), DeviceNo::new(number)), 0);
+        }
+        assert!(presence.devices.len() <= REMEMBERED_MAX, "{}", presence.devices.len());
+        assert!(presence.devices.contains_key(&DEVICE), "who is connected stays");
     }
 }

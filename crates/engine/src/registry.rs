@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use driftline_idempotency::Fingerprint;
-use driftline_model::{DeviceId, DeviceKey, DeviceNo, TenantNo};
+use driftline_model::{DeviceId, DeviceKey, DeviceNo, Epoch, TenantNo};
 
 /// A registered device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +150,29 @@ pub enum DeviceSign {
         /// The connection.
         connection: Box<str>,
     },
+    /// It acknowledged every event up to this one.
+    Acknowledged {
+        /// The life of the log.
+        epoch: Epoch,
+        /// The event.
+        event: u64,
+    },
+    /// It listens to topics.
+    Listened {
+        /// The life of the log.
+        epoch: Epoch,
+        /// The last event before.
+        since: u64,
+        /// The topics.
+        topics: Vec<Box<str>>,
+        /// Topics that it asked for and may not have.
+        refused: Vec<Box<str>>,
+    },
+    /// It was cut for reading too slowly.
+    Slow {
+        /// The last event then.
+        event: u64,
+    },
     /// It said how it is.
     Reported {
         /// Its own word; none: as before.
@@ -157,17 +180,4 @@ pub enum DeviceSign {
         /// Everything it said, a canonical JSON object.
         report: Box<str>,
     },
-}
-
-impl DeviceSign {
-    /// Tells whether a sign says all that another one said before it.
-    #[must_use]
-    pub fn replaces(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Disconnected { connection }, Self::Disconnected { connection: other }) => {
-                connection == other
-            }
-            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
-        }
-    }
 }

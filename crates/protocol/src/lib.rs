@@ -54,7 +54,11 @@ pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveC
 pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
 pub use devices::{DevicePatch, DevicePost, HashChange, SampleDoc, SeriesDoc, is_device_hash};
 pub use envelope::{Envelope, Fault, FieldError, is_key};
-pub use events::{Event, EventsSubscribed, TopicAnswer, Topics};
+pub use events::{
+    AckEvents, DeliveryDoc, EventFilter, EventPlace, EventPublished, EventView, EventsSubscribed, NoticeDoc,
+    Publish, PublishAck, ReplayComplete, ReplayRequest, ServerHeartbeat, TopicAnswer, Topics, event_id,
+    event_kind,
+};
 pub use form::{Deflater, Encoding, Form, InflateError, Inflater};
 pub use http::{SyncAnswer, SyncPost};
 pub use inbound::{

@@ -183,3 +183,52 @@ pub struct DeviceDoc {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Box<serde_json::value::RawValue>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use driftline_model::Limits;
+
+    use super::*;
+    use crate::form::Encoding;
+
+    fn fault(text: &str) -> Option<String> {
+        let document = Envelope::parse(Encoding::Json, text.as_bytes(), &Limits::default()).expect("JSON");
+        let envelope = Envelope::open(document.root()).expect("an envelope");
+        let read = match envelope.kind().as_deref() {
+            Ok("device_status") => DeviceStatus::read(&envelope).err(),
+            _ => AnalyticsBatch::read(&envelope).err(),
+        };
+        read.map(|fault| fault.errors.first().map(|error| error.pointer.clone()).unwrap_or_default())
+    }
+
+    #[test]
+    fn a_status_has_its_bound() {
+        let status = |bytes: usize| {
+            format!(
+                r#"{{"type":"device_status","payload":{{"x":"{}"}}}}"#,
+                "x".repeat(bytes - r#"{"x":""}"#.len())
+            )
+        };
+        assert_eq!(
+            (fault(&status(REPORT_BYTES)), fault(&status(REPORT_BYTES + 1))),
+            (None, Some(String::new()))
+        );
+        let long = format!(r#"{{"type":"device_status","status":"{}"}}"#, "x".repeat(STATUS_BYTES + 1));
+        assert_eq!(fault(&long).as_deref(), Some("/status"));
+    }
+
+    #[test]
+    fn an_aggregate_has_its_bounds() {
+        let with =
+            |rest: &str| format!(r#"{{"type":"analytics_batch","payload":{{"from":1,"to":2,{rest}}}}}"#);
+        let series = |count: usize| {
+            let all: Vec<String> = (0..count).map(|number| format!(r#""c{number}":1"#)).collect();
+            with(&format!(r#""counters":{{{}}}"#, all.join(",")))
+        };
+        let values =
+            |count: usize| with(&format!(r#""histograms":{{"h":[{}]}}"#, vec!["1"; count].join(",")));
+        assert_eq!((fault(&series(SERIES_MAX)), fault(&values(VALUES_MAX))), (None, None));
+        assert_eq!(fault(&series(SERIES_MAX + 1)).as_deref(), Some("/counters"));
+        assert_eq!(fault(&values(VALUES_MAX + 1)).as_deref(), Some("/histograms/h"));
+    }
+}

@@ -77,6 +77,7 @@ impl Author {
             once: Vec::new(),
             correlation: "test".into(),
             entries: drafts.into_iter().map(|draft| draft.entry(&self.user)).collect(),
+            events: Vec::new(),
         }
     }
 }
@@ -325,6 +326,7 @@ impl Draft {
                 at_ms: sample.at_ms,
                 sent_ms: sample.sent_ms,
                 keyed: sample.keyed,
+                announce: None,
             }),
             (Some(code), ..) => Task::Refuse(
                 code,
@@ -337,6 +339,7 @@ impl Draft {
                 version,
                 placement,
                 policy: self.policy,
+                announce: None,
             }),
             (None, None, None) => Task::Apply(Apply {
                 kind: self.kind,
@@ -350,6 +353,7 @@ impl Draft {
                 placement,
                 rights: self.rights,
                 policy: self.policy,
+                announce: None,
             }),
         };
         Entry { op_id: self.op_id, n: self.n, hash, kind, id, group: self.group, task }

@@ -230,6 +230,10 @@ impl<S: Store, H: Hook<S>> Store for Wrapped<S, H> {
         self.inner.remembered(tenant, owner, key).await
     }
 
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        self.inner.log()
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         self.hook.admit()?;
         self.inner.probe().await

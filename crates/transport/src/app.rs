@@ -44,8 +44,6 @@ pub struct App<S> {
     devices: Mutex<HashMap<Place, Seat>>,
     /// What comes and goes, by tenant.
     pub(crate) traffic: Traffic,
-    /// Templates of the topics on which kinds announce.
-    pub(crate) announced: Arc<[Box<str>]>,
     /// When the store was last asked for a write, and whether it took it. The lock is held to read or set it.
     probed: Mutex<Option<(u64, bool)>>,
     draining: watch::Sender<bool>,
@@ -83,7 +81,6 @@ impl<S: Store> App<S> {
         let engine = engine.with_clock(Arc::clone(&clock));
         Self {
             inbound: Budget::new(engine.limits().inbound_bytes),
-            announced: engine.announced().into(),
             failed: Buckets::new(engine.limits().failed_auth_rate, engine.limits().connections),
             engine,
             auth,
@@ -115,7 +112,7 @@ impl<S: Store> App<S> {
         let now_ms = self.now_ms();
         self.traffic.look(now_ms, |tenant, signal| {
             if self.engine.is_heard(tenant) {
-                self.engine.signal(tenant, signal);
+                self.engine.tell_now(tenant, &signal);
             }
         });
         if let Err(fault) = self.engine.tick(now_ms).await {

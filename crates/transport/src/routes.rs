@@ -51,6 +51,10 @@ pub enum Door {
 pub enum RouteId {
     /// The sync socket.
     SyncSocket,
+    /// Topics.
+    TopicsSocket,
+    /// The groups of a user, and topics.
+    UpdatesSocket,
     /// What is told to one device.
     SystemSocket,
     /// What happens to one device.
@@ -139,6 +143,8 @@ const fn route(id: RouteId, method: &'static str, path: &'static str, access: Ac
 /// Every route.
 pub const ROUTES: &[Route] = &[
     route(RouteId::SyncSocket, "GET", "/ws/mobile/sync", Access::Device, Door::Socket),
+    route(RouteId::TopicsSocket, "GET", "/ws", Access::User, Door::Socket),
+    route(RouteId::UpdatesSocket, "GET", "/ws/updates", Access::User, Door::Socket),
     route(RouteId::SystemSocket, "GET", "/ws/mobile/system", Access::Device, Door::Socket),
     route(RouteId::DeviceSocket, "GET", "/ws/mobile/device/{device_id}", Access::User, Door::Socket),
     route(RouteId::UserSocket, "GET", "/ws/mobile/user/{user_id}", Access::User, Door::Socket),

@@ -173,6 +173,7 @@ fn receipt(mut reader: Reader<'_>) -> Result<Receipt, StoreError> {
     }
     Ok(Receipt {
         results,
+        events: Vec::new(),
         seq: Seq::new(seq),
         hlc: Hlc::from_bits(u64::from_be_bytes(hlc)),
         epoch: Epoch::new(u32::from_be_bytes(epoch)),
@@ -285,6 +286,7 @@ mod tests {
     fn some_receipt(rng: &mut Rng) -> Receipt {
         Receipt {
             results: (0..rng.below(12)).map(|_| some_result(rng)).collect(),
+            events: Vec::new(),
             seq: Seq::new(rng.next() >> rng.below(64)),
             hlc: Hlc::from_bits(rng.next()),
             epoch: Epoch::new(rng.next().to_le_bytes()[0].into()),
@@ -367,6 +369,7 @@ mod tests {
         };
         Receipt {
             results: (1..=count).map(plain).collect(),
+            events: Vec::new(),
             seq: Seq::new(1_000_000 + count),
             hlc: Hlc::new(1_763_692_496_007, 3),
             epoch: Epoch::new(7),

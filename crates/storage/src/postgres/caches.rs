@@ -24,6 +24,7 @@ pub(super) struct Caches {
     /// The highest number that each device was seen with; another node may know a higher one.
     pub(super) last_ns: Cache<DeviceNo, u64>,
     pub(super) months: Months,
+    pub(super) topics: Cache<(TenantNo, Box<str>), i32>,
     /// Tenants that were asked for, with up to where their listeners were told of commits. One entry for each, however
     /// many there are: a tenant that is not looked at hears nothing of other nodes. The lock is held for a look-up, an
     /// insertion or while listeners are told.
@@ -45,6 +46,11 @@ impl Caches {
     pub(super) fn keep_device(&self, generation: u64, key: (TenantNo, DeviceKey), number: DeviceNo) {
         self.device_names.insert_if(|| self.generation() == generation, number, key.1.clone());
         self.devices.insert_if(|| self.generation() == generation, key, number);
+    }
+
+    /// Keeps a topic's number, unless everything was forgotten since it was asked for.
+    pub(super) fn keep_topic(&self, generation: u64, tenant: TenantNo, topic: &str, number: i32) {
+        self.topics.insert_if(|| self.generation() == generation, (tenant, topic.into()), number);
     }
 
     /// Takes note of a tenant that may have listeners.
@@ -74,6 +80,7 @@ impl Caches {
         self.device_names.clear();
         self.last_ns.clear();
         self.months.clear();
+        self.topics.clear();
     }
 }
 

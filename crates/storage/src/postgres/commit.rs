@@ -13,14 +13,16 @@ use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_query;
 use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
-use driftline_engine::{Answered, Entry, PlanEnv, Planned, Receipt, StoreError, Submission, Task, plan};
+use driftline_engine::{
+    Answered, Entry, EventDraft, PlanEnv, Planned, Receipt, StoreError, Submission, Task, plan,
+};
 use driftline_model::{KindName, ScopeName, TenantNo};
 
 use super::connect::Lease;
 use super::lanes::Answer;
 use super::load::{Loaded, load};
 use super::write::{Numbers, Unwritten, write};
-use super::{Shared, names, store_error};
+use super::{Shared, names, store_error, topics};
 use crate::codec::encode_receipt;
 use crate::group::{Lookup, unproven};
 use crate::rows::sql;
@@ -31,8 +33,8 @@ pub(super) enum Failure {
     DoubledName,
     /// The audit has no partition for the time of receipt yet.
     NoMonth(u64),
-    /// Kinds and scopes that have no numbers yet: they showed in the plan.
-    Unnamed(BTreeSet<KindName>, BTreeSet<ScopeName>),
+    /// Names that have no numbers yet: they showed in the plan.
+    Unnamed(Unnamed),
     /// There was no connection: nothing was applied.
     Away(String),
     /// The connection went away before the commit was asked for: nothing was applied.
@@ -42,6 +44,20 @@ pub(super) enum Failure {
     Unknown(String, Vec<bool>),
     /// The database or the store refused; nothing was applied.
     Refused(StoreError),
+}
+
+/// Names that have no numbers yet.
+#[derive(Default)]
+pub(super) struct Unnamed {
+    pub(super) kinds: BTreeSet<KindName>,
+    pub(super) scopes: BTreeSet<ScopeName>,
+    pub(super) topics: BTreeSet<Box<str>>,
+}
+
+impl Unnamed {
+    pub(super) fn is_empty(&self) -> bool {
+        self.kinds.is_empty() && self.scopes.is_empty() && self.topics.is_empty()
+    }
 }
 
 impl From<StoreError> for Failure {
@@ -146,7 +162,7 @@ pub(super) async fn run_group(
 async fn prepare(shared: &Shared, tenant: TenantNo, failure: &Failure) -> Option<Result<(), Failure>> {
     match failure {
         Failure::NoMonth(at_ms) => Some(make_month(shared, *at_ms).await),
-        Failure::Unnamed(kinds, scopes) => Some(name(shared, tenant, kinds, scopes).await),
+        Failure::Unnamed(unnamed) => Some(name(shared, tenant, unnamed).await),
         _ => None,
     }
 }
@@ -159,18 +175,25 @@ async fn writer(shared: &Shared) -> Result<Lease, Failure> {
     })
 }
 
-async fn name(
-    shared: &Shared,
-    tenant: TenantNo,
-    kinds: &BTreeSet<KindName>,
-    scopes: &BTreeSet<ScopeName>,
-) -> Result<(), Failure> {
+async fn name(shared: &Shared, tenant: TenantNo, unnamed: &Unnamed) -> Result<(), Failure> {
     let lease = writer(shared).await?;
-    if let Err(error) = names::intern(&shared.caches.names, lease.pg(), tenant, kinds, scopes).await {
+    let topics = unnamed.topics.iter().map(|topic| &**topic).collect();
+    if let Err(error) = intern(shared, &lease, tenant, (&unnamed.kinds, &unnamed.scopes), topics).await {
         return Err(ended(lease, error.into()).await);
     }
     lease.done();
     Ok(())
+}
+
+async fn intern(
+    shared: &Shared,
+    lease: &Lease,
+    tenant: TenantNo,
+    (kinds, scopes): (&BTreeSet<KindName>, &BTreeSet<ScopeName>),
+    topics: BTreeSet<&str>,
+) -> Result<(), StoreError> {
+    names::intern(&shared.caches.names, lease.pg(), tenant, kinds, scopes).await?;
+    topics::intern(&shared.caches, lease.pg(), tenant, topics).await
 }
 
 /// Answers the batches that cannot be recognised when they come again.
@@ -244,7 +267,8 @@ async fn transact(
 ) -> Result<Vec<Receipt>, Failure> {
     let lease = writer(shared).await?;
     let (kinds, scopes) = names::of_group(group);
-    if let Err(error) = names::intern(&shared.caches.names, lease.pg(), tenant, &kinds, &scopes).await {
+    let topics = topics::of_group(group);
+    if let Err(error) = intern(shared, &lease, tenant, (&kinds, &scopes), topics).await {
         return Err(ended(lease, error.into()).await);
     }
     let loaded = match load(shared, lease.pg(), tenant, group, lookup).await {
@@ -260,7 +284,7 @@ async fn transact(
         Err(failure) => return Err(ended(lease, failure).await),
     };
     let state = &loaded.state;
-    let numbers = match Numbers::of(&shared.caches.names, tenant, &planned.writes, state) {
+    let numbers = match Numbers::of(&shared.caches, tenant, &planned.writes, state) {
         Ok(numbers) => numbers,
         Err(failure) => return Err(ended(lease, failure).await),
     };
@@ -298,11 +322,13 @@ fn recognisable(group: &[Submission], planned: &Planned) -> Vec<bool> {
         Task::Aggregate(_) => false,
         Task::Apply(_) | Task::Refuse(..) | Task::Resolve(_) => entry.n.is_some() || entry.op_id.is_some(),
     };
+    // One that is not kept was not told of either.
+    let published = |draft: &EventDraft| !draft.durable || draft.dedupe_key.is_some();
     let both = group.iter().zip(&planned.receipts).enumerate();
     both.map(|(at, (submission, receipt))| {
         let did_nothing = receipt.answered != Answered::Applied;
         did_nothing
-            || submission.entries.iter().all(known)
+            || (submission.entries.iter().all(known) && submission.events.iter().all(published))
             || (named.contains(&at) && encode_receipt(receipt).is_some())
     })
     .collect()

@@ -13,10 +13,12 @@ mod commit;
 mod conflicts;
 mod connect;
 mod diagnose;
+mod events;
 mod filter;
 mod lanes;
 mod leases;
 mod load;
+mod log;
 mod migrate;
 mod names;
 #[cfg(test)]
@@ -34,6 +36,7 @@ mod sql;
 mod sums;
 mod target;
 mod timeline;
+mod topics;
 #[cfg(test)]
 mod under_way;
 mod watch;
@@ -411,6 +414,10 @@ impl Store for PostgresStore {
     ) -> Result<Option<Record<Remembered>>, StoreError> {
         let (shared, owner, key) = (Arc::clone(&self.shared), owner.to_owned(), key.to_owned());
         self.run(async move { once::remembered(&shared, tenant, &owner, &key).await }).await
+    }
+
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        self
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

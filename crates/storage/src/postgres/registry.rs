@@ -173,7 +173,7 @@ async fn change_within(
     change: &DeviceChange,
     once: Option<&DeviceOnce>,
 ) -> Result<DeviceChanged, StoreError> {
-    let received_at = begin_locked(lease, tenant_no).await.map_err(store_error)?.6;
+    let received_at = begin_locked(lease, tenant_no).await.map_err(store_error)?.7;
     let database_ms: i64 = DatabaseClock {}.get_result(&mut { lease.pg() }).await.map_err(store_error)?;
     let received_ms = u64::try_from(received_at).map_err(|_| corrupt("received_at"))?;
     let now_ms = shared.now(database_ms).max(received_ms);
@@ -365,6 +365,7 @@ impl Signs {
                 }
             }
             DeviceSign::Disconnected { connection } => self.gone.push(connection),
+            DeviceSign::Acknowledged { .. } | DeviceSign::Listened { .. } | DeviceSign::Slow { .. } => {}
             DeviceSign::Reported { status, report } => {
                 if self.report.is_none() || at_ms >= self.reported_ms {
                     (self.report, self.reported_ms) = (Some(report), at_ms);

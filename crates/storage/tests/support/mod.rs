@@ -48,6 +48,7 @@ pub(crate) fn open_with(file: &Path, world: &World, readers: usize) -> Result<Sq
         skew_ms_max: limits.skew_ms_max,
         record_bytes: limits.record_bytes,
         readers,
+        outbox_claims: Vec::new(),
     })
 }
 

@@ -126,7 +126,9 @@ pub(crate) async fn handle<S: Store>(
         RouteId::Policy => policies::one(app, &asked).await,
         RouteId::SetPolicy => policies::set(app, &asked, &parts, body).await,
         RouteId::RemovePolicy => policies::remove(app, &asked).await,
-        RouteId::SyncSocket
+        RouteId::TopicsSocket
+        | RouteId::UpdatesSocket
+        | RouteId::SyncSocket
         | RouteId::SystemSocket
         | RouteId::DeviceSocket
         | RouteId::UserSocket

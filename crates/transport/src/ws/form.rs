@@ -2,14 +2,16 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::sync::Arc;
 
+use driftline_engine::{Event, Heard};
 use driftline_model::Limits;
 use driftline_protocol::{
-    self as protocol, Deflater, Encoding, ErrorCode, Fault, Form, InflateError, Inflater, decode,
+    self as protocol, Deflater, Encoding, ErrorCode, EventView, Fault, Form, InflateError, Inflater, decode,
     msgpack_of_json,
 };
 
-use super::frame::Opcode;
+use super::frame::{Opcode, write_frame};
 use super::pump::Message;
 
 thread_local! {
@@ -64,4 +66,36 @@ pub(super) fn seal<T>(form: Form, json: &str, hand_over: impl FnOnce(Opcode, &[u
     let mut packed = Vec::new();
     DEFLATER.with_borrow_mut(|deflater| deflater.pack(&encoded, &mut packed));
     hand_over(Opcode::Binary, &packed)
+}
+
+/// Makes the frame of an event in the form, once for all connections of the form that get it by the same topic.
+pub(super) fn event_frame(form: Form, heard: &Heard, now_ms: u64) -> Arc<[u8]> {
+    let number = match (form.encoding, form.deflate) {
+        (Encoding::Json, false) => 0,
+        (Encoding::Json, true) => 1,
+        (Encoding::MessagePack, false) => 2,
+        (Encoding::MessagePack, true) => 3,
+    };
+    heard.event.form(heard.topic, number, |event, topic| {
+        let json = event_text(event, topic, now_ms);
+        seal(form, &json, |opcode, payload| {
+            let mut frame = Vec::with_capacity(payload.len() + 10);
+            write_frame(&mut frame, opcode, payload);
+            Arc::from(frame)
+        })
+    })
+}
+
+/// Writes an event as JSON, as sockets and streams tell it.
+pub(crate) fn event_text(event: &Event, topic: &str, now_ms: u64) -> String {
+    let view = EventView {
+        kind: &event.kind,
+        id: event.id.map(|id| (event.epoch, id)),
+        topic,
+        values: &event.values,
+        data: &event.data,
+        at_ms: event.at_ms,
+        now_ms,
+    };
+    view.encode()
 }

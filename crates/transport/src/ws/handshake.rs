@@ -9,12 +9,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use driftline_engine::{Connected, Store, hash_digest};
 use driftline_model::DeviceId;
-use driftline_protocol::{ErrorCode, Fault, Form};
+use driftline_protocol::{ErrorCode, EventPlace, Fault, Form};
 use hyper::body::Body as _;
 use sha1::{Digest as _, Sha1};
 
 use super::connection::{self, Entrance, Visit};
-use super::door::{Door, Guest};
+use super::door::{Door, Guest, Said};
 use super::newcomer::Origin;
 use crate::app::App;
 use crate::auth::AuthError;
@@ -104,6 +104,7 @@ async fn known<S: Store>(app: &App<S>, hash: &str, peer: Option<Peer>) -> Result
                 digest: Some(hash_digest(hash)),
                 numbering,
                 place: None,
+                said: Said::default(),
             };
             Ok(Visit::Known(Box::new(guest)))
         }
@@ -259,6 +260,8 @@ fn entrance<S: Store>(
         RouteId::UserSocket => Door::User(name.to_owned()),
         RouteId::MetricsSocket => Door::Metrics,
         RouteId::AlertsSocket => Door::Alerts,
+        RouteId::TopicsSocket => Door::Topics,
+        RouteId::UpdatesSocket => Door::Updates,
         _ => Door::Sync,
     };
     let device = match door {
@@ -266,9 +269,25 @@ fn entrance<S: Store>(
             let missing = || Fault::new(ErrorCode::MissingDeviceId, "the route needs a device_id");
             Some(device(&claims, pairs.get("device_id"), None)?.ok_or_else(missing)?)
         }
+        Door::Topics | Door::Updates => device(&claims, pairs.get("device_id"), None)?,
         _ => claims.device.clone(),
     };
-    Ok(Entrance { claims: Box::new(claims), device, door })
+    Ok(Entrance { claims: Box::new(claims), device, door, said: said(&pairs)? })
+}
+
+/// The most bytes of the name that a client gives itself.
+const CLIENT_BYTES: usize = 128;
+
+/// Reads what a client says of itself in the URL.
+fn said(pairs: &Pairs) -> Result<Said, Fault> {
+    let last_event = pairs.parsed("last_event_id", |text| {
+        EventPlace::parse(text).ok_or("must be an event's id or its number")
+    })?;
+    let client_id = pairs.parsed("client_id", |text| {
+        let sane = (1..=CLIENT_BYTES).contains(&text.len()) && !text.contains(char::is_control);
+        if sane { Ok(text.to_owned()) } else { Err("must be a text of 1 to 128 bytes") }
+    })?;
+    Ok(Said { client_id, last_event, resume_token: pairs.get("resume_token").map(str::to_owned) })
 }
 
 /// The echo needs no token, but a bad one in the URL is refused as anywhere.

@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use driftline_engine::{
-    Committed, Connected, Done, Identity, Output, Session, Signal, Signals, Store, Subscription, Work,
+    Committed, Connected, Done, Heard, Identity, Listener, Output, Ring, Session, Store, Subscription, Work,
 };
 use driftline_protocol::{self as protocol, CloseCode, ErrorCode, Fault, Form};
 use futures_util::StreamExt as _;
@@ -16,7 +16,7 @@ use futures_util::stream::FuturesOrdered;
 use tokio::sync::{oneshot, watch};
 
 use super::door::{Stay, Threshold, close_code};
-use super::form::{Misfit, open, seal};
+use super::form::{Misfit, event_frame, open, seal};
 use super::outbox::Outbox;
 use super::pump::{Message, Speaker};
 use crate::app::{App, drained};
@@ -50,8 +50,14 @@ pub(super) struct Link<S: Store> {
     /// Comes to its end when the work before has reached the store.
     turn: Option<oneshot::Receiver<()>>,
     commits: Option<Subscription>,
-    /// Live events, while the session wants any.
-    signals: Option<Signals>,
+    /// What hears events, where the session has one.
+    listener: Option<Arc<Listener>>,
+    /// Events on their way from the listener into the queue.
+    heard: Vec<Heard>,
+    /// Whether so much waits to be written that events are left where they are.
+    full: bool,
+    /// Whether the client did not take its events.
+    slow: bool,
     /// Whether the session is to end because the server shuts down or the identity's numbers were voided: what was
     /// asked is answered, nothing more is read.
     stopping: bool,
@@ -80,12 +86,15 @@ const HEARD_MS: u64 = 5_000;
 /// Whether a device may still be here is looked for once in so many milliseconds.
 const LOOK_MS: u64 = 30_000;
 
+/// Bytes of events that are taken at once.
+const TAKEN_BYTES: usize = 32 << 10;
+
 /// What happens beside the socket.
 pub(super) enum Event {
     Done(Box<Done>),
     Commit(Arc<Committed>),
-    /// Something happens now; nothing: events come no more.
-    Signal(Option<Arc<Signal>>),
+    /// The listener has something to do.
+    Ring(Ring),
     /// Commits are told no more: the tenant's number was voided.
     Voided,
     Drain,
@@ -102,6 +111,7 @@ impl<S: Store> Link<S> {
         // A reviewer is told of conflicts from the beginning, whether or not it syncs.
         let commits = (!identity.reviews.is_empty()).then(|| app.engine.subscribe(&identity));
         let heard_ms = app.now_ms();
+        let listener = session.listener().cloned();
         Self {
             draining: app.draining(),
             counted: app.traffic.count(identity.tenant),
@@ -122,7 +132,10 @@ impl<S: Store> Link<S> {
             works: FuturesOrdered::new(),
             turn: None,
             commits,
-            signals: None,
+            listener,
+            heard: Vec::new(),
+            full: false,
+            slow: false,
             stopping: false,
         }
     }
@@ -184,13 +197,45 @@ impl<S: Store> Link<S> {
         self.stopping |= self.app.engine.numbering() != self.numbering;
     }
 
-    /// Listens to live events for as long as the session wants any.
-    fn attune(&mut self) {
-        match (self.session.is_listening(), &self.signals) {
-            (true, None) => self.signals = Some(self.app.engine.listen(&self.identity)),
-            (false, Some(_)) => self.signals = None,
-            _ => {}
+    /// Moves events that wait into the queue, as far as it has room, and has the log read on once the client has taken
+    /// most of what was sent.
+    fn take_events(&mut self, outbox: &mut Outbox) {
+        let Some(listener) = self.listener.clone() else { return };
+        if std::mem::take(&mut self.slow) {
+            outbox.cut();
+            return self.overflow(outbox);
         }
+        if self.session.wants_page() && outbox.has_room() {
+            self.session.read_on();
+            self.obey(outbox);
+        }
+        let mut heard = std::mem::take(&mut self.heard);
+        while outbox.has_room() && !self.session.is_closed() {
+            listener.take(TAKEN_BYTES, &mut heard);
+            if heard.is_empty() {
+                break;
+            }
+            self.tell(&mut heard, outbox);
+        }
+        self.full = !outbox.has_room();
+        self.heard = heard;
+    }
+
+    /// Queues events.
+    fn tell(&mut self, heard: &mut Vec<Heard>, outbox: &mut Outbox) {
+        let now_ms = self.app.now_ms();
+        let (mut bytes, events) = (0, heard.len() as u64);
+        for heard in heard.drain(..) {
+            let frame = event_frame(self.form, &heard, now_ms);
+            bytes += frame.len() as u64;
+            if outbox.share(frame).is_err() {
+                self.overflow(outbox);
+                break;
+            }
+        }
+        self.counted.sent(events);
+        self.app.counts.messages_out.increment(events);
+        self.app.counts.bytes_out.increment(bytes);
     }
 
     /// Counts an answer that is that of an earlier request.
@@ -211,7 +256,7 @@ impl<S: Store> Link<S> {
         while let Some(output) = self.session.poll_output() {
             match output {
                 Output::Send(text) => {
-                    self.counted.sent();
+                    self.counted.sent(1);
                     self.app.counts.messages_out.increment(1);
                     self.app.counts.bytes_out.increment(text.len() as u64);
                     let pushed = seal(self.form, &text, |opcode, payload| outbox.push(opcode, payload));
@@ -219,6 +264,7 @@ impl<S: Store> Link<S> {
                         self.overflow(outbox);
                     }
                 }
+                Output::Events(mut heard) => self.tell(&mut heard, outbox),
                 Output::Work(work) => self.undertake(*work),
                 Output::Close(close) => outbox.close(close.code.0, close.reason),
                 _ => {}
@@ -232,7 +278,7 @@ impl<S: Store> Speaker for Link<S> {
 
     fn collect(&mut self, outbox: &mut Outbox) {
         self.obey(outbox);
-        self.attune();
+        self.take_events(outbox);
         if self.stopping && self.works.is_empty() && !self.session.is_closed() {
             let spread = u64::try_from(self.app.random_u128() % 3_000).unwrap_or_default();
             self.session.drain(500 + spread, self.app.now_ms());
@@ -255,7 +301,7 @@ impl<S: Store> Speaker for Link<S> {
             commit = next_commit(&mut self.commits), if self.commits.is_some() => {
                 commit.map_or(Event::Voided, Event::Commit)
             }
-            signal = next_signal(&mut self.signals), if self.signals.is_some() => Event::Signal(signal),
+            ring = ring(self.listener.as_deref(), !self.full), if self.listener.is_some() && !self.slow => Event::Ring(ring),
         }
     }
 
@@ -267,8 +313,14 @@ impl<S: Store> Speaker for Link<S> {
                 self.session.handle_done(*done, now_ms);
             }
             Event::Commit(committed) => self.session.handle_commit(&committed, now_ms),
-            Event::Signal(Some(signal)) => self.session.handle_signal(&signal, now_ms),
-            Event::Signal(None) => self.signals = None,
+            Event::Ring(Ring::Events) => {}
+            Event::Ring(Ring::Hole) => self.session.fill_hole(),
+            Event::Ring(Ring::Slow) => self.slow = true,
+            // The number under which the session listened was voided.
+            Event::Ring(Ring::Voided) => {
+                self.listener = None;
+                self.stopping = true;
+            }
             Event::Voided => {
                 self.commits = None;
                 self.stopping = true;
@@ -326,6 +378,9 @@ impl<S: Store> Speaker for Link<S> {
 
     fn overflow(&mut self, _: &mut Outbox) {
         self.app.counts.slow_consumers.increment(1);
+        if let Some(listener) = self.listener.take() {
+            self.app.engine.note_slow(&self.identity, listener.position(), self.app.now_ms());
+        }
         self.session.end(ErrorCode::SlowConsumer, "the connection does not read", self.app.now_ms());
     }
 
@@ -360,9 +415,9 @@ async fn next_commit(commits: &mut Option<Subscription>) -> Option<Arc<Committed
     }
 }
 
-async fn next_signal(signals: &mut Option<Signals>) -> Option<Arc<Signal>> {
-    match signals {
-        Some(signals) => signals.next().await,
+async fn ring(listener: Option<&Listener>, events: bool) -> Ring {
+    match listener {
+        Some(listener) => poll_fn(|context| listener.poll_ring(events, context)).await,
         None => std::future::pending().await,
     }
 }

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
-use super::door::{self, Door, Guest, Threshold, close_code, guest_of};
+use super::door::{self, Door, Guest, Said, Threshold, close_code, guest_of};
 use super::form::{Misfit, open, seal};
 use super::link::{self, Link};
 use super::outbox::Outbox;
@@ -132,6 +132,7 @@ async fn admit<S: Store>(app: &App<S>, auth: Auth, origin: &Origin) -> Result<Gu
                 digest: Some(hash_digest(&hash)),
                 numbering,
                 place: None,
+                said: Said::default(),
             }
         }
     };

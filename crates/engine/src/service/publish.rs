@@ -1,0 +1,302 @@
+//! Publishing, from sockets, requests and the outbox.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use driftline_model::{DeviceId, DeviceNo, ObjectBuilder, TenantId, TenantNo};
+use driftline_protocol::{
+    ErrorCode, EventPublished, Fault, FieldError, Publish, PublishAck, event_id, format_millis,
+    object_of_text,
+};
+use driftline_realtime::Verdict;
+
+use super::{Engine, judged, unavailable};
+use crate::events::{EventDraft, quoted};
+use crate::group::{Once, Submission};
+use crate::log::{Drained, OutboxRouter, OutboxRow};
+use crate::ports::{Identity, Observer, Store};
+use crate::registry::DeviceQuery;
+use crate::rules::{EventRules, PUBLISHER_ROLES};
+
+/// By what right somebody publishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authority {
+    /// By that of each topic.
+    Topics,
+    /// By one of the roles that may publish everywhere.
+    Roles,
+}
+
+/// What came of publishing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// The event's id; none: the log does not keep it.
+    pub id: Option<String>,
+    /// Whether an event of the same key came before.
+    pub duplicate: bool,
+    /// Whether a later state came before.
+    pub late: bool,
+    /// How many connections of this node got it.
+    pub reached: u32,
+    /// Whether this is the answer of an earlier request.
+    pub replayed: bool,
+}
+
+impl Outcome {
+    /// Returns the answer to a message.
+    #[must_use]
+    pub fn ack(self) -> PublishAck {
+        PublishAck {
+            of: "publish".into(),
+            event_id: self.id,
+            duplicate: self.duplicate,
+            late: self.late,
+            reached: self.reached,
+            replayed: self.replayed,
+        }
+    }
+
+    /// Returns the answer to a request.
+    #[must_use]
+    pub fn published(self) -> EventPublished {
+        let Self { id, duplicate, late, reached, .. } = self;
+        EventPublished { id, duplicate, late, reached, nodes: 1 }
+    }
+}
+
+/// The key by which a notification is known.
+pub(super) fn notice_key(id: &str) -> Box<str> {
+    format!("notification:{id}").into()
+}
+
+impl<S: Store, O: Observer> Engine<S, O> {
+    /// Publishes an event. `seed` is a random number, for a notification without an id.
+    ///
+    /// # Errors
+    /// `FORBIDDEN`, `NOT_FOUND` for a topic that there is not, `VALIDATION_ERROR`, `IDEMPOTENCY_KEY_REUSED`,
+    /// `STORE_UNAVAILABLE`.
+    #[expect(clippy::too_many_arguments, reason = "each is what its name says, and none belongs to another")]
+    pub async fn publish(
+        &self,
+        identity: &Identity,
+        mut publish: Publish,
+        authority: Authority,
+        once: Option<Once>,
+        seed: u128,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<Outcome, Fault> {
+        if &*publish.kind == "notification" {
+            address_notice(&mut publish, seed, now_ms)?;
+        }
+        let draft =
+            self.rules.draft(&publish, &[], now_ms).map_err(|(field, message)| wrong(field, message))?;
+        let draft = self.authorize(identity, draft, authority).await?;
+        self.publish_draft(identity, draft, once, now_ms, correlation).await
+    }
+
+    /// Publishes a draft that needs no further right.
+    pub(super) async fn publish_draft(
+        &self,
+        identity: &Identity,
+        draft: EventDraft,
+        once: Option<Once>,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<Outcome, Fault> {
+        if !draft.durable && once.is_none() {
+            let reached = self.hub.tell_now(identity.tenant, &draft);
+            return Ok(Outcome { reached, ..Outcome::default() });
+        }
+        let reached = Arc::clone(&draft.reached);
+        let user = identity.user.to_string();
+        let mut submission = publication(identity.tenant, &user, vec![draft], correlation);
+        submission.once = once.into_iter().collect();
+        let receipt = self.commit(identity, submission, now_ms).await.map_err(|error| unavailable(&error))?;
+        let replayed = judged(receipt.answered)?;
+        let published = receipt.events.first().copied().unwrap_or_default();
+        Ok(Outcome {
+            id: published.id.map(|id| event_id(receipt.epoch, id)),
+            duplicate: published.duplicate,
+            late: published.late,
+            reached: reached.load(Ordering::Relaxed),
+            replayed,
+        })
+    }
+
+    async fn authorize(
+        &self,
+        identity: &Identity,
+        mut draft: EventDraft,
+        authority: Authority,
+    ) -> Result<EventDraft, Fault> {
+        let everywhere = PUBLISHER_ROLES.iter().any(|role| identity.has_role(role));
+        if authority == Authority::Roles && !everywhere {
+            return Err(Fault::new(ErrorCode::Forbidden, "the role publisher, staff or admin is needed"));
+        }
+        let mut owner = None;
+        for topic in &draft.topics {
+            match self.rules.may_publish(topic, identity) {
+                Verdict::Unknown => {
+                    return Err(Fault::new(ErrorCode::NotFound, format!("there is no topic {topic:?}")));
+                }
+                Verdict::Forbidden if authority == Authority::Topics && !super::is_staff(identity) => {
+                    let message = format!("to publish on {topic:?} is not your right");
+                    return Err(Fault::new(ErrorCode::Forbidden, message));
+                }
+                Verdict::Forbidden | Verdict::Allowed => {}
+            }
+            let Some(device) = self.rules.device_of(topic) else { continue };
+            let own = identity
+                .device
+                .as_ref()
+                .filter(|(_, key)| key.device() == device)
+                .map(|(_, key)| key.clone());
+            owner = match own {
+                Some(key) => Some(key),
+                None if everywhere || super::is_staff(identity) => self.only_device(identity, device).await?,
+                None => {
+                    let message = format!("to publish on {topic:?} is its device's right");
+                    return Err(Fault::new(ErrorCode::Forbidden, message));
+                }
+            };
+        }
+        draft.owner = owner;
+        Ok(draft)
+    }
+
+    /// Finds the device of a name, if there is one and only one.
+    async fn only_device(
+        &self,
+        identity: &Identity,
+        device: &str,
+    ) -> Result<Option<driftline_model::DeviceKey>, Fault> {
+        let Ok(device_id) = DeviceId::new(device) else { return Ok(None) };
+        let query = DeviceQuery { device_id: Some(device_id), owner: None, after: None, rows: 2 };
+        let rows = self.store.devices(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
+        let mut rows = rows.into_iter();
+        Ok(rows.next().filter(|_| rows.next().is_none()).map(|row| row.key))
+    }
+
+    /// Publishes what other programs wrote into the outbox, at most `batch` rows.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn drain_outbox(&self, batch: usize) -> Result<Drained, Fault> {
+        let router = Arc::new(Router(Arc::clone(&self.rules)));
+        self.store.log().drain_outbox(batch, router).await.map_err(|error| unavailable(&error))
+    }
+
+    /// Waits until rows may have come into the outbox. Dropping the future loses nothing.
+    pub async fn outbox_waits(&self) {
+        self.store.log().outbox_waits().await;
+    }
+}
+
+/// Makes events a submission of nobody's device.
+pub(super) fn publication(
+    tenant: TenantNo,
+    user: &str,
+    events: Vec<EventDraft>,
+    correlation: &str,
+) -> Submission {
+    Submission {
+        tenant,
+        device: DeviceNo::new(0),
+        user: user.into(),
+        scopes: Vec::new(),
+        epoch: None,
+        acked_n: None,
+        batch: None,
+        once: Vec::new(),
+        correlation: correlation.into(),
+        entries: Vec::new(),
+        events,
+    }
+}
+
+fn wrong(field: &'static str, message: String) -> Fault {
+    let error = FieldError { code: "invalid".into(), pointer: format!("/{field}"), message: message.clone() };
+    Fault { errors: vec![error], ..Fault::new(ErrorCode::ValidationError, message) }
+}
+
+/// Gives a notification what every one has, and its place: those who are named, else everybody.
+fn address_notice(publish: &mut Publish, seed: u128, now_ms: u64) -> Result<(), Fault> {
+    let given = publish.data.get("id").map(ToOwned::to_owned);
+    let id = match (given.as_deref().map(|id| id.trim_matches('"')), &publish.dedupe_key) {
+        (Some(_), Some(_)) => {
+            let message = "a notification is known by its id: it has no dedupe_key beside";
+            return Err(wrong("dedupe_key", message.into()));
+        }
+        (Some(id), None) => id.to_owned(),
+        (None, Some(key)) => key.to_string(),
+        (None, None) => format!("{seed:032x}"),
+    };
+    if id.is_empty() || id.len() > 128 || id.contains(char::is_control) {
+        return Err(wrong("data", "a notification's id has 1 to 128 bytes".into()));
+    }
+    const OWN: [&str; 3] = ["created_at", "id", "is_read"];
+    let (created, quoted_id) = (format!("\"{}\"", format_millis(now_ms)), quoted(&id));
+    let mut members: Vec<(&str, &str)> =
+        publish.data.iter().filter(|(name, _)| !OWN.contains(name)).collect();
+    members.extend([("created_at", created.as_str()), ("id", quoted_id.as_str()), ("is_read", "false")]);
+    members.sort_by(|one, other| driftline_model::key_cmp(one.0, other.0));
+    let mut data = ObjectBuilder::default();
+    for (name, value) in members {
+        data.push(name, value);
+    }
+    publish.data = data.finish();
+    publish.dedupe_key = Some(notice_key(&id));
+    if publish.topics.is_empty() && publish.users.is_empty() && publish.roles.is_empty() {
+        publish.topics.push("notifications".into());
+    }
+    Ok(())
+}
+
+/// Makes events of rows of the outbox.
+struct Router(Arc<EventRules>);
+
+impl OutboxRouter for Router {
+    fn route(&self, row: &OutboxRow, now_ms: u64) -> Result<(TenantId, EventDraft), String> {
+        let tenant = TenantId::new(&row.tenant).map_err(|error| format!("tenant: {error}"))?;
+        let kind = row.kind.as_deref().filter(|kind| !kind.is_empty()).ok_or("event_type: is required")?;
+        let kind =
+            driftline_protocol::event_kind(kind).map_err(|_| "event_type: cannot be the type of an event")?;
+        let data = match row.payload.as_deref() {
+            None => driftline_model::Object::empty(),
+            Some(payload) => object_of_text(payload, 64)
+                .map_err(|error| format!("payload: {error}"))?
+                .map_err(|error| format!("payload: {error}"))?,
+        };
+        let of =
+            |text: &Option<String>| text.iter().map(|text| text.as_str().into()).collect::<Vec<Box<str>>>();
+        let publish = Publish {
+            topics: of(&row.topic),
+            users: of(&row.user),
+            roles: of(&row.role),
+            kind,
+            data,
+            durable: None,
+            dedupe_key: row.dedupe_key.as_deref().map(Box::from),
+            version: None,
+        };
+        let at_ms = row.created_ms.unwrap_or(now_ms).min(now_ms);
+        let mut publish = publish;
+        if &*publish.kind == "notification"
+            && (publish.data.get("id").is_none() || publish.dedupe_key.is_none())
+        {
+            let seed = u128::from(row.id.unsigned_abs());
+            address_notice(&mut publish, seed, at_ms).map_err(|fault| fault.message)?;
+        }
+        let mut draft = self
+            .0
+            .draft(&publish, &row.claims, at_ms)
+            .map_err(|(field, message)| format!("{field}: {message}"))?;
+        if let Some(topic) = draft.topics.iter().find(|topic| self.0.rule(topic).is_none()) {
+            return Err(format!("topic: there is no topic {topic:?}"));
+        }
+        // What another program tells of a device it tells to whoever may hear of the device's topic.
+        draft.owner = None;
+        Ok((tenant, draft))
+    }
+}

@@ -1,0 +1,298 @@
+//! Reading the log for a client that missed events.
+//!
+//! While the log is read nothing comes live: the listener lets go by what the log has. A client that comes back, and a
+//! listener that was not told of something, move the listener's own place; a replay that is asked for on an open
+//! connection has a place of its own, and behind it the listener catches up with what went by meanwhile.
+
+use driftline_model::Epoch;
+use driftline_protocol::{
+    ErrorCode, EventPlace, Fault, Outbound, ReplayComplete, ReplayRequest, Topics, event_id,
+};
+use driftline_realtime::Log;
+use std::collections::VecDeque;
+
+use super::{Output, Session};
+use crate::fanout::Heard;
+use crate::service::{Missed, MissedPage};
+use crate::work::Work;
+
+/// Replays of one connection that may wait for their turn.
+const REPLAYS_MAX: usize = 4;
+
+/// Where a client finds what the log does not have any more.
+const SNAPSHOT: &str = "/api/v1/changes";
+
+/// What is being read of the log, and what waits to be.
+#[derive(Debug, Default)]
+pub(super) struct Replays {
+    current: Option<Replay>,
+    queue: VecDeque<Replay>,
+    /// What replays of this connection have sent, so that catching up does not send it again.
+    sent: Option<Sent>,
+    /// Whether the next page may be asked for, once the client has taken what was sent.
+    ready: bool,
+    /// Whether the log was away; it is asked again.
+    stalled: bool,
+}
+
+#[derive(Debug)]
+struct Sent {
+    /// On these topics; none: on all.
+    topics: Option<Vec<Box<str>>>,
+    through: u64,
+}
+
+#[derive(Debug)]
+struct Replay {
+    aim: Aim,
+    reply_to: Option<String>,
+    topics: Option<Vec<Box<str>>>,
+    asked: EventPlace,
+    limit: Option<u64>,
+    begun: Option<Log>,
+    from: u64,
+    after: u64,
+    count: u64,
+    reason: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// The client asked for it and is told of its end.
+    Asked,
+    /// The client waits for its topics to be granted.
+    Waiting,
+    /// The client came back and is told of the end; the listener's own place moves.
+    Resume,
+    /// The listener catches up.
+    CatchUp,
+}
+
+impl Replay {
+    fn new(aim: Aim, asked: EventPlace) -> Self {
+        Self {
+            aim,
+            reply_to: None,
+            topics: None,
+            asked,
+            limit: None,
+            begun: None,
+            from: asked.id,
+            after: asked.id,
+            count: 0,
+            reason: None,
+        }
+    }
+
+    /// Tells whether the listener's own place moves.
+    fn moves(&self) -> bool {
+        matches!(self.aim, Aim::Resume | Aim::CatchUp)
+    }
+
+    fn next(&self) -> Missed {
+        let epoch = self.begun.as_ref().map(|log| log.epoch);
+        let after = match epoch {
+            None => self.asked,
+            epoch => EventPlace { epoch, id: self.after },
+        };
+        let limit = self.limit.map(|limit| limit.saturating_sub(self.count).max(1));
+        Missed { topics: self.topics.clone(), after, begun: self.begun, limit }
+    }
+}
+
+impl Replays {
+    fn make_room(&mut self) -> Result<(), Fault> {
+        if self.queue.len() >= REPLAYS_MAX {
+            return Err(Fault::new(
+                ErrorCode::ValidationError,
+                "wait for replay_complete before you ask for more",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn push(&mut self, request: ReplayRequest, reply_to: Option<String>) -> Result<(), Fault> {
+        self.make_room()?;
+        let ReplayRequest { after, topics, limit } = request;
+        self.queue.push_back(Replay { reply_to, topics, limit, ..Replay::new(Aim::Asked, after) });
+        Ok(())
+    }
+
+    /// Keeps the place of a replay whose topics are not granted yet.
+    pub(super) fn announce(
+        &mut self,
+        wanted: Topics,
+        reply_to: Option<String>,
+        _now_ms: u64,
+    ) -> Result<(), Fault> {
+        self.make_room()?;
+        let Some(since) = wanted.since else { return Ok(()) };
+        self.queue.push_back(Replay { reply_to, ..Replay::new(Aim::Waiting, since) });
+        Ok(())
+    }
+
+    fn waiting(&self, reply_to: &Option<String>) -> Option<usize> {
+        self.queue.iter().position(|replay| replay.aim == Aim::Waiting && replay.reply_to == *reply_to)
+    }
+
+    pub(super) fn withdraw(&mut self, reply_to: &Option<String>) {
+        if let Some(at) = self.waiting(reply_to) {
+            self.queue.remove(at);
+        }
+    }
+
+    pub(super) fn grant(&mut self, reply_to: &Option<String>, topics: Vec<Box<str>>) {
+        let Some(at) = self.waiting(reply_to) else { return };
+        if topics.is_empty() {
+            self.queue.remove(at);
+        } else if let Some(replay) = self.queue.get_mut(at) {
+            (replay.aim, replay.topics) = (Aim::Asked, Some(topics));
+        }
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
+    pub(super) fn go_on(&mut self) {
+        (self.stalled, self.ready) = (false, true);
+    }
+
+    /// Tells whether an event was sent by a replay already.
+    fn was_sent(&self, heard: &Heard) -> bool {
+        let Some(sent) = &self.sent else { return false };
+        let topic = heard.event.topics.get(heard.topic);
+        let covered =
+            sent.topics.as_ref().is_none_or(|topics| topic.is_some_and(|topic| topics.contains(topic)));
+        covered && heard.event.id.is_some_and(|id| id <= sent.through)
+    }
+}
+
+impl Session {
+    /// Has a client that comes back get what it missed, before anything else.
+    #[must_use]
+    pub fn resuming(mut self, place: EventPlace) -> Self {
+        if let Some(listener) = &self.listener {
+            listener.read_from(place.id.min(listener.position()));
+            self.replays.queue.push_back(Replay::new(Aim::Resume, place));
+            self.read_next();
+        }
+        self
+    }
+
+    /// Has the listener read the log, of which it was not told all.
+    pub fn fill_hole(&mut self) {
+        if let Some(listener) = &self.listener {
+            listener.read_from(listener.position());
+            self.read_next();
+        }
+    }
+
+    /// Asks for the next page of the log, if one is wanted: the client has taken what was sent.
+    pub fn read_on(&mut self) {
+        if std::mem::take(&mut self.replays.ready) {
+            self.ask_for_page();
+        }
+    }
+
+    /// Tells whether a page of the log is wanted as soon as the client has taken what was sent.
+    #[must_use]
+    pub fn wants_page(&self) -> bool {
+        self.replays.ready
+    }
+
+    /// Begins the next replay, if none is under way.
+    pub(super) fn read_next(&mut self) {
+        let Some(listener) = self.listener.clone() else { return };
+        if self.replays.current.is_some() {
+            return;
+        }
+        let granted = self.replays.queue.front().is_some_and(|replay| replay.aim != Aim::Waiting);
+        let next = if granted {
+            self.replays.queue.pop_front()
+        } else if listener.is_reading() {
+            let place = EventPlace { epoch: None, id: listener.position() };
+            Some(Replay::new(Aim::CatchUp, place))
+        } else {
+            self.replays.sent = None;
+            None
+        };
+        let Some(replay) = next else { return };
+        if !listener.is_reading() {
+            listener.read_from(listener.position());
+        }
+        self.replays.current = Some(replay);
+        self.ask_for_page();
+    }
+
+    fn ask_for_page(&mut self) {
+        let (Some(listener), Some(replay)) = (self.listener.clone(), &self.replays.current) else { return };
+        let missed = replay.next();
+        self.ask(None, None, Work::Missed { listener, missed });
+    }
+
+    pub(super) fn missed(&mut self, page: Result<Box<MissedPage>, Fault>, now_ms: u64) {
+        let Some(mut replay) = self.replays.current.take() else { return };
+        let Some(listener) = self.listener.clone() else { return };
+        let mut page = match page {
+            Ok(page) => *page,
+            Err(_) if replay.moves() => {
+                // Nothing comes live before the log could be read: that would be a silent gap.
+                (self.replays.stalled, self.beat_ms) = (true, self.beat_ms.max(now_ms));
+                self.replays.current = Some(replay);
+                return;
+            }
+            Err(fault) => {
+                self.error(&fault, replay.reply_to, now_ms);
+                return self.read_next();
+            }
+        };
+        if replay.begun.is_none() {
+            (replay.begun, replay.from) = (Some(page.log), page.from);
+        }
+        replay.reason = page.reason.or(replay.reason);
+        if replay.aim == Aim::CatchUp {
+            page.heard.retain(|heard| !self.replays.was_sent(heard));
+        }
+        replay.count += page.heard.len() as u64;
+        replay.after = page.through;
+        let last = page.heard.last().and_then(|heard| heard.event.id);
+        if !page.heard.is_empty() && !self.closed {
+            self.outputs.push_back(Output::Events(std::mem::take(&mut page.heard)));
+        }
+        let full = replay.limit.is_some_and(|limit| replay.count >= limit) && page.more;
+        if full {
+            replay.reason = Some("limit");
+        }
+        let done = if replay.moves() { listener.read(page.through, page.more) } else { full || !page.more };
+        if !done {
+            self.replays.current = Some(replay);
+            self.replays.ready = true;
+            return;
+        }
+        let to = if full { last.unwrap_or(page.through) } else { page.through };
+        self.finish_replay(replay, page.log.epoch, to, now_ms);
+        self.read_next();
+    }
+
+    fn finish_replay(&mut self, replay: Replay, epoch: Epoch, to: u64, now_ms: u64) {
+        if replay.aim == Aim::CatchUp {
+            return;
+        }
+        if replay.aim == Aim::Asked && replay.reason != Some("limit") {
+            self.replays.sent = Some(Sent { topics: replay.topics, through: to });
+        }
+        let complete = replay.reason.is_none();
+        let told = ReplayComplete {
+            from: event_id(epoch, replay.from),
+            to: event_id(epoch, to),
+            count: replay.count,
+            complete,
+            reason: replay.reason.map(str::to_owned),
+            snapshot: (!complete && replay.reason != Some("limit")).then(|| SNAPSHOT.to_owned()),
+            resume_token: None,
+        };
+        let head = self.head(now_ms, replay.reply_to, None);
+        self.send(&Outbound::ReplayComplete(Box::new(told)), &head);
+    }
+}
