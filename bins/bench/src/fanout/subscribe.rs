@@ -65,6 +65,10 @@ impl Subscriber {
                 self.tally.errors.add("disorder", 1);
                 return 0;
             }
+            Place::IdFell => {
+                self.tally.errors.add("id_fell", 1);
+                return 0;
+            }
         };
         if self.window.counts(at) {
             self.tally.items += 1;

@@ -165,8 +165,10 @@ pub(crate) struct Order {
 pub(crate) enum Place {
     /// It is the next one of its publisher, and its id is above that of all before.
     Next,
-    /// It came before, or after one that it should precede.
+    /// It came before, or after one of its publisher that it should precede.
     Disordered,
+    /// Its id is not above that of the event before it.
+    IdFell,
     /// So many events of its publisher should have come before it.
     Gap(u64),
 }
@@ -180,17 +182,15 @@ impl Order {
     /// Places the next event that came.
     pub(crate) fn place(&mut self, number: Number, id: Option<u64>) -> Place {
         let rises = id.is_none_or(|id| self.last_id.is_none_or(|last| id > last));
+        if !rises {
+            return Place::IdFell;
+        }
         self.last_id = id.or(self.last_id);
         let publisher = usize::try_from(number.publisher).unwrap_or(usize::MAX);
         let Some(next) = self.next.get_mut(publisher) else { return Place::Disordered };
-        let missed = number.count.checked_sub(*next);
-        match missed {
-            Some(missed) if rises => {
-                *next = number.count + 1;
-                if missed == 0 { Place::Next } else { Place::Gap(missed) }
-            }
-            _ => Place::Disordered,
-        }
+        let Some(missed) = number.count.checked_sub(*next) else { return Place::Disordered };
+        *next = number.count + 1;
+        if missed == 0 { Place::Next } else { Place::Gap(missed) }
     }
 }
 
@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(order.place(number(0, 0), Some(5)), Place::Next);
         assert_eq!(order.place(number(1, 0), Some(6)), Place::Next);
         assert_eq!(order.place(number(0, 3), Some(9)), Place::Gap(2));
-        assert_eq!(order.place(number(0, 4), Some(8)), Place::Disordered, "the id falls");
+        assert_eq!(order.place(number(0, 4), Some(9)), Place::IdFell);
         assert_eq!(order.place(number(1, 0), Some(10)), Place::Disordered, "a second time");
         assert_eq!(order.place(number(1, 1), None), Place::Next, "events without an id");
         assert_eq!(order.place(number(2, 0), None), Place::Disordered, "nobody's event");
