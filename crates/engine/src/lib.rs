@@ -101,11 +101,11 @@ pub use registry::{
 pub use review::{
     AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,
 };
-pub use rules::{EventRules, PUBLISHER_ROLES, RETENTION_MS_DEFAULT};
+pub use rules::{ANONYMOUS_ROLE, EventRules, PUBLISHER_ROLES, RETENTION_MS_DEFAULT};
 pub use samples::{Retention, SamplePlace, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
 pub use service::{
-    Authority, DEVICE_ROLE, Engine, Ingest, Missed, MissedPage, NoticePage, Outcome, PreparedIngest,
-    RecordPage, SampleWish, Sealer, Windows, hash_digest,
+    Authority, DEVICE_ROLE, Engine, Ingest, Missed, MissedPage, Monitored, NoticePage, Outcome,
+    PreparedIngest, RecordPage, SampleWish, Sealer, Windows, hash_digest,
 };
 pub use session::{Close, Greeting, Output, Preset, Session};
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

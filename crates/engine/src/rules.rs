@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use driftline_protocol::Publish;
+use driftline_protocol::{MONITORING_TOPIC, Publish};
 use driftline_realtime::{Access, Pattern, Subject, TopicName, TopicRule, Topics, TopicsError, Verdict};
 
 use crate::catalogue::{Announce, STAFF_ROLES};
-use crate::events::{EventDraft, conflation, members, plain_text, quoted};
+use crate::events::{EventDraft, conflation, members, plain_text, quoted, shown_values};
 use crate::log::{TopicRetention, TopicRules};
 use crate::ports::Identity;
 
@@ -16,6 +16,9 @@ pub const RETENTION_MS_DEFAULT: u64 = 7 * 24 * 3_600_000;
 
 /// Roles that may publish on every topic by a request.
 pub const PUBLISHER_ROLES: [&str; 3] = ["publisher", "staff", "admin"];
+
+/// The role of whoever enters without a token.
+pub const ANONYMOUS_ROLE: &str = "anonymous";
 
 /// Everything that is declared of topics and of types of events.
 #[derive(Debug, Clone)]
@@ -27,6 +30,8 @@ pub struct EventRules {
     claims: Vec<Box<str>>,
     /// What holds for topics that no rule knows; none: there are no others.
     open: Option<TopicRule>,
+    /// The only topics of whoever enters without a token.
+    anonymous: Vec<Box<str>>,
 }
 
 impl Default for EventRules {
@@ -57,7 +62,8 @@ impl EventRules {
                 rules.push(rule);
             }
         }
-        Ok(Self { topics: Topics::new(rules)?, routes, claims, open: None })
+        let topics = Topics::new(rules)?;
+        Ok(Self { topics, routes, claims, open: None, anonymous: Vec::new() })
     }
 
     /// Lets everybody have every topic that no rule knows.
@@ -67,6 +73,12 @@ impl EventRules {
         let everyone = || Access { everyone: true, ..Access::default() };
         let rule = TopicRule { subscribe: everyone(), publish: everyone(), ..topic(pattern) };
         Self { open: Some(rule), ..self }
+    }
+
+    /// Lets whoever enters without a token listen to these topics, and to no others.
+    #[must_use]
+    pub fn with_anonymous(self, topics: Vec<Box<str>>) -> Self {
+        Self { anonymous: topics, ..self }
     }
 
     /// Adds rules for topics on which kinds announce and of which nothing is declared: owners of devices hear of their
@@ -106,12 +118,21 @@ impl EventRules {
     /// Tells whether somebody may listen to a topic.
     #[must_use]
     pub fn may_subscribe(&self, topic: &str, identity: &Identity) -> Verdict {
+        if identity.has_role(ANONYMOUS_ROLE) {
+            let open = self.anonymous.iter().any(|known| **known == *topic);
+            // Whose device it is, is nothing that nobody could prove.
+            let open = open && self.device_of(topic).is_none();
+            return if open && self.rule(topic).is_some() { Verdict::Allowed } else { Verdict::Forbidden };
+        }
         self.verdict(topic, identity, |rule| &rule.subscribe)
     }
 
     /// Tells whether somebody may publish on a topic over a socket.
     #[must_use]
     pub fn may_publish(&self, topic: &str, identity: &Identity) -> Verdict {
+        if identity.has_role(ANONYMOUS_ROLE) {
+            return Verdict::Forbidden;
+        }
         self.verdict(topic, identity, |rule| &rule.publish)
     }
 
@@ -129,6 +150,9 @@ impl EventRules {
     /// Returns the topics that somebody joins by itself: the own user, roles and claims, and what is declared so.
     #[must_use]
     pub fn joined(&self, identity: &Identity) -> Vec<Box<str>> {
+        if identity.has_role(ANONYMOUS_ROLE) {
+            return Vec::new();
+        }
         let user = identity.user.to_string();
         let joined = self.topics.joined(&subject(&user, identity));
         joined.into_iter().map(|topic| topic.as_str().into()).collect()
@@ -206,11 +230,10 @@ impl EventRules {
             let captured = captures.iter().find(|(known, _)| *known == name).map(|(_, text)| *text);
             Some(conflation(topic, publish.data.get(name).or(captured).unwrap_or_default()))
         });
-        let shown = values.iter().filter(|(name, _)| !RESERVED.contains(&&**name));
         Ok(EventDraft {
             durable,
             conflate,
-            values: members(shown.map(|(name, value)| (&**name, &**value))).into(),
+            values: members(shown_values(values.iter().map(|(name, value)| (&**name, &**value)))).into(),
             dedupe_key: publish.dedupe_key.clone(),
             version: publish.version.clone(),
             ..EventDraft::new(&publish.kind, topics, publish.data.as_str().into(), at_ms)
@@ -256,9 +279,6 @@ impl EventRules {
         Ok(())
     }
 }
-
-/// What stands at the top level of an event already, and what says nothing there.
-const RESERVED: [&str; 8] = ["type", "server_time", "id", "topic", "timestamp", "data", "sub", "role"];
 
 fn note(values: &mut Vec<(Box<str>, Box<str>)>, name: &str, value: Box<str>) {
     if !values.iter().any(|(known, _)| **known == *name) {
@@ -325,6 +345,7 @@ fn built_in() -> Vec<TopicRule> {
         rule("security", staff()),
         rule("alerts", staff()),
         rule("anomaly_alert", staff()),
+        rule(MONITORING_TOPIC, staff()),
         live("performance"),
         live("analytics"),
         live("stream_metrics"),

@@ -199,13 +199,27 @@ fn text(node: Node<'_>, pointer: &str, bytes_max: usize) -> Result<Box<str>, Fau
     };
     let fits =
         |name: &str| !name.is_empty() && name.len() <= bytes_max && !name.chars().any(char::is_control);
-    name.filter(|name: &Box<str>| fits(name))
+    name.filter(|name| fits(name))
         .ok_or_else(|| Fault::invalid(pointer, &format!("must be a text of 1 to {bytes_max} bytes")))
 }
 
 fn optional(node: Option<Node<'_>>, name: &str, bytes_max: usize) -> Result<Option<Box<str>>, Fault> {
     let node = node.filter(|node| !node.is_null());
     node.map(|node| text(node, &format!("/{name}"), bytes_max)).transpose()
+}
+
+/// Reads an array of names as bodies of requests have them.
+pub(crate) fn names(list: Node<'_>, pointer: &str, bytes_max: usize) -> Result<Vec<Box<str>>, Fault> {
+    texts(list, pointer, bytes_max)
+}
+
+/// Reads a name that need not be there.
+pub(crate) fn optional_name(
+    node: Option<Node<'_>>,
+    pointer: &str,
+    bytes_max: usize,
+) -> Result<Option<Box<str>>, Fault> {
+    node.filter(|node| !node.is_null()).map(|node| text(node, pointer, bytes_max)).transpose()
 }
 
 /// Asks for the events that were missed.
@@ -439,9 +453,6 @@ pub struct ReplayComplete {
     /// Where what was missed can be read as it is now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
-    /// Stands for `to`, sealed: any node resumes there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resume_token: Option<String>,
 }
 
 /// A notification with its read state.

@@ -33,6 +33,7 @@ mod json;
 mod msgpack;
 mod outbound;
 mod policy;
+mod realtime_http;
 mod rows;
 #[cfg(feature = "schema")]
 mod sample_schema;
@@ -74,6 +75,10 @@ pub use outbound::{
     SyncSessionEnded, SyncSessionStarted, Totals, WinnerName,
 };
 pub use policy::{FieldPolicyDoc, PolicyDoc};
+pub use realtime_http::{
+    DrainPost, DrainedDoc, MONITORING_TOPIC, MonitoringDoc, PresenceDoc, PresentUser, SessionDoc, Shortcut,
+    StatsDoc, StreamEstablished, TicketDoc, has_topics, stop_monitoring,
+};
 pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
 #[cfg(feature = "schema")]
 pub use sample_schema::SampleSchema;

@@ -53,7 +53,6 @@ mod postgres;
 mod registry;
 mod rows;
 mod sqlite;
-mod unbuilt;
 
 pub use any::AnyStore;
 pub use memory::MemoryStore;

@@ -5,7 +5,8 @@ DROP TABLE events;
 
 -- topics holds the topics' names, parted by spaces, which no name holds; refs tells how many rows of event_topics name
 -- the event, which goes with the last of them. owner is the device that it concerns, vals the members of a JSON object:
--- the values that filled the topics' placeholders. kept_at is when it was kept, by which it ages; it never falls.
+-- the values that filled the topics' placeholders. kept_at is when it was kept, by which it ages; it never falls. Keys that
+-- others make up are kept as bytes: they may hold what no text of the database does.
 CREATE TABLE events (
     tenant_no  INTEGER NOT NULL,
     event_id   BIGINT NOT NULL,
@@ -15,7 +16,7 @@ CREATE TABLE events (
     owner      TEXT COLLATE "C",
     vals       TEXT COLLATE "C" NOT NULL,
     data       TEXT COLLATE "C" NOT NULL,
-    dedupe_key TEXT COLLATE "C",
+    dedupe_key BYTEA,
     at         BIGINT NOT NULL,
     kept_at    BIGINT NOT NULL,
     PRIMARY KEY (tenant_no, event_id)
@@ -36,7 +37,7 @@ ALTER TABLE topics ADD COLUMN floor BIGINT NOT NULL DEFAULT 0;
 -- number.
 CREATE TABLE event_versions (
     tenant_no INTEGER NOT NULL,
-    thing     TEXT COLLATE "C" NOT NULL,
+    thing     BYTEA NOT NULL,
     version   BIGINT NOT NULL,
     at        BIGINT NOT NULL,
     PRIMARY KEY (tenant_no, thing)
@@ -59,8 +60,8 @@ CREATE TABLE event_devices (
 -- Which notifications users have read.
 CREATE TABLE notice_reads (
     tenant_no INTEGER NOT NULL,
-    sub       TEXT COLLATE "C" NOT NULL,
-    notice_id TEXT COLLATE "C" NOT NULL,
+    sub       BYTEA NOT NULL,
+    notice_id BYTEA NOT NULL,
     at        BIGINT NOT NULL,
     PRIMARY KEY (tenant_no, sub, notice_id)
 );

@@ -4,6 +4,7 @@ mod devices;
 mod events;
 mod ingest;
 mod live;
+mod monitoring;
 mod notices;
 mod once;
 mod policies;
@@ -45,6 +46,7 @@ pub use events::{Missed, MissedPage};
 use ingest::told_of;
 pub use ingest::{Ingest, PreparedIngest};
 pub(crate) use ingest::{judged, reused};
+pub use monitoring::Monitored;
 pub use notices::NoticePage;
 use once::Memory;
 pub use publish::{Authority, Outcome};
@@ -200,6 +202,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let rules = rules.with_announced(&self.catalogue.announced())?;
         self.catalogue.settle(&rules);
         Ok(Self { rules: Arc::new(rules), ..self })
+    }
+
+    /// Lets whoever enters without a token listen to these topics, and to no others.
+    #[must_use]
+    pub fn with_anonymous(self, topics: Vec<Box<str>>) -> Self {
+        let rules = EventRules::clone(&self.rules).with_anonymous(topics);
+        Self { rules: Arc::new(rules), ..self }
     }
 
     /// Returns which topics there are, and who may have them.

@@ -21,6 +21,7 @@ use driftline_model::{KindName, ScopeName, TenantNo};
 use super::connect::Lease;
 use super::lanes::Answer;
 use super::load::{Loaded, load};
+use super::tell::Turn;
 use super::write::{Numbers, Unwritten, write};
 use super::{Shared, names, store_error, topics};
 use crate::codec::encode_receipt;
@@ -288,11 +289,12 @@ async fn transact(
         Ok(numbers) => numbers,
         Err(failure) => return Err(ended(lease, failure).await),
     };
+    let turn = shared.caches.tellers.take_turn(tenant);
     match write(lease.pg(), tenant, (&planned, state), &numbers, loaded.now_ms).await {
         Ok(()) => lease.done(),
         Err(failed) => return Err(unwritten(lease, failed, || recognisable(group, &planned))),
     }
-    Ok(told(shared, tenant, planned))
+    Ok(told(shared, turn, planned).await)
 }
 
 /// Says what became of a group whose writes or commit failed.
@@ -359,15 +361,13 @@ fn planned(
 }
 
 /// Tells of a commit, after it.
-fn told(shared: &Shared, tenant: TenantNo, planned: Planned) -> Vec<Receipt> {
+async fn told(shared: &Shared, turn: Turn<'_>, planned: Planned) -> Vec<Receipt> {
     for write in &planned.writes.devices {
         shared.caches.last_ns.insert(write.device, write.state.last_n);
     }
-    for (_, head) in &planned.writes.heads {
-        shared.caches.note_told(tenant, head.seq);
-    }
-    for committed in planned.commits {
-        shared.listeners.committed(committed);
+    // A group is of one tenant.
+    if let Some(committed) = planned.commits.into_iter().next() {
+        turn.tell(shared, committed).await;
     }
     planned.receipts
 }

@@ -5,45 +5,46 @@ use std::collections::BTreeSet;
 use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use driftline_engine::{EventWrite, GroupState, Submission};
+use driftline_engine::{EventWrite, GroupState, StoreError, Submission};
 use driftline_model::TenantNo;
 
 use super::sql::statement;
 use super::topics::TopicNumbers;
+use crate::codec::corrupt;
 use crate::names::{tenant_of, tenant_sql};
 use crate::rows::EventInsert;
 
 statement! {
     /// The numbers of events by the keys of their duplicates.
-    LoadDedupe<'a> { tenants: Vec<i32> => Array<Integer>, keys: Vec<&'a str> => Array<Text> } =
+    LoadDedupe<'a> { tenants: Vec<i32> => Array<Integer>, keys: Vec<&'a [u8]> => Array<Binary> } =
     "SELECT e.tenant_no, e.dedupe_key, e.event_id FROM unnest(" ? tenants: Array<Integer>
-    ", " ? keys: Array<Text>
+    ", " ? keys: Array<Binary>
     ") AS w(tenant_no, dedupe_key) CROSS JOIN LATERAL (SELECT tenant_no, dedupe_key, event_id FROM events \
      WHERE tenant_no = w.tenant_no AND dedupe_key >= w.dedupe_key AND dedupe_key <= w.dedupe_key \
      ORDER BY dedupe_key LIMIT 1) AS e"
 }
 
 impl Query for LoadDedupe<'_> {
-    type SqlType = (Integer, Text, BigInt);
+    type SqlType = (Integer, Binary, BigInt);
 }
 
 statement! {
     /// The latest states of what events tell of.
-    LoadVersions<'a> { tenants: Vec<i32> => Array<Integer>, things: Vec<&'a str> => Array<Text> } =
+    LoadVersions<'a> { tenants: Vec<i32> => Array<Integer>, things: Vec<&'a [u8]> => Array<Binary> } =
     "SELECT v.tenant_no, v.thing, v.version FROM unnest(" ? tenants: Array<Integer>
-    ", " ? things: Array<Text>
+    ", " ? things: Array<Binary>
     ") AS w(tenant_no, thing) CROSS JOIN LATERAL (SELECT tenant_no, thing, version FROM event_versions \
      WHERE tenant_no = w.tenant_no AND thing >= w.thing AND thing <= w.thing ORDER BY thing LIMIT 1) AS v"
 }
 
 impl Query for LoadVersions<'_> {
-    type SqlType = (Integer, Text, BigInt);
+    type SqlType = (Integer, Binary, BigInt);
 }
 
 /// A key of a tenant and its number, as a query gives it.
-pub(super) type KeyedRow = (i32, String, i64);
+pub(super) type KeyedRow = (i32, Vec<u8>, i64);
 
 statement! {
     /// Writes events, and which topics have them.
@@ -51,7 +52,7 @@ statement! {
         tenant_no: Vec<i32> => Array<Integer>, event_id: Vec<i64> => Array<BigInt>, kind: Vec<&'a str> => Array<Text>,
         topics: Vec<String> => Array<Text>, refs: Vec<i32> => Array<Integer>,
         owner: Vec<Option<&'a str>> => Array<Nullable<Text>>, vals: Vec<&'a str> => Array<Text>,
-        data: Vec<&'a str> => Array<Text>, dedupe_key: Vec<Option<&'a str>> => Array<Nullable<Text>>,
+        data: Vec<&'a str> => Array<Text>, dedupe_key: Vec<Option<&'a [u8]>> => Array<Nullable<Binary>>,
         at: Vec<i64> => Array<BigInt>, kept_at: Vec<i64> => Array<BigInt>, topic_no: Vec<i32> => Array<Integer>,
         topic_event: Vec<i64> => Array<BigInt>,
     } =
@@ -64,7 +65,7 @@ statement! {
     ", " ? owner: Array<Nullable<Text>>
     ", " ? vals: Array<Text>
     ", " ? data: Array<Text>
-    ", " ? dedupe_key: Array<Nullable<Text>>
+    ", " ? dedupe_key: Array<Nullable<Binary>>
     ", " ? at: Array<BigInt>
     ", " ? kept_at: Array<BigInt>
     ")) INSERT INTO event_topics (topic_no, event_id) SELECT * FROM unnest(" ? topic_no: Array<Integer>
@@ -75,11 +76,11 @@ statement! {
 statement! {
     /// Writes the latest states of what events tell of.
     PutVersions<'a> {
-        tenant_no: Vec<i32> => Array<Integer>, thing: Vec<&'a str> => Array<Text>,
+        tenant_no: Vec<i32> => Array<Integer>, thing: Vec<&'a [u8]> => Array<Binary>,
         version: Vec<i64> => Array<BigInt>, at: Vec<i64> => Array<BigInt>,
     } =
     "INSERT INTO event_versions (tenant_no, thing, version, at) SELECT * FROM unnest(" ? tenant_no: Array<Integer>
-    ", " ? thing: Array<Text>
+    ", " ? thing: Array<Binary>
     ", " ? version: Array<BigInt>
     ", " ? at: Array<BigInt>
     ") ON CONFLICT (tenant_no, thing) DO UPDATE SET version = excluded.version, at = excluded.at"
@@ -101,8 +102,8 @@ statement! {
 /// The keys of the events that a group brings, each once.
 #[derive(Default)]
 pub(super) struct EventKeys<'a> {
-    dedupe: BTreeSet<(i32, &'a str)>,
-    things: BTreeSet<(i32, &'a str)>,
+    dedupe: BTreeSet<(i32, &'a [u8])>,
+    things: BTreeSet<(i32, &'a [u8])>,
 }
 
 impl<'a> EventKeys<'a> {
@@ -110,8 +111,8 @@ impl<'a> EventKeys<'a> {
     pub(super) fn add(&mut self, submission: &'a Submission) {
         let tenant_no = tenant_sql(submission.tenant);
         for draft in submission.events.iter().filter(|draft| draft.durable) {
-            self.dedupe.extend(draft.dedupe_key.iter().map(|key| (tenant_no, &**key)));
-            self.things.extend(draft.version.iter().map(|(thing, _)| (tenant_no, &**thing)));
+            self.dedupe.extend(draft.dedupe_key.iter().map(|key| (tenant_no, key.as_bytes())));
+            self.things.extend(draft.version.iter().map(|(thing, _)| (tenant_no, thing.as_bytes())));
         }
     }
 
@@ -122,7 +123,7 @@ impl<'a> EventKeys<'a> {
 }
 
 /// Tenants and a key of each.
-pub(super) type Keyed<'a> = (Vec<i32>, Vec<&'a str>);
+pub(super) type Keyed<'a> = (Vec<i32>, Vec<&'a [u8]>);
 
 pub(super) async fn load_dedupe(
     mut pg: &AsyncPgConnection,
@@ -145,13 +146,19 @@ pub(super) async fn load_versions(
 }
 
 /// Keeps what is known of keys.
-pub(super) fn keep(state: &mut GroupState, dedupe: Vec<KeyedRow>, versions: Vec<KeyedRow>) {
+pub(super) fn keep(
+    state: &mut GroupState,
+    dedupe: Vec<KeyedRow>,
+    versions: Vec<KeyedRow>,
+) -> Result<(), StoreError> {
+    let text = |bytes| String::from_utf8(bytes).map_err(|_| corrupt("key"));
     for (tenant_no, key, event_id) in dedupe {
-        state.dedupe.insert((tenant_of(tenant_no), key.into()), event_id.unsigned_abs());
+        state.dedupe.insert((tenant_of(tenant_no), text(key)?.into()), event_id.unsigned_abs());
     }
     for (tenant_no, thing, version) in versions {
-        state.versions.insert((tenant_of(tenant_no), thing.into()), version.cast_unsigned());
+        state.versions.insert((tenant_of(tenant_no), text(thing)?.into()), version.cast_unsigned());
     }
+    Ok(())
 }
 
 impl<'a> PutEvents<'a> {
@@ -192,7 +199,7 @@ impl<'a> PutEvents<'a> {
         self.owner.push(row.owner);
         self.vals.push(row.vals);
         self.data.push(row.data);
-        self.dedupe_key.push(row.dedupe_key);
+        self.dedupe_key.push(row.dedupe_key.map(str::as_bytes));
         self.at.push(row.at);
         self.kept_at.push(row.kept_at);
     }
@@ -209,7 +216,7 @@ impl<'a> PutVersions<'a> {
     pub(super) fn extend(&mut self, writes: &'a [((TenantNo, Box<str>), u64)], now: i64) {
         for ((tenant, thing), version) in writes {
             self.tenant_no.push(tenant_sql(*tenant));
-            self.thing.push(thing);
+            self.thing.push(thing.as_bytes());
             self.version.push(version.cast_signed());
             self.at.push(now);
         }

@@ -366,7 +366,7 @@ async fn sort(
     names::learn(caches, pg, fetched.telemetry.0.iter().map(|row| row.0), []).await?;
     samples::keep(caches, tenant, state, fetched.telemetry)?;
     once::keep(tenant, state, fetched.once)?;
-    events::keep(state, fetched.events.0, fetched.events.1);
+    events::keep(state, fetched.events.0, fetched.events.1)?;
     name_devices(shared, pg, tenant, &mut loaded.devices, marked).await?;
     Ok(loaded)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
 use diesel::{OptionalExtension, QueryResult};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use driftline_engine::{
@@ -18,7 +18,7 @@ use tokio::join;
 use super::snapshot::{first, give_back, last, whole};
 use super::sql::{LoadHead, statement};
 use super::topics::{self, TopicNumbers};
-use super::{PostgresStore, Shared, store_error};
+use super::{PostgresStore, Shared, followers, listen, outbox, store_error, trim};
 use crate::codec::corrupt;
 use crate::names::tenant_sql;
 use crate::rows::{EventColumns, EventRow, HeadRow, event_of, head_of, sql_ms};
@@ -126,10 +126,10 @@ statement! {
 
 statement! {
     /// One event by the key of its duplicates, with the epoch.
-    EventByKey<'a> { tenant_no: i32 => Integer, key: &'a str => Text } =
+    EventByKey<'a> { tenant_no: i32 => Integer, key: &'a [u8] => Binary } =
     "SELECT event_id, event_type, topics, owner, vals, data, at, (SELECT epoch FROM stream_head AS h \
      WHERE h.tenant_no = e.tenant_no) FROM events AS e WHERE tenant_no = " ? tenant_no: Integer
-    " AND dedupe_key = " ? key: Text
+    " AND dedupe_key = " ? key: Binary
     ""
 }
 
@@ -244,7 +244,7 @@ async fn event(
         EventName::Id(event_id) => {
             EventById { tenant_no, event_id: sql_ms(*event_id) }.get_result(&mut pg).await
         }
-        EventName::Dedupe(key) => EventByKey { tenant_no, key }.get_result(&mut pg).await,
+        EventName::Dedupe(key) => EventByKey { tenant_no, key: key.as_bytes() }.get_result(&mut pg).await,
     };
     let found = give_back(lease, found.optional().map_err(store_error)).await?;
     let Some((row, epoch)) = found else { return Ok(None) };
@@ -264,30 +264,37 @@ impl EventLog for PostgresStore {
     }
 
     fn trim_events(&self, now_ms: u64, rules: Arc<dyn TopicRules>) -> Answer<'_, u64> {
-        crate::unbuilt::Unbuilt.trim_events(now_ms, rules)
+        let shared = Arc::clone(&self.shared);
+        // However long it takes: nobody is told to trim again.
+        Box::pin(self.finish(async move { trim::trim(&shared, now_ms, &*rules).await }))
     }
 
     fn drain_outbox(&self, batch: usize, router: Arc<dyn OutboxRouter>) -> Answer<'_, Drained> {
-        crate::unbuilt::Unbuilt.drain_outbox(batch, router)
+        let shared = Arc::clone(&self.shared);
+        Box::pin(self.run(async move { outbox::drain(&shared, batch, &*router).await }))
     }
 
     fn clean_outbox(&self, before_ms: u64) -> Answer<'_, u64> {
-        crate::unbuilt::Unbuilt.clean_outbox(before_ms)
+        let shared = Arc::clone(&self.shared);
+        Box::pin(self.finish(async move { outbox::clean(&shared, before_ms).await }))
     }
 
     fn outbox_waits(&self) -> BoxFuture<'_, ()> {
-        crate::unbuilt::Unbuilt.outbox_waits()
+        Box::pin(listen::waits(Arc::clone(&self.shared)))
     }
 
     fn device_events(&self, tenant: TenantNo, device: DeviceNo) -> Answer<'_, Option<DeviceEvents>> {
-        crate::unbuilt::Unbuilt.device_events(tenant, device)
+        let shared = Arc::clone(&self.shared);
+        Box::pin(self.run(async move { followers::device_events(&shared, tenant, device).await }))
     }
 
     fn read_notice(&self, tenant: TenantNo, user: Box<str>, id: Box<str>, now_ms: u64) -> Answer<'_, bool> {
-        crate::unbuilt::Unbuilt.read_notice(tenant, user, id, now_ms)
+        let shared = Arc::clone(&self.shared);
+        Box::pin(self.run(async move { followers::read_notice(&shared, tenant, (&user, &id), now_ms).await }))
     }
 
     fn notices_read(&self, tenant: TenantNo, user: Box<str>, ids: Vec<Box<str>>) -> Answer<'_, Vec<bool>> {
-        crate::unbuilt::Unbuilt.notices_read(tenant, user, ids)
+        let shared = Arc::clone(&self.shared);
+        Box::pin(self.run(async move { followers::notices_read(&shared, tenant, &user, &ids).await }))
     }
 }

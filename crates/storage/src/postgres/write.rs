@@ -133,7 +133,7 @@ pub(super) async fn write(
 }
 
 /// What the answers to a flight's statements, of which the last is the commit, say of all of it.
-fn outcome(mut done: Vec<QueryResult<usize>>) -> Result<(), Unwritten> {
+pub(super) fn outcome(mut done: Vec<QueryResult<usize>>) -> Result<(), Unwritten> {
     let committed = done.pop().unwrap_or(Ok(0));
     let failed = done.into_iter().find_map(Result::err);
     match (failed, committed) {

@@ -191,7 +191,7 @@ impl SqliteStore {
         self.write(move |writer| {
             let now = crate::rows::sql(now_ms);
             writer.write(&planned, &state, now).map_err(|error| match error {
-                writer::GroupError::Store(error) => error,
+                writer::GroupError::Store(error) | writer::GroupError::NotBegun(error) => error,
                 writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
             })
         })
@@ -205,7 +205,7 @@ impl SqliteStore {
     ) -> Result<driftline_engine::GroupState, StoreError> {
         self.run(move |writer| {
             writer.load(&group, crate::group::Lookup::Thorough).map_err(|error| match error {
-                writer::GroupError::Store(error) => error,
+                writer::GroupError::Store(error) | writer::GroupError::NotBegun(error) => error,
                 writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
             })
         })

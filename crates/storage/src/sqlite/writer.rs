@@ -79,6 +79,8 @@ pub(super) enum GroupError {
     /// A name of a change came again under another number, or may have: every answer must be looked up.
     DoubledName,
     Store(StoreError),
+    /// No transaction could be begun, for example because another program holds the lock: no batch is at fault.
+    NotBegun(StoreError),
 }
 
 impl From<StoreError> for GroupError {
@@ -183,6 +185,11 @@ impl Writer {
                     let _ = answer.send(Ok(receipt));
                 }
             }
+            Err(GroupError::NotBegun(error)) => {
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
             // One batch is at fault, or a name came again: each batch runs alone, with every answer looked up.
             Err(error) => {
                 if let GroupError::Store(error) = &error {
@@ -195,7 +202,7 @@ impl Writer {
                             receipts.pop().ok_or(StoreError::Unavailable("no receipt".into()))
                         }
                         Err(GroupError::DoubledName) => Err(StoreError::Unavailable("a doubled key".into())),
-                        Err(GroupError::Store(error)) => Err(error),
+                        Err(GroupError::Store(error) | GroupError::NotBegun(error)) => Err(error),
                     });
                 }
             }
@@ -207,8 +214,9 @@ impl Writer {
         let interned = self.intern(group);
         // Each of them is committed already, those before a failure too.
         self.fresh.clear();
-        interned?;
-        self.connection.batch_execute("BEGIN IMMEDIATE").map_err(store_error)?;
+        interned.map_err(GroupError::NotBegun)?;
+        let begun = self.connection.batch_execute("BEGIN IMMEDIATE").map_err(store_error);
+        begun.map_err(GroupError::NotBegun)?;
         match self.apply(group, lookup) {
             Ok((planned, state)) => {
                 if let Err(error) = self.connection.batch_execute("COMMIT") {

@@ -101,5 +101,6 @@ pub(crate) fn postgres_options(world: &World) -> PostgresOptions {
         wait_ms: 20_000,
         watch_ms: 2_000,
         threads: 1,
+        outbox_claims: Vec::new(),
     }
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use driftline_engine::{
-    Connected, Ear, Greeting, Identity, Listener, Preset, STAFF_ROLES, Session, Store, devices_of,
+    Connected, Ear, Greeting, Head, Identity, Listener, Preset, STAFF_ROLES, Session, Store, devices_of,
 };
-use driftline_model::DeviceId;
+use driftline_model::{DeviceId, Epoch};
 use driftline_protocol::{ErrorCode, EventPlace, Fault, Form};
 
 use super::link::{Link, Visitor};
@@ -143,7 +143,10 @@ pub(super) async fn open<S: Store>(
         app.engine.note_listening(&identity, listener, Vec::new(), &head, now_ms);
     }
     let resume = match &said.resume_token {
-        Some(token) => Some(app.engine.open_resume_token(&identity, token)?),
+        // One that is none is a place in another log: the client is told that not everything comes.
+        Some(token) => {
+            Some(app.engine.open_resume_token(&identity, token).unwrap_or_else(|_| foreign(&head)))
+        }
         None => said.last_event,
     };
     let resume_token = app.engine.resume_token(&identity, head.epoch, head.event_id);
@@ -163,6 +166,11 @@ pub(super) async fn open<S: Store>(
     let lives_by_frames = door.lives_by_frames();
     let visitor = Visitor { threshold, identity, stay, place, expires_s, digest, numbering, lives_by_frames };
     Ok(Link::new(Arc::clone(app), session, visitor))
+}
+
+/// A place that no log of this tenant has.
+fn foreign(head: &Head) -> EventPlace {
+    EventPlace { epoch: Some(Epoch::new(!head.epoch.number())), id: 0 }
 }
 
 /// Begins to listen to what a door tells.

@@ -209,7 +209,7 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> boo
 }
 
 /// Pages may connect from this host and from the configured origins; other clients send no Origin.
-fn check_origin<S: Store>(app: &App<S>, headers: &HeaderMap) -> Result<(), Fault> {
+pub(crate) fn check_origin<S: Store>(app: &App<S>, headers: &HeaderMap) -> Result<(), Fault> {
     if !headers.contains_key(header::ORIGIN) {
         return Ok(());
     }

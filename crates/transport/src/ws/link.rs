@@ -379,7 +379,7 @@ impl<S: Store> Speaker for Link<S> {
     fn overflow(&mut self, _: &mut Outbox) {
         self.app.counts.slow_consumers.increment(1);
         if let Some(listener) = self.listener.take() {
-            self.app.engine.note_slow(&self.identity, listener.position(), self.app.now_ms());
+            self.app.engine.note_slow(&self.identity, listener.taken(), self.app.now_ms());
         }
         self.session.end(ErrorCode::SlowConsumer, "the connection does not read", self.app.now_ms());
     }

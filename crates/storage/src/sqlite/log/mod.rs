@@ -2,6 +2,8 @@
 
 mod devices;
 mod outbox;
+#[cfg(test)]
+mod plans;
 mod read;
 mod trim;
 mod watch;

@@ -35,6 +35,14 @@ const ERROR_CHARS: usize = 500;
 /// The last Unix millisecond that can be written as a time.
 const AT_MS_MAX: u64 = 253_402_300_799_999;
 
+/// The first rows that wait, with the bytes of their payloads.
+pub(super) const WAITING: &str = "SELECT id, coalesce(length(CAST(payload AS BLOB)), 0) AS bytes FROM sync_events \
+     WHERE processed_at IS NULL ORDER BY id LIMIT ?";
+
+/// Removes a step of the rows that were processed before a time.
+pub(super) const CLEAN: &str = "DELETE FROM sync_events WHERE id IN \
+     (SELECT id FROM sync_events WHERE processed_at < ? ORDER BY processed_at LIMIT ?)";
+
 statement! {
     /// Marks a row as processed.
     MarkRow { at: i64 => BigInt, error: Option<String> => Nullable<Text>, id: i64 => BigInt } =
@@ -125,7 +133,7 @@ pub(super) fn drain(
         Err(error) => {
             writer.roll_back();
             Err(match error {
-                GroupError::Store(error) => error,
+                GroupError::Store(error) | GroupError::NotBegun(error) => error,
                 GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
             })
         }
@@ -168,8 +176,8 @@ fn route(
     now_ms: u64,
 ) -> Result<(driftline_model::TenantId, EventDraft), String> {
     let (tenant, draft) = router.route(row, now_ms)?;
-    let named =
-        !draft.topics.is_empty() && draft.topics.iter().all(|topic| !topic.contains(char::is_whitespace));
+    let is_name = |topic: &str| !topic.is_empty() && !topic.contains(char::is_whitespace);
+    let named = !draft.topics.is_empty() && draft.topics.iter().all(|topic| is_name(topic));
     if named { Ok((tenant, draft)) } else { Err("it has no topic".into()) }
 }
 
@@ -192,13 +200,8 @@ fn publication(tenant: TenantNo, draft: EventDraft) -> Submission {
 
 /// The numbers of the first rows that wait: at most so many, and so many bytes of payloads as a commit group holds.
 fn waiting(connection: &mut SqliteConnection, batch: usize) -> Result<Vec<i64>, StoreError> {
-    let rows: Vec<Waiting> = sql_query(
-        "SELECT id, coalesce(length(CAST(payload AS BLOB)), 0) AS bytes FROM sync_events \
-         WHERE processed_at IS NULL ORDER BY id LIMIT ?",
-    )
-    .bind::<BigInt, _>(sql(batch as u64))
-    .load(connection)
-    .map_err(store_error)?;
+    let rows: Vec<Waiting> =
+        sql_query(WAITING).bind::<BigInt, _>(sql(batch as u64)).load(connection).map_err(store_error)?;
     let mut bytes = 0;
     let fits = rows.iter().take_while(|row| {
         let first = bytes == 0;
@@ -301,13 +304,10 @@ fn time_of(text: &str) -> Option<u64> {
 
 /// Removes a step of the rows that were processed before a time.
 pub(super) fn clean(writer: &mut Writer, before_ms: u64) -> Result<u64, StoreError> {
-    let removed = sql_query(
-        "DELETE FROM sync_events WHERE id IN \
-         (SELECT id FROM sync_events WHERE processed_at < ? ORDER BY processed_at LIMIT ?)",
-    )
-    .bind::<BigInt, _>(sql_ms(before_ms))
-    .bind::<BigInt, _>(sql(STEP as u64))
-    .execute(&mut writer.connection)
-    .map_err(store_error)?;
+    let removed = sql_query(CLEAN)
+        .bind::<BigInt, _>(sql_ms(before_ms))
+        .bind::<BigInt, _>(sql(STEP as u64))
+        .execute(&mut writer.connection)
+        .map_err(store_error)?;
     Ok(removed as u64)
 }

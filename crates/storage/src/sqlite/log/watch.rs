@@ -17,6 +17,9 @@ use super::super::open::{OpenError, connect, file_error};
 /// The time between two looks.
 const PERIOD: Duration = Duration::from_millis(100);
 
+/// Whether a row waits.
+pub(super) const LOOK: &str = "SELECT 1 AS waits FROM sync_events WHERE processed_at IS NULL LIMIT 1";
+
 /// The thread that looks into the outbox, over a connection of its own. It sleeps while nobody waits, and ends when
 /// this is dropped.
 #[derive(Debug)]
@@ -126,9 +129,7 @@ impl Look {
         if version.is_some() && version == self.version {
             return false;
         }
-        let rows: QueryResult<Vec<Waits>> =
-            sql_query("SELECT 1 AS waits FROM sync_events WHERE processed_at IS NULL LIMIT 1")
-                .load(&mut self.connection);
+        let rows: QueryResult<Vec<Waits>> = sql_query(LOOK).load(&mut self.connection);
         match rows {
             Ok(rows) => {
                 self.version = version;
