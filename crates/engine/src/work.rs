@@ -10,6 +10,7 @@ use driftline_protocol::{
 };
 use thiserror::Error;
 
+use crate::events::EventDraft;
 use crate::fanout::Listener;
 use crate::group::Once;
 use crate::pull::PullFault;
@@ -155,11 +156,9 @@ pub enum Prepared {
     /// An event to be published.
     Publish {
         /// The event.
-        publish: Box<Publish>,
+        draft: Box<EventDraft>,
         /// What the message is remembered by.
         once: Option<Once>,
-        /// A random number.
-        seed: u128,
         /// Finds the request in the log.
         correlation: String,
     },

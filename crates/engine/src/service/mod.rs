@@ -339,8 +339,15 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Work::Acknowledge { last } => {
                 Prepared::Failed(Done::Acknowledged(self.acknowledge_events(identity, last, now_ms).await))
             }
+            // Whose device it is may have to be looked up: events reach the store in the order of their asking all the same.
             Work::Publish { publish, once, seed } => {
-                Prepared::Publish { publish, once, seed, correlation: correlation.to_owned() }
+                match self.drafted(identity, *publish, Authority::Topics, seed, now_ms).await {
+                    Ok(draft) => {
+                        let draft = Box::new(draft);
+                        Prepared::Publish { draft, once, correlation: correlation.to_owned() }
+                    }
+                    Err(fault) => Prepared::Failed(Done::Published(Err(fault))),
+                }
             }
             Work::Push { sync_id, data, epoch, once, seed } => {
                 let push = Push { data, sync_id: Some(sync_id), epoch, once, seed };
@@ -374,9 +381,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Prepared::Missed { listener, missed } => {
                 Done::Missed(self.missed(identity, &listener, &missed).await.map(Box::new))
             }
-            Prepared::Publish { publish, once, seed, correlation } => {
-                let by = Authority::Topics;
-                let outcome = self.publish(identity, *publish, by, once, seed, now_ms, &correlation).await;
+            Prepared::Publish { draft, once, correlation } => {
+                let outcome = self.publish_draft(identity, *draft, once, now_ms, &correlation).await;
                 Done::Published(outcome.map(Outcome::ack))
             }
             Prepared::Failed(done) => done,

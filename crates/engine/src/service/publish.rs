@@ -89,13 +89,26 @@ impl<S: Store, O: Observer> Engine<S, O> {
     pub async fn publish(
         &self,
         identity: &Identity,
-        mut publish: Publish,
+        publish: Publish,
         authority: Authority,
         once: Option<Once>,
         seed: u128,
         now_ms: u64,
         correlation: &str,
     ) -> Result<Outcome, Fault> {
+        let draft = self.drafted(identity, publish, authority, seed, now_ms).await?;
+        self.publish_draft(identity, draft, once, now_ms, correlation).await
+    }
+
+    /// Makes the draft of an event, if it may be published.
+    pub(super) async fn drafted(
+        &self,
+        identity: &Identity,
+        mut publish: Publish,
+        authority: Authority,
+        seed: u128,
+        now_ms: u64,
+    ) -> Result<EventDraft, Fault> {
         if &*publish.kind == "notification" {
             address_notice(&mut publish, seed, now_ms)?;
         } else if publish.dedupe_key.as_ref().is_some_and(|key| key.starts_with(NOTICE)) {
@@ -106,8 +119,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
         let draft =
             self.rules.draft(&publish, &[], now_ms).map_err(|(field, message)| wrong(field, message))?;
-        let draft = self.authorize(identity, draft, authority).await?;
-        self.publish_draft(identity, draft, once, now_ms, correlation).await
+        self.authorize(identity, draft, authority).await
     }
 
     /// Publishes a draft that needs no further right.
