@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text};
-use diesel::{QueryResult, QueryableByName, sql_query};
+use diesel::{QueryResult, Queryable};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use driftline_engine::{
     Drained, EventDraft, GroupState, OutboxRouter, OutboxRow, PlanEnv, Planned, StoreError, Submission, plan,
@@ -94,32 +94,74 @@ statement! {
     " FOR UPDATE SKIP LOCKED))"
 }
 
+/// Reads rows, with the columns of the configured claims.
+struct ReadRows {
+    sql: String,
+    ids: Vec<i64>,
+}
+
+impl QueryId for ReadRows {
+    type QueryId = ();
+    // Prepared once for each text, which is the same as long as the claims are.
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl QueryFragment<Pg> for ReadRows {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(&self.sql);
+        out.push_bind_param::<Array<BigInt>, _>(&self.ids)?;
+        out.push_sql(") ORDER BY s.id");
+        Ok(())
+    }
+}
+
+impl Query for ReadRows {
+    type SqlType = (
+        BigInt,
+        Nullable<Text>,
+        Nullable<Text>,
+        Nullable<Text>,
+        Nullable<Text>,
+        Nullable<Text>,
+        Nullable<Text>,
+        Bool,
+        Nullable<Text>,
+        Nullable<BigInt>,
+        Array<Nullable<Text>>,
+        BigInt,
+    );
+}
+
+impl ReadRows {
+    fn new(ids: Vec<i64>, claims: &[Box<str>]) -> Self {
+        let claims: Vec<String> = claims.iter().map(|claim| format!("s.\"{claim}\"::TEXT")).collect();
+        let sql = format!(
+            "SELECT s.id, s.tenant::TEXT, s.event_type::TEXT, s.topic::TEXT, s.user_id::TEXT, s.role::TEXT, \
+             CASE WHEN octet_length(s.payload::TEXT) <= {GROUP_BYTES} THEN s.payload::TEXT END, \
+             coalesce(octet_length(s.payload::TEXT) > {GROUP_BYTES}, false), s.dedupe_key::TEXT, \
+             CASE WHEN isfinite(s.created_at) THEN (extract(epoch FROM s.created_at) * 1000)::BIGINT END, \
+             ARRAY[{}]::TEXT[], (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT \
+             FROM sync_events AS s WHERE s.id = ANY(",
+            claims.join(", ")
+        );
+        Self { sql, ids }
+    }
+}
+
 /// A row as a query gives it.
-#[derive(QueryableByName)]
+#[derive(Queryable)]
 struct Picked {
-    #[diesel(sql_type = BigInt)]
     id: i64,
-    #[diesel(sql_type = Nullable<Text>)]
     tenant: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
     event_type: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
     topic: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
     user_id: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
     role: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
     payload: Option<String>,
-    #[diesel(sql_type = Bool)]
     too_large: bool,
-    #[diesel(sql_type = Nullable<Text>)]
     dedupe_key: Option<String>,
-    #[diesel(sql_type = Nullable<BigInt>)]
     created_ms: Option<i64>,
-    #[diesel(sql_type = Array<Nullable<Text>>)]
     claims: Vec<Option<String>>,
-    #[diesel(sql_type = BigInt)]
     now_ms: i64,
 }
 
@@ -236,17 +278,7 @@ async fn pick(lease: &Lease, batch: usize, claims: &[Box<str>]) -> QueryResult<V
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let claims: Vec<String> = claims.iter().map(|claim| format!("s.\"{claim}\"::TEXT")).collect();
-    let read = format!(
-        "SELECT s.id, s.tenant::TEXT, s.event_type::TEXT, s.topic::TEXT, s.user_id::TEXT, s.role::TEXT, \
-         CASE WHEN octet_length(s.payload::TEXT) <= {GROUP_BYTES} THEN s.payload::TEXT END AS payload, \
-         coalesce(octet_length(s.payload::TEXT) > {GROUP_BYTES}, false) AS too_large, s.dedupe_key::TEXT, \
-         CASE WHEN isfinite(s.created_at) THEN (extract(epoch FROM s.created_at) * 1000)::BIGINT END AS created_ms, \
-         ARRAY[{}]::TEXT[] AS claims, (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT AS now_ms \
-         FROM sync_events AS s WHERE s.id = ANY($1) ORDER BY s.id",
-        claims.join(", ")
-    );
-    sql_query(read).bind::<Array<BigInt>, _>(ids).load(&mut pg).await
+    ReadRows::new(ids, claims).load(&mut pg).await
 }
 
 /// Rows that are ready to be published.
