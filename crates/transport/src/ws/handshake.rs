@@ -254,9 +254,9 @@ fn entrance<S: Store>(
     let pairs = Pairs::of(request.uri());
     let token = token(request.headers(), &pairs).or(bearer);
     let caller = match route {
-        RouteId::TopicsSocket => caller(app, token, &pairs)?,
+        RouteId::TopicsSocket => caller(app, token, &pairs, true)?,
         RouteId::UpdatesSocket if token.is_none() && pairs.get("ticket").is_some() => {
-            caller(app, token, &pairs)?
+            caller(app, token, &pairs, false)?
         }
         _ => {
             let token = token.ok_or(AuthError::Missing).map_err(unauthorized)?;
