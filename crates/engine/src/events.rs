@@ -6,8 +6,10 @@ use std::sync::{Arc, OnceLock};
 
 use driftline_model::{DeviceKey, Epoch, Object};
 use driftline_protocol::write_json_string;
+use driftline_realtime::TopicName;
 
 use crate::catalogue::Announce;
+use crate::fanout::DEVICE_TOPIC;
 
 /// An event before it happens: what the log and the listeners are to be given.
 #[derive(Debug, Clone)]
@@ -60,7 +62,9 @@ impl EventDraft {
     #[must_use]
     pub fn of_device(kind: &str, device: &DeviceKey, topics: &[&str], fields: &Object, at_ms: u64) -> Self {
         let own = format!("device_{}", device.device());
-        let topics = std::iter::once(own.as_str()).chain(topics.iter().copied()).map(Box::from).collect();
+        let topics = std::iter::once(own.as_str()).chain(topics.iter().copied());
+        // The names of devices may hold more than those of topics.
+        let topics = topics.filter(|topic| TopicName::new(topic).is_ok()).map(Box::from).collect();
         let name = quoted(device.device());
         let others = fields.iter().filter(|(name, _)| *name != "device_id");
         let data = members(std::iter::once(("device_id", name.as_str())).chain(others));
@@ -183,7 +187,8 @@ impl Announcing {
         let mut values: Vec<(&str, Cow<'_, str>)> = Vec::new();
         let mut topics: Vec<Box<str>> = Vec::new();
         if let Some(device) = &self.device {
-            topics.push(format!("device_{}", device.device()).into());
+            let own = format!("{DEVICE_TOPIC}{}", device.device());
+            topics.extend(TopicName::new(&own).is_ok().then(|| own.into()));
         }
         for pattern in &rule.topics {
             let filled = pattern.fill(|name| {
@@ -218,7 +223,7 @@ impl Announcing {
         Some(EventDraft {
             durable: rule.durable,
             owner: self.device.clone(),
-            values: members(values.iter().map(|(name, value)| (*name, value.as_ref()))).into(),
+            values: members(shown_values(values.iter().map(|(name, value)| (*name, value.as_ref())))).into(),
             conflate,
             ..EventDraft::new(&rule.kind, topics, format!("{{{data}}}").into(), at_ms)
         })
@@ -228,6 +233,16 @@ impl Announcing {
 /// Returns what an accepted change or sample announces, if it does.
 pub(crate) fn announcing(rule: Option<&Arc<Announce>>, device: Option<&DeviceKey>) -> Option<Announcing> {
     Some(Announcing { rule: Arc::clone(rule?), device: device.cloned() })
+}
+
+/// What stands at the top level of an event already, and what says nothing there.
+const RESERVED: [&str; 8] = ["type", "server_time", "id", "topic", "timestamp", "data", "sub", "role"];
+
+/// Leaves out values of placeholders that cannot stand at the top level of an event.
+pub(crate) fn shown_values<'a>(
+    values: impl Iterator<Item = (&'a str, &'a str)>,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    values.filter(|(name, _)| !RESERVED.contains(name))
 }
 
 /// Writes the members of an object, without its braces; names are canonical JSON text.

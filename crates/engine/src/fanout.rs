@@ -4,9 +4,9 @@
 //! mailbox, bounded in bytes; the connection takes what waits there in one go. Whoever reads the log is offered nothing
 //! that the log has: the log is the truth, and the mailbox only rings.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
@@ -90,6 +90,10 @@ struct Inside {
     follow: Follow,
     /// The last event that was looked at.
     serial: u64,
+    /// Whether it is known where the log stood when the listener came.
+    started: bool,
+    /// The last event that was taken.
+    taken: u64,
     /// Filters, by the topic that they were set for.
     filters: Vec<(Box<str>, Arc<Filter>)>,
     state: State,
@@ -121,6 +125,15 @@ pub struct Heard {
     pub topic: usize,
 }
 
+/// What a client asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscribed {
+    /// The topic.
+    pub topic: Box<str>,
+    /// Which of its events are wanted; none: all.
+    pub filter: Option<Arc<Filter>>,
+}
+
 /// What a listener is to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ring {
@@ -149,7 +162,10 @@ impl Mailbox {
             return (false, false);
         }
         if !inside.passes(event, topic) {
-            // It may come by another topic whose events are not filtered.
+            // Of several topics another one may let it through; else it is passed over.
+            if let Some(id) = event.id.filter(|_| event.topics.len() == 1) {
+                inside.follow.offer(id);
+            }
             return (false, false);
         }
         inside.serial = serial;
@@ -235,14 +251,7 @@ impl Fanout {
             let told = audience.told.replace(audience.told.unwrap_or(0).max(head));
             told.is_some_and(|told| before > told) || head.saturating_sub(before) > numbered
         };
-        let mut rung = Vec::new();
-        for event in events {
-            self.hand_out(tenant, event, &mut rung);
-        }
-        // All of a commit waits before the first connection wakes, so that each writes it in one go.
-        for mailbox in rung {
-            mailbox.waker.wake();
-        }
+        // Whoever has to read the log is sent there before a later event moves its place.
         if holed {
             self.all(tenant, |mailbox| {
                 let mut inside = mailbox.inside();
@@ -254,6 +263,14 @@ impl Fanout {
                 drop(inside);
                 mailbox.waker.wake();
             });
+        }
+        let mut rung = Vec::new();
+        for event in events {
+            self.hand_out(tenant, event, &mut rung);
+        }
+        // All of a commit waits before the first connection wakes, so that each writes it in one go.
+        for mailbox in rung {
+            mailbox.waker.wake();
         }
     }
 
@@ -303,7 +320,9 @@ impl Fanout {
         serial: u64,
         rung: &mut Vec<Arc<Mailbox>>,
     ) -> u32 {
-        let Some(open) = event.topics.iter().position(|topic| topic.starts_with("device_")) else { return 0 };
+        let Some(open) = event.topics.iter().position(|topic| topic.starts_with(DEVICE_TOPIC)) else {
+            return 0;
+        };
         let shard = self.shard(tenant, follows);
         let Some(mailboxes) = shard.get(&tenant).and_then(|topics| topics.get(follows)) else { return 0 };
         let mut reached = 0;
@@ -362,10 +381,16 @@ impl Fanout {
     }
 }
 
+/// What the topic of a device's own events begins with.
+pub(crate) const DEVICE_TOPIC: &str = "device_";
+
+/// What names that tell of all devices of a user begin with.
+pub(crate) const DEVICES_OF: &str = "~devices_of:";
+
 /// Names what tells of all devices of a user. It is no topic: no topic's name begins so.
 #[must_use]
 pub fn devices_of(user: &str) -> String {
-    format!("~devices_of:{user}")
+    format!("{DEVICES_OF}{user}")
 }
 
 /// A connection's ear: what it listens to, and what waits for it. It listens no more when it is dropped.
@@ -375,10 +400,8 @@ pub struct Listener {
     tenant: TenantNo,
     number: u64,
     mailbox: Arc<Mailbox>,
-    /// The topics. The lock is held for one look-up or change.
-    topics: Mutex<BTreeSet<Box<str>>>,
-    /// How many of them the server joined.
-    groups: AtomicUsize,
+    /// The topics, and whether the client asked for them. The lock is held for one look-up or change.
+    topics: Mutex<BTreeMap<Box<str>, bool>>,
 }
 
 impl Listener {
@@ -390,6 +413,8 @@ impl Listener {
             queue: Queue::new(bytes_max),
             follow: Follow::live(0),
             serial: 0,
+            started: false,
+            taken: 0,
             filters: Vec::new(),
             state: State::Open,
         };
@@ -397,29 +422,28 @@ impl Listener {
         let mut tenants = fanout.tenants();
         tenants.entry(tenant).or_default().mailboxes.insert(number, Arc::downgrade(&mailbox));
         drop(tenants);
-        Self {
-            hub: Arc::clone(hub),
-            tenant,
-            number,
-            mailbox,
-            topics: Mutex::default(),
-            groups: AtomicUsize::new(0),
-        }
+        Self { hub: Arc::clone(hub), tenant, number, mailbox, topics: Mutex::default() }
     }
 
-    fn topics_mut(&self) -> MutexGuard<'_, BTreeSet<Box<str>>> {
+    fn topics_mut(&self) -> MutexGuard<'_, BTreeMap<Box<str>, bool>> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Listens to a topic from now on, to all of its events or to those that pass the filter.
     pub(crate) fn subscribe(&self, topic: &str, filter: Option<Arc<Filter>>) {
+        self.add(topic, filter, true);
+    }
+
+    fn add(&self, topic: &str, filter: Option<Arc<Filter>>, asked: bool) {
         let mut inside = self.mailbox.inside();
         inside.filters.retain(|(of, _)| **of != *topic);
         if let Some(filter) = filter {
             inside.filters.push((topic.into(), filter));
         }
         drop(inside);
-        if self.topics_mut().insert(topic.into()) {
+        let new = !self.has(topic);
+        self.topics_mut().entry(topic.into()).or_insert(asked);
+        if new {
             let mut shard = self.hub.fanout().shard(self.tenant, topic);
             let topics = shard.entry(self.tenant).or_default();
             topics.entry(topic.into()).or_default().insert(self.number, Arc::clone(&self.mailbox));
@@ -428,20 +452,17 @@ impl Listener {
 
     /// Listens to a topic that the route or the server gives: it counts toward no bound.
     pub fn join(&self, topic: &str) {
-        if !self.has(topic) {
-            self.groups.fetch_add(1, Ordering::Relaxed);
-            self.subscribe(topic, None);
-        }
+        self.add(topic, None, false);
     }
 
     /// Returns how many topics were asked for, beside those that the server joined.
     pub(crate) fn asked(&self) -> usize {
-        self.topics_mut().len().saturating_sub(self.groups.load(Ordering::Relaxed))
+        self.topics_mut().values().filter(|asked| **asked).count()
     }
 
     /// Listens to a topic no more; tells whether it did.
     pub(crate) fn unsubscribe(&self, topic: &str) -> bool {
-        let was = self.topics_mut().remove(topic);
+        let was = self.topics_mut().remove(topic).is_some();
         if was {
             self.leave(topic);
             self.mailbox.inside().filters.retain(|(of, _)| **of != *topic);
@@ -466,7 +487,25 @@ impl Listener {
     /// Returns the topics.
     #[must_use]
     pub fn topics(&self) -> Vec<Box<str>> {
-        self.topics_mut().iter().cloned().collect()
+        self.topics_mut().keys().cloned().collect()
+    }
+
+    /// Returns the topics that the client did not ask for: those that the route or the server gave.
+    #[must_use]
+    pub fn joined(&self) -> Vec<Box<str>> {
+        let topics = self.topics_mut();
+        topics.iter().filter(|(_, asked)| !**asked).map(|(topic, _)| topic.clone()).collect()
+    }
+
+    /// Returns what the client asked for: topics with their filters.
+    #[must_use]
+    pub fn subscriptions(&self) -> Vec<Subscribed> {
+        let filters = self.filters();
+        let filter =
+            |topic: &str| filters.iter().find(|(of, _)| **of == *topic).map(|(_, filter)| Arc::clone(filter));
+        let topics = self.topics_mut();
+        let asked = topics.iter().filter(|(_, asked)| **asked);
+        asked.map(|(topic, _)| Subscribed { topic: topic.clone(), filter: filter(topic) }).collect()
     }
 
     /// Returns the filters, by topic.
@@ -478,13 +517,14 @@ impl Listener {
     /// Tells whether a topic is listened to.
     #[must_use]
     pub fn has(&self, topic: &str) -> bool {
-        self.topics_mut().contains(topic)
+        self.topics_mut().contains_key(topic)
     }
 
     /// Takes an end of the log for the past: later events come.
     pub(crate) fn start(&self, head: u64) {
         let mut inside = self.mailbox.inside();
-        if inside.follow.is_live() {
+        // Later on, what was committed and is not told yet lies before the head and still has to come.
+        if !std::mem::replace(&mut inside.started, true) {
             inside.follow = Follow::live(inside.follow.position().max(head));
         }
         drop(inside);
@@ -498,6 +538,12 @@ impl Listener {
     #[must_use]
     pub fn position(&self) -> u64 {
         self.mailbox.inside().follow.position()
+    }
+
+    /// Returns the last event that was taken.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.mailbox.inside().taken
     }
 
     /// Tells whether the log is being read.
@@ -537,9 +583,15 @@ impl Listener {
         let topics = self.topics_mut();
         let inside = self.mailbox.inside();
         let own = |(at, topic): (usize, &Box<str>)| {
-            (topics.contains(topic) && inside.passes(event, at)).then_some(at)
+            (topics.contains_key(topic) && inside.passes(event, at)).then_some(at)
         };
-        event.topics.iter().enumerate().find_map(own)
+        let found = event.topics.iter().enumerate().find_map(own);
+        let follows = || {
+            let owner = event.owner.as_ref()?;
+            topics.get(&*devices_of(owner.user()))?;
+            event.topics.iter().position(|topic| topic.starts_with(DEVICE_TOPIC))
+        };
+        found.or_else(follows)
     }
 
     /// Waits until there is something to do: `events` says whether events are, which the shell has room for. Dropping what
@@ -568,6 +620,7 @@ impl Listener {
         while bytes < bytes_max {
             let Some(Waiting { event, topic }) = inside.queue.pop() else { break };
             bytes += event.bytes();
+            inside.taken = event.id.unwrap_or(inside.taken);
             heard.push(Heard { event, topic: usize::from(topic) });
         }
     }

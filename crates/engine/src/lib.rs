@@ -71,7 +71,7 @@ pub use catalogue::{
 pub use driftline_realtime::Log;
 pub use events::{Announcing, Event, EventDraft, FORMS, Published};
 pub use explain::{Explanation, FieldExplanation, LostValue};
-pub use fanout::{Ear, Heard, Listener, Ring, devices_of};
+pub use fanout::{Ear, Heard, Listener, Ring, Subscribed, devices_of};
 pub use group::{
     Aggregate, Answered, Append, Apply, Entry, Known, KnownMore, Once, OnceKey, Placement, Receipt,
     Remembered, Resolve, Resolved, RowKey, Submission, SubmissionResult, Task,

@@ -161,6 +161,6 @@ pub struct DeviceEvents {
     pub topics: Vec<Box<str>>,
     /// The topics that it asked for last and may not have.
     pub refused: Vec<Box<str>>,
-    /// The last event when it was cut for reading too slowly; none: it was not, or came again.
+    /// The last event that it took before it was cut for reading too slowly; none: it was not, or came again.
     pub slow: Option<u64>,
 }

@@ -170,7 +170,7 @@ pub enum DeviceSign {
     },
     /// It was cut for reading too slowly.
     Slow {
-        /// The last event then.
+        /// The last event that it took.
         event: u64,
     },
     /// It said how it is.

@@ -7,7 +7,7 @@ use driftline_protocol::{MONITORING_TOPIC, Publish};
 use driftline_realtime::{Access, Pattern, Subject, TopicName, TopicRule, Topics, TopicsError, Verdict};
 
 use crate::catalogue::{Announce, STAFF_ROLES};
-use crate::events::{EventDraft, conflation, members, plain_text, quoted};
+use crate::events::{EventDraft, conflation, members, plain_text, quoted, shown_values};
 use crate::log::{TopicRetention, TopicRules};
 use crate::ports::Identity;
 
@@ -230,11 +230,10 @@ impl EventRules {
             let captured = captures.iter().find(|(known, _)| *known == name).map(|(_, text)| *text);
             Some(conflation(topic, publish.data.get(name).or(captured).unwrap_or_default()))
         });
-        let shown = values.iter().filter(|(name, _)| !RESERVED.contains(&&**name));
         Ok(EventDraft {
             durable,
             conflate,
-            values: members(shown.map(|(name, value)| (&**name, &**value))).into(),
+            values: members(shown_values(values.iter().map(|(name, value)| (&**name, &**value)))).into(),
             dedupe_key: publish.dedupe_key.clone(),
             version: publish.version.clone(),
             ..EventDraft::new(&publish.kind, topics, publish.data.as_str().into(), at_ms)
@@ -280,9 +279,6 @@ impl EventRules {
         Ok(())
     }
 }
-
-/// What stands at the top level of an event already, and what says nothing there.
-const RESERVED: [&str; 8] = ["type", "server_time", "id", "topic", "timestamp", "data", "sub", "role"];
 
 fn note(values: &mut Vec<(Box<str>, Box<str>)>, name: &str, value: Box<str>) {
     if !values.iter().any(|(known, _)| **known == *name) {

@@ -453,9 +453,6 @@ pub struct ReplayComplete {
     /// Where what was missed can be read as it is now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
-    /// Stands for `to`, sealed: any node resumes there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resume_token: Option<String>,
 }
 
 /// A notification with its read state.

@@ -213,6 +213,9 @@ pub struct ConnectionEstablished {
     /// Topics that the server joined for the user.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    /// Topics that the client asked for under this name before, and has again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subscriptions: Vec<String>,
 }
 
 /// What a server can do.

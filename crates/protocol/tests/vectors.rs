@@ -11,11 +11,11 @@ use std::sync::Arc;
 use driftline_model::{Epoch, Hlc, Intents, KindName, Limits, Object, RecordId, ScopeName, Seq, TenantId};
 use driftline_protocol::{
     Ack, BadItem, Change, ChangeKind, Checksum, ChecksumPart, Checksums, Cursor, CursorKey, Document,
-    Encoding, ErrorCode, EventPlace, EventView, Fault, Head, Inbound, InflateError, Inflater, Item, ItemClass, ItemCode,
-    JsonError, Message, Missing, MsgpackError, Outbound, Phase, Progress, Range, RequestChecksums,
-    RequestServerData, ResolveConflict, Resume, Retry, ServerData, ServerDelta, ServerMessage, SyncData,
-    ValueErrorKind, canonical_value, decode, encode_changes, json_of_msgpack, msgpack_of_json, parse_time,
-    row_sum,
+    Encoding, ErrorCode, EventPlace, EventView, Fault, Head, Inbound, InflateError, Inflater, Item,
+    ItemClass, ItemCode, JsonError, Message, Missing, MsgpackError, Outbound, Phase, Progress, Range,
+    RequestChecksums, RequestServerData, ResolveConflict, Resume, Retry, ServerData, ServerDelta,
+    ServerMessage, SyncData, ValueErrorKind, canonical_value, decode, encode_changes, json_of_msgpack,
+    msgpack_of_json, parse_time, row_sum,
 };
 use forms::{bytes_of, hex, other_forms};
 use serde::de::DeserializeOwned;

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -489,4 +490,64 @@ fn a_foreign_transaction_delays_writers_and_loses_nothing() {
             .expect("an end");
         commit.join().expect("an answer").expect("a commit");
     });
+}
+
+/// Opens the files as a crash would leave them at this moment.
+fn crashed(world: &World) -> World {
+    let after = World::new(2);
+    for name in ["driftline.db", "driftline.db-wal"] {
+        fs::copy(world.folder.path().join(name), after.folder.path().join(name)).expect("a copy");
+    }
+    after
+}
+
+/// Crashes at any moment, between and within the transactions of both programs: what a row says of itself is true, and
+/// every row is told once in the end.
+#[test]
+fn a_crash_at_any_moment_tells_no_row_twice() {
+    let world = World::new(1);
+    let store = support::sqlite(&world);
+    // The file has everything that is read before the first row.
+    let default = tenant(&store, "default");
+    let over = AtomicBool::new(false);
+    let router = Arc::new(Router::default());
+    let copies: Vec<World> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut psql = foreign(&world);
+            for at in 0..150 {
+                let insert = format!(
+                    "INSERT INTO sync_events (event_type, topic, payload) VALUES ('e', 'x', '{at}'), ('e', 'x', 'garbage')"
+                );
+                psql.batch_execute(&insert).expect("an insert");
+            }
+            over.store(true, Ordering::SeqCst);
+        });
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                drain(&store, 3, &router);
+            }
+        });
+        let mut copies = Vec::new();
+        while !over.load(Ordering::SeqCst) || copies.len() < 3 {
+            let before = router.routed.load(Ordering::SeqCst);
+            copies.push(crashed(&world));
+            // The next one is of another moment.
+            while !over.load(Ordering::SeqCst) && router.routed.load(Ordering::SeqCst) < before + 15 {
+                std::thread::yield_now();
+            }
+        }
+        copies
+    });
+    let mut halfway = 0;
+    for copy in &copies {
+        let store = support::sqlite(copy);
+        let marked = rows(&mut foreign(copy));
+        let good = marked.iter().filter(|row| row.processed_at.is_some() && row.error.is_none()).count();
+        assert_eq!(data(&store, default, "x").len(), good, "an event for every marked row");
+        halfway += usize::from(good > 0 && marked.iter().any(|row| row.processed_at.is_none()));
+        while drain(&store, 100, &router) != Drained::default() {}
+        let wanted: Vec<String> = (0..marked.len() / 2).map(|at| at.to_string()).collect();
+        assert_eq!(data(&store, default, "x"), wanted);
+    }
+    assert!(halfway > 0, "{} copies", copies.len());
 }

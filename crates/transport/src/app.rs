@@ -13,6 +13,7 @@ use crate::auth::Authenticate;
 use crate::budget::Budget;
 use crate::monitors::Monitors;
 use crate::observe::{Counts, MetricsHandle, MetricsObserver};
+use crate::parked::Parked;
 use crate::sessions::Sessions;
 use crate::tickets::Tickets;
 use crate::traffic::Traffic;
@@ -56,6 +57,8 @@ pub struct App<S> {
     connections: AtomicU64,
     /// Who is connected, by device and by what for. The lock is held for one insertion or removal.
     devices: Mutex<HashMap<Place, Seat>>,
+    /// What clients asked for that went.
+    pub(crate) parked: Parked,
     /// What comes and goes, by tenant.
     pub(crate) traffic: Traffic,
     /// Who is connected.
@@ -116,6 +119,7 @@ impl<S: Store> App<S> {
             active: AtomicUsize::new(0),
             connections: AtomicU64::new(0),
             devices: Mutex::default(),
+            parked: Parked::default(),
             traffic: Traffic::default(),
             sessions: Sessions::default(),
             monitors: Monitors::default(),

@@ -16,6 +16,7 @@ mod listener;
 mod monitors;
 mod negotiate;
 mod observe;
+mod parked;
 mod rate;
 mod reply;
 mod request;

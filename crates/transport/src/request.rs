@@ -134,6 +134,11 @@ enum By {
 }
 
 impl Caller {
+    /// Makes a caller of the bearer of a token.
+    pub(crate) fn of(claims: Claims) -> Self {
+        Self { claims, by: By::Token }
+    }
+
     /// Returns when the caller has to go, in Unix seconds; none: whoever came without a token.
     pub(crate) fn expires_s(&self) -> Option<u64> {
         (!matches!(self.by, By::Nothing)).then_some(self.claims.expires_s)
@@ -147,11 +152,17 @@ impl Caller {
     }
 }
 
-/// Finds out who asks for a socket or a stream: by a token, else by `?ticket=`, else as nobody where that is allowed.
+/// Finds out who asks for a socket or a stream: by a token, else by `?ticket=`, else as nobody where the route is open to
+/// nobody and the settings are.
 ///
 /// # Errors
 /// `UNAUTHORIZED`.
-pub(crate) fn caller<S: Store>(app: &App<S>, token: Option<&str>, pairs: &Pairs) -> Result<Caller, Fault> {
+pub(crate) fn caller<S: Store>(
+    app: &App<S>,
+    token: Option<&str>,
+    pairs: &Pairs,
+    open: bool,
+) -> Result<Caller, Fault> {
     if let Some(token) = token {
         let claims = app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)?;
         return Ok(Caller { claims, by: By::Token });
@@ -160,7 +171,8 @@ pub(crate) fn caller<S: Store>(app: &App<S>, token: Option<&str>, pairs: &Pairs)
         let (claims, id) = app.tickets.open(ticket, app.now_ms()).map_err(unauthorized)?;
         return Ok(Caller { claims, by: By::Ticket(id) });
     }
-    let anonymous = app.settings.anonymous.as_ref().ok_or_else(|| unauthorized(AuthError::Missing))?;
+    let anonymous = app.settings.anonymous.as_ref().filter(|_| open);
+    let anonymous = anonymous.ok_or_else(|| unauthorized(AuthError::Missing))?;
     let claims = Claims {
         tenant: anonymous.tenant.clone(),
         user: UserId::text(NOBODY).map_err(|_| unauthorized(AuthError::Missing))?,

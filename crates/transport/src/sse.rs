@@ -43,7 +43,7 @@ pub(crate) async fn open<S: Store>(app: &Arc<App<S>>, request: Request) -> Resul
     let (parts, _) = request.into_parts();
     check_origin(app, &parts.headers)?;
     let pairs = Pairs::of(&parts.uri);
-    let caller = caller(app, token(&parts.headers, &pairs), &pairs)?;
+    let caller = caller(app, token(&parts.headers, &pairs), &pairs, true)?;
     let peer = parts.extensions.get().copied();
     let user = caller.metered(peer);
     rate::admit(app, &parts.extensions, (&caller.claims.tenant, &user), false)?;

@@ -10,7 +10,7 @@ use driftline_realtime::{Asked, Filter, Incomplete, Log, Recovery, Verdict, reco
 
 use super::{Engine, unavailable};
 use crate::events::EventDraft;
-use crate::fanout::{Ear, Heard, Listener};
+use crate::fanout::{DEVICE_TOPIC, DEVICES_OF, Ear, Heard, Listener, Subscribed};
 use crate::log::EventQuery;
 use crate::ports::{Head, Identity, Observer, Store};
 use crate::registry::{DeviceQuery, DeviceSign};
@@ -23,6 +23,9 @@ const STAFF_TOPICS_MAX: usize = 5_000;
 /// Rows and bytes of one page of the log.
 const PAGE_ROWS: usize = 2_000;
 const PAGE_BYTES: usize = 256 << 10;
+
+/// Devices of one user whose topics are read at once.
+const FOLLOWED_MAX: usize = 1_000;
 
 /// Drafts that wait to be published by [`Engine::flush`].
 const PENDING_MAX: usize = 10_000;
@@ -133,6 +136,24 @@ impl<S: Store, O: Observer> Engine<S, O> {
         Ok(EventsSubscribed { topics: verdicts.into_iter().map(answer).collect() })
     }
 
+    /// Has a listener take back what its client asked for before, as far as it may have it now.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn take_back(
+        &self,
+        identity: &Identity,
+        listener: &Listener,
+        before: &[Subscribed],
+    ) -> Result<(), Fault> {
+        for Subscribed { topic, filter } in before {
+            if self.grant(identity, listener, topic).await?.is_ok() {
+                listener.subscribe(topic, filter.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// Takes down what a device listens to, so that it can be told why it did not get an event.
     pub fn note_listening(
         &self,
@@ -237,7 +258,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         listener: &Listener,
         missed: &Missed,
     ) -> Result<MissedPage, Fault> {
-        let own = listener.topics();
+        let own = self.with_devices(identity, listener.topics()).await?;
         let (topics, forbidden) = match &missed.topics {
             None => (own, false),
             Some(topics) => {
@@ -287,6 +308,17 @@ impl<S: Store, O: Observer> Engine<S, O> {
         Ok(MissedPage { log, from, reason, heard: heard.collect(), through, more: page.more })
     }
 
+    /// Names the devices' topics of whoever follows all devices of a user.
+    async fn with_devices(&self, identity: &Identity, own: Vec<Box<str>>) -> Result<Vec<Box<str>>, Fault> {
+        let Some(user) = own.iter().find_map(|topic| topic.strip_prefix(DEVICES_OF)) else { return Ok(own) };
+        let query =
+            DeviceQuery { device_id: None, owner: Some(user.into()), after: None, rows: FOLLOWED_MAX };
+        let devices =
+            self.store.devices(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
+        let topics = devices.iter().map(|row| format!("{DEVICE_TOPIC}{}", row.device_id).into());
+        Ok(topics.chain(own.iter().filter(|topic| !topic.starts_with('~')).cloned()).collect())
+    }
+
     /// Seals a place in the log for the identity's user.
     pub fn resume_token(&self, identity: &Identity, epoch: Epoch, id: u64) -> String {
         let user = identity.user.to_string();
@@ -309,7 +341,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Takes down that the identity's device has every event up to a place. Written behind.
     ///
     /// # Errors
-    /// `MISSING_DEVICE_ID`; `VALIDATION_ERROR` for a place that the log has not reached, or of another life of it.
+    /// `VALIDATION_ERROR` without a device, for a place that the log has not reached, or of another life of it;
+    /// `STORE_UNAVAILABLE`.
     pub async fn acknowledge_events(
         &self,
         identity: &Identity,
@@ -317,7 +350,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         now_ms: u64,
     ) -> Result<(), Fault> {
         if identity.device.is_none() {
-            return Err(Fault::new(ErrorCode::MissingDeviceId, "events are acknowledged by devices"));
+            let message = "events are acknowledged by devices, and this connection names none";
+            return Err(Fault::new(ErrorCode::ValidationError, message));
         }
         let head = self.head(identity).await?;
         if last.id > head.event_id || last.epoch.is_some_and(|epoch| epoch != head.epoch) {

@@ -5,7 +5,7 @@ use driftline_protocol::{
     DeliveryDoc, ErrorCode, EventFilter, EventPlace, Fault, NoticeDoc, event_id, object_of_text,
 };
 
-use super::publish::notice_key;
+use super::publish::{notice_id, notice_key};
 use super::{Engine, unavailable};
 use crate::events::Event;
 use crate::log::{DeviceEvents, EventName, EventQuery};
@@ -155,10 +155,10 @@ fn explain(event: &Event, known: &DeviceEvents, device: &DeviceRow) -> (&'static
             ("filtered", "the device's filter does not let it through")
         }
         Some(_) if known.acked >= id => ("delivered", "the device has acknowledged it"),
-        Some(_) if known.slow.is_some_and(|slow| slow <= id) => {
+        Some(_) if known.slow.is_some_and(|slow| slow < id) => {
             ("slow", "the connection was cut because it did not read; it comes when the device resumes")
         }
-        Some(_) if since > id => {
+        Some(_) if since >= id => {
             ("pending", "the device began to listen later; it comes if the device asks for it")
         }
         Some(_) => ("pending", "it was sent or waits; the device has not acknowledged it"),
@@ -177,7 +177,7 @@ fn fields_of(event: &Event) -> Object {
 }
 
 fn id_of(event: &Event) -> Box<str> {
-    fields_of(event).get("id").unwrap_or_default().trim_matches('"').into()
+    fields_of(event).get("id").and_then(notice_id).unwrap_or_default().into()
 }
 
 fn doc(event: &Event, is_read: bool) -> NoticeDoc {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use driftline_model::{DeviceId, DeviceNo, ObjectBuilder, TenantId, TenantNo};
+use driftline_model::{DeviceId, DeviceKey, DeviceNo, ObjectBuilder, TenantId, TenantNo};
 use driftline_protocol::{
-    ErrorCode, EventPublished, Fault, FieldError, Publish, PublishAck, event_id, format_millis,
+    Document, ErrorCode, EventPublished, Fault, FieldError, Publish, PublishAck, event_id, format_millis,
     object_of_text,
 };
 use driftline_realtime::Verdict;
@@ -64,9 +64,19 @@ impl Outcome {
     }
 }
 
+/// What the keys begin with by which notifications are known.
+const NOTICE: &str = "notification:";
+
 /// The key by which a notification is known.
 pub(super) fn notice_key(id: &str) -> Box<str> {
-    format!("notification:{id}").into()
+    format!("{NOTICE}{id}").into()
+}
+
+/// Reads the id of a notification: a text, or an integer as it is written.
+pub(super) fn notice_id(value: &str) -> Option<String> {
+    let document = Document::parse(value.as_bytes(), 1).ok()?;
+    let (text, number) = (document.root().as_str(), document.root().as_i64());
+    text.map(std::borrow::Cow::into_owned).or_else(|| number.map(|number| number.to_string()))
 }
 
 impl<S: Store, O: Observer> Engine<S, O> {
@@ -88,6 +98,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
     ) -> Result<Outcome, Fault> {
         if &*publish.kind == "notification" {
             address_notice(&mut publish, seed, now_ms)?;
+        } else if publish.dedupe_key.as_ref().is_some_and(|key| key.starts_with(NOTICE)) {
+            return Err(wrong(
+                "dedupe_key",
+                format!("keys that begin with {NOTICE} are those of notifications"),
+            ));
         }
         let draft =
             self.rules.draft(&publish, &[], now_ms).map_err(|(field, message)| wrong(field, message))?;
@@ -134,7 +149,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         if authority == Authority::Roles && !everywhere {
             return Err(Fault::new(ErrorCode::Forbidden, "the role publisher, staff or admin is needed"));
         }
-        let mut owner = None;
+        let mut owners: Vec<Option<DeviceKey>> = Vec::new();
         for topic in &draft.topics {
             match self.rules.may_publish(topic, identity) {
                 Verdict::Unknown => {
@@ -152,30 +167,32 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 .as_ref()
                 .filter(|(_, key)| key.device() == device)
                 .map(|(_, key)| key.clone());
-            owner = match own {
+            owners.push(match own {
                 Some(key) => Some(key),
                 None if everywhere || super::is_staff(identity) => self.only_device(identity, device).await?,
                 None => {
                     let message = format!("to publish on {topic:?} is its device's right");
                     return Err(Fault::new(ErrorCode::Forbidden, message));
                 }
-            };
+            });
         }
-        draft.owner = owner;
+        owners.dedup();
+        if owners.len() > 1 {
+            return Err(wrong("topics", "an event concerns the device of one user".into()));
+        }
+        draft.owner = owners.pop().flatten();
         Ok(draft)
     }
 
-    /// Finds the device of a name, if there is one and only one.
-    async fn only_device(
-        &self,
-        identity: &Identity,
-        device: &str,
-    ) -> Result<Option<driftline_model::DeviceKey>, Fault> {
+    /// Finds the device of a name, if there is one.
+    async fn only_device(&self, identity: &Identity, device: &str) -> Result<Option<DeviceKey>, Fault> {
         let Ok(device_id) = DeviceId::new(device) else { return Ok(None) };
         let query = DeviceQuery { device_id: Some(device_id), owner: None, after: None, rows: 2 };
         let rows = self.store.devices(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
-        let mut rows = rows.into_iter();
-        Ok(rows.next().filter(|_| rows.next().is_none()).map(|row| row.key))
+        if rows.len() > 1 {
+            return Err(wrong("topic", format!("several users have a device {device:?}")));
+        }
+        Ok(rows.into_iter().next().map(|row| row.key))
     }
 
     /// Publishes what other programs wrote into the outbox, at most `batch` rows.
@@ -225,13 +242,15 @@ fn wrong(field: &'static str, message: String) -> Fault {
 
 /// Gives a notification what every one has, and its place: those who are named, else everybody.
 fn address_notice(publish: &mut Publish, seed: u128, now_ms: u64) -> Result<(), Fault> {
-    let given = publish.data.get("id").map(ToOwned::to_owned);
-    let id = match (given.as_deref().map(|id| id.trim_matches('"')), &publish.dedupe_key) {
+    let given = publish.data.get("id").map(|id| {
+        notice_id(id).ok_or_else(|| wrong("data", "a notification's id is a text or an integer".into()))
+    });
+    let id = match (given.transpose()?, &publish.dedupe_key) {
         (Some(_), Some(_)) => {
             let message = "a notification is known by its id: it has no dedupe_key beside";
             return Err(wrong("dedupe_key", message.into()));
         }
-        (Some(id), None) => id.to_owned(),
+        (Some(id), None) => id,
         (None, Some(key)) => key.to_string(),
         (None, None) => format!("{seed:032x}"),
     };

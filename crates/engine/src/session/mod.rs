@@ -555,6 +555,14 @@ impl Session {
         self.close(code);
     }
 
+    /// Ends the session without an error: somebody parted it from its client.
+    pub fn part(&mut self, close: Close) {
+        if !self.closed {
+            self.closed = true;
+            self.outputs.push_back(Output::Close(close));
+        }
+    }
+
     /// Ends the session of somebody who may not stay.
     pub fn dismiss(&mut self, fault: &Fault, close: CloseCode, now_ms: u64) {
         self.error(fault, None, now_ms);
@@ -564,7 +572,8 @@ impl Session {
     fn greet(&mut self, head: &Head, greeting: Greeting, now_ms: u64) {
         let identity = &self.identity;
         let Greeting { reply_to, client_id, resume_token } = greeting;
-        let groups = self.listener.as_ref().map(|listener| listener.topics()).unwrap_or_default();
+        let groups = self.listener.as_ref().map(|listener| listener.joined()).unwrap_or_default();
+        let asked = self.listener.as_ref().map(|listener| listener.subscriptions()).unwrap_or_default();
         let roles: Vec<String> = identity.roles.iter().map(|role| role.to_string()).collect();
         let greeting = ConnectionEstablished {
             message: "connected".into(),
@@ -588,6 +597,7 @@ impl Session {
             position: event_id(head.epoch, head.event_id),
             resume_token,
             client_id,
+            subscriptions: asked.into_iter().map(|asked| asked.topic.into()).collect(),
             groups: groups.iter().filter(|topic| !topic.starts_with('~')).map(ToString::to_string).collect(),
         };
         let head = self.head(now_ms, reply_to, None);

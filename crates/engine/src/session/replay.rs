@@ -39,6 +39,7 @@ pub(super) struct Replays {
 struct Sent {
     /// On these topics; none: on all.
     topics: Option<Vec<Box<str>>>,
+    from: u64,
     through: u64,
 }
 
@@ -164,7 +165,7 @@ impl Replays {
         let topic = heard.event.topics.get(heard.topic);
         let covered =
             sent.topics.as_ref().is_none_or(|topics| topic.is_some_and(|topic| topics.contains(topic)));
-        covered && heard.event.id.is_some_and(|id| id <= sent.through)
+        covered && heard.event.id.is_some_and(|id| id > sent.from && id <= sent.through)
     }
 }
 
@@ -276,11 +277,12 @@ impl Session {
     }
 
     fn finish_replay(&mut self, replay: Replay, epoch: Epoch, to: u64, now_ms: u64) {
-        if replay.aim == Aim::CatchUp {
+        // A client that asked for nothing is told only if it misses something all the same.
+        if replay.aim == Aim::CatchUp && replay.reason.is_none() {
             return;
         }
-        if replay.aim == Aim::Asked && replay.reason != Some("limit") {
-            self.replays.sent = Some(Sent { topics: replay.topics, through: to });
+        if replay.aim == Aim::Asked {
+            self.replays.sent = Some(Sent { topics: replay.topics, from: replay.from, through: to });
         }
         let complete = replay.reason.is_none();
         let told = ReplayComplete {
@@ -290,7 +292,6 @@ impl Session {
             complete,
             reason: replay.reason.map(str::to_owned),
             snapshot: (!complete && replay.reason != Some("limit")).then(|| SNAPSHOT.to_owned()),
-            resume_token: None,
         };
         let head = self.head(now_ms, replay.reply_to, None);
         self.send(&Outbound::ReplayComplete(Box::new(told)), &head);

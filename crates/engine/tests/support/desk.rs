@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use driftline_engine::{
-    Catalogue, Close, Done, Ear, Engine, Heard, Hub, Identity, Listener, NullObserver, Output, Session, Store,
-    Subscription, Work,
+    Catalogue, Close, Committed, Done, Ear, Engine, EventRules, Heard, Hub, Identity, Listener, Listeners,
+    NullObserver, Output, Session, Store, Subscription, Work,
 };
-use driftline_model::{DeviceId, Limits, TenantId, UserId};
+use driftline_model::{DeviceId, Limits, TenantId, TenantNo, UserId};
 use driftline_protocol::{Document, Encoding, EventView, ServerMessage, decode};
 use driftline_storage::MemoryStore;
 use driftline_testkit::{Author, Draft, FixedClock, SeededRandom, World, block_on};
@@ -38,6 +39,9 @@ impl Frame {
     }
 
     pub(crate) fn error_code(&self) -> Option<String> {
+        if self.kind != "error" {
+            return None;
+        }
         match self.message() {
             ServerMessage::Error(error) => Some(error.code),
             _ => None,
@@ -64,6 +68,25 @@ fn told(heard: &Heard) -> Frame {
 pub(crate) struct Office {
     pub(crate) engine: Engine<MemoryStore, NullObserver>,
     pub(crate) clock: Arc<FixedClock>,
+    ring: Arc<Ringer>,
+}
+
+/// Tells a hub of commits, unless it is muted.
+struct Ringer {
+    hub: Arc<Hub>,
+    muted: AtomicBool,
+}
+
+impl Listeners for Ringer {
+    fn listening(&self, tenant: TenantNo) -> bool {
+        self.hub.listening(tenant)
+    }
+
+    fn committed(&self, committed: Committed) {
+        if !self.muted.load(Ordering::SeqCst) {
+            self.hub.committed(committed);
+        }
+    }
 }
 
 impl Office {
@@ -75,16 +98,35 @@ impl Office {
         let clock = Arc::new(FixedClock::new(World::BEGIN_MS));
         let hub = Arc::new(Hub::new(hub_queue));
         let random = Arc::new(SeededRandom::new(1));
-        let store = MemoryStore::new(clock.clone(), random, hub.clone(), limits.clone());
+        let ring = Arc::new(Ringer { hub: Arc::clone(&hub), muted: AtomicBool::new(false) });
+        let store = MemoryStore::new(clock.clone(), random, ring.clone(), limits.clone());
         let engine = Engine::new(store, hub, catalogue, limits, NullObserver);
-        Self { engine, clock }
+        Self { engine, clock, ring }
+    }
+
+    pub(crate) fn with_rules(self, rules: EventRules) -> Self {
+        Self { engine: self.engine.with_rules(rules).expect("the rules are sound"), ..self }
+    }
+
+    /// Keeps what is committed from whoever listens, as a lost ring does.
+    pub(crate) fn mute(&self, muted: bool) {
+        self.ring.muted.store(muted, Ordering::SeqCst);
+    }
+
+    pub(crate) fn desk_of(&self, user: &str, device: &str, roles: &[&str]) -> Desk<'_> {
+        let roles = roles.iter().map(|role| Box::from(*role)).collect();
+        self.desk_for(self.identity_of(user, device, roles))
     }
 
     pub(crate) fn identity(&self, user: &str, device: &str) -> Identity {
+        self.identity_of(user, device, vec!["staff".into()])
+    }
+
+    fn identity_of(&self, user: &str, device: &str, roles: Vec<Box<str>>) -> Identity {
         let tenant = TenantId::new("acme").expect("a name");
         let user = UserId::text(user).expect("a name");
         let device = DeviceId::new(device).expect("a name");
-        let identity = self.engine.identify(tenant, user, Some(device), vec!["staff".into()], &[]);
+        let identity = self.engine.identify(tenant, user, Some(device), roles, &[]);
         block_on(identity).expect("an identity")
     }
 
@@ -100,7 +142,11 @@ impl Office {
     }
 
     pub(crate) fn desk(&self, user: &str, device: &str) -> Desk<'_> {
-        let identity = Arc::new(self.identity(user, device));
+        self.desk_for(self.identity(user, device))
+    }
+
+    fn desk_for(&self, identity: Identity) -> Desk<'_> {
+        let identity = Arc::new(identity);
         let head = block_on(self.engine.head(&identity)).expect("a head");
         let inbox = self.engine.subscribe(&identity);
         let now_ms = driftline_engine::Clock::now_ms(&*self.clock);

@@ -14,6 +14,8 @@ mod commit;
 mod conflicts;
 mod connect;
 mod diagnose;
+#[cfg(test)]
+mod ears;
 mod events;
 mod filter;
 mod followers;

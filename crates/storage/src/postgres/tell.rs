@@ -21,7 +21,7 @@ const MISSED_MAX: u64 = 10_000;
 const PAGE_ROWS: i64 = 500;
 const PAGE_BYTES: i64 = 1 << 20;
 /// After which time a log that cannot be read is left to whoever listens.
-const UNREAD: Duration = Duration::from_secs(5);
+const UNREAD: Duration = Duration::from_secs(10);
 
 /// Up to where the listeners of each tenant were told.
 #[derive(Default)]
@@ -192,10 +192,11 @@ impl Turn<'_> {
         // Of a tenant that was never looked at, a session may have read the head before somebody else moved it. To one
         // that stands there already it is no news.
         let before = told.seq.unwrap_or(Seq::ZERO);
-        if listening && seen.seq > before {
-            let event = told.event.unwrap_or(seen.event);
+        let moved = listening && seen.seq > before;
+        if moved {
+            let (prev_event, event) = told.event.map_or((0, seen.event), |event| (event, event));
             let moved = Committed::new(self.tenant, before, seen.seq, seen.hlc, None);
-            shared.listeners.committed(moved.with_events(event, event, Vec::new()));
+            shared.listeners.committed(moved.with_events(prev_event, event, Vec::new()));
         }
         let event = match told.event {
             _ if !listening => None,
@@ -205,11 +206,11 @@ impl Turn<'_> {
                 Some(seen.event)
             }
             // Whoever began to listen may stand before events that nobody was told of.
-            None if seen.event > 0 => {
+            None if seen.event > 0 && !moved => {
                 self.skip(shared, (0, seen.event), (seen.seq, seen.hlc));
                 Some(seen.event)
             }
-            None => Some(0),
+            None => Some(seen.event),
         };
         // A change may also stand lower than before: the database lost commits, and the next ones are to be told again.
         self.note(Told { seq: Some(seen.seq), event });

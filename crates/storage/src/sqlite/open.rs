@@ -162,8 +162,8 @@ impl SqliteStore {
             limits,
         );
         let readers = Readers::start(&file, options.readers)?;
-        let watch = Watch::start(&file)?;
         let side = Side::start(&file, marks)?;
+        let watch = Watch::start(&file)?;
         let (jobs, queue) = mpsc::sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("driftline-writer".into());
         let writer = thread.spawn(move || writer.run(&queue)).map_err(OpenError::Thread)?;

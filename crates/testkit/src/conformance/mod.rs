@@ -30,6 +30,7 @@ use driftline_protocol::ItemCode;
 use crate::batch::{Author, Draft};
 use crate::wait::block_on;
 use crate::world::World;
+use events::{devices as events_devices, read as events_read, trim as events_trim};
 
 /// One law.
 pub type Law<S> = fn(&Bed<S>);
@@ -130,11 +131,11 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         events::only_what_is_accepted_is_announced,
         events::events_come_back_as_they_were,
         events::live_events_are_told_and_not_kept,
-        events::the_log_is_read_by_topics,
-        events::each_topic_loses_its_own,
-        events::a_topic_can_lose_everything,
-        events::notifications_are_read_once,
-        events::it_is_known_how_far_a_device_has_followed,
+        events_read::the_log_is_read_by_topics,
+        events_trim::each_topic_loses_its_own,
+        events_trim::a_topic_can_lose_everything,
+        events_devices::notifications_are_read_once,
+        events_devices::it_is_known_how_far_a_device_has_followed,
         events::published_events_are_answered_again,
         events::the_outbox_can_be_asked_for,
     ]

@@ -21,9 +21,9 @@ use super::outbox::{FAREWELL, Outbox, Writer};
 use super::pump::{Speaker, pump};
 use super::reader::Reader;
 use crate::app::App;
-use crate::auth::Claims;
 use crate::guard::Guard;
 use crate::observe::{count_close, count_error};
+use crate::request::Caller;
 
 /// Who enters which door, or why not.
 pub(super) enum Visit {
@@ -39,7 +39,7 @@ pub(super) enum Visit {
 
 /// A token's bearer before a door.
 pub(super) struct Entrance {
-    pub(super) claims: Box<Claims>,
+    pub(super) caller: Box<Caller>,
     pub(super) device: Option<DeviceId>,
     pub(super) door: Door,
     pub(super) said: Said,
@@ -110,8 +110,8 @@ where
 
     /// Lets a token's bearer in; gives the close code.
     async fn admit(&mut self, early: Bytes, entrance: Entrance) -> Result<u16, Fault> {
-        let Entrance { claims, device, door, said } = entrance;
-        let guest = Box::pin(guest_of(&self.app, *claims, device, door)).await?;
+        let Entrance { caller, device, door, said } = entrance;
+        let guest = Box::pin(guest_of(&self.app, *caller, device, door)).await?;
         let guest = Guest { said, ..guest };
         self.host(early, guest).await
     }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use driftline_engine::{
-    Connected, Ear, Greeting, Identity, Listener, Preset, STAFF_ROLES, Session, Store, devices_of,
+    Connected, Ear, Greeting, Head, Identity, Listener, Preset, STAFF_ROLES, Session, Store, devices_of,
 };
-use driftline_model::DeviceId;
+use driftline_model::{DeviceId, Epoch};
 use driftline_protocol::{ErrorCode, EventPlace, Fault, Form};
 
 use super::link::{Link, Visitor};
 use crate::app::{App, Place};
-use crate::auth::Claims;
-use crate::request::identity;
+use crate::rate::Peer;
+use crate::request::{Caller, enter};
+use crate::sessions::LiveSession;
 use crate::traffic::SERVER_METRICS;
 
 /// A door, with what is bound to it.
@@ -38,6 +39,21 @@ pub(super) enum Door {
 }
 
 impl Door {
+    /// Returns the door's name, as lists of connections show it.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::System => "system",
+            Self::Device(..) => "device",
+            Self::User(_) => "user",
+            Self::Metrics => "metrics",
+            Self::Alerts => "alerts",
+            Self::Ingest => "ingest",
+            Self::Topics => "topics",
+            Self::Updates => "updates",
+        }
+    }
+
     pub(super) fn preset(&self) -> Preset {
         match self {
             Self::Sync => Preset::Sync,
@@ -72,7 +88,7 @@ pub(super) struct Guest {
 }
 
 /// What a client says of itself in the URL.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Said {
     /// The name that it gives itself.
     pub(super) client_id: Option<String>,
@@ -80,6 +96,8 @@ pub(super) struct Said {
     pub(super) last_event: Option<EventPlace>,
     /// Stands for a place in the log.
     pub(super) resume_token: Option<String>,
+    /// Where it comes from.
+    pub(super) peer: Option<Peer>,
 }
 
 /// A connection before anybody entered.
@@ -93,12 +111,12 @@ pub(super) struct Threshold {
 /// Finds out who a token's bearer is, and lets in who may enter.
 pub(super) async fn guest_of<S: Store>(
     app: &App<S>,
-    claims: Claims,
+    caller: Caller,
     device: Option<DeviceId>,
     door: Door,
 ) -> Result<Guest, Fault> {
-    let (expires_s, numbering) = (Some(claims.expires_s), app.engine.numbering());
-    let mut identity = identity(app, claims, device).await?;
+    let (expires_s, numbering) = (caller.expires_s(), app.engine.numbering());
+    let mut identity = enter(app, caller, device).await?;
     app.engine.require_admitted(&identity).await?;
     let staff = STAFF_ROLES.iter().any(|role| identity.has_role(role));
     match &door {
@@ -139,11 +157,18 @@ pub(super) async fn open<S: Store>(
         .on(door.preset())
         .within(app.engine.window_ms(&identity.tenant_id));
     if let Some(listener) = &listener {
+        if let Some(client_id) = said.client_id.as_deref() {
+            let before = app.parked.take(&identity, client_id, now_ms);
+            app.engine.take_back(&identity, listener, &before).await?;
+        }
         session = session.listening(Arc::clone(listener));
         app.engine.note_listening(&identity, listener, Vec::new(), &head, now_ms);
     }
     let resume = match &said.resume_token {
-        Some(token) => Some(app.engine.open_resume_token(&identity, token)?),
+        // One that is none is a place in another log: the client is told that not everything comes.
+        Some(token) => {
+            Some(app.engine.open_resume_token(&identity, token).unwrap_or_else(|_| foreign(&head)))
+        }
         None => said.last_event,
     };
     let resume_token = app.engine.resume_token(&identity, head.epoch, head.event_id);
@@ -161,8 +186,29 @@ pub(super) async fn open<S: Store>(
         tracing::warn!("that a device connected is told later");
     }
     let lives_by_frames = door.lives_by_frames();
-    let visitor = Visitor { threshold, identity, stay, place, expires_s, digest, numbering, lives_by_frames };
+    let live = LiveSession::new(&threshold.id, &identity, door.name(), now_ms)
+        .called(said.client_id.as_deref())
+        .hearing(listener.as_ref())
+        .from(said.peer.map(|Peer(peer)| peer));
+    let (present, client_id) = (app.enter(live), said.client_id);
+    let visitor = Visitor {
+        present,
+        client_id,
+        threshold,
+        identity,
+        stay,
+        place,
+        expires_s,
+        digest,
+        numbering,
+        lives_by_frames,
+    };
     Ok(Link::new(Arc::clone(app), session, visitor))
+}
+
+/// A place that no log of this tenant has.
+fn foreign(head: &Head) -> EventPlace {
+    EventPlace { epoch: Some(Epoch::new(!head.epoch.number())), id: 0 }
 }
 
 /// Begins to listen to what a door tells.

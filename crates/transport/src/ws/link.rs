@@ -7,7 +7,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use driftline_engine::{
-    Committed, Connected, Done, Heard, Identity, Listener, Output, Ring, Session, Store, Subscription, Work,
+    Close, Committed, Connected, Done, Heard, Identity, Listener, Output, Ring, Session, Store, Subscription,
+    Work,
 };
 use driftline_protocol::{self as protocol, CloseCode, ErrorCode, Fault, Form};
 use futures_util::StreamExt as _;
@@ -21,6 +22,7 @@ use super::outbox::Outbox;
 use super::pump::{Message, Speaker};
 use crate::app::{App, drained};
 use crate::observe::count_error;
+use crate::sessions::Present;
 use crate::traffic::Counted;
 
 /// One connection with everything it holds beside its socket.
@@ -50,6 +52,10 @@ pub(super) struct Link<S: Store> {
     /// Comes to its end when the work before has reached the store.
     turn: Option<oneshot::Receiver<()>>,
     commits: Option<Subscription>,
+    /// The place among the live connections.
+    present: Present<S>,
+    /// The name that the client gave itself.
+    client_id: Option<String>,
     /// What hears events, where the session has one.
     listener: Option<Arc<Listener>>,
     /// Events on their way from the listener into the queue.
@@ -65,6 +71,8 @@ pub(super) struct Link<S: Store> {
 
 /// Who is at the other end.
 pub(super) struct Visitor<S: Store> {
+    pub(super) present: Present<S>,
+    pub(super) client_id: Option<String>,
     pub(super) threshold: Threshold,
     pub(super) identity: Arc<Identity>,
     pub(super) stay: Stay<S>,
@@ -86,6 +94,9 @@ const HEARD_MS: u64 = 5_000;
 /// Whether a device may still be here is looked for once in so many milliseconds.
 const LOOK_MS: u64 = 30_000;
 
+/// The close code of a connection that an administrator ended; the client may come again.
+const DISCONNECTED: CloseCode = CloseCode(4012);
+
 /// Bytes of events that are taken at once.
 const TAKEN_BYTES: usize = 32 << 10;
 
@@ -99,6 +110,8 @@ pub(super) enum Event {
     Voided,
     Drain,
     Replaced,
+    /// Somebody wants the connection to end.
+    Disconnected,
     /// Whether the device may still be here.
     Looked(Result<(), Fault>),
 }
@@ -106,8 +119,18 @@ pub(super) enum Event {
 impl<S: Store> Link<S> {
     /// Makes the speaker of a session.
     pub(super) fn new(app: Arc<App<S>>, session: Session, visitor: Visitor<S>) -> Self {
-        let Visitor { threshold, identity, stay, place, expires_s, digest, numbering, lives_by_frames } =
-            visitor;
+        let Visitor {
+            present,
+            client_id,
+            threshold,
+            identity,
+            stay,
+            place,
+            expires_s,
+            digest,
+            numbering,
+            lives_by_frames,
+        } = visitor;
         // A reviewer is told of conflicts from the beginning, whether or not it syncs.
         let commits = (!identity.reviews.is_empty()).then(|| app.engine.subscribe(&identity));
         let heard_ms = app.now_ms();
@@ -132,6 +155,8 @@ impl<S: Store> Link<S> {
             works: FuturesOrdered::new(),
             turn: None,
             commits,
+            present,
+            client_id,
             listener,
             heard: Vec::new(),
             full: false,
@@ -273,6 +298,14 @@ impl<S: Store> Link<S> {
     }
 }
 
+impl<S: Store> Drop for Link<S> {
+    fn drop(&mut self) {
+        let (Some(listener), Some(client_id)) = (self.session.listener(), &self.client_id) else { return };
+        let now_ms = self.app.now_ms();
+        self.app.parked.keep(&self.identity, client_id, listener.subscriptions(), now_ms);
+    }
+}
+
 impl<S: Store> Speaker for Link<S> {
     type Event = Event;
 
@@ -298,6 +331,7 @@ impl<S: Store> Speaker for Link<S> {
             biased;
             () = drained(&mut self.draining), if !self.stopping => Event::Drain,
             () = self.stay.replaced.notified() => Event::Replaced,
+            () = self.present.disconnect.notified() => Event::Disconnected,
             looked = look(&mut self.look), if self.look.is_some() => Event::Looked(looked),
             Some(done) = self.works.next(), if !self.works.is_empty() => Event::Done(done),
             commit = next_commit(&mut self.commits), if self.commits.is_some() => {
@@ -328,6 +362,7 @@ impl<S: Store> Speaker for Link<S> {
                 self.stopping = true;
             }
             Event::Drain => self.stopping = true,
+            Event::Disconnected => self.session.part(Close { code: DISCONNECTED, reason: "DISCONNECTED" }),
             Event::Looked(looked) => {
                 self.look = None;
                 // A store that is away says nothing of the device.
@@ -357,6 +392,7 @@ impl<S: Store> Speaker for Link<S> {
         let now_ms = self.app.now_ms();
         if now_ms >= self.heard_ms + HEARD_MS {
             self.heard_ms = now_ms;
+            self.present.heard(now_ms);
             self.app.engine.heard(&self.identity, now_ms);
         }
         self.counted.received();
@@ -381,7 +417,7 @@ impl<S: Store> Speaker for Link<S> {
     fn overflow(&mut self, _: &mut Outbox) {
         self.app.counts.slow_consumers.increment(1);
         if let Some(listener) = self.listener.take() {
-            self.app.engine.note_slow(&self.identity, listener.position(), self.app.now_ms());
+            self.app.engine.note_slow(&self.identity, listener.taken(), self.app.now_ms());
         }
         self.session.end(ErrorCode::SlowConsumer, "the connection does not read", self.app.now_ms());
     }

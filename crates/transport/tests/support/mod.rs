@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test takes the part that it needs")]
 
 pub mod gated;
+pub mod sse;
 pub mod telemetry;
 
 use std::collections::BTreeMap;

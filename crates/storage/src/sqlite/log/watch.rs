@@ -56,7 +56,7 @@ impl Watch {
             return;
         }
         // The thread has ended: nobody will look again, and whoever asked in a loop must not spin.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Ends the thread.
