@@ -58,11 +58,11 @@ fn last(n: u64) -> String {
 }
 
 /// Has cadets listen while rows come, and checks what each of them got.
-async fn delivered(
+async fn delivered<S: Send + 'static>(
     listens: SocketAddr,
     tokens: Vec<String>,
     all: u64,
-    insert: impl FnOnce() + Send + 'static,
+    insert: impl FnOnce() -> S + Send + 'static,
 ) {
     let mut cadets = Vec::new();
     for token in tokens {
@@ -79,7 +79,8 @@ async fn delivered(
         assert_eq!(cadet.numbers(), expected, "cadet {number}");
         assert_eq!(cadet.repeated, 0);
     }
-    inserting.await.expect("all rows are in");
+    // Servers live until everybody has read.
+    drop(inserting.await.expect("all rows are in"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,7 +108,7 @@ async fn exactly_what_other_programs_commit_is_delivered() {
         sql(&server, &last(all));
         let waiting = sql(&server, "SELECT count(*) FROM sync_events WHERE error IS NOT NULL;");
         assert_eq!(waiting, "0");
-        drop(server);
+        server
     })
     .await;
 }
@@ -130,7 +131,7 @@ async fn rows_reach_those_who_listen_on_another_node() {
         // A function of the database does the same.
         let id = sql(&one, "SELECT driftline_publish('school', 'all', 'storm', '{\"n\": 0}');");
         assert!(id.parse::<u64>().is_ok_and(|id| id > EVENTS / 2), "{id}");
-        drop((one, other));
+        (one, other)
     })
     .await;
     drop(database);

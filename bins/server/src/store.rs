@@ -272,7 +272,7 @@ pub(crate) fn open(
         wait_ms: config.wait_ms.unwrap_or(WAIT_MS),
         watch_ms: WATCH_MS,
         threads: threads(),
-        outbox_claims: Vec::new(),
+        outbox_claims,
     };
     let store = PostgresStore::open(options).with_context(|| place.to_string())?;
     Ok(AnyStore::Postgres(store))

@@ -312,6 +312,8 @@ impl<S: Store> Speaker for Link<S> {
     fn collect(&mut self, outbox: &mut Outbox) {
         self.obey(outbox);
         self.take_events(outbox);
+        // Whoever was cut for reading too slowly is told so before the connection ends.
+        self.obey(outbox);
         if self.stopping && self.works.is_empty() && !self.session.is_closed() {
             let spread = u64::try_from(self.app.random_u128() % 3_000).unwrap_or_default();
             self.session.drain(500 + spread, self.app.now_ms());
