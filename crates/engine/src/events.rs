@@ -124,8 +124,11 @@ pub struct Event {
     pub conflate: Option<u64>,
     reached: Arc<AtomicU32>,
     /// What was made of it for the wire, once for all who get it: by topic, in the forms that the shell numbers.
-    forms: OnceLock<Box<[[OnceLock<Arc<[u8]>>; FORMS]]>>,
+    forms: OnceLock<Box<[Forms]>>,
 }
+
+/// An event in its forms, as they are asked for.
+type Forms = [OnceLock<Arc<[u8]>>; FORMS];
 
 /// Forms in which an event may be kept ready for the wire.
 pub const FORMS: usize = 5;

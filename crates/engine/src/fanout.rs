@@ -582,10 +582,8 @@ impl Listener {
         }
         let topics = self.topics_mut();
         let inside = self.mailbox.inside();
-        let own = |(at, topic): (usize, &Box<str>)| {
-            (topics.contains_key(topic) && inside.passes(event, at)).then_some(at)
-        };
-        let found = event.topics.iter().enumerate().find_map(own);
+        let own = |at: &usize| topics.contains_key(&event.topics[*at]) && inside.passes(event, *at);
+        let found = (0..event.topics.len()).find(own);
         let follows = || {
             let owner = event.owner.as_ref()?;
             topics.get(&*devices_of(owner.user()))?;

@@ -115,7 +115,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             None => None,
             Some(since) => Some(self.judge(identity.tenant, granted, since).await?.reason()),
         };
-        let answer = |(topic, verdict): (&Box<str>, Result<(), ErrorCode>)| match verdict {
+        let answer = |topic: &str, verdict: Result<(), ErrorCode>| match verdict {
             Ok(()) => TopicAnswer {
                 topic: topic.to_string(),
                 accepted: true,
@@ -133,7 +133,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let refused =
             verdicts.iter().filter(|(_, verdict)| verdict.is_err()).map(|(topic, _)| (*topic).clone());
         self.note_listening(identity, listener, refused.collect(), &head, now_ms);
-        Ok(EventsSubscribed { topics: verdicts.into_iter().map(answer).collect() })
+        Ok(EventsSubscribed {
+            topics: verdicts.into_iter().map(|(topic, verdict)| answer(topic, verdict)).collect(),
+        })
     }
 
     /// Has a listener take back what its client asked for before, as far as it may have it now.

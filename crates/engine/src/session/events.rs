@@ -46,15 +46,10 @@ impl Session {
     }
 
     /// Asks for topics. What was missed since a place is read before anything else comes.
-    pub(super) fn subscribe(
-        &mut self,
-        wanted: Topics,
-        reply_to: Option<String>,
-        now_ms: u64,
-    ) -> Result<(), Fault> {
+    pub(super) fn subscribe(&mut self, wanted: Topics, reply_to: Option<String>) -> Result<(), Fault> {
         let listener = Arc::clone(self.listener.as_ref().ok_or_else(deaf)?);
-        if wanted.since.is_some() {
-            self.replays.announce(wanted.clone(), reply_to.clone(), now_ms)?;
+        if let Some(since) = wanted.since {
+            self.replays.announce(since, reply_to.clone())?;
         }
         self.ask(reply_to, None, Work::Subscribe { listener, wanted });
         Ok(())

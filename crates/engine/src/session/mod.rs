@@ -368,7 +368,7 @@ impl Session {
                 self.ask(message.id.clone(), None, Work::Report { status });
                 Ok(())
             }
-            Inbound::SubscribeEvents(wanted) => self.subscribe(wanted, message.id.clone(), now_ms),
+            Inbound::SubscribeEvents(wanted) => self.subscribe(wanted, message.id.clone()),
             Inbound::UnsubscribeEvents(dropped) => {
                 let answer = self.unsubscribe(&dropped.topics);
                 self.send(&Outbound::EventsUnsubscribed(answer), &head);

@@ -5,9 +5,7 @@
 //! connection has a place of its own, and behind it the listener catches up with what went by meanwhile.
 
 use driftline_model::Epoch;
-use driftline_protocol::{
-    ErrorCode, EventPlace, Fault, Outbound, ReplayComplete, ReplayRequest, Topics, event_id,
-};
+use driftline_protocol::{ErrorCode, EventPlace, Fault, Outbound, ReplayComplete, ReplayRequest, event_id};
 use driftline_realtime::Log;
 use std::collections::VecDeque;
 
@@ -120,14 +118,8 @@ impl Replays {
     }
 
     /// Keeps the place of a replay whose topics are not granted yet.
-    pub(super) fn announce(
-        &mut self,
-        wanted: Topics,
-        reply_to: Option<String>,
-        _now_ms: u64,
-    ) -> Result<(), Fault> {
+    pub(super) fn announce(&mut self, since: EventPlace, reply_to: Option<String>) -> Result<(), Fault> {
         self.make_room()?;
-        let Some(since) = wanted.since else { return Ok(()) };
         self.queue.push_back(Replay { reply_to, ..Replay::new(Aim::Waiting, since) });
         Ok(())
     }
