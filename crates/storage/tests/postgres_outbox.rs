@@ -208,14 +208,7 @@ fn columns_for_claims_are_added_where_that_is_allowed() {
         "CREATE ROLE plain LOGIN; GRANT pg_read_all_data, pg_write_all_data TO plain; GRANT USAGE ON SCHEMA public TO plain; \
          GRANT EXECUTE ON FUNCTION pg_control_system() TO plain",
     );
-    let url =
-        database.url().replace("postgres://", "postgres://plain@").replacen("plain@driftline", "plain", 1);
-    let url = match url.split_once("plain@") {
-        Some((_, rest)) if rest.contains('@') => {
-            format!("postgres://plain@{}", &rest[rest.find('@').map_or(0, |at| at + 1)..])
-        }
-        _ => url,
-    };
+    let url = database.url().replacen("driftline@", "plain@", 1);
     let open_as = |claims: &[&str]| {
         PostgresStore::open(PostgresOptions {
             target: support::target(&url),

@@ -252,7 +252,7 @@ impl<S: Store> Stream<S> {
                 }
                 Ring::Slow => {
                     self.app.counts.slow_consumers.increment(1);
-                    self.app.engine.note_slow(&self.identity, self.listener.position(), self.app.now_ms());
+                    self.app.engine.note_slow(&self.identity, self.listener.taken(), self.app.now_ms());
                     return Some(self.farewell("the stream was not read"));
                 }
                 Ring::Voided => return Some(self.farewell("come again")),
