@@ -63,16 +63,16 @@ async fn follow(me: &mut Subscriber, to: SocketAddr, mut rng: Rng, published: &A
     loop {
         let mut socket = me.connect(to).await;
         let (mut budget, life) = (rng.between(10, 2_000), Duration::from_millis(rng.between(100, 8_000)));
-        let end = tokio::time::Instant::now() + life;
+        let mut end = std::pin::pin!(tokio::time::sleep(life));
         loop {
             // Nobody breaks off any more when nothing new comes.
             let calm = published.load(Ordering::Relaxed) >= EVENTS;
             let frame = if calm {
                 socket.read().await
             } else {
-                match tokio::time::timeout_at(end, socket.read()).await {
-                    Ok(frame) => frame,
-                    Err(_) => break,
+                tokio::select! {
+                    frame = socket.read() => frame,
+                    () = &mut end => break,
                 }
             };
             match frame {

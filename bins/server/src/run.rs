@@ -256,7 +256,7 @@ async fn keep_up(store: AnyStore, app: Arc<App<AnyStore>>, retention: Retention,
         match app.engine().trim_events(now_ms, now_ms.saturating_sub(outbox.retention_ms)).await {
             Ok(0) => {}
             Ok(removed) => {
-                tracing::info!(removed, "removed events and rows of the outbox past their retention")
+                tracing::info!(removed, "removed events and rows of the outbox past their retention");
             }
             Err(fault) => tracing::warn!(error = fault.message, "removing old events failed"),
         }
