@@ -77,7 +77,8 @@ fn subscribe(desk: &mut Desk<'_>, rest: &str) -> Vec<Frame> {
 fn an_event_comes_once_to_whoever_listens() {
     let office = office();
     let (mut ada, mut bob) = (office.desk("ada", "phone"), office.desk("bob", "phone"));
-    (ada.take(), bob.take());
+    ada.take();
+    bob.take();
     let answer = subscribe(&mut ada, r#","topics":["room_1","room_2","closed","nothing"]"#);
     let told = &answer[0].text;
     for part in [
@@ -148,7 +149,8 @@ fn who_may_publish_what() {
     let office = office();
     let mut ada = office.desk_of("ada", "phone", &["user"]);
     let mut staff = office.desk("boss", "desk");
-    (ada.take(), staff.take());
+    ada.take();
+    staff.take();
     let code = |frames: Vec<Frame>| frames[0].error_code();
     assert_eq!(code(publish(&mut ada, "closed", "")).as_deref(), Some("FORBIDDEN"));
     assert_eq!(code(publish(&mut staff, "closed", "")), None);
@@ -166,7 +168,8 @@ fn who_may_publish_what() {
     other.take();
     subscribe(&mut other, r#","topics":["device_phone"]"#);
     publish(&mut ada, "device_phone", "");
-    (ada.listen(), other.listen());
+    ada.listen();
+    other.listen();
     assert_eq!(ids(&other.take()), [] as [u64; 0]);
 }
 
