@@ -96,12 +96,16 @@ impl EventSource {
 
     /// Returns the next event.
     pub async fn event(&mut self) -> Value {
-        loop {
-            let block = self.block().await.expect("the stream goes on");
-            if let Some(data) = block.data {
-                return data;
+        // Comments come all the time, so that each of them in time is not enough.
+        let event = async {
+            loop {
+                let block = self.block().await.expect("the stream goes on");
+                if let Some(data) = block.data {
+                    return data;
+                }
             }
-        }
+        };
+        soon("an event", event).await
     }
 
     /// Reads to the end; gives what came.
