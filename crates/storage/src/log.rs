@@ -8,6 +8,9 @@ use driftline_model::Epoch;
 /// States that events told of go so many milliseconds after the last one.
 pub(crate) const VERSIONS_MS: u64 = 90 * 24 * 3_600_000;
 
+/// How long it is known that something of the server's own, whose name begins with `~`, was used: an hour.
+pub(crate) const USED_MS: u64 = 3_600_000;
+
 /// The numbers that a query can find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IdRange {

@@ -17,7 +17,7 @@ use super::prune::database_ms;
 use super::snapshot::give_back;
 use super::sql::{Commit, statement};
 use super::{Shared, store_error};
-use crate::log::VERSIONS_MS;
+use crate::log::{USED_MS, VERSIONS_MS};
 use crate::rows::sql_ms;
 
 /// Topics that are looked at in one go.
@@ -108,6 +108,14 @@ statement! {
 }
 
 statement! {
+    /// Forgets what users read before a time, and what was used before another one.
+    ForgetReads { before: i64 => BigInt, used: i64 => BigInt } =
+    "DELETE FROM notice_reads WHERE at < " ? before: BigInt
+    " OR (substr(sub, 1, 1) = '~' AND at < " ? used: BigInt
+    ")"
+}
+
+statement! {
     /// Takes the turn to trim until the transaction ends, unless somebody else has it.
     TakeTurn {} = "SELECT pg_try_advisory_xact_lock(hashtext('driftline.trim'))"
 }
@@ -140,6 +148,10 @@ pub(super) async fn trim(shared: &Shared, now_ms: u64, rules: &dyn TopicRules) -
         }
     }
     forget_versions(shared, sql_ms(now_ms.saturating_sub(VERSIONS_MS))).await?;
+    let (before, used) = (sql_ms(now_ms.saturating_sub(VERSIONS_MS)), sql_ms(now_ms.saturating_sub(USED_MS)));
+    let lease = shared.writer().await?;
+    let forgotten = ForgetReads { before, used }.execute(&mut lease.pg()).await;
+    give_back(lease, forgotten.map_err(store_error)).await?;
     Ok(removed)
 }
 

@@ -16,7 +16,7 @@ use super::super::hot::statement;
 use super::super::prune::STEP;
 use super::super::writer::Writer;
 use super::super::{SqliteStore, store_error};
-use crate::log::VERSIONS_MS;
+use crate::log::{USED_MS, VERSIONS_MS};
 use crate::names::{tenant_of, tenant_sql};
 use crate::rows::{sql, sql_ms};
 
@@ -136,6 +136,14 @@ statement! {
     " AND at < " ? before: BigInt
 }
 
+statement! {
+    /// Forgets what users read before a time, and what was used before another one.
+    ForgetReads { before: i64 => BigInt, used: i64 => BigInt } =
+    "DELETE FROM notice_reads WHERE at < " ? before: BigInt
+    " OR (substr(sub, 1, 1) = '~' AND at < " ? used: BigInt
+    ")"
+}
+
 /// What a topic is to lose: everything up to a number.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
@@ -166,6 +174,9 @@ impl SqliteStore {
             }
         }
         self.forget_states(now_ms.saturating_sub(VERSIONS_MS)).await?;
+        let (before, used) = (sql_ms(now_ms.saturating_sub(VERSIONS_MS)), sql_ms(now_ms.saturating_sub(USED_MS)));
+        let forget = ForgetReads { before, used };
+        self.write(move |writer| forget.execute(&mut writer.connection).map_err(store_error)).await?;
         Ok(removed)
     }
 
