@@ -10,6 +10,7 @@ use driftline_realtime::TopicName;
 
 use crate::catalogue::Announce;
 use crate::fanout::DEVICE_TOPIC;
+use crate::rules::DEVICE_TOPICS;
 
 /// An event before it happens: what the log and the listeners are to be given.
 #[derive(Debug, Clone)]
@@ -95,6 +96,10 @@ impl EventDraft {
             data: Arc::clone(&self.data),
             at_ms: self.at_ms,
             conflate: self.conflate,
+            of_device: self
+                .topics
+                .iter()
+                .any(|topic| DEVICE_TOPICS.iter().any(|prefix| topic.starts_with(prefix))),
             reached: Arc::clone(&self.reached),
             forms: OnceLock::new(),
         }
@@ -122,6 +127,8 @@ pub struct Event {
     pub at_ms: u64,
     /// Of a conflated event, what it tells of.
     pub conflate: Option<u64>,
+    /// Whether one of its topics is a device's.
+    pub(crate) of_device: bool,
     reached: Arc<AtomicU32>,
     /// What was made of it for the wire, once for all who get it: by topic, in the forms that the shell numbers.
     forms: OnceLock<Box<[Forms]>>,

@@ -66,11 +66,12 @@ impl Ear {
     }
 
     /// Tells whether an event may be heard.
-    fn may(&self, event: &Event) -> bool {
+    pub(crate) fn may(&self, event: &Event) -> bool {
         match &event.owner {
             Some(owner) if self.device.as_ref().is_some_and(|device| device != owner) => false,
             Some(owner) => self.staff || *owner.user() == *self.user,
-            None => true,
+            // Of a device that is nobody's, or of one whose owner is not known, only staff hears.
+            None => self.staff || !event.of_device,
         }
     }
 }

@@ -41,7 +41,7 @@ impl Default for EventRules {
 }
 
 /// Topics of which there is one per device.
-const DEVICE_TOPICS: [&str; 2] = ["device_", "metrics_"];
+pub(crate) const DEVICE_TOPICS: [&str; 2] = ["device_", "metrics_"];
 
 impl EventRules {
     /// Puts declared rules beside the built-in ones, which give way to a declared one of the same pattern. `routes` says

@@ -17,6 +17,8 @@ const TOPIC_BYTES: usize = 200;
 const KIND_BYTES: usize = 64;
 const KEY_BYTES: usize = 255;
 const DATA_BYTES: usize = 64 << 10;
+/// The most bytes of a filter.
+const FILTER_BYTES: usize = 4 << 10;
 
 /// A place in the log of events, as a client names it: `"<epoch>-<n>"`, or a bare number of the current epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -127,6 +129,9 @@ impl EventFilter {
         let wrong = |pointer: &str, message: &str| Fault::invalid(&format!("/filter{pointer}"), message);
         if !node.is_object() {
             return Err(wrong("", "must be an object of types and data"));
+        }
+        if node.to_json().len() > FILTER_BYTES {
+            return Err(wrong("", "a filter may hold 4 KiB"));
         }
         let mut filter = Self::default();
         if let Some(types) = node.get("types") {
@@ -289,6 +294,11 @@ pub struct Publish {
 }
 
 impl Publish {
+    /// The most bytes of what an event carries.
+    pub const DATA_BYTES: usize = DATA_BYTES;
+    /// The most bytes of a key.
+    pub const KEY_BYTES: usize = KEY_BYTES;
+
     /// Reads a message, or the body of a request, whose type stands in `type` then.
     fn read<'d>(field: impl Fn(&str) -> Option<Node<'d>>, kind: &str) -> Result<Self, Fault> {
         let given = |name: &str| field(name).filter(|node| !node.is_null());

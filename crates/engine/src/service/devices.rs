@@ -222,20 +222,30 @@ impl<S: Store, O: Observer> Engine<S, O> {
             self.tell(tenant, draft);
         }
         let (notes, gone) = self.presence.lock().unwrap_or_else(PoisonError::into_inner).due(now_ms);
-        for (tenant, device) in gone {
-            if let Ok(Some(row)) = self.store.device_row(tenant, device).await {
-                self.tell_presence("device_disconnected", tenant, &row.key, now_ms);
+        if !notes.is_empty() {
+            let written = self.store.note_devices(notes.clone()).await;
+            if let Err(error) = written {
+                let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+                presence.put_back(notes);
+                presence.gone_again(&gone, now_ms);
+                return Err(unavailable(&error));
             }
         }
-        let flushed = self.flush().await;
-        if notes.is_empty() {
-            return flushed;
+        // A device that went to another node meanwhile is not gone: its row says so.
+        for (at, (tenant, device)) in gone.iter().enumerate() {
+            match self.store.device_row(*tenant, *device).await {
+                Ok(Some(row)) if !row.online => {
+                    self.tell_presence("device_disconnected", *tenant, &row.key, now_ms);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+                    presence.gone_again(&gone[at..], now_ms);
+                    return Err(unavailable(&error));
+                }
+            }
         }
-        let written = self.store.note_devices(notes.clone()).await;
-        if written.is_err() {
-            self.presence.lock().unwrap_or_else(PoisonError::into_inner).put_back(notes);
-        }
-        written.map_err(|error| unavailable(&error)).and(flushed)
+        self.flush().await
     }
 
     /// Tells of an event: at once if the log does not keep it, else with the next [`Engine::flush`].

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use driftline_model::{DeviceId, Epoch, TenantNo};
+use driftline_model::{DeviceId, DeviceKey, Epoch, TenantNo};
 use driftline_protocol::{
     ErrorCode, EventFilter, EventPlace, EventsSubscribed, Fault, TopicAnswer, Topics, event_id,
 };
@@ -381,7 +381,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
     }
 
     /// Has a draft published by the next [`Engine::flush`]. Of very many that wait the oldest go.
-    pub(super) fn later(&self, tenant: TenantNo, draft: EventDraft) {
+    pub(super) fn later(&self, tenant: TenantNo, mut draft: EventDraft) {
+        // One that is committed although nobody learns of it comes again, and counts once.
+        draft.dedupe_key.get_or_insert_with(|| {
+            let owner = draft.owner.as_ref().map_or("", DeviceKey::as_str);
+            let told = crate::events::conflation(owner, &draft.data);
+            format!("~{}:{}:{told:016x}", draft.kind, draft.at_ms).into()
+        });
         let mut pending = self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if pending.len() == PENDING_MAX {
             pending.pop_front();

@@ -8,6 +8,7 @@ use driftline_protocol::{
 use super::publish::{notice_id, notice_key};
 use super::{Engine, unavailable};
 use crate::events::Event;
+use crate::fanout::Ear;
 use crate::log::{DeviceEvents, EventName, EventQuery};
 use crate::ports::{Identity, Observer, Store};
 use crate::registry::DeviceRow;
@@ -55,7 +56,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let read = self.store.log().notices_read(identity.tenant, user.clone(), ids).await;
             let read = read.map_err(|error| unavailable(&error))?;
             for (event, is_read) in found.events.iter().zip(read) {
-                if !(unread && is_read) {
+                if Ear::of(identity).may(event) && !(unread && is_read) {
                     page.items.push(doc(event, is_read));
                 }
             }
@@ -82,7 +83,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let own = format!("user_{user}");
         let event = event
             .filter(|event| event.topics.iter().any(|topic| **topic == *"notifications" || **topic == *own));
-        let event = event.ok_or_else(missing)?;
+        let event = event.filter(|event| Ear::of(identity).may(event)).ok_or_else(missing)?;
         let read = self.store.log().read_notice(identity.tenant, user, id.into(), now_ms).await;
         read.map_err(|error| unavailable(&error))?;
         Ok(doc(&event, true))
@@ -119,7 +120,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
             device_id: device.device_id.to_string(),
             status: status.into(),
             detail: detail.into(),
+            // What topics there are is no owner's business.
             topics: event
+                .filter(|_| super::is_staff(identity))
                 .map(|event| event.topics.iter().map(ToString::to_string).collect())
                 .unwrap_or_default(),
             acknowledged: acked.map(|acked| event_id(head.epoch, acked)),

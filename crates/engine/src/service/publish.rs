@@ -302,6 +302,12 @@ impl OutboxRouter for Router {
                 .map_err(|error| format!("payload: {error}"))?
                 .map_err(|error| format!("payload: {error}"))?,
         };
+        if data.as_str().len() > Publish::DATA_BYTES {
+            return Err("payload: an event may carry 64 KiB".into());
+        }
+        if row.dedupe_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > Publish::KEY_BYTES) {
+            return Err("dedupe_key: must have 1 to 255 bytes".into());
+        }
         let of =
             |text: &Option<String>| text.iter().map(|text| text.as_str().into()).collect::<Vec<Box<str>>>();
         let publish = Publish {
@@ -329,7 +335,7 @@ impl OutboxRouter for Router {
         if let Some(topic) = draft.topics.iter().find(|topic| self.0.rule(topic).is_none()) {
             return Err(format!("topic: there is no topic {topic:?}"));
         }
-        // What another program tells of a device it tells to whoever may hear of the device's topic.
+        // Nobody knows here whose device it is: then only staff hears of its topics.
         draft.owner = None;
         Ok((tenant, draft))
     }

@@ -48,10 +48,12 @@ impl Session {
     /// Asks for topics. What was missed since a place is read before anything else comes.
     pub(super) fn subscribe(&mut self, wanted: Topics, reply_to: Option<String>) -> Result<(), Fault> {
         let listener = Arc::clone(self.listener.as_ref().ok_or_else(deaf)?);
-        if let Some(since) = wanted.since {
-            self.replays.announce(since, reply_to.clone())?;
-        }
+        let announced =
+            wanted.since.map(|since| self.replays.announce(since, reply_to.clone())).transpose()?;
         self.ask(reply_to, None, Work::Subscribe { listener, wanted });
+        if let Some(waiting) = self.waiting.back_mut() {
+            waiting.announced = announced;
+        }
         Ok(())
     }
 
@@ -63,19 +65,23 @@ impl Session {
     ) {
         match answer {
             Err(fault) => {
-                self.replays.withdraw(&waiting.reply_to);
+                if let Some(number) = waiting.announced {
+                    self.replays.withdraw(number);
+                }
                 self.error(&fault, waiting.reply_to, now_ms);
             }
             Ok(answer) => {
                 let granted =
                     answer.topics.iter().filter(|topic| topic.accepted && topic.recovered.is_some());
                 let granted: Vec<Box<str>> = granted.map(|topic| topic.topic.as_str().into()).collect();
-                let asker = waiting.reply_to.clone();
+                let announced = waiting.announced;
                 self.reply(waiting, &Outbound::EventsSubscribed(answer), now_ms);
-                self.replays.grant(&asker, granted);
-                self.read_next();
+                if let Some(number) = announced {
+                    self.replays.grant(number, granted);
+                }
             }
         }
+        self.read_next();
     }
 
     /// Asks for events that were missed.

@@ -113,11 +113,19 @@ struct Waiting {
     covers: bool,
     /// Whether the pull begins anew.
     snapshot: bool,
+    /// The replay that waits for its topics.
+    announced: Option<u64>,
 }
 
 impl Waiting {
     fn new(reply_to: Option<String>, sync_id: Option<&SyncId>) -> Self {
-        Self { reply_to, sync_id: sync_id.map(ToString::to_string), covers: true, snapshot: false }
+        Self {
+            reply_to,
+            sync_id: sync_id.map(ToString::to_string),
+            covers: true,
+            snapshot: false,
+            announced: None,
+        }
     }
 }
 
@@ -253,7 +261,7 @@ impl Session {
     #[must_use]
     pub fn deadline_ms(&self) -> u64 {
         let silent = self.last_heard_ms + self.preset.patience_s(&self.limits) * 1000;
-        let due = self.replays.is_stalled().then_some(self.beat_ms + 1000);
+        let due = self.replays.retry_ms();
         let beat = self.preset.beats().then(|| self.beat_ms + self.preset.heartbeat_s(&self.limits) * 1000);
         [due, beat].into_iter().flatten().fold(silent, u64::min)
     }
@@ -526,7 +534,7 @@ impl Session {
 
     /// Tells the client that the server is alive, where clients expect it, and reads on where the log was away.
     fn beat(&mut self, now_ms: u64) {
-        if self.replays.is_stalled() && now_ms >= self.beat_ms + 1000 {
+        if self.replays.retry_ms().is_some_and(|retry_ms| now_ms >= retry_ms) {
             self.replays.go_on();
         }
         if self.preset.beats()

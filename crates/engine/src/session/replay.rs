@@ -17,6 +17,9 @@ use crate::work::Work;
 /// Replays of one connection that may wait for their turn.
 const REPLAYS_MAX: usize = 4;
 
+/// After so many milliseconds a log that was away is asked again.
+const RETRY_MS: u64 = 1_000;
+
 /// Where a client finds what the log does not have any more.
 const SNAPSHOT: &str = "/api/v1/changes";
 
@@ -29,8 +32,10 @@ pub(super) struct Replays {
     sent: Option<Sent>,
     /// Whether the next page may be asked for, once the client has taken what was sent.
     ready: bool,
-    /// Whether the log was away; it is asked again.
-    stalled: bool,
+    /// When the log that was away is asked again, in Unix milliseconds.
+    retry_ms: Option<u64>,
+    /// Counts replays whose topics had to be granted first.
+    announced: u64,
 }
 
 #[derive(Debug)]
@@ -44,6 +49,8 @@ struct Sent {
 #[derive(Debug)]
 struct Replay {
     aim: Aim,
+    /// Tells one that waits for its topics from the others.
+    number: u64,
     reply_to: Option<String>,
     topics: Option<Vec<Box<str>>>,
     asked: EventPlace,
@@ -71,6 +78,7 @@ impl Replay {
     fn new(aim: Aim, asked: EventPlace) -> Self {
         Self {
             aim,
+            number: 0,
             reply_to: None,
             topics: None,
             asked,
@@ -118,24 +126,26 @@ impl Replays {
     }
 
     /// Keeps the place of a replay whose topics are not granted yet.
-    pub(super) fn announce(&mut self, since: EventPlace, reply_to: Option<String>) -> Result<(), Fault> {
+    pub(super) fn announce(&mut self, since: EventPlace, reply_to: Option<String>) -> Result<u64, Fault> {
         self.make_room()?;
-        self.queue.push_back(Replay { reply_to, ..Replay::new(Aim::Waiting, since) });
-        Ok(())
+        self.announced += 1;
+        let number = self.announced;
+        self.queue.push_back(Replay { reply_to, number, ..Replay::new(Aim::Waiting, since) });
+        Ok(number)
     }
 
-    fn waiting(&self, reply_to: &Option<String>) -> Option<usize> {
-        self.queue.iter().position(|replay| replay.aim == Aim::Waiting && replay.reply_to == *reply_to)
+    fn waiting(&self, number: u64) -> Option<usize> {
+        self.queue.iter().position(|replay| replay.aim == Aim::Waiting && replay.number == number)
     }
 
-    pub(super) fn withdraw(&mut self, reply_to: &Option<String>) {
-        if let Some(at) = self.waiting(reply_to) {
+    pub(super) fn withdraw(&mut self, number: u64) {
+        if let Some(at) = self.waiting(number) {
             self.queue.remove(at);
         }
     }
 
-    pub(super) fn grant(&mut self, reply_to: &Option<String>, topics: Vec<Box<str>>) {
-        let Some(at) = self.waiting(reply_to) else { return };
+    pub(super) fn grant(&mut self, number: u64, topics: Vec<Box<str>>) {
+        let Some(at) = self.waiting(number) else { return };
         if topics.is_empty() {
             self.queue.remove(at);
         } else if let Some(replay) = self.queue.get_mut(at) {
@@ -143,12 +153,13 @@ impl Replays {
         }
     }
 
-    pub(super) fn is_stalled(&self) -> bool {
-        self.stalled
+    /// When the log is to be asked again that was away, in Unix milliseconds.
+    pub(super) fn retry_ms(&self) -> Option<u64> {
+        self.retry_ms
     }
 
     pub(super) fn go_on(&mut self) {
-        (self.stalled, self.ready) = (false, true);
+        (self.retry_ms, self.ready) = (None, true);
     }
 
     /// Tells whether an event was sent by a replay already.
@@ -231,7 +242,7 @@ impl Session {
             Ok(page) => *page,
             Err(_) if replay.moves() => {
                 // Nothing comes live before the log could be read: that would be a silent gap.
-                (self.replays.stalled, self.beat_ms) = (true, self.beat_ms.max(now_ms));
+                self.replays.retry_ms = Some(now_ms + RETRY_MS);
                 self.replays.current = Some(replay);
                 return;
             }

@@ -148,6 +148,10 @@ pub(super) async fn open<S: Store>(
     let meter = app.engine.meter(&identity.tenant_id, &identity.user, now_ms);
     // Listening starts before the head is read, so that no event falls between the two.
     let listener = ear(app, &identity, &door).await?;
+    if let (Some(listener), Some(client_id)) = (&listener, said.client_id.as_deref()) {
+        let before = app.parked.take(&identity, client_id, now_ms);
+        app.engine.take_back(&identity, listener, &before).await?;
+    }
     let head = match &listener {
         Some(listener) => app.engine.begin(&identity, listener).await?,
         None => app.engine.head(&identity).await?,
@@ -157,10 +161,6 @@ pub(super) async fn open<S: Store>(
         .on(door.preset())
         .within(app.engine.window_ms(&identity.tenant_id));
     if let Some(listener) = &listener {
-        if let Some(client_id) = said.client_id.as_deref() {
-            let before = app.parked.take(&identity, client_id, now_ms);
-            app.engine.take_back(&identity, listener, &before).await?;
-        }
         session = session.listening(Arc::clone(listener));
         app.engine.note_listening(&identity, listener, Vec::new(), &head, now_ms);
     }

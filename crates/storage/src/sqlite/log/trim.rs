@@ -174,7 +174,8 @@ impl SqliteStore {
             }
         }
         self.forget_states(now_ms.saturating_sub(VERSIONS_MS)).await?;
-        let (before, used) = (sql_ms(now_ms.saturating_sub(VERSIONS_MS)), sql_ms(now_ms.saturating_sub(USED_MS)));
+        let (before, used) =
+            (sql_ms(now_ms.saturating_sub(VERSIONS_MS)), sql_ms(now_ms.saturating_sub(USED_MS)));
         let forget = ForgetReads { before, used };
         self.write(move |writer| forget.execute(&mut writer.connection).map_err(store_error)).await?;
         Ok(removed)
