@@ -567,6 +567,10 @@ impl Listener {
     pub fn read(&self, through: u64, more: bool) -> bool {
         let mut inside = self.mailbox.inside();
         let live = if more { inside.follow.read_page(through) } else { inside.follow.read(through) };
+        // What was not told lies before the end of what was read.
+        if live && inside.state == State::Hole {
+            inside.state = State::Open;
+        }
         let waits = live && !inside.queue.is_empty();
         drop(inside);
         if waits {
@@ -631,6 +635,15 @@ impl Listener {
         let (_, ring) = self.mailbox.offer(&event, 0, serial);
         if ring {
             self.mailbox.waker.wake();
+        }
+    }
+
+    /// Takes everything that waits: it comes before what is read of the log from now on.
+    pub(crate) fn take_all(&self, heard: &mut Vec<Heard>) {
+        let mut inside = self.mailbox.inside();
+        while let Some(Waiting { event, topic }) = inside.queue.pop() {
+            inside.taken = event.id.unwrap_or(inside.taken);
+            heard.push(Heard { event, topic: usize::from(topic) });
         }
     }
 

@@ -10,7 +10,7 @@ use driftline_realtime::Log;
 use std::collections::VecDeque;
 
 use super::{Output, Session};
-use crate::fanout::Heard;
+use crate::fanout::{Heard, Listener};
 use crate::service::{Missed, MissedPage};
 use crate::work::Work;
 
@@ -186,9 +186,19 @@ impl Session {
 
     /// Has the listener read the log, of which it was not told all.
     pub fn fill_hole(&mut self) {
-        if let Some(listener) = &self.listener {
+        if let Some(listener) = self.listener.clone() {
+            self.hand_over(&listener);
             listener.read_from(listener.position());
             self.read_next();
+        }
+    }
+
+    /// Hands over what waits, before the log is read.
+    fn hand_over(&mut self, listener: &Listener) {
+        let mut heard = Vec::new();
+        listener.take_all(&mut heard);
+        if !heard.is_empty() && !self.closed {
+            self.outputs.push_back(Output::Events(heard));
         }
     }
 
@@ -223,6 +233,7 @@ impl Session {
         };
         let Some(replay) = next else { return };
         if !listener.is_reading() {
+            self.hand_over(&listener);
             listener.read_from(listener.position());
         }
         self.replays.current = Some(replay);
