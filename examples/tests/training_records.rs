@@ -207,7 +207,8 @@ async fn records_and_samples_are_announced() {
     assert_eq!(phone.post(&scan).await.json()["accepted"], 1);
     for who in [&mut ada, &mut admin] {
         let event = who.expect("gate_scan").await;
-        assert_eq!(event["data"], json!({"cadet_id": 1, "gate": "north"}), "{event}");
+        let data = json!({"cadet_id": 1, "device_id": "phone-ada", "gate": "north"});
+        assert_eq!(event["data"], data, "{event}");
     }
 }
 
