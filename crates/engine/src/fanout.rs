@@ -256,10 +256,12 @@ impl Fanout {
         if holed {
             self.all(tenant, |mailbox| {
                 let mut inside = mailbox.inside();
-                if inside.state == State::Open {
+                if matches!(inside.state, State::Open | State::Hole) {
                     inside.state = State::Hole;
                     let at = inside.follow.position();
                     inside.follow.read_from(at);
+                    // A page that was read before the hole was noticed does not fill it.
+                    inside.follow.offer(head);
                 }
                 drop(inside);
                 mailbox.waker.wake();
