@@ -27,6 +27,9 @@ const PAGE_BYTES: usize = 256 << 10;
 /// Devices of one user whose topics are read at once.
 const FOLLOWED_MAX: usize = 1_000;
 
+/// Drafts that are published in one commit.
+const FLUSHED_MAX: usize = 256;
+
 /// Drafts that wait to be published by [`Engine::flush`].
 const PENDING_MAX: usize = 10_000;
 
@@ -403,17 +406,28 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// # Errors
     /// `STORE_UNAVAILABLE`.
     pub async fn flush(&self) -> Result<(), Fault> {
-        loop {
-            let next = self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
-            let Some((tenant, draft)) = next else { return Ok(()) };
-            if let Err(error) =
-                self.store.commit(super::publish::publication(tenant, "", vec![draft.clone()], "")).await
-            {
+        while let Some((tenant, drafts)) = self.take_pending() {
+            let told = super::publish::publication(tenant, "", drafts.clone(), "");
+            if let Err(error) = self.store.commit(told).await {
                 let mut pending = self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                pending.push_front((tenant, draft));
+                for draft in drafts.into_iter().rev() {
+                    pending.push_front((tenant, draft));
+                }
                 return Err(unavailable(&error));
             }
         }
+        Ok(())
+    }
+
+    /// Takes the first drafts that wait and are of one tenant.
+    fn take_pending(&self) -> Option<(TenantNo, Vec<EventDraft>)> {
+        let mut pending = self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (tenant, first) = pending.pop_front()?;
+        let mut drafts = vec![first];
+        while drafts.len() < FLUSHED_MAX && pending.front().is_some_and(|(of, _)| *of == tenant) {
+            drafts.extend(pending.pop_front().map(|(_, draft)| draft));
+        }
+        Some((tenant, drafts))
     }
 
     /// Removes what is past its retention from the log, and rows of the outbox that were processed before a time; gives

@@ -182,9 +182,6 @@ pub(super) async fn open<S: Store>(
     }
     tracing::info!(connection = %threshold.id, tenant = %identity.tenant_id, "connected");
     let stay = Stay::new(app, &identity, door.preset(), &threshold);
-    if app.engine.flush().await.is_err() {
-        tracing::warn!("that a device connected is told later");
-    }
     let lives_by_frames = door.lives_by_frames();
     let live = LiveSession::new(&threshold.id, &identity, door.name(), now_ms)
         .called(said.client_id.as_deref())
