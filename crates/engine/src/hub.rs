@@ -359,6 +359,17 @@ mod tests {
     }
 
     #[test]
+    fn voided_numbers_end_who_listens_to_live_events() {
+        let hub = Hub::new(4);
+        let mut live = hub.listen(TenantNo::new(1));
+        assert!(hub.is_heard(TenantNo::new(1)));
+        hub.numbers_voided();
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        assert!(matches!(Pin::new(&mut live).poll_next(&mut context), Poll::Ready(None)));
+        assert!(!hub.is_heard(TenantNo::new(1)));
+    }
+
+    #[test]
     fn what_overflowed_is_old_once_a_later_commit_fits() {
         let hub = Hub::new(1);
         let mut slow = hub.subscribe(TenantNo::new(1));
