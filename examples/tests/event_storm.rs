@@ -57,9 +57,10 @@ fn may_see(subscriber: u64, topic: &str) -> bool {
     }
 }
 
-/// Follows the feed over as many connections as it takes, until the last event came; gives how often it was cut.
+/// Follows the feed over as many connections as it takes, until the last event came and nothing before it is still to be
+/// replayed; gives how often it was cut.
 async fn follow(me: &mut Subscriber, to: SocketAddr, mut rng: Rng, published: &AtomicU64) -> u64 {
-    let mut cuts = 0;
+    let (mut cuts, mut last_came) = (0, false);
     loop {
         let mut socket = me.connect(to).await;
         let (mut budget, life) = (rng.between(10, 500), Duration::from_millis(rng.between(50, 1_500)));
@@ -77,7 +78,8 @@ async fn follow(me: &mut Subscriber, to: SocketAddr, mut rng: Rng, published: &A
             };
             match frame {
                 Incoming::Text(text) => {
-                    if me.take(&text) == Some(EVENTS) {
+                    last_came |= me.take(&text) == Some(EVENTS);
+                    if last_came && !me.is_behind() {
                         return cuts;
                     }
                 }

@@ -196,6 +196,13 @@ impl Mailbox {
 }
 
 impl Inside {
+    fn read_from(&mut self, from: u64) {
+        self.follow.read_from(from);
+        if self.state == State::Hole {
+            self.state = State::Open;
+        }
+    }
+
     /// Tells whether an event passes the filter of one of its topics.
     fn passes(&self, event: &Event, topic: usize) -> bool {
         if self.filters.is_empty() {
@@ -557,11 +564,7 @@ impl Listener {
 
     /// Begins to read the log behind an event: until it is read, nothing is taken.
     pub fn read_from(&self, from: u64) {
-        let mut inside = self.mailbox.inside();
-        inside.follow.read_from(from);
-        if inside.state == State::Hole {
-            inside.state = State::Open;
-        }
+        self.mailbox.inside().read_from(from);
     }
 
     /// Takes note that the log was read: through a page that was cut short, or through its end. Tells whether events
@@ -640,13 +643,17 @@ impl Listener {
         }
     }
 
-    /// Takes everything that waits: it comes before what is read of the log from now on.
-    pub(crate) fn take_all(&self, heard: &mut Vec<Heard>) {
+    /// Takes everything that waits, and begins to read the log behind it: what waits comes before what is read. Returns
+    /// the place behind which the log is read.
+    pub fn read_on(&self, heard: &mut Vec<Heard>) -> u64 {
         let mut inside = self.mailbox.inside();
         while let Some(Waiting { event, topic }) = inside.queue.pop() {
             inside.taken = event.id.unwrap_or(inside.taken);
             heard.push(Heard { event, topic: usize::from(topic) });
         }
+        let from = inside.follow.position();
+        inside.read_from(from);
+        from
     }
 
     /// Returns how many bytes wait.
@@ -668,5 +675,68 @@ impl Drop for Listener {
                 tenants.remove(&self.tenant);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::Hub;
+
+    const TENANT: TenantNo = TenantNo::new(1);
+
+    fn event(id: u64) -> Arc<Event> {
+        let draft = EventDraft::new("message", vec!["all".into()], format!("{{\"n\":{id}}}").into(), 1);
+        Arc::new(draft.event(Epoch::new(7), Some(id)))
+    }
+
+    fn listener(hub: &Arc<Hub>) -> Listener {
+        let listener = Listener::new(hub, TENANT, Ear::default(), 1 << 20);
+        listener.join("all");
+        listener.start(0);
+        listener
+    }
+
+    fn ring(listener: &Listener) -> Poll<Ring> {
+        listener.poll_ring(true, &mut Context::from_waker(std::task::Waker::noop()))
+    }
+
+    fn ids(heard: &[Heard]) -> Vec<u64> {
+        heard.iter().filter_map(|heard| heard.event.id).collect()
+    }
+
+    #[test]
+    fn what_waits_comes_before_what_is_read_behind_a_hole() {
+        let hub = Arc::new(Hub::new(4));
+        let listener = listener(&hub);
+        hub.fanout().tell(TENANT, 0, 2, &[event(1), event(2)]);
+        assert_eq!(ring(&listener), Poll::Ready(Ring::Events));
+        // Events 3 and 4 are not told.
+        hub.fanout().tell(TENANT, 4, 5, &[event(5)]);
+        assert_eq!(ring(&listener), Poll::Ready(Ring::Hole));
+        let mut heard = Vec::new();
+        listener.take(usize::MAX, &mut heard);
+        assert!(heard.is_empty(), "nothing is taken beside the log");
+        assert_eq!((listener.read_on(&mut heard), ids(&heard)), (2, vec![1, 2]));
+        assert!(listener.is_reading() && ring(&listener).is_pending());
+        assert!(!listener.read(4, false), "event 5 is known");
+        assert!(listener.read(5, false));
+        hub.fanout().tell(TENANT, 5, 6, &[event(6)]);
+        heard.clear();
+        listener.take(usize::MAX, &mut heard);
+        assert_eq!(ids(&heard), [6]);
+    }
+
+    #[test]
+    fn voided_numbers_end_whoever_listens() {
+        let hub = Arc::new(Hub::new(4));
+        let (before, mut heard) = (listener(&hub), Vec::new());
+        hub.fanout().tell(TENANT, 0, 1, &[event(1)]);
+        hub.fanout().void();
+        assert_eq!(ring(&before), Poll::Ready(Ring::Voided));
+        before.take(usize::MAX, &mut heard);
+        assert!(heard.is_empty());
+        let later = listener(&hub);
+        assert!(ring(&later).is_pending(), "who comes afterwards listens");
     }
 }

@@ -245,8 +245,9 @@ impl<S: Store> Stream<S> {
                     self.waiting.extend(heard);
                 }
                 Ring::Hole => {
-                    let id = self.listener.position();
-                    self.listener.read_from(id);
+                    let mut heard = Vec::new();
+                    let id = self.listener.read_on(&mut heard);
+                    self.waiting.extend(heard);
                     let after = EventPlace { epoch: None, id };
                     self.next = Some(Missed { topics: None, after, begun: None, limit: None });
                 }

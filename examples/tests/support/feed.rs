@@ -154,6 +154,11 @@ impl Subscriber {
         Some(number)
     }
 
+    /// Tells whether something that lies before what came live is still to be replayed.
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
     /// Takes note that nothing is missing up to a place.
     fn reached(&mut self, id: &str) {
         let number = |id: &str| id.split_once('-').and_then(|(_, at)| at.parse::<u64>().ok());

@@ -187,16 +187,15 @@ impl Session {
     /// Has the listener read the log, of which it was not told all.
     pub fn fill_hole(&mut self) {
         if let Some(listener) = self.listener.clone() {
-            self.hand_over(&listener);
-            listener.read_from(listener.position());
+            self.read_log(&listener);
             self.read_next();
         }
     }
 
-    /// Hands over what waits, before the log is read.
-    fn hand_over(&mut self, listener: &Listener) {
+    /// Has the listener read the log behind what waits, which is handed over first.
+    fn read_log(&mut self, listener: &Listener) {
         let mut heard = Vec::new();
-        listener.take_all(&mut heard);
+        listener.read_on(&mut heard);
         if !heard.is_empty() && !self.closed {
             self.outputs.push_back(Output::Events(heard));
         }
@@ -233,8 +232,7 @@ impl Session {
         };
         let Some(replay) = next else { return };
         if !listener.is_reading() {
-            self.hand_over(&listener);
-            listener.read_from(listener.position());
+            self.read_log(&listener);
         }
         self.replays.current = Some(replay);
         self.ask_for_page();
