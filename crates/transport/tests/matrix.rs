@@ -8,7 +8,7 @@ use driftline_testkit::socket::{Handshake, Socket};
 use driftline_transport::{Access, Door, Grant, ROUTES, Route, RouteId, Settings, SharedSecret};
 use serde_json::{Value, json};
 use support::sse::EventSource;
-use support::{Harness, SYNC_ID, Setup, create, grant, patch, pull, sign, start, telemetry, token};
+use support::{Harness, SYNC_ID, Setup, create, grant, patch, pull, sign, start, telemetry, token, told};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
@@ -373,26 +373,13 @@ async fn request(harness: &Harness, route: &Route, target: &str, (caller, kind):
             request = request.json(&json!({"type": "place", "payload": {"timestamp": 1}}));
         }
         (RouteId::AddDevice, _) => request = request.json(&json!({"device_id": "another"})),
-        (RouteId::PublishEvent, _) => request = request.json(&json!({"topic": "all", "type": "told"})),
-        (RouteId::Broadcast | RouteId::SendToUser, _) => request = request.json(&json!({"data": {}})),
-        (RouteId::DeviceAlert, _) => {
-            let alert = json!({"device_id": "d9", "title": "t", "message": "m", "severity": "low"});
-            request = request.json(&alert);
-        }
-        (RouteId::LiveMetrics | RouteId::PerformanceData, _) => {
-            request = request.json(&json!({"device_id": "d9", "metrics": {"cpu_usage": 1}}));
-        }
-        (RouteId::Notify, _) => {
-            let notice = json!({"type": "news", "title": "t", "message": "m", "severity": "low",
-                                "user_ids": ["nobody"]});
-            request = request.json(&notice);
-        }
-        (RouteId::DeviceAction, _) => {
-            request = request.json(&json!({"action": "restart", "status": "begun"}));
-        }
         (_, "PATCH") => request = request.json(&json!({"device_hash": null})),
         (_, "PUT") => request = request.json(&json!({"strategy": "server_wins"})),
-        _ => {}
+        _ => {
+            if let Some(body) = told(route.id) {
+                request = request.json(&body);
+            }
+        }
     }
     if let Some(token) = caller.token() {
         request = request.bearer(&token);

@@ -266,6 +266,12 @@ impl Session {
         [due, beat].into_iter().flatten().fold(silent, u64::min)
     }
 
+    /// When [`Session::handle_time`] is to be called for a log that was away, in Unix milliseconds; none: it was not.
+    #[must_use]
+    pub fn retry_ms(&self) -> Option<u64> {
+        self.replays.retry_ms()
+    }
+
     /// Returns the name under which the last error was told, to be logged with it.
     #[must_use]
     pub fn correlation_id(&self) -> String {

@@ -134,6 +134,13 @@ impl Replays {
         Ok(number)
     }
 
+    /// Takes the replays that wait and that the client asked for.
+    fn take_asked(&mut self) -> VecDeque<Replay> {
+        let (asked, rest) = self.queue.drain(..).partition(|replay| replay.aim == Aim::Asked);
+        self.queue = rest;
+        asked
+    }
+
     fn waiting(&self, number: u64) -> Option<usize> {
         self.queue.iter().position(|replay| replay.aim == Aim::Waiting && replay.number == number)
     }
@@ -249,10 +256,14 @@ impl Session {
         let Some(listener) = self.listener.clone() else { return };
         let mut page = match page {
             Ok(page) => *page,
-            Err(_) if replay.moves() => {
+            Err(fault) if replay.moves() => {
                 // Nothing comes live before the log could be read: that would be a silent gap.
                 self.replays.retry_ms = Some(now_ms + RETRY_MS);
                 self.replays.current = Some(replay);
+                // Who asked is not kept waiting for a log that is away.
+                for asked in self.replays.take_asked() {
+                    self.error(&fault, asked.reply_to, now_ms);
+                }
                 return;
             }
             Err(fault) => {

@@ -1,7 +1,7 @@
 //! The session of a connection, with everything it waits for.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -15,11 +15,12 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Sleep, sleep};
 
 use super::door::{Stay, Threshold, close_code};
 use super::form::{Misfit, event_frame, open, seal};
 use super::outbox::Outbox;
-use super::pump::{Message, Speaker};
+use super::pump::{Message, Speaker, elapsed};
 use crate::app::{App, drained};
 use crate::observe::count_error;
 use crate::sessions::Present;
@@ -42,6 +43,8 @@ pub(super) struct Link<S: Store> {
     /// Looks whether the device may still be here.
     look: Option<BoxFuture<'static, Result<(), Fault>>>,
     looked_ms: u64,
+    /// Ends when a log that was away is to be asked again.
+    retry: Option<Pin<Box<Sleep>>>,
     lives_by_frames: bool,
     /// When the device was last written down as heard, in Unix milliseconds.
     heard_ms: u64,
@@ -94,6 +97,9 @@ const HEARD_MS: u64 = 5_000;
 /// Whether a device may still be here is looked for once in so many milliseconds.
 const LOOK_MS: u64 = 30_000;
 
+/// A log that is away is asked again after so many milliseconds at least.
+const RETRY_MS_MIN: u64 = 50;
+
 /// The close code of a connection that an administrator ended; the client may come again.
 const DISCONNECTED: CloseCode = CloseCode(4012);
 
@@ -114,6 +120,8 @@ pub(super) enum Event {
     Disconnected,
     /// Whether the device may still be here.
     Looked(Result<(), Fault>),
+    /// A log that was away is to be asked again.
+    Retry,
 }
 
 impl<S: Store> Link<S> {
@@ -150,6 +158,7 @@ impl<S: Store> Link<S> {
             digest,
             look: None,
             looked_ms: heard_ms,
+            retry: None,
             lives_by_frames,
             numbering,
             works: FuturesOrdered::new(),
@@ -314,6 +323,10 @@ impl<S: Store> Speaker for Link<S> {
         self.take_events(outbox);
         // Whoever was cut for reading too slowly is told so before the connection ends.
         self.obey(outbox);
+        if let (Some(retry_ms), None) = (self.session.retry_ms(), &self.retry) {
+            let wait_ms = retry_ms.saturating_sub(self.app.now_ms()).max(RETRY_MS_MIN);
+            self.retry = Some(Box::pin(sleep(Duration::from_millis(wait_ms))));
+        }
         if self.stopping && self.works.is_empty() && !self.session.is_closed() {
             let spread = u64::try_from(self.app.random_u128() % 3_000).unwrap_or_default();
             self.session.drain(500 + spread, self.app.now_ms());
@@ -333,6 +346,7 @@ impl<S: Store> Speaker for Link<S> {
             () = self.stay.replaced.notified() => Event::Replaced,
             () = self.present.disconnect.notified() => Event::Disconnected,
             looked = look(&mut self.look), if self.look.is_some() => Event::Looked(looked),
+            () = elapsed(&mut self.retry), if self.retry.is_some() => Event::Retry,
             Some(done) = self.works.next(), if !self.works.is_empty() => Event::Done(done),
             commit = next_commit(&mut self.commits), if self.commits.is_some() => {
                 commit.map_or(Event::Voided, Event::Commit)
@@ -370,6 +384,10 @@ impl<S: Store> Speaker for Link<S> {
                 if let Some(fault) = left {
                     self.session.dismiss(&fault, CloseCode(close_code(&fault)), now_ms);
                 }
+            }
+            Event::Retry => {
+                self.retry = None;
+                self.session.handle_time(now_ms);
             }
             Event::Replaced => {
                 self.session.end(ErrorCode::Replaced, "the same device connected again", now_ms);
