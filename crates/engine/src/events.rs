@@ -43,7 +43,7 @@ pub struct EventDraft {
 impl EventDraft {
     /// Makes a draft of an event on its topics, with nothing beyond.
     #[must_use]
-    pub fn new(kind: &str, topics: Vec<Box<str>>, data: Arc<str>, at_ms: u64) -> Self {
+    pub fn new(kind: impl Into<Box<str>>, topics: Vec<Box<str>>, data: Arc<str>, at_ms: u64) -> Self {
         Self {
             kind: kind.into(),
             topics,
@@ -86,21 +86,25 @@ impl EventDraft {
     /// Makes the event, under its number if the log keeps it.
     #[must_use]
     pub fn event(&self, epoch: Epoch, id: Option<u64>) -> Event {
+        self.clone().into_event(epoch, id)
+    }
+
+    /// Becomes the event, under its number if the log keeps it.
+    #[must_use]
+    pub fn into_event(self, epoch: Epoch, id: Option<u64>) -> Event {
+        let is_devices = |topic: &str| DEVICE_TOPICS.iter().any(|prefix| topic.starts_with(prefix));
         Event {
+            of_device: self.topics.iter().any(|topic| is_devices(topic)),
             epoch,
             id,
-            kind: self.kind.clone(),
-            topics: self.topics.clone(),
-            owner: self.owner.clone(),
-            values: self.values.clone(),
-            data: Arc::clone(&self.data),
+            kind: self.kind,
+            topics: self.topics,
+            owner: self.owner,
+            values: self.values,
+            data: self.data,
             at_ms: self.at_ms,
             conflate: self.conflate,
-            of_device: self
-                .topics
-                .iter()
-                .any(|topic| DEVICE_TOPICS.iter().any(|prefix| topic.starts_with(prefix))),
-            reached: Arc::clone(&self.reached),
+            reached: self.reached,
             forms: OnceLock::new(),
         }
     }
@@ -141,12 +145,6 @@ type Forms = [OnceLock<Arc<[u8]>>; FORMS];
 pub const FORMS: usize = 5;
 
 impl Event {
-    /// Puts an event together as the log has it.
-    #[must_use]
-    pub fn stored(epoch: Epoch, id: u64, draft: &EventDraft) -> Self {
-        draft.event(epoch, Some(id))
-    }
-
     /// Returns the event as it goes over the wire to a listener of its topic of that place, in a form that the shell
     /// numbers; it is made once.
     pub fn form(&self, topic: usize, form: usize, make: impl FnOnce(&Self, &str) -> Arc<[u8]>) -> Arc<[u8]> {
@@ -156,6 +154,12 @@ impl Event {
             Some(slot) => Arc::clone(slot.get_or_init(|| make(self, name))),
             None => make(self, name),
         }
+    }
+
+    /// Tells whether a form of it was made: then it has other listeners, or had them.
+    #[must_use]
+    pub fn has_forms(&self) -> bool {
+        self.forms.get().is_some()
     }
 
     /// Estimates its bytes on the wire.
@@ -235,7 +239,7 @@ impl Announcing {
             owner: self.device.clone(),
             values: members(shown_values(values.iter().map(|(name, value)| (*name, value.as_ref())))).into(),
             conflate,
-            ..EventDraft::new(&rule.kind, topics, format!("{{{data}}}").into(), at_ms)
+            ..EventDraft::new(&*rule.kind, topics, format!("{{{data}}}").into(), at_ms)
         })
     }
 }

@@ -236,7 +236,7 @@ impl EventRules {
             values: members(shown_values(values.iter().map(|(name, value)| (&**name, &**value)))).into(),
             dedupe_key: publish.dedupe_key.clone(),
             version: publish.version.clone(),
-            ..EventDraft::new(&publish.kind, topics, publish.data.as_str().into(), at_ms)
+            ..EventDraft::new(&*publish.kind, topics, publish.data.as_str().into(), at_ms)
         })
     }
 

@@ -1,5 +1,7 @@
 //! Events and who wants them: subscriptions, replays, publishing.
 
+use std::fmt::Write as _;
+
 use driftline_model::{Epoch, Limits, Object};
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +9,7 @@ use crate::canonical::{canonical_object, canonical_value};
 use crate::envelope::{Envelope, Fault};
 use crate::form::Encoding;
 use crate::json::Node;
-use crate::time::format_millis;
+use crate::time::write_millis;
 use crate::write::{write_json_string, write_number};
 
 /// The most topics of one message, and the most bytes of one topic.
@@ -561,23 +563,30 @@ impl EventView<'_> {
     /// Writes the event as JSON.
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut out = String::with_capacity(self.data.len() + self.values.len() + 224);
+        let mut out = String::new();
+        self.write(&mut out);
+        out
+    }
+
+    /// Appends the event as JSON.
+    pub fn write(&self, out: &mut String) {
+        out.reserve(self.data.len() + self.values.len() + 224);
         out.push_str("{\"type\":");
-        write_json_string(&mut out, self.kind);
+        write_json_string(out, self.kind);
         out.push_str(",\"server_time\":\"");
-        out.push_str(&format_millis(self.now_ms));
+        write_millis(out, self.now_ms);
         out.push('"');
         if let Some((epoch, id)) = self.id {
             out.push_str(",\"id\":\"");
-            out.push_str(&epoch.to_string());
+            write!(out, "{epoch}").expect("writing to a string does not fail");
             out.push('-');
-            write_number(&mut out, id);
+            write_number(out, id);
             out.push('"');
         }
         out.push_str(",\"topic\":");
-        write_json_string(&mut out, self.topic);
+        write_json_string(out, self.topic);
         out.push_str(",\"timestamp\":\"");
-        out.push_str(&format_millis(self.at_ms));
+        write_millis(out, self.at_ms);
         out.push('"');
         if !self.values.is_empty() {
             out.push(',');
@@ -586,7 +595,6 @@ impl EventView<'_> {
         out.push_str(",\"data\":");
         out.push_str(self.data);
         out.push('}');
-        out
     }
 }
 

@@ -504,6 +504,9 @@ fn crashed(world: &World) -> World {
 /// So many crashes there are at least.
 const COPIES: usize = 12;
 
+/// Rows that are written for each crash, two by two.
+const ROWS: usize = 60;
+
 /// Crashes at any moment, between and within the transactions of both programs: what a row says of itself is true, and
 /// every row is told once in the end.
 #[test]
@@ -517,10 +520,10 @@ fn a_crash_at_any_moment_tells_no_row_twice() {
     let copies: Vec<World> = std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut psql = foreign(&world);
-            // On a busy machine the copies take their time: there are rows until there are enough of them.
-            for at in 0..3_000 {
-                if at >= 150 && copied.load(Ordering::SeqCst) >= COPIES {
-                    break;
+            // On a busy machine the copies take their time: so many rows wait for each of them.
+            for at in 0..COPIES * ROWS {
+                while at >= (copied.load(Ordering::SeqCst) + 1) * ROWS {
+                    std::thread::yield_now();
                 }
                 let insert = format!(
                     "INSERT INTO sync_events (event_type, topic, payload) VALUES ('e', 'x', '{at}'), ('e', 'x', 'garbage')"

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use driftline_engine::{Identity, Listener, Store};
+use driftline_engine::{Identity, Listener, Store, Subscribed};
 use driftline_model::TenantNo;
 use driftline_protocol::{SessionDoc, StatsDoc, format_millis};
 use tokio::sync::Notify;
@@ -23,8 +23,13 @@ pub(crate) struct Sessions {
     tenants: Mutex<HashMap<TenantNo, Own>>,
 }
 
-/// The connections of a tenant, by name.
-type Own = BTreeMap<Box<str>, Arc<LiveSession>>;
+/// The connections of a tenant.
+#[derive(Debug, Default)]
+struct Own {
+    by_name: BTreeMap<Box<str>, Arc<LiveSession>>,
+    /// The last connection of each client that takes its subscriptions back, by its user and the name it gave itself.
+    of_clients: HashMap<(Box<str>, Box<str>), Arc<LiveSession>>,
+}
 
 /// A live connection.
 #[derive(Debug)]
@@ -34,6 +39,8 @@ pub(crate) struct LiveSession {
     user: Box<str>,
     device: Option<Box<str>>,
     client_id: Option<Box<str>>,
+    /// Whether another connection of the same client takes its subscriptions over.
+    hands_on: bool,
     door: &'static str,
     connected_ms: u64,
     heard_ms: AtomicU64,
@@ -53,6 +60,7 @@ impl LiveSession {
             user: identity.user.to_string().into(),
             device: identity.device.as_ref().map(|(_, key)| key.device().into()),
             client_id: None,
+            hands_on: false,
             door,
             connected_ms: now_ms,
             heard_ms: AtomicU64::new(now_ms),
@@ -65,6 +73,16 @@ impl LiveSession {
     /// Adds the name that the client gave itself.
     pub(crate) fn called(self, client_id: Option<&str>) -> Self {
         Self { client_id: client_id.map(Box::from), ..self }
+    }
+
+    /// Has the client's next connection take its subscriptions over.
+    pub(crate) fn handing_on(self) -> Self {
+        Self { hands_on: true, ..self }
+    }
+
+    fn client(&self) -> Option<(Box<str>, Box<str>)> {
+        let client_id = self.client_id.clone().filter(|_| self.hands_on)?;
+        Some((self.user.clone(), client_id))
     }
 
     /// Adds what hears events for it.
@@ -85,6 +103,16 @@ impl LiveSession {
     /// Returns whose it is.
     pub(crate) fn user(&self) -> &str {
         &self.user
+    }
+
+    /// Returns what its client asked for.
+    pub(crate) fn subscriptions(&self) -> Vec<Subscribed> {
+        self.listener().map(|listener| listener.subscriptions()).unwrap_or_default()
+    }
+
+    /// Tells whether it is this connection.
+    pub(crate) fn is(&self, connection: &str) -> bool {
+        *self.connection == *connection
     }
 
     fn listener(&self) -> Option<Arc<Listener>> {
@@ -135,7 +163,10 @@ impl<S: Store> App<S> {
         let session = Arc::new(session);
         let mut tenants = self.sessions.tenants();
         let own = tenants.entry(session.tenant).or_default();
-        own.insert(session.connection.clone(), Arc::clone(&session));
+        own.by_name.insert(session.connection.clone(), Arc::clone(&session));
+        if let Some(client) = session.client() {
+            own.of_clients.insert(client, Arc::clone(&session));
+        }
         drop(tenants);
         Present { app: Arc::clone(self), session }
     }
@@ -149,8 +180,13 @@ impl Sessions {
     fn leave(&self, session: &LiveSession) {
         let mut tenants = self.tenants();
         if let Some(own) = tenants.get_mut(&session.tenant) {
-            own.remove(&session.connection);
-            if own.is_empty() {
+            own.by_name.remove(&session.connection);
+            if let Some(client) = session.client()
+                && own.of_clients.get(&client).is_some_and(|last| last.connection == session.connection)
+            {
+                own.of_clients.remove(&client);
+            }
+            if own.by_name.is_empty() {
                 tenants.remove(&session.tenant);
             }
         }
@@ -170,14 +206,20 @@ impl Sessions {
         rows: usize,
     ) -> Vec<Arc<LiveSession>> {
         let tenants = self.tenants();
-        let own = tenants.get(&tenant).into_iter().flat_map(BTreeMap::values);
+        let own = tenants.get(&tenant).into_iter().flat_map(|own| own.by_name.values());
         let behind = own.filter(|session| after.is_none_or(|after| *session.connection > *after));
         behind.filter(|session| user.is_none_or(|user| *session.user == *user)).take(rows).cloned().collect()
     }
 
     /// Finds a connection of a tenant.
     pub(crate) fn find(&self, tenant: TenantNo, connection: &str) -> Option<Arc<LiveSession>> {
-        self.tenants().get(&tenant)?.get(connection).cloned()
+        self.tenants().get(&tenant)?.by_name.get(connection).cloned()
+    }
+
+    /// Finds the last connection of a client that hands its subscriptions on.
+    pub(crate) fn of_client(&self, identity: &Identity, client_id: &str) -> Option<Arc<LiveSession>> {
+        let client = (identity.user.to_string().into(), client_id.into());
+        self.tenants().get(&identity.tenant)?.of_clients.get(&client).cloned()
     }
 
     /// Sums up the connections of a tenant; `subscriptions` are the topics with how many listen to each.

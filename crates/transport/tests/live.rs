@@ -107,6 +107,49 @@ async fn an_administrator_ends_a_connection_of_the_own_tenant() {
     until("the connection is gone", || async { end(root()).await.status == 404 }).await;
 }
 
+#[tokio::test]
+async fn a_client_takes_its_topics_back_also_while_its_old_connection_seems_to_live() {
+    let harness = start(Setup::default()).await;
+    let path = |user: &str, client: &str| format!("/ws?client_id={client}&token={}", token("t1", user));
+    let open = async |user: &str, client: &str| {
+        let mut socket = Socket::connect(harness.address, &path(user, client)).await;
+        let greeting = socket.expect("connection_established").await;
+        (socket, greeting["connection_id"].as_str().expect("a name").to_owned())
+    };
+    let topics = async |user: &str, connection: &str| {
+        let own = sessions(&harness, &grant("t1", user, "user"), "").await;
+        let items = own["items"].as_array().expect("a list").iter();
+        let mut found = items.filter(|item| item["connection_id"] == connection);
+        let topics = found.next().expect("it is connected")["topics"].clone();
+        topics.as_array().expect("topics").contains(&json!("notifications"))
+    };
+    let subscribe = |kind: &str| json!({"type": kind, "id": "s", "topics": ["notifications"]});
+    let (mut half_dead, _) = open("ada", "phone").await;
+    half_dead.ask(&subscribe("subscribe_events"), "events_subscribed").await;
+    for (user, client) in [("ada", "tablet"), ("bob", "phone")] {
+        let (_socket, id) = open(user, client).await;
+        assert!(!topics(user, &id).await, "{user} {client}");
+    }
+    let (mut again, id) = open("ada", "phone").await;
+    assert!(topics("ada", &id).await, "the other one still holds them");
+
+    // What the old one had when it is found to be gone is not what the client wants now.
+    again.ask(&subscribe("unsubscribe_events"), "events_unsubscribed").await;
+    let connected = async || sessions(&harness, &root(), "?user=ada").await["items"].as_array().map(Vec::len);
+    drop(half_dead);
+    until("the old one's end", async || connected().await == Some(1)).await;
+    drop(again);
+    until("the new one's end", async || connected().await == Some(0)).await;
+    let (mut third, id) = open("ada", "phone").await;
+    assert!(!topics("ada", &id).await);
+
+    third.ask(&subscribe("subscribe_events"), "events_subscribed").await;
+    drop(third);
+    until("its end", async || connected().await == Some(0)).await;
+    let (_fourth, id) = open("ada", "phone").await;
+    assert!(topics("ada", &id).await, "it comes within five minutes");
+}
+
 async fn presence(harness: &Harness, grant: &Grant, topic: &str) -> Response {
     harness.ask_as(grant, Request::get(&format!("/api/v1/topics/{topic}/presence"))).await
 }

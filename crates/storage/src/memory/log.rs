@@ -173,7 +173,7 @@ impl State {
         for id in ids {
             let Some(event) = self.log.events.get(&(tenant, id)) else { continue };
             let wanted = query.kind.as_ref().is_none_or(|kind| *kind == event.draft.kind);
-            if wanted && !page.take(Event::stored(head.epoch, id, &event.draft)) {
+            if wanted && !page.take(event.draft.event(head.epoch, Some(id))) {
                 break;
             }
         }
@@ -187,7 +187,7 @@ impl State {
         };
         let kept = id.and_then(|id| Some((id, self.log.events.get(&(tenant, id))?)));
         let epoch = self.head(tenant)?.epoch;
-        Ok(kept.map(|(id, kept)| Arc::new(Event::stored(epoch, id, &kept.draft))))
+        Ok(kept.map(|(id, kept)| Arc::new(kept.draft.event(epoch, Some(id)))))
     }
 }
 
@@ -238,6 +238,6 @@ fn draft_of(event: &Event) -> EventDraft {
     EventDraft {
         owner: event.owner.clone(),
         values: event.values.clone(),
-        ..EventDraft::new(&event.kind, event.topics.clone(), Arc::clone(&event.data), event.at_ms)
+        ..EventDraft::new(&*event.kind, event.topics.clone(), Arc::clone(&event.data), event.at_ms)
     }
 }

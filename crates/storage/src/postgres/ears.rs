@@ -35,6 +35,8 @@ struct Heard {
     ids: Vec<u64>,
     /// How many live events it was told of.
     live: usize,
+    /// The last change that it was told of as news.
+    seq: u64,
     wrong: Vec<String>,
 }
 
@@ -47,6 +49,12 @@ impl Listeners for Ear {
         let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let ids: Vec<u64> = committed.events.iter().filter_map(|event| event.id).collect();
         heard.live += committed.events.len() - ids.len();
+        if committed.seq > committed.prev_seq {
+            heard.seq = heard.seq.max(committed.seq.number());
+        }
+        if committed.event == committed.prev_event {
+            return;
+        }
         if heard.began.is_none() {
             // Who begins to listen is told where the log stands, or of what is published now.
             let began = if ids.is_empty() { committed.event } else { committed.prev_event };
@@ -109,6 +117,11 @@ fn database() -> Database {
 }
 
 fn node(database: &Database, ear: &Arc<Ear>, seed: u64) -> PostgresStore {
+    watching(database, ear, seed, 25)
+}
+
+/// A node that looks at the heads once in so many milliseconds.
+fn watching(database: &Database, ear: &Arc<Ear>, seed: u64, watch_ms: u64) -> PostgresStore {
     let store = PostgresStore::open(PostgresOptions {
         target: target(&database.url()),
         failover: Failover::Lossy,
@@ -120,7 +133,7 @@ fn node(database: &Database, ear: &Arc<Ear>, seed: u64) -> PostgresStore {
         write_connections: 4,
         read_connections: 3,
         wait_ms: 60_000,
-        watch_ms: 25,
+        watch_ms,
         threads: 2,
         outbox_claims: Vec::new(),
     })
@@ -292,6 +305,28 @@ fn whoever_listens_is_told_of_every_event_once_and_in_order() {
 
 fn database_head(store: &PostgresStore, tenant: TenantNo) -> u64 {
     block_on(store.head(tenant)).expect("a head").event_id
+}
+
+#[test]
+fn a_commit_of_events_alone_tells_of_changes_that_other_nodes_made() {
+    let database = database();
+    let ears: [Arc<Ear>; 2] = Default::default();
+    // They do not look at the heads while this runs.
+    let nodes: Vec<PostgresStore> =
+        ears.iter().zip(1..).map(|(ear, seed)| watching(&database, ear, seed, 3_600_000)).collect();
+    let author = Author::join(&nodes[0], "acme", "ada", "phone");
+    let here = block_on(nodes[1].tenant(&acme())).expect("a tenant");
+    let nobody = Author::new(here, DeviceNo::new(0), "nobody");
+    let publish = || {
+        let draft = EventDraft::new("message", vec!["all".into()], "{}".into(), 1);
+        block_on(nodes[1].commit(Submission { events: vec![draft], ..nobody.batch([]) })).expect("a commit");
+    };
+    for seq in 1..=2 {
+        block_on(nodes[0].commit(author.batch([create(&format!("r-{seq}"), "{}")]))).expect("a commit");
+        publish();
+        let heard = ears[1].0.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_eq!((heard.seq, heard.last), (seq, seq));
+    }
 }
 
 #[test]

@@ -181,6 +181,12 @@ impl Turn<'_> {
             let seq = told.seq.unwrap_or(committed.prev_seq);
             self.catch_up(shared, (event, committed.prev_event), (seq, committed.hlc)).await;
         }
+        // A commit that changes nothing tells nothing of what other nodes changed before it.
+        let before = told.seq.unwrap_or(Seq::ZERO);
+        if listening && committed.seq == committed.prev_seq && before < committed.seq {
+            let moved = Committed::new(self.tenant, before, committed.seq, committed.hlc, None);
+            shared.listeners.committed(moved);
+        }
         let told = Told { seq: Some(committed.seq), event: listening.then_some(committed.event) };
         shared.listeners.committed(committed);
         self.note(told);

@@ -59,9 +59,9 @@ pub(crate) fn event_of(epoch: Epoch, row: EventRow) -> Result<Event, StoreError>
     let draft = EventDraft {
         owner: owner.as_deref().map(DeviceKey::from_text),
         values: values.into(),
-        ..EventDraft::new(&kind, topics_of(&topics), Arc::from(data), at_ms)
+        ..EventDraft::new(kind, topics_of(&topics), Arc::from(data), at_ms)
     };
-    Ok(Event::stored(epoch, id, &draft))
+    Ok(draft.into_event(epoch, Some(id)))
 }
 
 /// Joins the names of topics by spaces, which no name holds.

@@ -149,7 +149,10 @@ pub(super) async fn open<S: Store>(
     // Listening starts before the head is read, so that no event falls between the two.
     let listener = ear(app, &identity, &door).await?;
     if let (Some(listener), Some(client_id)) = (&listener, said.client_id.as_deref()) {
-        let before = app.parked.take(&identity, client_id, now_ms);
+        // A connection whose end nobody has noticed yet still holds them.
+        let live = app.sessions.of_client(&identity, client_id).map(|session| session.subscriptions());
+        let parked = app.parked.take(&identity, client_id, now_ms);
+        let before = live.unwrap_or(parked);
         app.engine.take_back(&identity, listener, &before).await?;
     }
     let head = match &listener {
@@ -185,6 +188,7 @@ pub(super) async fn open<S: Store>(
     let lives_by_frames = door.lives_by_frames();
     let live = LiveSession::new(&threshold.id, &identity, door.name(), now_ms)
         .called(said.client_id.as_deref())
+        .handing_on()
         .hearing(listener.as_ref())
         .from(said.peer.map(|Peer(peer)| peer));
     let (present, client_id) = (app.enter(live), said.client_id);

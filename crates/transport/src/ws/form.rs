@@ -17,7 +17,12 @@ use super::pump::Message;
 thread_local! {
     static DEFLATER: RefCell<Deflater> = RefCell::default();
     static INFLATER: RefCell<Inflater> = RefCell::default();
+    /// Where events become text before they become frames.
+    static TEXT: RefCell<String> = RefCell::default();
 }
+
+/// Bytes of text that a thread keeps room for.
+const TEXT_BYTES: usize = 64 << 10;
 
 /// A frame that is none of the connection's form: the close code, and what is wrong.
 #[derive(Debug, PartialEq, Eq)]
@@ -77,18 +82,37 @@ pub(super) fn event_frame(form: Form, heard: &Heard, now_ms: u64) -> Arc<[u8]> {
         (Encoding::MessagePack, true) => 3,
     };
     heard.event.form(heard.topic, number, |event, topic| {
-        let json = event_text(event, topic, now_ms);
-        seal(form, &json, |opcode, payload| {
-            let mut frame = Vec::with_capacity(payload.len() + 10);
-            write_frame(&mut frame, opcode, payload);
-            Arc::from(frame)
-        })
+        let mut frame = Vec::new();
+        write_event_frame(form, event, topic, now_ms, &mut frame);
+        Arc::from(frame)
     })
+}
+
+/// Appends the frame of an event in the form.
+fn write_event_frame(form: Form, event: &Event, topic: &str, now_ms: u64, out: &mut Vec<u8>) {
+    TEXT.with_borrow_mut(|text| {
+        text.clear();
+        view(event, topic, now_ms).write(text);
+        seal(form, text, |opcode, payload| write_frame(out, opcode, payload));
+        // One that was very large is not kept.
+        text.shrink_to(TEXT_BYTES);
+    });
+}
+
+/// Appends the frame of an event that nobody else is told of.
+pub(super) fn write_heard(form: Form, heard: &Heard, now_ms: u64, out: &mut Vec<u8>) {
+    let event = &heard.event;
+    let topic = event.topics.get(heard.topic).map_or("", |topic| topic);
+    write_event_frame(form, event, topic, now_ms, out);
 }
 
 /// Writes an event as JSON, as sockets and streams tell it.
 pub(crate) fn event_text(event: &Event, topic: &str, now_ms: u64) -> String {
-    let view = EventView {
+    view(event, topic, now_ms).encode()
+}
+
+fn view<'e>(event: &'e Event, topic: &'e str, now_ms: u64) -> EventView<'e> {
+    EventView {
         kind: &event.kind,
         id: event.id.map(|id| (event.epoch, id)),
         topic,
@@ -96,6 +120,5 @@ pub(crate) fn event_text(event: &Event, topic: &str, now_ms: u64) -> String {
         data: &event.data,
         at_ms: event.at_ms,
         now_ms,
-    };
-    view.encode()
+    }
 }

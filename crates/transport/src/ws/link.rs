@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Sleep, sleep};
 
 use super::door::{Stay, Threshold, close_code};
-use super::form::{Misfit, event_frame, open, seal};
+use super::form::{Misfit, event_frame, open, seal, write_heard};
 use super::outbox::Outbox;
 use super::pump::{Message, Speaker, elapsed};
 use crate::app::{App, drained};
@@ -96,6 +96,9 @@ const HEARD_MS: u64 = 5_000;
 
 /// Whether a device may still be here is looked for once in so many milliseconds.
 const LOOK_MS: u64 = 30_000;
+
+/// Bytes of frames of this connection alone that are queued in one piece.
+const OWN_BYTES: usize = 32 << 10;
 
 /// A log that is away is asked again after so many milliseconds at least.
 const RETRY_MS_MIN: u64 = 50;
@@ -259,13 +262,28 @@ impl<S: Store> Link<S> {
     fn tell(&mut self, heard: &mut Vec<Heard>, outbox: &mut Outbox) {
         let now_ms = self.app.now_ms();
         let (mut bytes, events) = (0, heard.len() as u64);
+        // Frames that are this connection's alone, as those of a replay, are written one behind the other.
+        let mut own = Vec::new();
+        let mut queue = |own: &mut Vec<u8>, shared: Option<Arc<[u8]>>| {
+            bytes += (own.len() + shared.as_ref().map_or(0, |frame| frame.len())) as u64;
+            outbox.append(std::mem::take(own))?;
+            shared.map_or(Ok(()), |frame| outbox.share(frame))
+        };
+        let mut queued = Ok(());
         for heard in heard.drain(..) {
-            let frame = event_frame(self.form, &heard, now_ms);
-            bytes += frame.len() as u64;
-            if outbox.share(frame).is_err() {
-                self.overflow(outbox);
+            let alone = Arc::strong_count(&heard.event) == 1 && !heard.event.has_forms();
+            queued = if !alone {
+                queue(&mut own, Some(event_frame(self.form, &heard, now_ms)))
+            } else {
+                write_heard(self.form, &heard, now_ms, &mut own);
+                if own.len() < OWN_BYTES { Ok(()) } else { queue(&mut own, None) }
+            };
+            if queued.is_err() {
                 break;
             }
+        }
+        if queued.and_then(|()| queue(&mut own, None)).is_err() {
+            self.overflow(outbox);
         }
         self.counted.sent(events);
         self.app.counts.messages_out.increment(events);
@@ -310,6 +328,11 @@ impl<S: Store> Link<S> {
 impl<S: Store> Drop for Link<S> {
     fn drop(&mut self) {
         let (Some(listener), Some(client_id)) = (self.session.listener(), &self.client_id) else { return };
+        // Who came again meanwhile has taken them over.
+        let last = self.app.sessions.of_client(&self.identity, client_id);
+        if last.is_some_and(|last| !last.is(&self.connection_id)) {
+            return;
+        }
         let now_ms = self.app.now_ms();
         self.app.parked.keep(&self.identity, client_id, listener.subscriptions(), now_ms);
     }

@@ -46,7 +46,7 @@ impl Writer for WriteHalf<TokioIo<Upgraded>> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Overflow;
 
-/// A whole frame.
+/// A whole frame, or several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Frame {
     Own(Vec<u8>),
@@ -120,12 +120,7 @@ impl Outbox {
         }
         let mut frame = Vec::new();
         write_frame(&mut frame, opcode, payload);
-        if self.end.is_none() && self.queued + frame.len() > self.bytes_max {
-            self.cut();
-            return Err(Overflow);
-        }
-        self.enqueue(Frame::Own(frame));
-        Ok(())
+        self.append(frame)
     }
 
     /// Queues a whole frame that other connections send too.
@@ -141,6 +136,22 @@ impl Outbox {
             return Err(Overflow);
         }
         self.enqueue(Frame::Shared(frame));
+        Ok(())
+    }
+
+    /// Queues whole frames that stand one behind the other.
+    ///
+    /// # Errors
+    /// As [`Outbox::push`].
+    pub(super) fn append(&mut self, frames: Vec<u8>) -> Result<(), Overflow> {
+        if self.sealed || frames.is_empty() {
+            return Ok(());
+        }
+        if self.end.is_none() && self.queued + frames.len() > self.bytes_max {
+            self.cut();
+            return Err(Overflow);
+        }
+        self.enqueue(Frame::Own(frames));
         Ok(())
     }
 

@@ -301,7 +301,7 @@ pub(super) fn events_come_back_as_they_were<S: Store>(bed: &Bed<S>) {
     publish(bed, ada.tenant, drafts.to_vec());
     let epoch = bed.head(ada.tenant).epoch;
     let wanted: Vec<String> =
-        (1..).zip(&drafts).map(|(id, draft)| shown(&Event::stored(epoch, id, draft))).collect();
+        (1..).zip(&drafts).map(|(id, draft)| shown(&draft.event(epoch, Some(id)))).collect();
     let told: Vec<String> = heard(bed, ada.tenant, &mut 0).iter().map(|event| shown(event)).collect();
     assert_eq!(told, wanted);
     let page = page(bed, ada.tenant, all("role_admin x"));
