@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use driftline_model::{DeviceKey, Epoch, Object};
-use driftline_protocol::write_json_string;
+use driftline_protocol::{object_of_text, write_json_string};
 use driftline_realtime::TopicName;
 
 use crate::catalogue::Announce;
 use crate::fanout::DEVICE_TOPIC;
-use crate::rules::DEVICE_TOPICS;
+
+/// How deep the data of an event may nest.
+const DEPTH_MAX: usize = 64;
 
 /// An event before it happens: what the log and the listeners are to be given.
 #[derive(Debug, Clone)]
@@ -92,9 +94,7 @@ impl EventDraft {
     /// Becomes the event, under its number if the log keeps it.
     #[must_use]
     pub fn into_event(self, epoch: Epoch, id: Option<u64>) -> Event {
-        let is_devices = |topic: &str| DEVICE_TOPICS.iter().any(|prefix| topic.starts_with(prefix));
         Event {
-            of_device: self.topics.iter().any(|topic| is_devices(topic)),
             epoch,
             id,
             kind: self.kind,
@@ -105,6 +105,7 @@ impl EventDraft {
             at_ms: self.at_ms,
             conflate: self.conflate,
             reached: self.reached,
+            fields: OnceLock::new(),
             forms: OnceLock::new(),
         }
     }
@@ -131,9 +132,9 @@ pub struct Event {
     pub at_ms: u64,
     /// Of a conflated event, what it tells of.
     pub conflate: Option<u64>,
-    /// Whether one of its topics is a device's.
-    pub(crate) of_device: bool,
     reached: Arc<AtomicU32>,
+    /// Its fields, read once for all filters.
+    fields: OnceLock<Option<Box<Object>>>,
     /// What was made of it for the wire, once for all who get it: by topic, in the forms that the shell numbers.
     forms: OnceLock<Box<[Forms]>>,
 }
@@ -165,7 +166,15 @@ impl Event {
     /// Estimates its bytes on the wire.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.data.len() + self.values.len() + self.kind.len() + 180
+        let topics: usize = self.topics.iter().map(|topic| topic.len() + 50).sum();
+        self.data.len() + self.values.len() + self.kind.len() + topics + 130
+    }
+
+    /// Returns its own fields; nothing if its data is no object.
+    #[must_use]
+    pub fn fields(&self) -> Option<&Object> {
+        let read = || object_of_text(&self.data, DEPTH_MAX).ok().and_then(Result::ok).map(Box::new);
+        self.fields.get_or_init(read).as_deref()
     }
 
     /// Takes down how many connections got it.

@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use driftline_model::{DeviceKey, Epoch, TenantNo};
-use driftline_protocol::object_of_text;
 use driftline_realtime::{Filter, Follow, Offer, Pushed, Queue};
 use futures_util::task::AtomicWaker;
 
 use crate::events::{Event, EventDraft};
+use crate::rules::EventRules;
 
 /// How many shards there are; a topic stands in one of them.
 const SHARDS: usize = 32;
@@ -34,7 +34,15 @@ pub(crate) struct Fanout {
 }
 
 /// The listeners of topics. The lock is held while one event is handed to the listeners of one topic.
-type Shard = HashMap<TenantNo, HashMap<Box<str>, BTreeMap<u64, Arc<Mailbox>>>>;
+type Shard = HashMap<TenantNo, HashMap<Box<str>, BTreeMap<u64, Follower>>>;
+
+/// Who listens to a topic.
+#[derive(Debug)]
+struct Follower {
+    mailbox: Arc<Mailbox>,
+    /// Whether events of devices are heard by this topic only by the device's owner and by staff.
+    guarded: bool,
+}
 
 #[derive(Debug, Default)]
 struct Audience {
@@ -65,13 +73,15 @@ impl Ear {
         Self { user, staff: staff && !anonymous, device: None }
     }
 
-    /// Tells whether an event may be heard.
-    pub(crate) fn may(&self, event: &Event) -> bool {
+    /// Tells whether an event may be heard by a topic, which may be guarded: of a device, whose owner alone hears of it
+    /// beside staff.
+    pub(crate) fn may(&self, event: &Event, guarded: bool) -> bool {
         match &event.owner {
             Some(owner) if self.device.as_ref().is_some_and(|device| device != owner) => false,
-            Some(owner) => self.staff || *owner.user() == *self.user,
+            _ if !guarded || self.staff => true,
+            Some(owner) => *owner.user() == *self.user,
             // Of a device that is nobody's, or of one whose owner is not known, only staff hears.
-            None => self.staff || !event.of_device,
+            None => false,
         }
     }
 }
@@ -154,8 +164,8 @@ impl Mailbox {
     }
 
     /// Takes an event in; tells whether it reaches the connection, and whether nothing waited before.
-    fn offer(&self, event: &Arc<Event>, topic: usize, serial: u64) -> (bool, bool) {
-        if !self.ear.may(event) {
+    fn offer(&self, event: &Arc<Event>, (topic, guarded): (usize, bool), serial: u64) -> (bool, bool) {
+        if !self.ear.may(event, guarded) {
             return (false, false);
         }
         let mut inside = self.inside();
@@ -210,9 +220,19 @@ impl Inside {
         }
         let name = event.topics.get(topic);
         let Some((_, filter)) = self.filters.iter().find(|(of, _)| Some(of) == name) else { return true };
-        let fields = if filter.fields.is_empty() { None } else { object_of_text(&event.data, 64).ok() };
-        let fields = fields.and_then(Result::ok);
-        filter.passes(&event.kind, |name| fields.as_ref().and_then(|fields| fields.get(name)))
+        let fields = if filter.fields.is_empty() { None } else { event.fields() };
+        filter.passes(&event.kind, |name| fields.and_then(|fields| fields.get(name)))
+    }
+
+    /// Forgets events that wait and that the log has, up to one of them.
+    fn forget_logged(&mut self, through: u64) {
+        let waiting: Vec<Waiting> = self.queue.drain().collect();
+        for waiting in waiting {
+            if waiting.event.id.is_none_or(|id| id > through) {
+                let (bytes, conflate) = (waiting.event.bytes(), waiting.event.conflate);
+                self.queue.push(waiting, bytes, conflate);
+            }
+        }
     }
 }
 
@@ -306,8 +326,8 @@ impl Fanout {
             let Some(mailboxes) = shard.get(&tenant).and_then(|topics| topics.get(&**topic)) else {
                 continue;
             };
-            for mailbox in mailboxes.values() {
-                let (heard, ring) = mailbox.offer(event, at, serial);
+            for Follower { mailbox, guarded } in mailboxes.values() {
+                let (heard, ring) = mailbox.offer(event, (at, *guarded), serial);
                 reached += u32::from(heard);
                 if ring {
                     rung.push(Arc::clone(mailbox));
@@ -336,8 +356,8 @@ impl Fanout {
         let shard = self.shard(tenant, follows);
         let Some(mailboxes) = shard.get(&tenant).and_then(|topics| topics.get(follows)) else { return 0 };
         let mut reached = 0;
-        for mailbox in mailboxes.values() {
-            let (heard, ring) = mailbox.offer(event, open, serial);
+        for Follower { mailbox, .. } in mailboxes.values() {
+            let (heard, ring) = mailbox.offer(event, (open, true), serial);
             reached += u32::from(heard);
             if ring {
                 rung.push(Arc::clone(mailbox));
@@ -384,7 +404,7 @@ impl Fanout {
         let mut users = BTreeMap::new();
         let shard = self.shard(tenant, topic);
         let mailboxes = shard.get(&tenant).and_then(|topics| topics.get(topic));
-        for mailbox in mailboxes.into_iter().flat_map(BTreeMap::values) {
+        for Follower { mailbox, .. } in mailboxes.into_iter().flat_map(BTreeMap::values) {
             *users.entry(mailbox.ear.user.clone()).or_default() += 1;
         }
         users
@@ -407,16 +427,31 @@ pub fn devices_of(user: &str) -> String {
 #[derive(Debug)]
 pub struct Listener {
     hub: Arc<crate::hub::Hub>,
+    rules: Arc<EventRules>,
     tenant: TenantNo,
     number: u64,
     mailbox: Arc<Mailbox>,
-    /// The topics, and whether the client asked for them. The lock is held for one look-up or change.
-    topics: Mutex<BTreeMap<Box<str>, bool>>,
+    /// The topics. The lock is held for one look-up or change.
+    topics: Mutex<BTreeMap<Box<str>, Held>>,
+}
+
+/// A topic that is listened to.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    /// Whether the client asked for it.
+    asked: bool,
+    guarded: bool,
 }
 
 impl Listener {
     /// Begins to listen to a tenant, to nothing yet; so many bytes may wait.
-    pub(crate) fn new(hub: &Arc<crate::hub::Hub>, tenant: TenantNo, ear: Ear, bytes_max: usize) -> Self {
+    pub(crate) fn new(
+        hub: &Arc<crate::hub::Hub>,
+        rules: &Arc<EventRules>,
+        tenant: TenantNo,
+        ear: Ear,
+        bytes_max: usize,
+    ) -> Self {
         let fanout = hub.fanout();
         let number = fanout.next.fetch_add(1, Ordering::Relaxed);
         let inside = Inside {
@@ -432,10 +467,11 @@ impl Listener {
         let mut tenants = fanout.tenants();
         tenants.entry(tenant).or_default().mailboxes.insert(number, Arc::downgrade(&mailbox));
         drop(tenants);
-        Self { hub: Arc::clone(hub), tenant, number, mailbox, topics: Mutex::default() }
+        let (hub, rules) = (Arc::clone(hub), Arc::clone(rules));
+        Self { hub, rules, tenant, number, mailbox, topics: Mutex::default() }
     }
 
-    fn topics_mut(&self) -> MutexGuard<'_, BTreeMap<Box<str>, bool>> {
+    fn topics_mut(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Held>> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -452,11 +488,13 @@ impl Listener {
         }
         drop(inside);
         let new = !self.has(topic);
-        self.topics_mut().entry(topic.into()).or_insert(asked);
+        let guarded = self.rules.is_guarded(topic);
+        self.topics_mut().entry(topic.into()).or_insert(Held { asked, guarded });
         if new {
             let mut shard = self.hub.fanout().shard(self.tenant, topic);
             let topics = shard.entry(self.tenant).or_default();
-            topics.entry(topic.into()).or_default().insert(self.number, Arc::clone(&self.mailbox));
+            let follower = Follower { mailbox: Arc::clone(&self.mailbox), guarded };
+            topics.entry(topic.into()).or_default().insert(self.number, follower);
         }
     }
 
@@ -467,7 +505,7 @@ impl Listener {
 
     /// Returns how many topics were asked for, beside those that the server joined.
     pub(crate) fn asked(&self) -> usize {
-        self.topics_mut().values().filter(|asked| **asked).count()
+        self.topics_mut().values().filter(|held| held.asked).count()
     }
 
     /// Listens to a topic no more; tells whether it did.
@@ -504,7 +542,7 @@ impl Listener {
     #[must_use]
     pub fn joined(&self) -> Vec<Box<str>> {
         let topics = self.topics_mut();
-        topics.iter().filter(|(_, asked)| !**asked).map(|(topic, _)| topic.clone()).collect()
+        topics.iter().filter(|(_, held)| !held.asked).map(|(topic, _)| topic.clone()).collect()
     }
 
     /// Returns what the client asked for: topics with their filters.
@@ -514,7 +552,7 @@ impl Listener {
         let filter =
             |topic: &str| filters.iter().find(|(of, _)| **of == *topic).map(|(_, filter)| Arc::clone(filter));
         let topics = self.topics_mut();
-        let asked = topics.iter().filter(|(_, asked)| **asked);
+        let asked = topics.iter().filter(|(_, held)| held.asked);
         asked.map(|(topic, _)| Subscribed { topic: topic.clone(), filter: filter(topic) }).collect()
     }
 
@@ -536,6 +574,7 @@ impl Listener {
         // Later on, what was committed and is not told yet lies before the head and still has to come.
         if !std::mem::replace(&mut inside.started, true) {
             inside.follow = Follow::live(inside.follow.position().max(head));
+            inside.forget_logged(head);
         }
         drop(inside);
         // A later event that does not follow on this one leaves a hole.
@@ -562,9 +601,13 @@ impl Listener {
         !self.mailbox.inside().follow.is_live()
     }
 
-    /// Begins to read the log behind an event: until it is read, nothing is taken.
-    pub fn read_from(&self, from: u64) {
-        self.mailbox.inside().read_from(from);
+    /// Begins to read the log behind an event that a client names who comes back, or behind the last one that was handed
+    /// on if that comes first: until it is read, nothing is taken. What waits of the log is read there.
+    pub fn resume(&self, from: u64) {
+        let mut inside = self.mailbox.inside();
+        inside.forget_logged(u64::MAX);
+        let from = from.min(inside.follow.position());
+        inside.read_from(from);
     }
 
     /// Takes note that the log was read: through a page that was cut short, or through its end. Tells whether events
@@ -587,15 +630,16 @@ impl Listener {
     /// Finds the listener's topic among those of an event of the log; nothing if the event is none for it.
     #[must_use]
     pub fn hears(&self, event: &Event) -> Option<usize> {
-        if !self.mailbox.ear.may(event) {
-            return None;
-        }
+        let ear = &self.mailbox.ear;
         let topics = self.topics_mut();
         let inside = self.mailbox.inside();
-        let own = |at: &usize| topics.contains_key(&event.topics[*at]) && inside.passes(event, *at);
+        let own = |at: &usize| {
+            let held = topics.get(&event.topics[*at]);
+            held.is_some_and(|held| ear.may(event, held.guarded)) && inside.passes(event, *at)
+        };
         let found = (0..event.topics.len()).find(own);
         let follows = || {
-            let owner = event.owner.as_ref()?;
+            let owner = event.owner.as_ref().filter(|_| ear.may(event, true))?;
             topics.get(&*devices_of(owner.user()))?;
             event.topics.iter().position(|topic| topic.starts_with(DEVICE_TOPIC))
         };
@@ -637,7 +681,7 @@ impl Listener {
     pub fn hear(&self, draft: &EventDraft) {
         let event = Arc::new(draft.event(Epoch::new(0), None));
         let serial = self.hub.fanout().serial.fetch_add(1, Ordering::Relaxed);
-        let (_, ring) = self.mailbox.offer(&event, 0, serial);
+        let (_, ring) = self.mailbox.offer(&event, (0, false), serial);
         if ring {
             self.mailbox.waker.wake();
         }
@@ -691,7 +735,7 @@ mod tests {
     }
 
     fn listener(hub: &Arc<Hub>) -> Listener {
-        let listener = Listener::new(hub, TENANT, Ear::default(), 1 << 20);
+        let listener = Listener::new(hub, &Arc::default(), TENANT, Ear::default(), 1 << 20);
         listener.join("all");
         listener.start(0);
         listener

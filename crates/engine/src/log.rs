@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use driftline_model::{DeviceNo, Epoch, TenantId, TenantNo};
+use driftline_model::{DeviceId, DeviceNo, Epoch, TenantId, TenantNo};
 use futures_util::future::BoxFuture;
 
 use crate::events::{Event, EventDraft};
@@ -137,6 +137,12 @@ pub trait OutboxRouter: Send + Sync + 'static {
     /// # Errors
     /// The text is kept with the row; no other row waits for it.
     fn route(&self, row: &OutboxRow, now_ms: u64) -> Result<(TenantId, EventDraft), String>;
+
+    /// Names the device on whose topic the event goes, if it does: the store looks up whose it is.
+    fn device_of(&self, draft: &EventDraft) -> Option<DeviceId> {
+        let _ = draft;
+        None
+    }
 }
 
 /// What came of a look into the outbox.

@@ -17,6 +17,9 @@ pub const RETENTION_MS_DEFAULT: u64 = 7 * 24 * 3_600_000;
 /// Roles that may publish on every topic by a request.
 pub const PUBLISHER_ROLES: [&str; 3] = ["publisher", "staff", "admin"];
 
+/// Topics, users and roles that one event may go to.
+const EVENT_TOPICS_MAX: usize = 256;
+
 /// The role of whoever enters without a token.
 pub const ANONYMOUS_ROLE: &str = "anonymous";
 
@@ -32,6 +35,8 @@ pub struct EventRules {
     open: Option<TopicRule>,
     /// The only topics of whoever enters without a token.
     anonymous: Vec<Box<str>>,
+    /// Topics on which kinds announce and of which nothing is declared.
+    announced: Vec<Pattern>,
 }
 
 impl Default for EventRules {
@@ -41,7 +46,7 @@ impl Default for EventRules {
 }
 
 /// Topics of which there is one per device.
-pub(crate) const DEVICE_TOPICS: [&str; 2] = ["device_", "metrics_"];
+const DEVICE_TOPICS: [&str; 2] = ["device_", "metrics_"];
 
 impl EventRules {
     /// Puts declared rules beside the built-in ones, which give way to a declared one of the same pattern. `routes` says
@@ -63,7 +68,7 @@ impl EventRules {
             }
         }
         let topics = Topics::new(rules)?;
-        Ok(Self { topics, routes, claims, open: None, anonymous: Vec::new() })
+        Ok(Self { topics, routes, claims, open: None, anonymous: Vec::new(), announced: Vec::new() })
     }
 
     /// Lets everybody have every topic that no rule knows.
@@ -88,6 +93,7 @@ impl EventRules {
     /// Too many rules.
     pub(crate) fn with_announced(self, announced: &[(Pattern, bool)]) -> Result<Self, TopicsError> {
         let mut rules: Vec<TopicRule> = self.topics.rules().cloned().collect();
+        let mut undeclared = self.announced.clone();
         for (pattern, of_samples) in announced {
             let known = pattern
                 .fill(|_| Some("x".into()))
@@ -98,8 +104,9 @@ impl EventRules {
             let mut access = Access { roles: STAFF_ROLES.map(Box::from).to_vec(), ..Access::default() };
             access.everyone = *of_samples;
             rules.push(TopicRule { subscribe: access, durable: false, ..topic(pattern.clone()) });
+            undeclared.push(pattern.clone());
         }
-        Ok(Self { topics: Topics::new(rules)?, ..self })
+        Ok(Self { topics: Topics::new(rules)?, announced: undeclared, ..self })
     }
 
     /// Returns the claims that make groups.
@@ -166,6 +173,18 @@ impl EventRules {
         topic.strip_prefix(prefix)
     }
 
+    /// Tells whether events of devices are heard by a topic only by the device's owner and by staff: it is a device's, or
+    /// one on which samples are announced and of which nothing else is declared.
+    pub(crate) fn is_guarded(&self, topic: &str) -> bool {
+        let announced = |rule: &TopicRule| self.announced.contains(&rule.pattern);
+        self.device_of(topic).is_some() || self.topics.rule(topic).is_some_and(|(rule, _)| announced(rule))
+    }
+
+    /// Tells whether events of a type go where its route says.
+    pub(crate) fn has_route(&self, kind: &str) -> bool {
+        self.routes.contains_key(kind)
+    }
+
     /// Takes over from the rules of its topics whether an announced event is kept and conflated.
     #[must_use]
     pub fn settle(&self, announce: Announce) -> Announce {
@@ -209,6 +228,9 @@ impl EventRules {
         }
         if topics.is_empty() {
             self.route(publish, claims, &mut topics, &mut values)?;
+        }
+        if topics.len() > EVENT_TOPICS_MAX {
+            return Err(("topic", format!("an event has at most {EVENT_TOPICS_MAX} topics")));
         }
         for topic in &topics {
             let Some((_, captures)) = self.rule(topic) else { continue };

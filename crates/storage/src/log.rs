@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use driftline_engine::{DeviceEvents, DeviceSign, Event, EventPage, EventQuery};
-use driftline_model::Epoch;
+use driftline_engine::{
+    DeviceEvents, DeviceQuery, DeviceRow, DeviceSign, Event, EventDraft, EventPage, EventQuery,
+};
+use driftline_model::{DeviceId, Epoch};
 
 /// States that events told of go so many milliseconds after the last one.
 pub(crate) const VERSIONS_MS: u64 = 90 * 24 * 3_600_000;
@@ -139,4 +141,21 @@ impl Following {
 /// Tells whether a sign is about the log.
 pub(crate) const fn is_of_the_log(sign: &DeviceSign) -> bool {
     matches!(sign, DeviceSign::Acknowledged { .. } | DeviceSign::Listened { .. } | DeviceSign::Slow { .. })
+}
+
+/// Gives an event of a device to the device's owner; `rows` are the devices of that name.
+pub(crate) fn own(draft: &mut EventDraft, mut rows: Vec<DeviceRow>) -> Result<(), String> {
+    match (rows.pop(), rows.pop()) {
+        (Some(_), Some(_)) => Err("topic: several users have a device of this name".into()),
+        (row, _) => {
+            // Of a device that nobody has registered only staff hears.
+            draft.owner = row.map(|row| row.key);
+            Ok(())
+        }
+    }
+}
+
+/// Asks for the devices of a name.
+pub(crate) fn named(device_id: DeviceId) -> DeviceQuery {
+    DeviceQuery { device_id: Some(device_id), owner: None, after: None, rows: 2 }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Monitors {
 
 #[derive(Debug, Default)]
 struct Inside {
+    /// How often numbers of tenants were voided when the first of them came.
+    numbering: u64,
     running: HashMap<(TenantNo, DeviceId), Monitored>,
     /// When each tenant's log was looked at.
     looked: HashMap<TenantNo, u64>,
@@ -35,6 +37,14 @@ impl Monitors {
     /// Takes down that a device is monitored.
     pub(crate) fn note(&self, tenant: TenantNo, monitored: Monitored) {
         self.inside().running.insert((tenant, monitored.device.clone()), monitored);
+    }
+
+    /// Forgets everything if numbers of tenants were voided: the log says it again.
+    fn look_for_voided(&self, numbering: u64) {
+        let mut inside = self.inside();
+        if inside.numbering != numbering {
+            *inside = Inside { numbering, ..Inside::default() };
+        }
     }
 
     fn to_look_at(&self, here: Vec<TenantNo>, now_ms: u64) -> Vec<TenantNo> {
@@ -54,6 +64,7 @@ impl Monitors {
 impl<S: Store> App<S> {
     /// Has the monitoring of devices end whose time is over. What the store does not take waits for the next time.
     pub(crate) async fn end_monitoring(&self, now_ms: u64) {
+        self.monitors.look_for_voided(self.engine.numbering());
         for tenant in self.monitors.to_look_at(self.sessions.tenants_here(), now_ms) {
             let Ok(found) = self.engine.all_monitored(tenant).await else { return };
             let mut inside = self.monitors.inside();

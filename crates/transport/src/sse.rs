@@ -158,7 +158,7 @@ impl<S: Store> Stream<S> {
 
     /// Reads the first page of what was missed; gives the reason why not everything is there.
     async fn resume(&mut self, place: EventPlace) -> Result<Option<&'static str>, Fault> {
-        self.listener.read_from(place.id.min(self.listener.position()));
+        self.listener.resume(place.id);
         let missed = Missed { topics: None, after: place, begun: None, limit: None };
         let page = self.app.engine.missed(&self.identity, &self.listener, &missed).await?;
         let reason = page.reason;

@@ -133,6 +133,7 @@ async fn a_device_is_offline_after_the_grace() {
     let staff = grant("t1", "sam", "staff");
     let mut watcher = door(&harness, "/ws/mobile/user/ada", &staff).await.expect("staff watches");
     let mut socket = harness.by_hash().await;
+    harness.app.tick().await;
     assert_eq!(told(&mut watcher).await[0]["type"], "device_connected");
     socket.ask(&json!({"type": "device_status", "payload": {"status": "busy", "battery": 7}}), "ack").await;
     let events = told(&mut watcher).await;

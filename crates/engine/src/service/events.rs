@@ -1,6 +1,7 @@
 //! Listening to topics, and reading what was missed.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use driftline_model::{DeviceId, DeviceKey, Epoch, TenantNo};
 use driftline_protocol::{
@@ -20,9 +21,12 @@ const TOPICS_MAX: usize = 256;
 /// Topics that a connection of staff may ask for.
 const STAFF_TOPICS_MAX: usize = 5_000;
 
-/// Rows and bytes of one page of the log.
-const PAGE_ROWS: usize = 2_000;
+/// Rows and bytes of one page of the log, where a connection may have as much waiting.
+const PAGE_ROWS: usize = 1_000;
 const PAGE_BYTES: usize = 256 << 10;
+
+/// Bytes that a row of a page has beside its data, as far as a page is concerned.
+const ROW_BYTES: usize = 256;
 
 /// Devices of one user whose topics are read at once.
 const FOLLOWED_MAX: usize = 1_000;
@@ -32,6 +36,14 @@ const FLUSHED_MAX: usize = 256;
 
 /// Drafts that wait to be published by [`Engine::flush`].
 const PENDING_MAX: usize = 10_000;
+
+/// Drafts that wait to be published, of tenants by their numbers.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// How often numbers were voided when the first of them came.
+    numbering: u64,
+    drafts: VecDeque<(TenantNo, EventDraft)>,
+}
 
 /// What somebody wants of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +80,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
     ///
     /// What happens from now on waits in the listener. [`Engine::begin`] tells where the log stands.
     pub fn listener(&self, identity: &Identity, ear: Ear, join: bool) -> Arc<Listener> {
-        let listener = Listener::new(&self.hub, identity.tenant, ear, self.limits.outbound_bytes);
+        let listener =
+            Listener::new(&self.hub, &self.rules, identity.tenant, ear, self.limits.outbound_bytes);
         if join {
             for topic in self.rules.joined(identity) {
                 listener.join(&topic);
@@ -272,11 +285,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 (granted, forbidden)
             }
         };
+        // A page takes a quarter of what may wait for its data, and another one for what stands beside that.
+        let quarter = self.limits.outbound_bytes / 4;
+        let page_rows = PAGE_ROWS.min(quarter / ROW_BYTES).max(1);
         let rows = missed
             .limit
-            .map_or(PAGE_ROWS, |limit| usize::try_from(limit).unwrap_or(PAGE_ROWS))
-            .min(PAGE_ROWS);
-        let query = EventQuery { topics, rows, bytes: PAGE_BYTES, ..whole(missed.after.id) };
+            .map_or(page_rows, |limit| usize::try_from(limit).unwrap_or(page_rows))
+            .min(page_rows);
+        let query = EventQuery { topics, rows, bytes: PAGE_BYTES.min(quarter), ..whole(missed.after.id) };
         let page =
             self.store.log().events(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
         let log = Log { epoch: page.epoch, head: page.head, floor: page.floor };
@@ -391,11 +407,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let told = crate::events::conflation(owner, &draft.data);
             format!("~{}:{}:{told:016x}", draft.kind, draft.at_ms).into()
         });
-        let mut pending = self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if pending.len() == PENDING_MAX {
-            pending.pop_front();
+        let mut pending = self.pending();
+        if pending.drafts.len() == PENDING_MAX {
+            pending.drafts.pop_front();
         }
-        pending.push_back((tenant, draft));
+        pending.drafts.push_back((tenant, draft));
     }
 
     /// Publishes what came up since the last time: devices that came and went, and alerts. What the store does not take
@@ -409,9 +425,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         while let Some((tenant, drafts)) = self.take_pending() {
             let told = super::publish::publication(tenant, "", drafts.clone(), "");
             if let Err(error) = self.store.commit(told).await {
-                let mut pending = self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut pending = self.pending();
                 for draft in drafts.into_iter().rev() {
-                    pending.push_front((tenant, draft));
+                    pending.drafts.push_front((tenant, draft));
                 }
                 return Err(unavailable(&error));
             }
@@ -419,13 +435,23 @@ impl<S: Store, O: Observer> Engine<S, O> {
         Ok(())
     }
 
+    /// Returns the drafts that wait; those of tenants whose numbers were voided are gone.
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let numbering = self.hub.numbering();
+        if pending.numbering != numbering {
+            *pending = Pending { numbering, drafts: VecDeque::new() };
+        }
+        pending
+    }
+
     /// Takes the first drafts that wait and are of one tenant.
     fn take_pending(&self) -> Option<(TenantNo, Vec<EventDraft>)> {
-        let mut pending = self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (tenant, first) = pending.pop_front()?;
+        let mut pending = self.pending();
+        let (tenant, first) = pending.drafts.pop_front()?;
         let mut drafts = vec![first];
-        while drafts.len() < FLUSHED_MAX && pending.front().is_some_and(|(of, _)| *of == tenant) {
-            drafts.extend(pending.pop_front().map(|(_, draft)| draft));
+        while drafts.len() < FLUSHED_MAX && pending.drafts.front().is_some_and(|(of, _)| *of == tenant) {
+            drafts.extend(pending.drafts.pop_front().map(|(_, draft)| draft));
         }
         Some((tenant, drafts))
     }

@@ -13,12 +13,11 @@ mod records;
 mod review;
 mod telemetry;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use driftline_model::{
-    DeviceId, DeviceKey, Epoch, KindName, Limits, RecordId, ScopeName, Seq, SyncId, TenantId, TenantNo,
-    UserId,
+    DeviceId, DeviceKey, Epoch, KindName, Limits, RecordId, ScopeName, Seq, SyncId, TenantId, UserId,
 };
 use driftline_protocol::{
     Ack, Cursor, CursorKey, ErrorCode, Fault, Missing, Phase, RequestServerData, Resume, ResyncReason,
@@ -27,7 +26,6 @@ use driftline_protocol::{
 use driftline_realtime::TopicsError;
 
 use crate::catalogue::{Catalogue, canonical_name};
-use crate::events::EventDraft;
 use crate::group::{Once, Task};
 use crate::hub::{Hub, Subscription};
 use crate::policies::doc_of_policy;
@@ -63,7 +61,7 @@ pub struct Engine<S, O> {
     /// Which topics there are, and who may have them.
     rules: Arc<EventRules>,
     /// Drafts that wait to be published. The lock is held for one of them.
-    pending: Mutex<VecDeque<(TenantNo, EventDraft)>>,
+    pending: Mutex<events::Pending>,
     cursor_key: CursorKey,
     observer: O,
     windows: Windows,

@@ -1,14 +1,12 @@
 //! Notifications with their read state, and why a device did or did not get an event.
 
 use driftline_model::Object;
-use driftline_protocol::{
-    DeliveryDoc, ErrorCode, EventFilter, EventPlace, Fault, NoticeDoc, event_id, object_of_text,
-};
+use driftline_protocol::{DeliveryDoc, ErrorCode, EventFilter, EventPlace, Fault, NoticeDoc, event_id};
+use driftline_realtime::Verdict;
 
-use super::publish::{notice_id, notice_key};
+use super::publish::{NOTICES, notice_id, notice_key};
 use super::{Engine, unavailable};
 use crate::events::Event;
-use crate::fanout::Ear;
 use crate::log::{DeviceEvents, EventName, EventQuery};
 use crate::ports::{Identity, Observer, Store};
 use crate::registry::DeviceRow;
@@ -42,7 +40,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let (mut page, mut after) = (NoticePage::default(), before.unwrap_or(0));
         for _ in 0..PAGES_MAX {
             let query = EventQuery {
-                topics: vec!["notifications".into(), format!("user_{user}").into()],
+                topics: self.notice_topics(identity),
                 after,
                 until: None,
                 kind: Some("notification".into()),
@@ -56,7 +54,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let read = self.store.log().notices_read(identity.tenant, user.clone(), ids).await;
             let read = read.map_err(|error| unavailable(&error))?;
             for (event, is_read) in found.events.iter().zip(read) {
-                if Ear::of(identity).may(event) && !(unread && is_read) {
+                if !(unread && is_read) {
                     page.items.push(doc(event, is_read));
                 }
             }
@@ -70,6 +68,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
         Ok(page)
     }
 
+    /// The topics of the notifications of the identity's user: the own one, and everybody's if the user may listen to it.
+    fn notice_topics(&self, identity: &Identity) -> Vec<Box<str>> {
+        let own = format!("user_{}", identity.user);
+        let everybodys = self.rules.may_subscribe(NOTICES, identity) == Verdict::Allowed;
+        everybodys.then(|| NOTICES.into()).into_iter().chain([own.into()]).collect()
+    }
+
     /// Takes down that the identity's user has read a notification.
     ///
     /// # Errors
@@ -80,10 +85,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let event =
             self.store.log().event(identity.tenant, name).await.map_err(|error| unavailable(&error))?;
         let user: Box<str> = identity.user.to_string().into();
-        let own = format!("user_{user}");
-        let event = event
-            .filter(|event| event.topics.iter().any(|topic| **topic == *"notifications" || **topic == *own));
-        let event = event.filter(|event| Ear::of(identity).may(event)).ok_or_else(missing)?;
+        let own = self.notice_topics(identity);
+        let event =
+            event.filter(|event| event.topics.iter().any(|topic| own.contains(topic))).ok_or_else(missing)?;
         let read = self.store.log().read_notice(identity.tenant, user, id.into(), now_ms).await;
         read.map_err(|error| unavailable(&error))?;
         Ok(doc(&event, true))
@@ -171,18 +175,18 @@ fn explain(event: &Event, known: &DeviceEvents, device: &DeviceRow) -> (&'static
 fn passes(event: &Event, filter: &str) -> bool {
     let Some(filter) = EventFilter::parse(filter) else { return true };
     let Ok(filter) = driftline_realtime::Filter::new(filter.types, filter.fields) else { return true };
-    let fields = object_of_text(&event.data, 64).ok().and_then(Result::ok);
-    filter.passes(&event.kind, |name| fields.as_ref().and_then(|fields| fields.get(name)))
-}
-
-fn fields_of(event: &Event) -> Object {
-    object_of_text(&event.data, 64).ok().and_then(Result::ok).unwrap_or_else(Object::empty)
+    let fields = event.fields();
+    filter.passes(&event.kind, |name| fields.and_then(|fields| fields.get(name)))
 }
 
 fn id_of(event: &Event) -> Box<str> {
-    fields_of(event).get("id").and_then(notice_id).unwrap_or_default().into()
+    event.fields().and_then(|fields| fields.get("id")).and_then(notice_id).unwrap_or_default().into()
 }
 
 fn doc(event: &Event, is_read: bool) -> NoticeDoc {
-    NoticeDoc::new(event_id(event.epoch, event.id.unwrap_or_default()), &fields_of(event), is_read)
+    NoticeDoc::new(
+        event_id(event.epoch, event.id.unwrap_or_default()),
+        event.fields().unwrap_or(&Object::empty()),
+        is_read,
+    )
 }

@@ -64,6 +64,9 @@ impl Outcome {
     }
 }
 
+/// Where notifications go that name nobody.
+pub(super) const NOTICES: &str = "notifications";
+
 /// What the keys begin with by which notifications are known.
 const NOTICE: &str = "notification:";
 
@@ -110,7 +113,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         now_ms: u64,
     ) -> Result<EventDraft, Fault> {
         if &*publish.kind == "notification" {
-            address_notice(&mut publish, seed, now_ms)?;
+            let addressed = self.rules.has_route(&publish.kind);
+            address_notice(&mut publish, addressed, seed, now_ms)?;
         } else if publish.dedupe_key.as_ref().is_some_and(|key| key.starts_with(NOTICE)) {
             return Err(wrong(
                 "dedupe_key",
@@ -252,8 +256,9 @@ fn wrong(field: &'static str, message: String) -> Fault {
     Fault { errors: vec![error], ..Fault::new(ErrorCode::ValidationError, message) }
 }
 
-/// Gives a notification what every one has, and its place: those who are named, else everybody.
-fn address_notice(publish: &mut Publish, seed: u128, now_ms: u64) -> Result<(), Fault> {
+/// Gives a notification what every one has, and its place: those who are named, else everybody, unless it is addressed
+/// by its route or by claims.
+fn address_notice(publish: &mut Publish, addressed: bool, seed: u128, now_ms: u64) -> Result<(), Fault> {
     let given = publish.data.get("id").map(|id| {
         notice_id(id).ok_or_else(|| wrong("data", "a notification's id is a text or an integer".into()))
     });
@@ -281,8 +286,8 @@ fn address_notice(publish: &mut Publish, seed: u128, now_ms: u64) -> Result<(), 
     }
     publish.data = data.finish();
     publish.dedupe_key = Some(notice_key(&id));
-    if publish.topics.is_empty() && publish.users.is_empty() && publish.roles.is_empty() {
-        publish.topics.push("notifications".into());
+    if !addressed && publish.topics.is_empty() && publish.users.is_empty() && publish.roles.is_empty() {
+        publish.topics.push(NOTICES.into());
     }
     Ok(())
 }
@@ -310,7 +315,7 @@ impl OutboxRouter for Router {
         }
         let of =
             |text: &Option<String>| text.iter().map(|text| text.as_str().into()).collect::<Vec<Box<str>>>();
-        let publish = Publish {
+        let mut publish = Publish {
             topics: of(&row.topic),
             users: of(&row.user),
             roles: of(&row.role),
@@ -321,22 +326,26 @@ impl OutboxRouter for Router {
             version: None,
         };
         let at_ms = row.created_ms.unwrap_or(now_ms).min(now_ms);
-        let mut publish = publish;
-        if &*publish.kind == "notification"
-            && (publish.data.get("id").is_none() || publish.dedupe_key.is_none())
-        {
+        if &*publish.kind == "notification" {
+            // A notification is known by its id.
+            if publish.data.get("id").is_some() {
+                publish.dedupe_key = None;
+            }
+            let addressed = !row.claims.is_empty() || self.0.has_route(&publish.kind);
             let seed = u128::from(row.id.unsigned_abs());
-            address_notice(&mut publish, seed, at_ms).map_err(|fault| fault.message)?;
+            address_notice(&mut publish, addressed, seed, at_ms).map_err(|fault| fault.message)?;
         }
-        let mut draft = self
+        let draft = self
             .0
             .draft(&publish, &row.claims, at_ms)
             .map_err(|(field, message)| format!("{field}: {message}"))?;
         if let Some(topic) = draft.topics.iter().find(|topic| self.0.rule(topic).is_none()) {
             return Err(format!("topic: there is no topic {topic:?}"));
         }
-        // Nobody knows here whose device it is: then only staff hears of its topics.
-        draft.owner = None;
         Ok((tenant, draft))
+    }
+
+    fn device_of(&self, draft: &EventDraft) -> Option<DeviceId> {
+        draft.topics.iter().find_map(|topic| DeviceId::new(self.0.device_of(topic)?).ok())
     }
 }

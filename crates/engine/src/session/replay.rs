@@ -17,6 +17,9 @@ use crate::work::Work;
 /// Replays of one connection that may wait for their turn.
 const REPLAYS_MAX: usize = 4;
 
+/// Replays of one connection that are remembered until it has caught up.
+const SENT_MAX: usize = 16;
+
 /// After so many milliseconds a log that was away is asked again.
 const RETRY_MS: u64 = 1_000;
 
@@ -29,7 +32,7 @@ pub(super) struct Replays {
     current: Option<Replay>,
     queue: VecDeque<Replay>,
     /// What replays of this connection have sent, so that catching up does not send it again.
-    sent: Option<Sent>,
+    sent: Vec<Sent>,
     /// Whether the next page may be asked for, once the client has taken what was sent.
     ready: bool,
     /// When the log that was away is asked again, in Unix milliseconds.
@@ -171,11 +174,12 @@ impl Replays {
 
     /// Tells whether an event was sent by a replay already.
     fn was_sent(&self, heard: &Heard) -> bool {
-        let Some(sent) = &self.sent else { return false };
+        let Some(id) = heard.event.id else { return false };
         let topic = heard.event.topics.get(heard.topic);
-        let covered =
-            sent.topics.as_ref().is_none_or(|topics| topic.is_some_and(|topic| topics.contains(topic)));
-        covered && heard.event.id.is_some_and(|id| id > sent.from && id <= sent.through)
+        self.sent.iter().any(|sent| {
+            let on = |topics: &Vec<Box<str>>| topic.is_some_and(|topic| topics.contains(topic));
+            id > sent.from && id <= sent.through && sent.topics.as_ref().is_none_or(on)
+        })
     }
 }
 
@@ -184,7 +188,7 @@ impl Session {
     #[must_use]
     pub fn resuming(mut self, place: EventPlace) -> Self {
         if let Some(listener) = &self.listener {
-            listener.read_from(place.id.min(listener.position()));
+            listener.resume(place.id);
             self.replays.queue.push_back(Replay::new(Aim::Resume, place));
             self.read_next();
         }
@@ -234,7 +238,7 @@ impl Session {
             let place = EventPlace { epoch: None, id: listener.position() };
             Some(Replay::new(Aim::CatchUp, place))
         } else {
-            self.replays.sent = None;
+            self.replays.sent.clear();
             None
         };
         let Some(replay) = next else { return };
@@ -242,7 +246,7 @@ impl Session {
             self.read_log(&listener);
         }
         self.replays.current = Some(replay);
-        self.ask_for_page();
+        self.replays.ready = true;
     }
 
     fn ask_for_page(&mut self) {
@@ -305,7 +309,11 @@ impl Session {
             return;
         }
         if replay.aim == Aim::Asked {
-            self.replays.sent = Some(Sent { topics: replay.topics, from: replay.from, through: to });
+            // Of very many in a row the first are forgotten, and come twice at worst.
+            if self.replays.sent.len() == SENT_MAX {
+                self.replays.sent.remove(0);
+            }
+            self.replays.sent.push(Sent { topics: replay.topics, from: replay.from, through: to });
         }
         let complete = replay.reason.is_none();
         let told = ReplayComplete {

@@ -214,6 +214,10 @@ impl Desk<'_> {
 
     /// Does the oldest work; its answer is still to be reported.
     pub(crate) fn perform(&mut self) -> Done {
+        if self.asked.is_empty() {
+            self.session.read_on();
+            self.poll();
+        }
         let work = self.asked.pop_front().expect("work was asked for");
         block_on(self.office.engine.perform(&self.identity, work, self.now_ms, "test"))
     }
@@ -225,7 +229,7 @@ impl Desk<'_> {
 
     /// Does all work.
     pub(crate) fn settle(&mut self) {
-        while !self.asked.is_empty() {
+        while !self.asked.is_empty() || self.session.wants_page() {
             let done = self.perform();
             self.report(done);
         }

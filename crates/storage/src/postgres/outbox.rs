@@ -26,9 +26,10 @@ use super::snapshot::give_back;
 use super::sql::{Commit, statement};
 use super::topics::{self, TopicNumbers};
 use super::write::{Unwritten, outcome};
-use super::{Shared, queries, store_error};
+use super::{Shared, queries, registry, store_error};
 use crate::codec::corrupt;
 use crate::group::{DeviceNames, GROUP_BYTES};
+use crate::log::{named, own};
 use crate::names::{tenant_of, tenant_sql};
 use crate::rows::{head_of, sql, sql_ms};
 
@@ -305,13 +306,24 @@ async fn prepare(
     for row in picked {
         let id = row.id;
         let error = match row_of(row, &shared.outbox_claims).and_then(|row| route(router, &row, now_ms)) {
-            Ok((tenant, draft)) => {
-                match shared.caches.tenants.get(&tenant) {
-                    Some(tenant) => batch.groups.entry(tenant).or_default().push(draft),
-                    None => drop(unknown.insert(tenant)),
+            Ok((tenant, mut draft)) => match shared.caches.tenants.get(&tenant) {
+                Some(tenant) => {
+                    let owned = match router.device_of(&draft) {
+                        None => Ok(()),
+                        Some(device_id) => {
+                            own(&mut draft, registry::devices(shared, tenant, &named(device_id)).await?)
+                        }
+                    };
+                    if owned.is_ok() {
+                        batch.groups.entry(tenant).or_default().push(draft);
+                    }
+                    owned.err()
                 }
-                None
-            }
+                None => {
+                    unknown.insert(tenant);
+                    None
+                }
+            },
             Err(reason) => Some(shortened(&reason)),
         };
         batch.marks.push((id, error));

@@ -153,7 +153,10 @@ pub(super) async fn open<S: Store>(
         let live = app.sessions.of_client(&identity, client_id).map(|session| session.subscriptions());
         let parked = app.parked.take(&identity, client_id, now_ms);
         let before = live.unwrap_or(parked);
-        app.engine.take_back(&identity, listener, &before).await?;
+        if let Err(fault) = app.engine.take_back(&identity, listener, &before).await {
+            app.parked.keep(&identity, client_id, before, now_ms);
+            return Err(fault);
+        }
     }
     let head = match &listener {
         Some(listener) => app.engine.begin(&identity, listener).await?,
@@ -221,11 +224,10 @@ async fn ear<S: Store>(
     let own = Ear::of(identity);
     let listener = match door {
         Door::Ingest => return Ok(None),
-        Door::Sync => app.engine.listener(identity, own, false),
-        Door::Topics | Door::Updates => app.engine.listener(identity, own, true),
+        Door::Sync | Door::Topics | Door::Updates => app.engine.listener(identity, own, true),
         Door::System => {
             let device = identity.device.as_ref().map(|(_, key)| key.clone());
-            let listener = app.engine.listener(identity, Ear { device: device.clone(), ..own }, false);
+            let listener = app.engine.listener(identity, Ear { device: device.clone(), ..own }, true);
             if let Some(key) = device {
                 listener.join(&format!("device_{}", key.device()));
             }

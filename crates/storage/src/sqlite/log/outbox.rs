@@ -18,8 +18,9 @@ use driftline_protocol::{Document, parse_time, write_json_string};
 use super::super::hot::statement;
 use super::super::prune::STEP;
 use super::super::writer::{GroupError, Writer};
-use super::super::{queries, store_error};
+use super::super::{queries, registry, store_error};
 use crate::group::{GROUP_BYTES, Lookup};
+use crate::log::{named, own};
 use crate::rows::{sql, sql_ms};
 
 /// The columns of a row beside its number, the claims and what became of it.
@@ -153,12 +154,21 @@ fn publish(
     for (id, row) in rows {
         let routed = row.and_then(|row| route(router, &row, now_ms));
         drained.processed += 1;
-        let error = match routed {
-            Ok((tenant, draft)) => {
+        let published = match routed {
+            Ok((tenant, mut draft)) => {
                 let tenant = queries::tenant(writer, &tenant)?;
-                group.push(publication(tenant, draft));
-                None
+                let owned = match router.device_of(&draft) {
+                    None => Ok(()),
+                    Some(device_id) => {
+                        own(&mut draft, registry::devices(&mut writer.connection, tenant, &named(device_id))?)
+                    }
+                };
+                owned.map(|()| group.push(publication(tenant, draft)))
             }
+            Err(reason) => Err(reason),
+        };
+        let error = match published {
+            Ok(()) => None,
             Err(reason) => {
                 drained.failed += 1;
                 Some(reason.chars().take(ERROR_CHARS).collect())

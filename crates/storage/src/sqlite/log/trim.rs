@@ -140,7 +140,7 @@ statement! {
     /// Forgets what users read before a time, and what was used before another one.
     ForgetReads { before: i64 => BigInt, used: i64 => BigInt } =
     "DELETE FROM notice_reads WHERE at < " ? before: BigInt
-    " OR (substr(sub, 1, 1) = '~' AND at < " ? used: BigInt
+    " OR (sub = '~tickets' AND at < " ? used: BigInt
     ")"
 }
 
