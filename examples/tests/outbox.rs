@@ -10,6 +10,7 @@ use std::path::Path;
 use driftline_testkit::http::{Request, soon};
 use driftline_testkit::postgres::Cluster;
 use driftline_testkit::server::{Server, TokenFor, program};
+use driftline_testkit::socket::Socket;
 use serde_json::json;
 use support::Deployment;
 use support::feed::{Resume, Signer, Subscriber};
@@ -204,4 +205,46 @@ async fn a_trigger_publishes_the_changes_of_another_programs_table() {
     sql(&server, &format!("{trigger}{changes}"));
     soon("the last change", cadet.read_until(&mut socket, 13)).await;
     assert_eq!(cadet.numbers(), BTreeSet::from([10, 11, 13]));
+}
+
+#[tokio::test]
+async fn what_concerns_a_device_or_a_cadet_reaches_nobody_else() {
+    let town = Deployment::start("training-records.toml");
+    let person = |sub: &str, cadet: &str| {
+        town.person("school", sub, "cadet", &["approved=true", &format!("cadet_id={cadet}")])
+    };
+    let (ada, ben) = (person("ada", "1"), person("ben", "2"));
+    let own = json!({"device_id": "d1"});
+    assert_eq!(town.ask(&ada, Request::post("/api/v1/devices", &own)).await.status, 201);
+    let path = |person: &support::Person, device: &str| {
+        format!("/ws/mobile/system?device_id={device}&token={}", person.token())
+    };
+    let mut phones = Vec::new();
+    for (person, device) in [(&ada, "d1"), (&ben, "d2")] {
+        let mut phone = Socket::connect(town.address(), &path(person, device)).await;
+        phone.expect("connection_established").await;
+        phones.push(phone);
+    }
+    sql(
+        town.server(),
+        "INSERT INTO sync_events (tenant, event_type, topic, cadet_id, payload) VALUES \
+         ('school', 'device_action', 'device_d1', NULL, '{\"action\":\"lock\"}'), \
+         ('school', 'notification', NULL, '1', '{\"id\":\"n1\",\"title\":\"to ada\"}'), \
+         ('school', 'end', 'all', NULL, '{}');",
+    );
+    let mut told = Vec::new();
+    for phone in &mut phones {
+        let mut kinds = Vec::new();
+        loop {
+            let event = phone.receive().await;
+            let kind = event["type"].as_str().expect("a type").to_owned();
+            if kind == "end" {
+                break;
+            }
+            kinds.push(kind);
+        }
+        told.push(kinds);
+    }
+    assert_eq!(told, [vec!["device_action", "notification"], vec![]]);
+    assert_eq!(town.read(&ben, "/api/v1/notifications").await["items"], json!([]));
 }

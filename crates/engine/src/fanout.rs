@@ -772,6 +772,37 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_back_reads_what_waited_from_the_log() {
+        let hub = Arc::new(Hub::new(4));
+        let listener = listener(&hub);
+        let live =
+            Arc::new(EventDraft::new("live", vec!["all".into()], "{}".into(), 1).event(Epoch::new(7), None));
+        hub.fanout().tell(TENANT, 0, 2, &[event(1), event(2)]);
+        hub.fanout().tell_now(TENANT, &live);
+        listener.resume(0);
+        assert!(!listener.read(1, false), "event 2 was handed on");
+        assert!(listener.read(2, false));
+        hub.fanout().tell(TENANT, 2, 3, &[event(3)]);
+        let mut heard = Vec::new();
+        listener.take(usize::MAX, &mut heard);
+        let kinds: Vec<&str> = heard.iter().map(|heard| &*heard.event.kind).collect();
+        assert_eq!((kinds, ids(&heard)), (vec!["live", "message"], vec![3]));
+    }
+
+    #[test]
+    fn what_the_greeting_names_as_past_does_not_come() {
+        let hub = Arc::new(Hub::new(4));
+        let listener = Listener::new(&hub, &Arc::default(), TENANT, Ear::default(), 1 << 20);
+        listener.join("all");
+        // Told before it is known where the log stands, which is behind the second of them.
+        hub.fanout().tell(TENANT, 10, 13, &[event(11), event(12), event(13)]);
+        listener.start(12);
+        let mut heard = Vec::new();
+        listener.take(usize::MAX, &mut heard);
+        assert_eq!(ids(&heard), [13]);
+    }
+
+    #[test]
     fn voided_numbers_end_whoever_listens() {
         let hub = Arc::new(Hub::new(4));
         let (before, mut heard) = (listener(&hub), Vec::new());

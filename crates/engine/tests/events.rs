@@ -531,3 +531,96 @@ fn an_ear_hears_one_device_and_a_follower_all_of_a_user() {
     let page = block_on(office.engine.store().log().events(phone.tenant, query)).expect("a page");
     assert!(page.events.is_empty(), "what is told live is not kept");
 }
+
+/// An office with these rules, and types that go where these patterns say.
+fn office_of(rules: Vec<TopicRule>, routes: &[(&str, &str)]) -> Office {
+    let pattern = |text: &str| vec![Pattern::parse(text).expect("a pattern")];
+    let routes = routes.iter().map(|(kind, to)| (Box::from(*kind), pattern(to))).collect();
+    let rules = EventRules::new(rules, routes, Vec::new()).expect("rules");
+    Office::with(Limits::default(), 64, Catalogue::new(BTreeMap::new()).allow_undeclared()).with_rules(rules)
+}
+
+#[test]
+fn a_topic_and_not_its_name_says_who_hears_of_devices() {
+    let office = office_of(vec![rule("device_news"), rule("gate")], &[]);
+    let (ada, bob) = (office.desk_of("ada", "phone", &["user"]), office.desk_of("bob", "phone", &["user"]));
+    let key = |desk: &Desk<'_>| desk.identity.device.clone().expect("a device").1;
+    let listener = office.engine.listener(&ada.identity, Ear::of(&ada.identity), false);
+    for topic in ["device_news", "gate", "device_phone"] {
+        listener.join(topic);
+    }
+    let reached = |topics: &[&str], owner: Option<&Desk<'_>>| {
+        let topics = topics.iter().map(|topic| Box::from(*topic)).collect();
+        let draft = EventDraft {
+            durable: false,
+            owner: owner.map(key),
+            ..EventDraft::new("x", topics, "{}".into(), 1)
+        };
+        office.engine.tell_now(ada.identity.tenant, &draft)
+    };
+    assert_eq!((reached(&["device_news"], None), reached(&["gate"], Some(&bob))), (1, 1));
+    assert_eq!((reached(&["device_phone"], Some(&ada)), reached(&["device_phone"], Some(&bob))), (1, 0));
+    assert_eq!(reached(&["device_phone"], None), 0, "whose it is, nobody knows");
+    assert_eq!(reached(&["device_phone", "gate"], Some(&bob)), 1, "by the other topic");
+}
+
+#[test]
+fn a_notification_goes_where_its_route_says() {
+    let office = office_of(vec![rule("room_{room}")], &[("notification", "room_{room}")]);
+    let mut boss = office.desk("boss", "desk");
+    boss.take();
+    let notify = |desk: &mut Desk<'_>, id: &str, rest: &str| {
+        let data = format!(r#"{{"id":"{id}","title":"hello","room":1}}"#);
+        let payload = format!(r#"{{"event_type":"notification","data":{data}{rest}}}"#);
+        let answer = desk.ask(&format!(r#"{{"type":"publish","payload":{payload}}}"#));
+        assert_eq!(answer[0].error_code(), None, "{}", answer[0].text);
+    };
+    notify(&mut boss, "n1", "");
+    notify(&mut boss, "n2", r#","topic":"notifications""#);
+    let page = block_on(office.engine.notices(&boss.identity, false, None, 10)).expect("a page");
+    let ids: Vec<&str> = page.items.iter().map(|item| item.fields["id"].as_str().expect("an id")).collect();
+    assert_eq!(ids, ["n2"]);
+    let rooms = EventQuery {
+        topics: vec!["room_1".into()],
+        after: 0,
+        until: None,
+        kind: None,
+        newest_first: false,
+        rows: 10,
+        bytes: 1 << 20,
+    };
+    let page = block_on(office.engine.store().log().events(boss.identity.tenant, rooms)).expect("a page");
+    assert_eq!(page.events.len(), 1);
+}
+
+#[test]
+fn notifications_are_for_whoever_may_listen_to_their_topic() {
+    let staff = Access { roles: vec!["staff".into()], ..Access::default() };
+    let office = office_of(vec![TopicRule { subscribe: staff, ..rule("notifications") }], &[]);
+    let mut boss = office.desk("boss", "desk");
+    boss.take();
+    let notice =
+        r#"{"type":"publish","payload":{"event_type":"notification","data":{"id":"n1","title":"a"}}}"#;
+    assert_eq!(boss.ask(notice)[0].error_code(), None);
+    let ada = office.desk_of("ada", "phone", &["user"]);
+    let count = |desk: &Desk<'_>| {
+        block_on(office.engine.notices(&desk.identity, false, None, 10)).expect("a page").items.len()
+    };
+    assert_eq!((count(&boss), count(&ada)), (1, 0));
+    assert!(block_on(office.engine.read_notice(&ada.identity, "n1", 5)).is_err());
+    assert!(block_on(office.engine.read_notice(&boss.identity, "n1", 5)).is_ok());
+}
+
+#[test]
+fn an_event_goes_to_so_many_topics() {
+    let office = office();
+    let mut boss = office.desk("boss", "desk");
+    boss.take();
+    let mut publish = |users: usize| {
+        let users: Vec<String> = (0..users).map(|user| format!("\"u{user}\"")).collect();
+        let payload = format!(r#"{{"topic":"room_1","user_ids":[{}],"event_type":"x"}}"#, users.join(","));
+        boss.ask(&format!(r#"{{"type":"publish","payload":{payload}}}"#))[0].error_code().map(str::to_owned)
+    };
+    assert_eq!(publish(255), None);
+    assert_eq!(publish(256).as_deref(), Some("VALIDATION_ERROR"));
+}
