@@ -246,5 +246,5 @@ async fn what_concerns_a_device_or_a_cadet_reaches_nobody_else() {
         told.push(kinds);
     }
     assert_eq!(told, [vec!["device_action", "notification"], vec![]]);
-    assert_eq!(town.read(&ben, "/api/v1/notifications").await["items"], json!([]));
+    assert_eq!(town.list(&ben, "notifications").await, [] as [serde_json::Value; 0]);
 }
