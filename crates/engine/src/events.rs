@@ -166,8 +166,9 @@ impl Event {
     /// Estimates its bytes on the wire.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let topics: usize = self.topics.iter().map(|topic| topic.len() + 50).sum();
-        self.data.len() + self.values.len() + self.kind.len() + topics + 130
+        // It goes out by one of its topics.
+        let topic = self.topics.iter().map(|topic| topic.len()).max().unwrap_or_default();
+        self.data.len() + self.values.len() + self.kind.len() + topic + 180
     }
 
     /// Returns its own fields; nothing if its data is no object.

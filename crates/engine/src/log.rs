@@ -138,7 +138,7 @@ pub trait OutboxRouter: Send + Sync + 'static {
     /// The text is kept with the row; no other row waits for it.
     fn route(&self, row: &OutboxRow, now_ms: u64) -> Result<(TenantId, EventDraft), String>;
 
-    /// Names the device on whose topic the event goes, if it does: the store looks up whose it is.
+    /// Names the device on whose topics the event goes, if it goes on no others: the store looks up whose it is.
     fn device_of(&self, draft: &EventDraft) -> Option<DeviceId> {
         let _ = draft;
         None

@@ -35,8 +35,6 @@ pub struct EventRules {
     open: Option<TopicRule>,
     /// The only topics of whoever enters without a token.
     anonymous: Vec<Box<str>>,
-    /// Topics on which kinds announce and of which nothing is declared.
-    announced: Vec<Pattern>,
 }
 
 impl Default for EventRules {
@@ -68,7 +66,7 @@ impl EventRules {
             }
         }
         let topics = Topics::new(rules)?;
-        Ok(Self { topics, routes, claims, open: None, anonymous: Vec::new(), announced: Vec::new() })
+        Ok(Self { topics, routes, claims, open: None, anonymous: Vec::new() })
     }
 
     /// Lets everybody have every topic that no rule knows.
@@ -93,7 +91,6 @@ impl EventRules {
     /// Too many rules.
     pub(crate) fn with_announced(self, announced: &[(Pattern, bool)]) -> Result<Self, TopicsError> {
         let mut rules: Vec<TopicRule> = self.topics.rules().cloned().collect();
-        let mut undeclared = self.announced.clone();
         for (pattern, of_samples) in announced {
             let known = pattern
                 .fill(|_| Some("x".into()))
@@ -104,9 +101,8 @@ impl EventRules {
             let mut access = Access { roles: STAFF_ROLES.map(Box::from).to_vec(), ..Access::default() };
             access.everyone = *of_samples;
             rules.push(TopicRule { subscribe: access, durable: false, ..topic(pattern.clone()) });
-            undeclared.push(pattern.clone());
         }
-        Ok(Self { topics: Topics::new(rules)?, announced: undeclared, ..self })
+        Ok(Self { topics: Topics::new(rules)?, ..self })
     }
 
     /// Returns the claims that make groups.
@@ -173,13 +169,6 @@ impl EventRules {
         topic.strip_prefix(prefix)
     }
 
-    /// Tells whether events of devices are heard by a topic only by the device's owner and by staff: it is a device's, or
-    /// one on which samples are announced and of which nothing else is declared.
-    pub(crate) fn is_guarded(&self, topic: &str) -> bool {
-        let announced = |rule: &TopicRule| self.announced.contains(&rule.pattern);
-        self.device_of(topic).is_some() || self.topics.rule(topic).is_some_and(|(rule, _)| announced(rule))
-    }
-
     /// Tells whether events of a type go where its route says.
     pub(crate) fn has_route(&self, kind: &str) -> bool {
         self.routes.contains_key(kind)
@@ -230,7 +219,10 @@ impl EventRules {
             self.route(publish, claims, &mut topics, &mut values)?;
         }
         if topics.len() > EVENT_TOPICS_MAX {
-            return Err(("topic", format!("an event has at most {EVENT_TOPICS_MAX} topics")));
+            return Err((
+                "topic",
+                format!("an event goes to at most {EVENT_TOPICS_MAX} topics, users and roles"),
+            ));
         }
         for topic in &topics {
             let Some((_, captures)) = self.rule(topic) else { continue };

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -519,10 +520,15 @@ fn a_crash_at_any_moment_tells_no_row_twice() {
     let router = Arc::new(Router::default());
     let copies: Vec<World> = std::thread::scope(|scope| {
         scope.spawn(|| {
-            let mut psql = foreign(&world);
+            let (mut psql, begun) = (foreign(&world), Instant::now());
             // On a busy machine the copies take their time: so many rows wait for each of them.
             for at in 0..COPIES * ROWS {
                 while at >= (copied.load(Ordering::SeqCst) + 1) * ROWS {
+                    // Nobody waits for copies that do not come.
+                    if begun.elapsed() > Duration::from_secs(120) {
+                        over.store(true, Ordering::SeqCst);
+                        panic!("the copies take too long");
+                    }
                     std::thread::yield_now();
                 }
                 let insert = format!(

@@ -35,7 +35,8 @@ impl Monitors {
     }
 
     /// Takes down that a device is monitored.
-    pub(crate) fn note(&self, tenant: TenantNo, monitored: Monitored) {
+    pub(crate) fn note(&self, tenant: TenantNo, monitored: Monitored, numbering: u64) {
+        self.look_for_voided(numbering);
         self.inside().running.insert((tenant, monitored.device.clone()), monitored);
     }
 

@@ -40,10 +40,13 @@ fn user(identity: &Identity) -> User {
 }
 
 impl Parked {
-    /// Keeps what a client had asked for when it went.
+    /// Keeps what a client had asked for when it went, instead of what was kept before.
     pub(crate) fn keep(&self, identity: &Identity, client_id: &str, asked: Vec<Subscribed>, now_ms: u64) {
-        if !asked.is_empty() {
-            self.users().keep(user(identity), client_id, asked, now_ms);
+        let (mut users, user) = (self.users(), user(identity));
+        if asked.is_empty() {
+            users.take(&user, client_id);
+        } else {
+            users.keep(user, client_id, asked, now_ms);
         }
     }
 

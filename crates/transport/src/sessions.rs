@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use driftline_engine::{Identity, Listener, Store, Subscribed};
@@ -27,7 +27,7 @@ pub(crate) struct Sessions {
 #[derive(Debug, Default)]
 struct Own {
     by_name: BTreeMap<Box<str>, Arc<LiveSession>>,
-    /// The last connection of each client that takes its subscriptions back, by its user and the name it gave itself.
+    /// The last connection of each client that takes its subscriptions back, by its user and what it is known by.
     of_clients: HashMap<(Box<str>, Box<str>), Arc<LiveSession>>,
 }
 
@@ -39,8 +39,10 @@ pub(crate) struct LiveSession {
     user: Box<str>,
     device: Option<Box<str>>,
     client_id: Option<Box<str>>,
-    /// Whether another connection of the same client takes its subscriptions over.
-    hands_on: bool,
+    /// By what a client is known whose next connection takes its subscriptions over.
+    client: Option<Box<str>>,
+    /// Whether the client has come again since.
+    superseded: AtomicBool,
     door: &'static str,
     connected_ms: u64,
     heard_ms: AtomicU64,
@@ -60,7 +62,8 @@ impl LiveSession {
             user: identity.user.to_string().into(),
             device: identity.device.as_ref().map(|(_, key)| key.device().into()),
             client_id: None,
-            hands_on: false,
+            client: None,
+            superseded: AtomicBool::new(false),
             door,
             connected_ms: now_ms,
             heard_ms: AtomicU64::new(now_ms),
@@ -76,13 +79,17 @@ impl LiveSession {
     }
 
     /// Has the client's next connection take its subscriptions over.
-    pub(crate) fn handing_on(self) -> Self {
-        Self { hands_on: true, ..self }
+    pub(crate) fn handing_on(self, client: Option<&str>) -> Self {
+        Self { client: client.map(Box::from), ..self }
     }
 
     fn client(&self) -> Option<(Box<str>, Box<str>)> {
-        let client_id = self.client_id.clone().filter(|_| self.hands_on)?;
-        Some((self.user.clone(), client_id))
+        Some((self.user.clone(), self.client.clone()?))
+    }
+
+    /// Tells whether the client has come again, and has its subscriptions there.
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed)
     }
 
     /// Adds what hears events for it.
@@ -103,16 +110,6 @@ impl LiveSession {
     /// Returns whose it is.
     pub(crate) fn user(&self) -> &str {
         &self.user
-    }
-
-    /// Returns what its client asked for.
-    pub(crate) fn subscriptions(&self) -> Vec<Subscribed> {
-        self.listener().map(|listener| listener.subscriptions()).unwrap_or_default()
-    }
-
-    /// Tells whether it is this connection.
-    pub(crate) fn is(&self, connection: &str) -> bool {
-        *self.connection == *connection
     }
 
     fn listener(&self) -> Option<Arc<Listener>> {
@@ -165,7 +162,10 @@ impl<S: Store> App<S> {
         let own = tenants.entry(session.tenant).or_default();
         own.by_name.insert(session.connection.clone(), Arc::clone(&session));
         if let Some(client) = session.client() {
-            own.of_clients.insert(client, Arc::clone(&session));
+            let before = own.of_clients.insert(client, Arc::clone(&session));
+            if let Some(before) = before {
+                before.superseded.store(true, Ordering::Relaxed);
+            }
         }
         drop(tenants);
         Present { app: Arc::clone(self), session }
@@ -216,10 +216,11 @@ impl Sessions {
         self.tenants().get(&tenant)?.by_name.get(connection).cloned()
     }
 
-    /// Finds the last connection of a client that hands its subscriptions on.
-    pub(crate) fn of_client(&self, identity: &Identity, client_id: &str) -> Option<Arc<LiveSession>> {
-        let client = (identity.user.to_string().into(), client_id.into());
-        self.tenants().get(&identity.tenant)?.of_clients.get(&client).cloned()
+    /// Returns what a client has asked for on a connection that seems to live.
+    pub(crate) fn held_by(&self, identity: &Identity, client: &str) -> Option<Vec<Subscribed>> {
+        let client = (identity.user.to_string().into(), client.into());
+        let session = self.tenants().get(&identity.tenant)?.of_clients.get(&client).cloned()?;
+        Some(session.listener()?.subscriptions())
     }
 
     /// Sums up the connections of a tenant; `subscriptions` are the topics with how many listen to each.

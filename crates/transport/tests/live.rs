@@ -136,10 +136,10 @@ async fn a_client_takes_its_topics_back_also_while_its_old_connection_seems_to_l
     // What the old one had when it is found to be gone is not what the client wants now.
     again.ask(&subscribe("unsubscribe_events"), "events_unsubscribed").await;
     let connected = async || sessions(&harness, &root(), "?user=ada").await["items"].as_array().map(Vec::len);
-    drop(half_dead);
-    until("the old one's end", async || connected().await == Some(1)).await;
     drop(again);
-    until("the new one's end", async || connected().await == Some(0)).await;
+    until("the new one's end", async || connected().await == Some(1)).await;
+    drop(half_dead);
+    until("the old one's end", async || connected().await == Some(0)).await;
     let (mut third, id) = open("ada", "phone").await;
     assert!(!topics("ada", &id).await);
 

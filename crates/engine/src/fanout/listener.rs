@@ -79,7 +79,7 @@ impl Listener {
         }
         drop(inside);
         let new = !self.has(topic);
-        let guarded = self.rules.is_guarded(topic);
+        let guarded = topic.starts_with('~') || self.rules.device_of(topic).is_some();
         self.topics_mut().entry(topic.into()).or_insert(Held { asked, guarded });
         if new {
             let mut shard = self.hub.fanout().shard(self.tenant, topic);
@@ -164,7 +164,12 @@ impl Listener {
         let mut inside = self.mailbox.inside();
         // Later on, what was committed and is not told yet lies before the head and still has to come.
         if !std::mem::replace(&mut inside.started, true) {
-            inside.follow = Follow::live(inside.follow.position().max(head));
+            let at = inside.follow.position().max(head);
+            match inside.follow.is_live() {
+                true => inside.follow = Follow::live(at),
+                // Of what was not told meanwhile the log is read.
+                false => inside.follow.read_from(at),
+            }
             inside.forget_logged(head);
         }
         drop(inside);
@@ -390,6 +395,20 @@ mod tests {
         let mut heard = Vec::new();
         listener.take(usize::MAX, &mut heard);
         assert_eq!(ids(&heard), [13]);
+    }
+
+    #[test]
+    fn a_hole_before_the_log_is_known_is_filled() {
+        let hub = Arc::new(Hub::new(4));
+        let listener = Listener::new(&hub, &Arc::default(), TENANT, Ear::default(), 1 << 20);
+        listener.join("all");
+        hub.fanout().tell(TENANT, 0, 13, &[]);
+        listener.start(12);
+        hub.fanout().tell(TENANT, 13, 14, &[event(14)]);
+        let mut heard = Vec::new();
+        assert_eq!((ring(&listener), listener.read_on(&mut heard)), (Poll::Ready(Ring::Hole), 12));
+        assert!(heard.is_empty() && listener.is_reading());
+        assert!(!listener.read(13, false) && listener.read(14, false));
     }
 
     #[test]

@@ -30,15 +30,13 @@ impl Ear {
         Self { user, staff: staff && !anonymous, device: None }
     }
 
-    /// Tells whether an event may be heard by a topic, which may be guarded: of a device, whose owner alone hears of it
-    /// beside staff.
+    /// Tells whether an event may be heard by a topic, which may be guarded: it is a device's.
     pub(crate) fn may(&self, event: &Event, guarded: bool) -> bool {
         match &event.owner {
             Some(owner) if self.device.as_ref().is_some_and(|device| device != owner) => false,
-            _ if !guarded || self.staff => true,
-            Some(owner) => *owner.user() == *self.user,
+            Some(owner) => self.staff || *owner.user() == *self.user,
             // Of a device that is nobody's, or of one whose owner is not known, only staff hears.
-            None => false,
+            None => self.staff || !guarded,
         }
     }
 }

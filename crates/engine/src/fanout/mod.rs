@@ -43,7 +43,7 @@ type Shard = HashMap<TenantNo, HashMap<Box<str>, BTreeMap<u64, Follower>>>;
 #[derive(Debug)]
 struct Follower {
     mailbox: Arc<Mailbox>,
-    /// Whether events of devices are heard by this topic only by the device's owner and by staff.
+    /// Whether it is a device's topic.
     guarded: bool,
 }
 

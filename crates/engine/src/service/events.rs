@@ -34,6 +34,9 @@ const FOLLOWED_MAX: usize = 1_000;
 /// Drafts that are published in one commit.
 const FLUSHED_MAX: usize = 256;
 
+/// Commits that may fail until [`Engine::flush`] leaves the others for the next time.
+const FAILED_MAX: usize = 3;
+
 /// Drafts that wait to be published by [`Engine::flush`].
 const PENDING_MAX: usize = 10_000;
 
@@ -43,6 +46,13 @@ pub(super) struct Pending {
     /// How often numbers were voided when the first of them came.
     numbering: u64,
     drafts: VecDeque<(TenantNo, EventDraft)>,
+}
+
+/// Drafts of one tenant on their way into the log.
+struct Batch {
+    numbering: u64,
+    tenant: TenantNo,
+    drafts: Vec<EventDraft>,
 }
 
 /// What somebody wants of the log.
@@ -422,17 +432,29 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// # Errors
     /// `STORE_UNAVAILABLE`.
     pub async fn flush(&self) -> Result<(), Fault> {
-        while let Some((tenant, drafts)) = self.take_pending() {
+        let mut left = Vec::new();
+        let mut failed = None;
+        while let Some(batch) = self.take_pending() {
+            let Batch { tenant, ref drafts, .. } = batch;
             let told = super::publish::publication(tenant, "", drafts.clone(), "");
             if let Err(error) = self.store.commit(told).await {
-                let mut pending = self.pending();
+                failed = Some(unavailable(&error));
+                left.push(batch);
+                // One tenant's trouble keeps no other from being told; that of the store keeps all.
+                if left.len() == FAILED_MAX {
+                    break;
+                }
+            }
+        }
+        for Batch { numbering, tenant, drafts } in left.into_iter().rev() {
+            let mut pending = self.pending();
+            if pending.numbering == numbering {
                 for draft in drafts.into_iter().rev() {
                     pending.drafts.push_front((tenant, draft));
                 }
-                return Err(unavailable(&error));
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Returns the drafts that wait; those of tenants whose numbers were voided are gone.
@@ -446,14 +468,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
     }
 
     /// Takes the first drafts that wait and are of one tenant.
-    fn take_pending(&self) -> Option<(TenantNo, Vec<EventDraft>)> {
+    fn take_pending(&self) -> Option<Batch> {
         let mut pending = self.pending();
         let (tenant, first) = pending.drafts.pop_front()?;
         let mut drafts = vec![first];
         while drafts.len() < FLUSHED_MAX && pending.drafts.front().is_some_and(|(of, _)| *of == tenant) {
             drafts.extend(pending.drafts.pop_front().map(|(_, draft)| draft));
         }
-        Some((tenant, drafts))
+        Some(Batch { numbering: pending.numbering, tenant, drafts })
     }
 
     /// Removes what is past its retention from the log, and rows of the outbox that were processed before a time; gives

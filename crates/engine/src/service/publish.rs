@@ -346,6 +346,9 @@ impl OutboxRouter for Router {
     }
 
     fn device_of(&self, draft: &EventDraft) -> Option<DeviceId> {
-        draft.topics.iter().find_map(|topic| DeviceId::new(self.0.device_of(topic)?).ok())
+        // On other topics everybody hears of it who may listen there.
+        let mut devices = draft.topics.iter().map(|topic| self.0.device_of(topic));
+        let first = devices.next()??;
+        devices.all(|device| device == Some(first)).then(|| DeviceId::new(first).ok())?
     }
 }

@@ -175,9 +175,8 @@ impl Replays {
     /// Tells whether an event was sent by a replay already.
     fn was_sent(&self, heard: &Heard) -> bool {
         let Some(id) = heard.event.id else { return false };
-        let topic = heard.event.topics.get(heard.topic);
         self.sent.iter().any(|sent| {
-            let on = |topics: &Vec<Box<str>>| topic.is_some_and(|topic| topics.contains(topic));
+            let on = |topics: &Vec<Box<str>>| heard.event.topics.iter().any(|topic| topics.contains(topic));
             id > sent.from && id <= sent.through && sent.topics.as_ref().is_none_or(on)
         })
     }

@@ -302,7 +302,7 @@ async fn prepare(
 ) -> Result<Batch, Halt> {
     let now_ms = shared.now(picked.iter().map(|row| row.now_ms).max().unwrap_or_default());
     let mut batch = Batch { marks: vec![], groups: BTreeMap::new(), topics: HashMap::new(), now_ms };
-    let mut unknown = BTreeSet::new();
+    let (mut unknown, mut owners) = (BTreeSet::new(), HashMap::new());
     for row in picked {
         let id = row.id;
         let error = match row_of(row, &shared.outbox_claims).and_then(|row| route(router, &row, now_ms)) {
@@ -311,7 +311,12 @@ async fn prepare(
                     let owned = match router.device_of(&draft) {
                         None => Ok(()),
                         Some(device_id) => {
-                            own(&mut draft, registry::devices(shared, tenant, &named(device_id)).await?)
+                            let name = (tenant, device_id);
+                            if !owners.contains_key(&name) {
+                                let rows = registry::devices(shared, tenant, &named(name.1.clone())).await?;
+                                owners.insert(name.clone(), rows);
+                            }
+                            own(&mut draft, owners.get(&name).cloned().unwrap_or_default())
                         }
                     };
                     if owned.is_ok() {

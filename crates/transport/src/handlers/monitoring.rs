@@ -26,7 +26,7 @@ pub(super) async fn change<S: Store>(
         if begins { Shortcut::StartMonitoring(&device) } else { Shortcut::StopMonitoring(&device) };
     let outcome = tell(app, asked, route, (parts, body), shortcut).await?;
     if begins && let Ok(Some(monitored)) = app.engine.monitoring(&asked.identity, &device).await {
-        app.monitors.note(asked.identity.tenant, monitored);
+        app.monitors.note(asked.identity.tenant, monitored, app.engine.numbering());
     }
     Ok(answer(app, StatusCode::OK, outcome))
 }

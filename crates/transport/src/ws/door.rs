@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use driftline_engine::{
-    Connected, Ear, Greeting, Head, Identity, Listener, Preset, STAFF_ROLES, Session, Store, devices_of,
+    ANONYMOUS_ROLE, Connected, Ear, Greeting, Head, Identity, Listener, Preset, STAFF_ROLES, Session, Store,
+    devices_of,
 };
 use driftline_model::{DeviceId, Epoch};
 use driftline_protocol::{ErrorCode, EventPlace, Fault, Form};
@@ -148,18 +149,9 @@ pub(super) async fn open<S: Store>(
     let meter = app.engine.meter(&identity.tenant_id, &identity.user, now_ms);
     // Listening starts before the head is read, so that no event falls between the two.
     let listener = ear(app, &identity, &door).await?;
-    if let (Some(listener), Some(client_id)) = (&listener, said.client_id.as_deref()) {
-        // A connection whose end nobody has noticed yet still holds them.
-        let live = app.sessions.of_client(&identity, client_id).map(|session| session.subscriptions());
-        let parked = app.parked.take(&identity, client_id, now_ms);
-        let before = live.unwrap_or(parked);
-        if let Err(fault) = app.engine.take_back(&identity, listener, &before).await {
-            app.parked.keep(&identity, client_id, before, now_ms);
-            return Err(fault);
-        }
-    }
+    let client = client_of(&identity, &door, said.client_id.as_deref());
     let head = match &listener {
-        Some(listener) => app.engine.begin(&identity, listener).await?,
+        Some(listener) => begin(app, &identity, listener, client.as_deref(), now_ms).await?,
         None => app.engine.head(&identity).await?,
     };
     let (id, seed) = (threshold.id.clone(), app.random_u128());
@@ -191,13 +183,13 @@ pub(super) async fn open<S: Store>(
     let lives_by_frames = door.lives_by_frames();
     let live = LiveSession::new(&threshold.id, &identity, door.name(), now_ms)
         .called(said.client_id.as_deref())
-        .handing_on()
+        .handing_on(client.as_deref())
         .hearing(listener.as_ref())
         .from(said.peer.map(|Peer(peer)| peer));
-    let (present, client_id) = (app.enter(live), said.client_id);
+    let present = app.enter(live);
     let visitor = Visitor {
         present,
-        client_id,
+        client,
         threshold,
         identity,
         stay,
@@ -208,6 +200,36 @@ pub(super) async fn open<S: Store>(
         lives_by_frames,
     };
     Ok(Link::new(Arc::clone(app), session, visitor))
+}
+
+/// By what a client is known that takes its subscriptions back: on the doors where it asks for topics, if somebody vouches
+/// for its user.
+fn client_of(identity: &Identity, door: &Door, client_id: Option<&str>) -> Option<String> {
+    let asks = matches!(door, Door::Topics | Door::Updates) && !identity.has_role(ANONYMOUS_ROLE);
+    client_id.filter(|_| asks).map(|client_id| format!("{} {client_id}", door.name()))
+}
+
+/// Begins to listen, also to what the client had asked for before.
+async fn begin<S: Store>(
+    app: &App<S>,
+    identity: &Identity,
+    listener: &Listener,
+    client: Option<&str>,
+    now_ms: u64,
+) -> Result<Head, Fault> {
+    let Some(client) = client else { return app.engine.begin(identity, listener).await };
+    let parked = app.parked.take(identity, client, now_ms);
+    // A connection whose end nobody has noticed yet still holds them.
+    let before = app.sessions.held_by(identity, client).unwrap_or(parked);
+    let begun = async {
+        app.engine.take_back(identity, listener, &before).await?;
+        app.engine.begin(identity, listener).await
+    };
+    let begun = begun.await;
+    if begun.is_err() {
+        app.parked.keep(identity, client, before, now_ms);
+    }
+    begun
 }
 
 /// A place that no log of this tenant has.

@@ -91,10 +91,10 @@ pub(super) fn event_frame(form: Form, heard: &Heard, now_ms: u64) -> Arc<[u8]> {
 /// Appends the frame of an event in the form.
 fn write_event_frame(form: Form, event: &Event, topic: &str, now_ms: u64, out: &mut Vec<u8>) {
     TEXT.with_borrow_mut(|text| {
-        text.clear();
         view(event, topic, now_ms).write(text);
         seal(form, text, |opcode, payload| write_frame(out, opcode, payload));
-        // One that was very large is not kept.
+        text.clear();
+        // Room for one that was very large is not kept.
         text.shrink_to(TEXT_BYTES);
     });
 }

@@ -57,8 +57,8 @@ pub(super) struct Link<S: Store> {
     commits: Option<Subscription>,
     /// The place among the live connections.
     present: Present<S>,
-    /// The name that the client gave itself.
-    client_id: Option<String>,
+    /// By what the client is known whose next connection takes the subscriptions over.
+    client: Option<String>,
     /// What hears events, where the session has one.
     listener: Option<Arc<Listener>>,
     /// Events on their way from the listener into the queue.
@@ -75,7 +75,7 @@ pub(super) struct Link<S: Store> {
 /// Who is at the other end.
 pub(super) struct Visitor<S: Store> {
     pub(super) present: Present<S>,
-    pub(super) client_id: Option<String>,
+    pub(super) client: Option<String>,
     pub(super) threshold: Threshold,
     pub(super) identity: Arc<Identity>,
     pub(super) stay: Stay<S>,
@@ -132,7 +132,7 @@ impl<S: Store> Link<S> {
     pub(super) fn new(app: Arc<App<S>>, session: Session, visitor: Visitor<S>) -> Self {
         let Visitor {
             present,
-            client_id,
+            client,
             threshold,
             identity,
             stay,
@@ -168,7 +168,7 @@ impl<S: Store> Link<S> {
             turn: None,
             commits,
             present,
-            client_id,
+            client,
             listener,
             heard: Vec::new(),
             full: false,
@@ -327,14 +327,13 @@ impl<S: Store> Link<S> {
 
 impl<S: Store> Drop for Link<S> {
     fn drop(&mut self) {
-        let (Some(listener), Some(client_id)) = (self.session.listener(), &self.client_id) else { return };
+        let (Some(listener), Some(client)) = (self.session.listener(), &self.client) else { return };
         // Who came again meanwhile has taken them over.
-        let last = self.app.sessions.of_client(&self.identity, client_id);
-        if last.is_some_and(|last| !last.is(&self.connection_id)) {
+        if self.present.is_superseded() {
             return;
         }
         let now_ms = self.app.now_ms();
-        self.app.parked.keep(&self.identity, client_id, listener.subscriptions(), now_ms);
+        self.app.parked.keep(&self.identity, client, listener.subscriptions(), now_ms);
     }
 }
 
