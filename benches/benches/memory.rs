@@ -95,6 +95,7 @@ fn app(file: std::path::PathBuf) -> Arc<App<SqliteStore>> {
         skew_ms_max: limits.skew_ms_max,
         record_bytes: limits.record_bytes,
         readers: 2,
+        outbox_claims: Vec::new(),
     });
     let store = store.expect("the folder takes a database");
     let catalogue = Catalogue::default().allow_undeclared();

@@ -40,6 +40,7 @@ impl Embedded {
             skew_ms_max: limits.skew_ms_max,
             record_bytes: limits.record_bytes,
             readers: 1,
+            outbox_claims: Vec::new(),
         })?;
         let catalogue = Catalogue::default().allow_undeclared();
         let engine = Engine::new(store, hub, catalogue, limits, MetricsObserver::default());

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bytes, idempotency, load, simulate};
+use crate::{bytes, fanout, idempotency, load, replay, simulate};
 
 /// Measures a running server or its messages, or simulates whole systems.
 #[derive(Debug, Parser)]
@@ -20,6 +20,12 @@ enum Command {
     /// Puts load on a server: one JSON object on stdout, a summary on stderr.
     #[command(subcommand)]
     Load(load::Scenario),
+    /// Publishes events of one topic to many subscribers: one JSON object on stdout, a summary on stderr.
+    Fanout(fanout::Options),
+    /// Reads missed events again and again: one JSON object on stdout, a summary on stderr.
+    Replay(replay::Options),
+    /// Serves the rows of a file as events, with a plain SELECT and a socket: what `replay` is set beside.
+    Rows(replay::RowsOptions),
     /// Counts the bytes of messages in every form: one JSON object on stdout, a table on stderr.
     Bytes(bytes::Arguments),
     /// Takes the time of requests that come again: one JSON object on stdout, a table on stderr.
@@ -43,9 +49,19 @@ pub fn main() -> ExitCode {
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Load(scenario) => {
-            // One thread, so that the tool can be pinned to one core and leaves the others to the server.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(load::run(scenario))?;
+            on_one_thread(load::run(scenario))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Fanout(options) => {
+            on_one_thread(fanout::run(options))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Replay(options) => {
+            on_one_thread(replay::run(options))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Rows(options) => {
+            replay::serve(options)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Bytes(arguments) => {
@@ -58,4 +74,9 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Simulate(arguments) => simulate::command(arguments),
     }
+}
+
+/// Runs on one thread, so that the tool can be pinned to one core and leaves the others to the server.
+fn on_one_thread(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }

@@ -31,6 +31,8 @@ enum Command {
     Backup(commands::BackupArguments),
     /// Put a backup in the place of the database of a server that does not run, or check one.
     Restore(commands::RestoreArguments),
+    /// Publish what other programs wrote into the outbox, or print a trigger that writes into it.
+    Outbox(commands::OutboxArguments),
     /// Test everything that the server needs, and say what to mend.
     Doctor(commands::DoctorArguments),
 }
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Migrate(arguments) => commands::migrate(&arguments),
         Command::Backup(arguments) => commands::backup(&arguments),
         Command::Restore(arguments) => commands::restore(&arguments),
+        Command::Outbox(arguments) => commands::outbox(&arguments),
         Command::Doctor(arguments) => commands::doctor(&arguments),
     };
     match done {

@@ -3,6 +3,7 @@
 mod backup;
 mod device;
 mod doctor;
+mod outbox;
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ use crate::store::DataPlace;
 pub(crate) use backup::{BackupArguments, RestoreArguments, backup, restore};
 pub(crate) use device::{DeviceArguments, device};
 pub(crate) use doctor::{DoctorArguments, doctor};
+pub(crate) use outbox::{OutboxArguments, outbox};
 
 /// What a token is made for.
 #[derive(Debug, Args)]

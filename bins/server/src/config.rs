@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use driftline_engine::{Catalogue, Windows};
+use driftline_engine::{Catalogue, EventRules, Windows};
 use driftline_model::{KindName, Limits};
+use driftline_transport::Anonymous;
 use serde::Deserialize;
 
 use crate::idempotency::IdempotencyConfig;
 use crate::kind::KindConfig;
 use crate::limits::LimitsConfig;
+use crate::realtime::{self, EventConfig, Outbox, OutboxConfig, RealtimeConfig, TopicConfig};
 use crate::store::{DataPlace, DatabaseUrl, StoreConfig};
 
 /// The whole file; unknown keys are refused.
@@ -24,6 +26,10 @@ pub struct Config {
     limits: LimitsConfig,
     idempotency: IdempotencyConfig,
     kind: Vec<KindConfig>,
+    topic: Vec<TopicConfig>,
+    event: Vec<EventConfig>,
+    realtime: RealtimeConfig,
+    outbox: OutboxConfig,
     /// Where the file lies, which the paths in it start from.
     #[serde(skip)]
     folder: PathBuf,
@@ -50,6 +56,8 @@ pub(crate) struct Server {
 pub(crate) struct Auth {
     /// The secret that signs tokens (HS256), at least 16 bytes.
     pub(crate) secret: Option<String>,
+    /// The claim that must be true of every user who is let in.
+    pub(crate) approved_claim: Option<String>,
 }
 
 impl Config {
@@ -143,6 +151,31 @@ impl Config {
         }
         let undeclared = self.accepts_undeclared(allow_undeclared);
         Ok(if undeclared { catalogue.allow_undeclared() } else { catalogue })
+    }
+
+    /// Makes the rules of topics and events. Topics that are not declared are there only in development, and only where
+    /// kinds that are not declared are accepted.
+    ///
+    /// # Errors
+    /// The error names the topic or the type, the place in it, and what is wrong.
+    pub fn rules(&self, development: bool) -> anyhow::Result<EventRules> {
+        let open = development && self.accepts_undeclared(true);
+        realtime::rules(&self.topic, &self.event, &self.realtime, open)
+    }
+
+    /// Returns the claims that make groups, each with a column of the outbox.
+    pub(crate) fn claims(&self) -> anyhow::Result<Vec<Box<str>>> {
+        self.realtime.claims()
+    }
+
+    /// Returns what may be had without a token.
+    pub(crate) fn open(&self, rules: &EventRules) -> anyhow::Result<Option<Anonymous>> {
+        self.realtime.open(rules)
+    }
+
+    /// Returns how the outbox is kept.
+    pub(crate) fn outbox(&self) -> anyhow::Result<Outbox> {
+        self.outbox.outbox()
     }
 
     /// Tells whether kinds that are not declared are accepted, if that is so unless told otherwise.
@@ -273,6 +306,8 @@ mod tests {
         let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let catalogue = read(example).unwrap();
         assert_eq!((catalogue.declared().count(), catalogue.records().count()), (5, 4));
+        let rules = Config::parse(example).unwrap().rules(false).unwrap();
+        assert_eq!(rules.rule("cadet_7").unwrap().0.pattern.as_str(), "cadet_{cadet_id}");
         let own = BTreeMap::from([(TenantId::new("acme").unwrap(), 604_800_000)]);
         // What is said of defaults is true: without its values the file means the same.
         let config = Config::parse(example).unwrap();

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use driftline_engine::Random as _;
 use driftline_transport::{SharedSecret, SystemRandom};
 
@@ -14,7 +14,7 @@ use crate::config::Config;
 pub(crate) fn development(config: &Config, data_dir: &Path) -> anyhow::Result<SharedSecret> {
     match configured(config)? {
         Some(secret) => Ok(secret),
-        None => of_folder(data_dir),
+        None => approving(of_folder(data_dir)?, config),
     }
 }
 
@@ -22,8 +22,24 @@ pub(crate) fn development(config: &Config, data_dir: &Path) -> anyhow::Result<Sh
 pub(crate) fn configured(config: &Config) -> anyhow::Result<Option<SharedSecret>> {
     let Some(secret) = &config.auth.secret else { return Ok(None) };
     let secret = SharedSecret::new(secret.as_bytes()).context("auth.secret must be at least 16 bytes")?;
-    Ok(Some(secret))
+    approving(secret, config).map(Some)
 }
+
+/// Has the key let in only those of whom the configured claim is true.
+fn approving(secret: SharedSecret, config: &Config) -> anyhow::Result<SharedSecret> {
+    match config.auth.approved_claim.as_deref() {
+        None => Ok(secret),
+        Some("") => bail!("auth.approved_claim must name a claim"),
+        Some(claim) if TAKEN.contains(&claim) => {
+            bail!("auth.approved_claim: {claim:?} says something else of a user")
+        }
+        Some(claim) => Ok(secret.approved_by(claim)),
+    }
+}
+
+/// Claims that are never true or false.
+const TAKEN: [&str; 11] =
+    ["sub", "exp", "iat", "nbf", "iss", "aud", "jti", "tenant", "role", "roles", "device_id"];
 
 fn of_folder(data_dir: &Path) -> anyhow::Result<SharedSecret> {
     std::fs::create_dir_all(data_dir)

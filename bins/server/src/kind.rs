@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use driftline_engine::{KindRule, ScopeRule, policy_of_doc};
+use driftline_engine::{Announce, KindRule, ScopeRule, policy_of_doc};
 use driftline_protocol::{FieldPolicyDoc, KindSchema, PolicyDoc};
 use driftline_transport::names_groups;
 use serde::Deserialize;
@@ -54,6 +54,9 @@ pub(crate) struct KindConfig {
     retention_days: Option<u64>,
     /// Numeric fields of which unusual values raise an alert.
     watch: Option<Vec<String>>,
+
+    // Of both.
+    /// The event that an accepted sample or a changed record publishes.
     announce: Option<AnnounceConfig>,
 }
 
@@ -114,7 +117,6 @@ impl KindConfig {
             ("time", self.time.is_some()),
             ("retention_days", self.retention_days.is_some()),
             ("watch", self.watch.is_some()),
-            ("announce", self.announce.is_some()),
         ];
         let given =
             |keys: &[(&'static str, bool)]| keys.iter().find(|(_, given)| *given).map(|(key, _)| *key);
@@ -150,8 +152,15 @@ impl KindConfig {
             schema: self.compiled(folder, |text| Ok(KindSchema::compile(text)?))?.map(Arc::new),
             schema_version_min: self.schema_version_min.unwrap_or_default(),
             policy: Arc::new(policy),
+            announce: self.announce_rule()?,
             telemetry: None,
         })
+    }
+
+    /// Makes the event that an accepted sample or a changed record publishes.
+    fn announce_rule(&self) -> anyhow::Result<Option<Arc<Announce>>> {
+        let announce = self.announce.as_ref().map(AnnounceConfig::rule).transpose().context("announce")?;
+        Ok(announce.map(Arc::new))
     }
 
     fn scope_rule(&self) -> anyhow::Result<ScopeRule> {

@@ -10,6 +10,8 @@ mod idempotency;
 mod key;
 mod kind;
 mod limits;
+mod outbox;
+mod realtime;
 mod run;
 mod store;
 

@@ -19,6 +19,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::commands::data_place;
 use crate::config::Config;
 use crate::key;
+use crate::outbox;
+use crate::realtime::Outbox;
 use crate::store::{self, DataPlace, Surroundings};
 
 /// The database's file in the data folder.
@@ -90,6 +92,7 @@ struct Served {
     store: AnyStore,
     app: Arc<App<AnyStore>>,
     retention: Retention,
+    outbox: Outbox,
 }
 
 /// One core is served best by one thread that never hands work over.
@@ -115,8 +118,9 @@ async fn run_until_stopped(
     let mut stop = StopSignals::listen().context("signals cannot be heard")?;
     introduce(address);
     std::io::stdout().flush().context("cannot write to stdout")?;
-    let Served { store, app, retention } = served;
-    let upkeep = tokio::spawn(keep_up(store, retention));
+    let Served { store, app, retention, outbox } = served;
+    let upkeep = tokio::spawn(keep_up(store, Arc::clone(&app), retention, outbox));
+    let drain = tokio::spawn(outbox::keep_drained(Arc::clone(&app), outbox));
     let stopping = Arc::clone(&app);
     let stopper = tokio::spawn(async move {
         let name = stop.next().await;
@@ -124,8 +128,11 @@ async fn run_until_stopped(
         stopping.drain();
     });
     let served = serve(listener, app).await;
-    upkeep.abort();
-    stopper.abort();
+    for task in [upkeep, drain, stopper] {
+        task.abort();
+        // What it was about is given up or ended by itself; an error says that it was ended here.
+        let _ = task.await;
+    }
     Ok(served?)
 }
 
@@ -140,6 +147,9 @@ fn assemble(
     let limits = config.limits()?;
     let windows = config.windows()?;
     let catalogue = config.catalogue(mode == Mode::Dev)?;
+    let rules = config.rules(mode == Mode::Dev)?;
+    let anonymous = config.open(&rules)?;
+    let outbox = config.outbox()?;
     let retention = catalogue.retention();
     // What is counted before the recorder stands is lost.
     let metrics = install_metrics();
@@ -150,13 +160,15 @@ fn assemble(
         clock: Arc::clone(&clock),
         random: Arc::clone(&random),
         listeners: Arc::clone(&hub) as Arc<dyn Listeners>,
+        outbox_claims: config.claims()?,
     };
     let store = store::open(place, &config.store, &limits, surroundings)?;
     let engine = Engine::new(store.clone(), hub, catalogue, limits, MetricsObserver::default());
-    let engine = engine.with_windows(windows);
-    let settings = Settings { origins: config.server.origins.clone(), unlimited, echo: mode == Mode::Dev };
+    let engine = engine.with_windows(windows).with_rules(rules)?;
+    let settings =
+        Settings { origins: config.server.origins.clone(), unlimited, echo: mode == Mode::Dev, anonymous };
     let app = App::new(engine, Box::new(secret.clone()), clock, random, settings, metrics);
-    Ok(Served { store, app: Arc::new(app), retention })
+    Ok(Served { store, app: Arc::new(app), retention, outbox })
 }
 
 /// Ports tried in development before giving up.
@@ -199,7 +211,8 @@ fn welcome(address: SocketAddr, place: &DataPlace, config: &Config, secret: &Sha
         roles: vec!["admin".into(), "staff".into()],
         device_id: None,
         expires_s,
-        claims: serde_json::Map::new(),
+        // The newcomer is let in, whatever has to be true of users.
+        claims: config.auth.approved_claim.iter().map(|claim| (claim.clone(), true.into())).collect(),
     });
     let any = config.accepts_undeclared(true);
     println!(
@@ -229,15 +242,23 @@ fn kinds(config: &Config) -> String {
     told.map(|(mode, names)| format!("{mode}: {}", names.join(", "))).collect::<Vec<_>>().join("; ")
 }
 
-/// Removes what is past its retention, once an hour.
-async fn keep_up(store: AnyStore, retention: Retention) {
+/// Removes what is past its retention, soon after the start and once an hour.
+async fn keep_up(store: AnyStore, app: Arc<App<AnyStore>>, retention: Retention, outbox: Outbox) {
     let mut hourly = tokio::time::interval(Duration::from_secs(3600));
     loop {
         hourly.tick().await;
-        match store.prune(SystemClock.now_ms(), &retention).await {
+        let now_ms = SystemClock.now_ms();
+        match store.prune(now_ms, &retention).await {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "removed rows past their retention"),
             Err(error) => tracing::warn!(%error, "removing old rows failed"),
+        }
+        match app.engine().trim_events(now_ms, now_ms.saturating_sub(outbox.retention_ms)).await {
+            Ok(0) => {}
+            Ok(removed) => {
+                tracing::info!(removed, "removed events and rows of the outbox past their retention");
+            }
+            Err(fault) => tracing::warn!(error = fault.message, "removing old events failed"),
         }
     }
 }

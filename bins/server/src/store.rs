@@ -222,6 +222,8 @@ pub(crate) struct Surroundings {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) listeners: Arc<dyn Listeners>,
+    /// Claims that have a column of the outbox.
+    pub(crate) outbox_claims: Vec<Box<str>>,
 }
 
 /// Opens the store of a place, migrating it. It blocks, so it does not belong into an asynchronous task.
@@ -231,7 +233,7 @@ pub(crate) fn open(
     limits: &Limits,
     surroundings: Surroundings,
 ) -> anyhow::Result<AnyStore> {
-    let Surroundings { clock, random, listeners } = surroundings;
+    let Surroundings { clock, random, listeners, outbox_claims } = surroundings;
     let (skew_ms_max, record_bytes) = (limits.skew_ms_max, limits.record_bytes);
     let target = match place {
         DataPlace::Postgres { target, .. } => target.clone(),
@@ -251,6 +253,7 @@ pub(crate) fn open(
                 skew_ms_max,
                 record_bytes,
                 readers: READERS,
+                outbox_claims,
             };
             return Ok(AnyStore::Sqlite(SqliteStore::open(options)?));
         }
@@ -269,6 +272,7 @@ pub(crate) fn open(
         wait_ms: config.wait_ms.unwrap_or(WAIT_MS),
         watch_ms: WATCH_MS,
         threads: threads(),
+        outbox_claims,
     };
     let store = PostgresStore::open(options).with_context(|| place.to_string())?;
     Ok(AnyStore::Postgres(store))

@@ -67,6 +67,9 @@ async fn after_a_failover_that_lost_commits_devices_come_again_under_a_new_epoch
     let mut phone = node.phone("t", "phone").await;
     node.pushed("t", "writer", 1, "kept").await;
     phone.hears_of("kept").await;
+    let tables =
+        || standby.sql_in(database.name(), "SELECT count(*) FROM pg_tables WHERE tablename = 'records'");
+    until("the standby to have the tables", async || tables() == "1").await;
     let count = || standby.sql_in(database.name(), "SELECT count(*) FROM records");
     until("the standby to follow", async || count() == "1").await;
 

@@ -83,6 +83,7 @@ fn fill(folder: &Path, records: usize, bytes: usize, world: &World) {
         skew_ms_max: 60_000,
         record_bytes: 1 << 20,
         readers: 1,
+        outbox_claims: Vec::new(),
     })
     .expect("the store opens");
     let ada = Author::join(&store, "acme", "ada", "phone");

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use driftline_conflict::{Policy, Rights};
 use driftline_model::{KindName, ScopeName, UserId};
 use driftline_protocol::{KindSchema, SampleSchema, write_json_string};
+use driftline_realtime::Pattern;
 
 use crate::group::Placement;
 use crate::review::conflicts_kind;
+use crate::rules::EventRules;
 use crate::samples::Retention;
 
 /// How long points of series are kept, in milliseconds: 90 days.
@@ -35,6 +37,8 @@ pub struct KindRule {
     pub schema_version_min: u32,
     /// How its conflicts are decided, unless the tenant has a policy of its own.
     pub policy: Arc<Policy>,
+    /// The event that a changed record publishes.
+    pub announce: Option<Arc<Announce>>,
     /// What is declared of it as telemetry; none: it is a kind of records.
     pub telemetry: Option<Arc<TelemetryRule>>,
 }
@@ -52,20 +56,24 @@ pub struct TelemetryRule {
     /// How many milliseconds after its receipt a sample goes; none: it stays.
     pub retention_ms: Option<u64>,
     /// The event that an accepted sample publishes.
-    pub announce: Option<Announce>,
+    pub announce: Option<Arc<Announce>>,
     /// Numeric fields of which unusual values raise an alert.
     pub watch: Vec<Box<str>>,
 }
 
-/// The event that an accepted sample publishes.
+/// The event that an accepted sample or a changed record publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Announce {
     /// The event's type.
     pub kind: Box<str>,
-    /// Its topics. `{field}` stands for the value of a field of the sample, `{device_id}` for its device.
-    pub topics: Vec<Box<str>>,
+    /// Its topics. `{field}` stands for the value of a field, `{device_id}` for a sample's device.
+    pub topics: Vec<Pattern>,
     /// The fields that it carries, canonical JSON text; empty: all.
     pub fields: Vec<Box<str>>,
+    /// Whether the log keeps it: as the rules of its topics say.
+    pub durable: bool,
+    /// The placeholder that names what a conflated event tells of: as the rules of its topics say.
+    pub conflate: Option<Box<str>>,
 }
 
 /// Roles that may lower ordered fields, unless a kind declares its own.
@@ -89,6 +97,7 @@ impl Default for KindRule {
             schema: None,
             schema_version_min: 0,
             policy: Arc::new(Policy::field_merge()),
+            announce: None,
             telemetry: None,
         }
     }
@@ -232,11 +241,30 @@ impl Catalogue {
         Some((rule, rule.telemetry.as_ref()?))
     }
 
-    /// Returns the templates of all topics on which kinds announce.
-    #[must_use]
-    pub fn announced(&self) -> Vec<Box<str>> {
-        let rules = self.kinds.values().filter_map(|rule| rule.telemetry.as_ref()?.announce.as_ref());
-        rules.flat_map(|announce| announce.topics.iter().cloned()).collect()
+    /// Returns the patterns of all topics on which kinds announce, and whether samples are announced there.
+    pub(crate) fn announced(&self) -> Vec<(Pattern, bool)> {
+        let rules = self.kinds.values().filter_map(|rule| match &rule.telemetry {
+            Some(telemetry) => Some((telemetry.announce.as_ref()?, true)),
+            None => Some((rule.announce.as_ref()?, false)),
+        });
+        rules
+            .flat_map(|(rule, of_samples)| rule.topics.iter().map(move |topic| (topic.clone(), of_samples)))
+            .collect()
+    }
+
+    /// Has announced events kept and conflated as the rules of their topics say.
+    pub(crate) fn settle(&mut self, rules: &EventRules) {
+        let settled = |announce: &mut Option<Arc<Announce>>| {
+            if let Some(announce) = announce {
+                *announce = Arc::new(rules.settle(announce.as_ref().clone()));
+            }
+        };
+        for rule in self.kinds.values_mut() {
+            settled(&mut rule.announce);
+            if let Some(telemetry) = &mut rule.telemetry {
+                settled(&mut Arc::make_mut(telemetry).announce);
+            }
+        }
     }
 
     /// Returns which samples go, and when.

@@ -11,6 +11,7 @@ use driftline_model::{
 };
 use driftline_protocol::{FieldError, ItemCode, RecordView, Resolution};
 
+use crate::events::{Announcing, EventDraft, Published};
 use crate::review::ConflictRow;
 
 /// Where a record is kept.
@@ -24,7 +25,7 @@ pub struct RowKey {
     pub id: RecordId,
 }
 
-/// One batch of one device, checked and ready to be applied.
+/// One batch of one device, checked and ready to be applied; or events to be published, which need no device.
 #[derive(Debug, Clone)]
 pub struct Submission {
     /// The tenant.
@@ -47,6 +48,8 @@ pub struct Submission {
     pub correlation: Box<str>,
     /// The items, in their order.
     pub entries: Vec<Entry>,
+    /// Events to be published, in their order.
+    pub events: Vec<EventDraft>,
 }
 
 impl Submission {
@@ -67,7 +70,13 @@ impl Submission {
             Task::Aggregate(aggregate) => aggregate.bytes(),
             Task::Refuse(..) => 200,
         });
-        fields.sum()
+        fields.sum::<usize>() + self.events.iter().map(EventDraft::bytes).sum::<usize>()
+    }
+
+    /// Tells whether there are only events: then the device is nobody, and no state of it is looked at.
+    #[must_use]
+    pub fn is_publication(&self) -> bool {
+        self.entries.is_empty() && !self.events.is_empty()
     }
 }
 
@@ -164,6 +173,8 @@ pub struct Append {
     pub sent_ms: Option<u64>,
     /// Whether a later sample of the same id takes the place of an earlier one.
     pub keyed: bool,
+    /// The event that it publishes once it is accepted.
+    pub announce: Option<Announcing>,
 }
 
 /// What a device counted, on its way into hourly series.
@@ -196,6 +207,8 @@ pub struct Resolve {
     pub placement: Placement,
     /// The policy of the record's kind.
     pub policy: Arc<Policy>,
+    /// The event that the record publishes if it changes.
+    pub announce: Option<Announcing>,
 }
 
 /// The scope that a record is kept in.
@@ -232,6 +245,8 @@ pub struct Apply {
     pub rights: Rights,
     /// The policy of its kind.
     pub policy: Arc<Policy>,
+    /// The event that it publishes once it is accepted.
+    pub announce: Option<Announcing>,
 }
 
 impl Entry {
@@ -314,6 +329,8 @@ pub struct KnownMore {
 pub struct Receipt {
     /// One result per item.
     pub results: Vec<SubmissionResult>,
+    /// One result per event.
+    pub events: Vec<Published>,
     /// The head after the batch.
     pub seq: Seq,
     /// The tenant's highest stored clock.

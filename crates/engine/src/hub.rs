@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
-use driftline_model::{DeviceNo, Hlc, ScopeName, Seq, TenantNo};
+use driftline_model::{DeviceNo, Epoch, Hlc, ScopeName, Seq, TenantNo};
 use driftline_protocol::{Change, RecordView, encode_changes};
 use futures_channel::mpsc;
 use futures_util::Stream;
 
+use crate::events::{Event, EventDraft};
+use crate::fanout::Fanout;
 use crate::policies::Policies;
 use crate::ports::Listeners;
 use crate::review::ConflictRow;
-use crate::signal::Signal;
 
 /// What one commit group changed of one tenant.
 #[derive(Debug, Clone)]
@@ -32,6 +33,12 @@ pub struct Committed {
     pub changes: Option<Arc<[CommittedChange]>>,
     /// Conflicts that were opened, joined or decided, as they are now.
     pub conflicts: Arc<[CommittedConflict]>,
+    /// The number of the last event before.
+    pub prev_event: u64,
+    /// The number of the last event after.
+    pub event: u64,
+    /// The events, those that the log does not keep among them.
+    pub events: Vec<Arc<Event>>,
     encoded: OnceLock<Arc<str>>,
 }
 
@@ -46,7 +53,25 @@ impl Committed {
         changes: Option<Vec<CommittedChange>>,
     ) -> Self {
         let changes = changes.map(Arc::from);
-        Self { tenant, prev_seq, seq, hlc, changes, conflicts: Arc::new([]), encoded: OnceLock::new() }
+        Self {
+            tenant,
+            prev_seq,
+            seq,
+            hlc,
+            changes,
+            conflicts: Arc::new([]),
+            prev_event: 0,
+            event: 0,
+            events: Vec::new(),
+            encoded: OnceLock::new(),
+        }
+    }
+
+    /// Adds events, with the numbers of the last event before and after.
+    #[must_use]
+    pub fn with_events(mut self, prev_event: u64, event: u64, events: Vec<Arc<Event>>) -> Self {
+        (self.prev_event, self.event, self.events) = (prev_event, event, events);
+        self
     }
 
     /// Adds conflicts.
@@ -122,8 +147,7 @@ pub struct Hub {
     policies: Policies,
     /// Counts how often numbers were voided.
     numbering: AtomicU64,
-    /// Who listens to live events. The lock is held for as long as the listeners of one tenant are gone through.
-    listeners: Mutex<HashMap<TenantNo, Vec<mpsc::Sender<Arc<Signal>>>>>,
+    fanout: Fanout,
 }
 
 #[derive(Debug)]
@@ -198,7 +222,7 @@ impl Hub {
             queue,
             policies: Policies::default(),
             numbering: AtomicU64::new(0),
-            listeners: Mutex::default(),
+            fanout: Fanout::new(),
         }
     }
 
@@ -214,41 +238,14 @@ impl Hub {
         self.numbering.load(Ordering::SeqCst)
     }
 
-    /// Starts to listen to the live events of a tenant. Who falls behind by more than the hub's queue misses events.
-    #[must_use]
-    pub fn listen(&self, tenant: TenantNo) -> mpsc::Receiver<Arc<Signal>> {
-        let (sender, receiver) = mpsc::channel(self.queue);
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        let listeners = listeners.entry(tenant).or_default();
-        if listeners.len() == listeners.capacity() {
-            listeners.retain(|listener| !listener.is_closed());
-        }
-        listeners.push(sender);
-        receiver
+    /// Who listens to events.
+    pub(crate) fn fanout(&self) -> &Fanout {
+        &self.fanout
     }
 
-    /// Tells whoever listens to a tenant of something that happens now. Gives how many hear of it.
-    pub fn signal(&self, tenant: TenantNo, signal: Signal) -> usize {
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(of_tenant) = listeners.get_mut(&tenant) else { return 0 };
-        let (signal, mut heard) = (Arc::new(signal), 0);
-        of_tenant.retain_mut(|listener| match listener.try_send(Arc::clone(&signal)) {
-            Ok(()) => {
-                heard += 1;
-                true
-            }
-            Err(error) => error.is_full(),
-        });
-        if of_tenant.is_empty() {
-            listeners.remove(&tenant);
-        }
-        heard
-    }
-
-    /// Tells whether anybody listens to the live events of a tenant.
-    #[must_use]
-    pub fn is_heard(&self, tenant: TenantNo) -> bool {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&tenant)
+    /// Tells whoever listens now of an event that the log does not keep; gives how many connections it reached.
+    pub(crate) fn tell_now(&self, tenant: TenantNo, draft: &EventDraft) -> u32 {
+        self.fanout.tell_now(tenant, &Arc::new(draft.event(Epoch::new(0), None)))
     }
 
     /// Starts to listen to a tenant.
@@ -270,12 +267,21 @@ impl Hub {
 impl Listeners for Hub {
     fn listening(&self, tenant: TenantNo) -> bool {
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        tenants.get(&tenant).is_some_and(|subscribers| !subscribers.is_empty())
+        let syncing = tenants.get(&tenant).is_some_and(|subscribers| !subscribers.is_empty());
+        drop(tenants);
+        syncing || self.fanout.is_heard(tenant)
     }
 
     fn committed(&self, committed: Committed) {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let tenant = committed.tenant;
+        if committed.event > committed.prev_event || !committed.events.is_empty() {
+            self.fanout.tell(tenant, committed.prev_event, committed.event, &committed.events);
+        }
+        // A commit of events alone is no news of records.
+        if committed.seq == committed.prev_seq && committed.conflicts.is_empty() && committed.event > 0 {
+            return;
+        }
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(subscribers) = tenants.get_mut(&tenant) else { return };
         let committed = Arc::new(committed);
         subscribers.retain_mut(|subscriber| subscriber.send(&committed));
@@ -293,7 +299,7 @@ impl Listeners for Hub {
         self.numbering.fetch_add(1, Ordering::SeqCst);
         self.policies.forget_all();
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.fanout.void();
     }
 }
 
@@ -356,17 +362,6 @@ mod tests {
         let mut later = hub.subscribe(TenantNo::new(1));
         assert_eq!(next(&mut later), None, "who comes afterwards listens");
         assert!(hub.listening(TenantNo::new(1)) && !hub.listening(TenantNo::new(2)));
-    }
-
-    #[test]
-    fn voided_numbers_end_who_listens_to_live_events() {
-        let hub = Hub::new(4);
-        let mut live = hub.listen(TenantNo::new(1));
-        assert!(hub.is_heard(TenantNo::new(1)));
-        hub.numbers_voided();
-        let mut context = Context::from_waker(std::task::Waker::noop());
-        assert!(matches!(Pin::new(&mut live).poll_next(&mut context), Poll::Ready(None)));
-        assert!(!hub.is_heard(TenantNo::new(1)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use driftline_protocol::{
 };
 
 use crate::catalogue::TelemetryRule;
+use crate::events::announcing;
 use crate::group::{Append, Entry, Receipt, Task};
 
 /// Where samples come from, which names those that have no name of their own.
@@ -56,6 +57,7 @@ impl Source<'_> {
                 // Only a name that holds the device lets a sample take the place of another one.
                 keyed: !rule.key.is_empty() && !given,
                 fields: sample.fields,
+                announce: announcing(rule.announce.as_ref(), Some(self.device)),
             })
         } else {
             Task::Refuse(ItemCode::Invalid, errors)

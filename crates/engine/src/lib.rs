@@ -40,10 +40,13 @@
 
 mod audit;
 mod catalogue;
+mod events;
 mod explain;
+mod fanout;
 mod group;
 mod hub;
 mod ingest;
+mod log;
 mod plan;
 mod policies;
 mod ports;
@@ -53,10 +56,10 @@ mod push;
 mod rate;
 mod registry;
 mod review;
+mod rules;
 mod samples;
 mod service;
 mod session;
-mod signal;
 mod streams;
 mod work;
 
@@ -65,15 +68,22 @@ pub use catalogue::{
     Announce, Catalogue, KindRule, REVIEW_ROLES, Reviewable, SERVICE_ROLES, STAFF_ROLES, ScopeRule,
     TelemetryRule, canonical_name,
 };
+pub use driftline_realtime::Log;
+pub use events::{Announcing, Event, EventDraft, FORMS, Published};
 pub use explain::{Explanation, FieldExplanation, LostValue};
+pub use fanout::{Ear, Heard, Listener, Ring, Subscribed, devices_of};
 pub use group::{
     Aggregate, Answered, Append, Apply, Entry, Known, KnownMore, Once, OnceKey, Placement, Receipt,
     Remembered, Resolve, Resolved, RowKey, Submission, SubmissionResult, Task,
 };
 pub use hub::{Committed, CommittedChange, CommittedConflict, Hub, Moved, Subscription};
+pub use log::{
+    Answer, DeviceEvents, Drained, EventLog, EventName, EventPage, EventQuery, OutboxRouter, OutboxRow,
+    TopicRetention, TopicRules,
+};
 pub use plan::{
-    AuditWrite, BatchWrite, DeviceWrite, ExitWrite, GroupState, OnceWrite, PlanEnv, Planned, ResultWrite,
-    SampleMark, SampleWrite, SeriesKey, SumWrite, Writes, plan,
+    AuditWrite, BatchWrite, DeviceWrite, EventWrite, ExitWrite, GroupState, OnceWrite, PlanEnv, Planned,
+    ResultWrite, SampleMark, SampleWrite, SeriesKey, SumWrite, Writes, plan,
 };
 pub use policies::{Policies, PolicyError, PolicyView, policy_of_doc};
 pub use ports::{
@@ -91,11 +101,11 @@ pub use registry::{
 pub use review::{
     AuditQuery, ConflictPlace, ConflictQuery, ConflictRow, ConflictStatus, conflict_doc, conflicts_kind,
 };
+pub use rules::{ANONYMOUS_ROLE, EventRules, PUBLISHER_ROLES, RETENTION_MS_DEFAULT};
 pub use samples::{Retention, SamplePlace, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
 pub use service::{
-    DEVICE_ROLE, Engine, Ingest, PreparedIngest, RecordPage, SampleWish, Sealer, Signals, Windows,
-    hash_digest,
+    Authority, DEVICE_ROLE, Engine, Ingest, Missed, MissedPage, Monitored, NoticePage, Outcome,
+    PreparedIngest, RecordPage, SampleWish, Sealer, Windows, hash_digest,
 };
-pub use session::{Close, Output, Preset, Session};
-pub use signal::{Interests, Signal, Wish};
+pub use session::{Close, Greeting, Output, Preset, Session};
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::catalogue::Reviewable;
 use crate::group::{Receipt, Remembered, Submission};
 use crate::hub::Committed;
+use crate::log::EventLog;
 use crate::registry::{DeviceChange, DeviceChanged, DeviceNote, DeviceOnce, DeviceQuery, DeviceRow};
 use crate::review::{AuditQuery, ConflictQuery, ConflictRow};
 use crate::samples::{Retention, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
@@ -47,6 +48,8 @@ pub trait Observer: Send + Sync + 'static {
     fn remembered(&self, _layer: &'static str, _hit: bool) {}
     /// A device came by another way than before, or came again.
     fn turned(&self, _turn: crate::presence::Turn) {}
+    /// Rows of the outbox were processed; of `failed` of them no event could be made.
+    fn drained(&self, _processed: u64, _failed: u64) {}
 }
 
 /// Hears everything and counts nothing.
@@ -97,6 +100,8 @@ pub struct Identity {
     pub user: UserId,
     /// The user's roles.
     pub roles: Vec<Box<str>>,
+    /// The user's claims that may name groups, each with one value; of one claim there may be several.
+    pub claims: Vec<(Box<str>, Box<str>)>,
     /// The device, on routes that have one.
     pub device: Option<(DeviceNo, DeviceKey)>,
     /// The scopes that the user reads and writes, sorted.
@@ -138,6 +143,8 @@ pub struct Head {
     /// The number of the last change before the epoch began. What a device holds of a later version, and of an earlier
     /// epoch, is lost here.
     pub epoch_seq: Seq,
+    /// The number of the last event.
+    pub event_id: u64,
 }
 
 /// A stored record with its place.
@@ -554,6 +561,9 @@ pub trait Store: Send + Sync + 'static {
         owner: &str,
         key: &str,
     ) -> impl Future<Output = Result<Option<Record<Remembered>>, StoreError>> + Send;
+
+    /// Returns the log of events beside the records, on the same database.
+    fn log(&self) -> &dyn EventLog;
 
     /// Writes something, to show that writing works.
     fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;

@@ -151,6 +151,17 @@ impl Presence {
         (notes, gone.into_iter().map(|(device, _)| device).collect())
     }
 
+    /// Has devices that are gone be looked at again, because it could not be told.
+    pub fn gone_again(&mut self, gone: &[(TenantNo, DeviceNo)], now_ms: u64) {
+        for device in gone {
+            if let Some(present) =
+                self.devices.get_mut(device).filter(|present| present.connections.is_empty())
+            {
+                present.leaving = Some(now_ms);
+            }
+        }
+    }
+
     /// Has every device of this node count as gone, because the node goes.
     pub fn leave(&mut self, now_ms: u64) {
         for present in self.devices.values_mut() {
@@ -196,6 +207,9 @@ mod tests {
             DeviceSign::Heard => "heard",
             DeviceSign::Connected { .. } => "connected",
             DeviceSign::Disconnected { .. } => "disconnected",
+            DeviceSign::Acknowledged { .. } => "acknowledged",
+            DeviceSign::Listened { .. } => "listened",
+            DeviceSign::Slow { .. } => "slow",
             DeviceSign::Reported { .. } => "reported",
         };
         (notes.iter().map(name).collect(), gone.len())

@@ -12,6 +12,7 @@ use driftline_protocol::{
 };
 
 use crate::catalogue::{Catalogue, KindRule, TelemetryRule};
+use crate::events::announcing;
 use crate::group::{
     Answered, Apply, Entry, Once, OnceKey, Placement, Receipt, Submission, SubmissionResult, Task,
 };
@@ -119,6 +120,7 @@ impl Gate<'_> {
             once,
             correlation: correlation.into(),
             entries,
+            events: Vec::new(),
         };
         Some((submission, echoes, recognised))
     }
@@ -201,6 +203,7 @@ impl Gate<'_> {
                     placement: placement.unwrap_or_else(|| Placement::Fixed(ScopeName::tenant())),
                     rights: rule.map(|rule| rule.rights(&self.identity.roles)).unwrap_or_default(),
                     policy,
+                    announce: rule.and_then(|rule| announcing(rule.announce.as_ref(), None)),
                 })
             }
         };

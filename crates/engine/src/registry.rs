@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use driftline_idempotency::Fingerprint;
-use driftline_model::{DeviceId, DeviceKey, DeviceNo, TenantNo};
+use driftline_model::{DeviceId, DeviceKey, DeviceNo, Epoch, TenantNo};
 
 /// A registered device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,6 +149,29 @@ pub enum DeviceSign {
     Disconnected {
         /// The connection.
         connection: Box<str>,
+    },
+    /// It acknowledged every event up to this one.
+    Acknowledged {
+        /// The life of the log.
+        epoch: Epoch,
+        /// The event.
+        event: u64,
+    },
+    /// It listens to topics.
+    Listened {
+        /// The life of the log.
+        epoch: Epoch,
+        /// The last event before.
+        since: u64,
+        /// The topics.
+        topics: Vec<Box<str>>,
+        /// Topics that it asked for and may not have.
+        refused: Vec<Box<str>>,
+    },
+    /// It was cut for reading too slowly.
+    Slow {
+        /// The last event that it took.
+        event: u64,
     },
     /// It said how it is.
     Reported {

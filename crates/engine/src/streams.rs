@@ -9,7 +9,7 @@ use driftline_model::{DeviceKey, KindName, Object, TenantNo};
 use driftline_protocol::write_json_string;
 
 use crate::catalogue::TelemetryRule;
-use crate::signal::Signal;
+use crate::events::EventDraft;
 
 /// The streams of a node, one per tenant and kind.
 #[derive(Debug, Default)]
@@ -89,7 +89,7 @@ impl Streams {
         device: &DeviceKey,
         brought: Brought,
         now_ms: u64,
-    ) -> Vec<Signal> {
+    ) -> Vec<EventDraft> {
         let key = (tenant, kind.clone());
         if self.streams.len() >= STREAMS_MAX && !self.streams.contains_key(&key) {
             return Vec::new();
@@ -113,7 +113,7 @@ impl Streams {
     }
 
     /// Gives what was last told of the streams of a tenant.
-    pub(crate) fn told(&self, tenant: TenantNo, now_ms: u64) -> Vec<Signal> {
+    pub(crate) fn told(&self, tenant: TenantNo, now_ms: u64) -> Vec<EventDraft> {
         let of_tenant = self.streams.iter().filter(|((of, _), _)| *of == tenant);
         of_tenant
             .filter_map(|(_, stream)| Some(live("stream_metrics", None, stream.told.as_ref()?, now_ms)))
@@ -121,7 +121,7 @@ impl Streams {
     }
 
     /// Looks at every stream once a second: what changed since the last look, and what is unusual.
-    pub(crate) fn look(&mut self, now_ms: u64) -> Vec<(TenantNo, Signal)> {
+    pub(crate) fn look(&mut self, now_ms: u64) -> Vec<(TenantNo, EventDraft)> {
         self.streams.retain(|_, stream| stream.heard_ms + FORGOTTEN_MS >= now_ms);
         let mut signals = Vec::new();
         for ((tenant, kind), stream) in &mut self.streams {
@@ -151,17 +151,12 @@ impl Stream {
     }
 }
 
-fn live(kind: &str, device: Option<&DeviceKey>, data: &str, at_ms: u64) -> Signal {
-    Signal {
-        kind: kind.into(),
-        topics: vec![kind.into()],
-        device: device.cloned(),
-        data: Arc::from(data),
-        at_ms,
-    }
+fn live(kind: &str, device: Option<&DeviceKey>, data: &str, at_ms: u64) -> EventDraft {
+    let draft = EventDraft::new(kind, vec![kind.into()], Arc::from(data), at_ms);
+    EventDraft { durable: false, owner: device.cloned(), ..draft }
 }
 
-fn alert(metric: &str, device: Option<&DeviceKey>, anomaly: &Anomaly, at_ms: u64) -> Signal {
+fn alert(metric: &str, device: Option<&DeviceKey>, anomaly: &Anomaly, at_ms: u64) -> EventDraft {
     let mut data = String::from("{\"metric\":");
     write_json_string(&mut data, metric);
     if let Some(device) = device {
@@ -174,7 +169,7 @@ fn alert(metric: &str, device: Option<&DeviceKey>, anomaly: &Anomaly, at_ms: u64
         number(anomaly.expected),
         anomaly.severity.name()
     ));
-    live("anomaly_alert", device, &data, at_ms)
+    EventDraft { durable: true, ..live("anomaly_alert", device, &data, at_ms) }
 }
 
 fn encode(kind: &KindName, metrics: &StreamMetrics) -> String {
@@ -207,7 +202,7 @@ mod tests {
         DeviceKey::from_text("ada\u{1}phone")
     }
 
-    fn record(streams: &mut Streams, kind: &str, score: f64, now_ms: u64) -> Vec<Signal> {
+    fn record(streams: &mut Streams, kind: &str, score: f64, now_ms: u64) -> Vec<EventDraft> {
         let kind = KindName::new(kind).expect("a kind");
         let sample = StreamSample { items: 1, errors: 1, latency_ms: 4.0, ..StreamSample::default() };
         let brought = Brought { sample, watched: vec![("score".into(), score)] };

@@ -1,16 +1,20 @@
 //! Work that a session asks for, and what comes of it.
 
+use std::sync::Arc;
+
 use driftline_model::{Seq, SyncId};
 use driftline_protocol::{
-    Ack, AnalyticsBatch, BareAck, Checksums, ConflictResolved, DeviceStatus, Fault, RequestChecksums,
-    RequestServerData, ResolveConflict, ResyncRequired, ServerData, SessionInfo, StartSync, SyncData,
-    TelemetryAck,
+    Ack, AnalyticsBatch, BareAck, Checksums, ConflictResolved, DeviceStatus, EventPlace, EventsSubscribed,
+    Fault, Publish, PublishAck, RequestChecksums, RequestServerData, ResolveConflict, ResyncRequired,
+    ServerData, SessionInfo, StartSync, SyncData, TelemetryAck, Topics,
 };
 use thiserror::Error;
 
+use crate::events::EventDraft;
+use crate::fanout::Listener;
 use crate::group::Once;
 use crate::pull::PullFault;
-use crate::service::{Ingest, PreparedIngest};
+use crate::service::{Ingest, Missed, MissedPage, PreparedIngest};
 
 /// Something a session needs done. It is started at once; answers come in the order of the asking.
 #[derive(Debug)]
@@ -52,6 +56,34 @@ pub enum Work {
     Report {
         /// What it says.
         status: Box<DeviceStatus>,
+    },
+    /// Listen to topics.
+    Subscribe {
+        /// What listens.
+        listener: Arc<Listener>,
+        /// What is wanted.
+        wanted: Topics,
+    },
+    /// Read a page of the log.
+    Missed {
+        /// What listens.
+        listener: Arc<Listener>,
+        /// What is wanted.
+        missed: Missed,
+    },
+    /// Take down which events the device has.
+    Acknowledge {
+        /// The last of them.
+        last: EventPlace,
+    },
+    /// Publish an event.
+    Publish {
+        /// The event.
+        publish: Box<Publish>,
+        /// What the message is remembered by.
+        once: Option<Once>,
+        /// A random number, for a notification without an id.
+        seed: u128,
     },
     /// Read a page.
     Pull {
@@ -114,6 +146,22 @@ pub enum Prepared {
         /// Finds the request in the log.
         correlation: String,
     },
+    /// A page of the log to be read.
+    Missed {
+        /// What listens.
+        listener: Arc<Listener>,
+        /// What is wanted.
+        missed: Missed,
+    },
+    /// An event to be published.
+    Publish {
+        /// The event.
+        draft: Box<EventDraft>,
+        /// What the message is remembered by.
+        once: Option<Once>,
+        /// Finds the request in the log.
+        correlation: String,
+    },
     /// Work that was done, or failed, while it was prepared.
     Failed(Done),
 }
@@ -144,6 +192,14 @@ pub enum Done {
     Resolved(Result<Box<ConflictResolved>, Fault>),
     /// Samples are appended, or not.
     Ingested(Result<TelemetryAck, Fault>),
+    /// Topics are listened to, or not.
+    Subscribed(Result<EventsSubscribed, Fault>),
+    /// A page of the log is read, or not.
+    Missed(Result<Box<MissedPage>, Fault>),
+    /// It is taken down which events the device has, or not.
+    Acknowledged(Result<(), Fault>),
+    /// An event is published, or not.
+    Published(Result<PublishAck, Fault>),
     /// Something was taken of which there is nothing else to tell, or not.
     Noted(Result<BareAck, Fault>),
 }

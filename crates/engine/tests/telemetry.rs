@@ -10,8 +10,8 @@ use driftline_engine::{
 };
 use driftline_model::{KindName, Limits};
 use driftline_protocol::{Document, Encoding, SampleSchema, decode};
+use driftline_realtime::Pattern;
 use driftline_testkit::block_on;
-use futures_util::{FutureExt as _, StreamExt as _};
 
 use support::desk::{Desk, Frame, Office, SYNC, kinds};
 
@@ -32,8 +32,13 @@ fn office() -> Office {
         schema: Some(Arc::new(SampleSchema::compile(schema).expect("a schema"))),
         ..TelemetryRule::default()
     };
-    let announce =
-        Announce { kind: "score".into(), topics: vec!["scores_{team}".into()], fields: vec!["score".into()] };
+    let announce = Arc::new(Announce {
+        kind: "score".into(),
+        topics: vec![Pattern::parse("scores_{team}").expect("a pattern")],
+        fields: vec!["score".into()],
+        durable: false,
+        conflate: None,
+    });
     let voice = TelemetryRule {
         announce: Some(announce),
         retention_ms: Some(1_000),
@@ -335,17 +340,14 @@ fn a_window_counts_once() {
 fn samples_are_announced_to_those_who_may_hear() {
     let office = office();
     let mut listener = office.desk("ada", "phone");
-    let announced = Arc::from([Box::from("scores_{team}")]);
-    listener.session = listener.session.within(1_000, announced);
     listener.take();
-    let mut signals = office.engine.listen(&listener.identity);
     let subscribed = listener.ask(
         r#"{"type":"subscribe_events","topics":["scores_red","device_phone","user_bob","nonsense","device_status"]}"#,
     );
     let told = &subscribed[0].text;
     for part in [
-        r#"{"topic":"scores_red","accepted":true}"#,
-        r#"{"topic":"device_phone","accepted":true}"#,
+        r#"{"topic":"scores_red","accepted":true,"#,
+        r#"{"topic":"device_phone","accepted":true,"#,
         r#"{"topic":"user_bob","accepted":false,"code":"FORBIDDEN"}"#,
         r#"{"topic":"nonsense","accepted":false,"code":"NOT_FOUND"}"#,
     ] {
@@ -355,10 +357,7 @@ fn samples_are_announced_to_those_who_may_hear() {
     phone.take();
     phone.ask(r#"{"type":"voice","payload":{"score":7,"team":"red"}}"#);
     phone.ask(r#"{"type":"voice","payload":{"score":8,"team":"blue"}}"#);
-    while let Some(Some(signal)) = signals.next().now_or_never() {
-        listener.session.handle_signal(&signal, listener.now_ms);
-        listener.poll();
-    }
+    listener.listen();
     let events = listener.take();
     // The device's own topic is one of each of its events.
     assert_eq!(kinds(&events), ["score", "score"]);

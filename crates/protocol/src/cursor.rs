@@ -94,6 +94,9 @@ impl std::fmt::Debug for CursorKey {
 pub struct CursorError;
 
 const FORMAT: u8 = 2;
+/// Begins what stands for a place in the log of events.
+const PLACE: u8 = 0xe1;
+const PLACE_CHARS_MAX: usize = 64;
 const MAC_BYTES: usize = 8;
 /// Room for as many kinds as a request may name, twice, and for some hundred scopes.
 const CURSOR_CHARS_MAX: usize = 128 << 10;
@@ -103,6 +106,43 @@ impl CursorKey {
     #[must_use]
     pub fn new(secret: &[u8; 32]) -> Self {
         Self(Hmac::new_from_slice(secret).expect("HMAC takes keys of any length"))
+    }
+
+    /// Seals a place in a tenant's log of events for a user: base64url of its fields and an 8-byte MAC.
+    #[must_use]
+    pub fn seal_place(&self, tenant: &TenantId, user: &str, epoch: Epoch, id: u64) -> String {
+        let mut out = vec![PLACE];
+        out.extend_from_slice(&epoch.number().to_be_bytes());
+        out.extend_from_slice(&id.to_be_bytes());
+        let mac = self.mac(&place_text(tenant, user, &out));
+        out.extend_from_slice(&mac);
+        URL_SAFE_NO_PAD.encode(out)
+    }
+
+    /// Opens what [`CursorKey::seal_place`] sealed for the same user.
+    ///
+    /// # Errors
+    /// [`CursorError`] for anything else.
+    pub fn open_place(
+        &self,
+        tenant: &TenantId,
+        user: &str,
+        token: &str,
+    ) -> Result<(Epoch, u64), CursorError> {
+        if token.len() > PLACE_CHARS_MAX {
+            return Err(CursorError);
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| CursorError)?;
+        let (place, mac) = bytes.split_at_checked(13).ok_or(CursorError)?;
+        let mut hmac = self.0.clone();
+        hmac.update(&place_text(tenant, user, place));
+        hmac.verify_truncated_left(mac).map_err(|_| CursorError)?;
+        if mac.len() != MAC_BYTES || place.first() != Some(&PLACE) {
+            return Err(CursorError);
+        }
+        let epoch = place[1..5].try_into().map_err(|_| CursorError)?;
+        let id = place[5..13].try_into().map_err(|_| CursorError)?;
+        Ok((Epoch::new(u32::from_be_bytes(epoch)), u64::from_be_bytes(id)))
     }
 
     /// Seals a cursor for a tenant: base64url of its fields and an 8-byte MAC.
@@ -191,6 +231,11 @@ impl CursorKey {
         mac.copy_from_slice(&full[..MAC_BYTES]);
         mac
     }
+}
+
+/// What a sealed place's MAC is over.
+fn place_text(tenant: &TenantId, user: &str, place: &[u8]) -> Vec<u8> {
+    [place, tenant.as_str().as_bytes(), b"\x01", user.as_bytes()].concat()
 }
 
 fn tenant_hash(tenant: &TenantId) -> u64 {

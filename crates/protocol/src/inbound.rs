@@ -6,7 +6,7 @@ use crate::checksums::{Range, RequestChecksums};
 use crate::code::ErrorCode;
 use crate::conflict::ResolveConflict;
 use crate::envelope::{Envelope, Fault, sync_id};
-use crate::events::Topics;
+use crate::events::{AckEvents, Publish, ReplayRequest, Topics};
 use crate::form::Encoding;
 use crate::item::{BadItem, Item};
 use crate::json::Node;
@@ -77,6 +77,12 @@ pub enum Inbound {
     SubscribeEvents(Topics),
     /// Wants no more of them.
     UnsubscribeEvents(Topics),
+    /// Asks for the events that were missed.
+    ReplayRequest(ReplayRequest),
+    /// Publishes an event.
+    Publish(Box<Publish>),
+    /// Acknowledges events.
+    AckEvents(AckEvents),
 }
 
 /// Who is at the other end of a connection.
@@ -105,7 +111,7 @@ impl std::fmt::Debug for Auth {
 
 impl Inbound {
     /// The types of all messages on the wire.
-    pub const KINDS: [&'static str; 14] = [
+    pub const KINDS: [&'static str; 17] = [
         "start_sync",
         "sync_data",
         "request_server_data",
@@ -120,6 +126,9 @@ impl Inbound {
         "analytics_batch",
         "subscribe_events",
         "unsubscribe_events",
+        "replay_request",
+        "publish",
+        "ack_events",
     ];
 
     /// Returns the message's type on the wire.
@@ -141,6 +150,9 @@ impl Inbound {
             Self::AnalyticsBatch(_) => "analytics_batch",
             Self::SubscribeEvents(_) => "subscribe_events",
             Self::UnsubscribeEvents(_) => "unsubscribe_events",
+            Self::ReplayRequest(_) => "replay_request",
+            Self::Publish(_) => "publish",
+            Self::AckEvents(_) => "ack_events",
         }
     }
 }
@@ -249,6 +261,9 @@ fn body(envelope: &Envelope<'_>, limits: &Limits) -> Result<Opened, Fault> {
         "analytics_batch" => Inbound::AnalyticsBatch(Box::new(AnalyticsBatch::read(envelope)?)),
         "subscribe_events" | "subscription" => Inbound::SubscribeEvents(Topics::read(envelope)?),
         "unsubscribe_events" | "unsubscription" => Inbound::UnsubscribeEvents(Topics::read(envelope)?),
+        "replay_request" => Inbound::ReplayRequest(ReplayRequest::read(envelope)?),
+        "publish" => Inbound::Publish(Box::new(Publish::of_message(envelope)?)),
+        "ack_events" => Inbound::AckEvents(AckEvents::read(envelope)?),
         other => match KindName::new(other) {
             Ok(kind) if !other.starts_with('$') => {
                 Inbound::Telemetry(Box::new(Telemetry::read(envelope, kind, limits)?))

@@ -33,6 +33,7 @@ mod json;
 mod msgpack;
 mod outbound;
 mod policy;
+mod realtime_http;
 mod rows;
 #[cfg(feature = "schema")]
 mod sample_schema;
@@ -54,7 +55,11 @@ pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveC
 pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
 pub use devices::{DevicePatch, DevicePost, HashChange, SampleDoc, SeriesDoc, is_device_hash};
 pub use envelope::{Envelope, Fault, FieldError, is_key};
-pub use events::{Event, EventsSubscribed, TopicAnswer, Topics};
+pub use events::{
+    AckEvents, DeliveryDoc, EventFilter, EventPlace, EventPublished, EventView, EventsSubscribed, NoticeDoc,
+    Publish, PublishAck, ReplayComplete, ReplayRequest, ServerHeartbeat, TopicAnswer, Topics, event_id,
+    event_kind,
+};
 pub use form::{Deflater, Encoding, Form, InflateError, Inflater};
 pub use http::{SyncAnswer, SyncPost};
 pub use inbound::{
@@ -70,6 +75,10 @@ pub use outbound::{
     SyncSessionEnded, SyncSessionStarted, Totals, WinnerName,
 };
 pub use policy::{FieldPolicyDoc, PolicyDoc};
+pub use realtime_http::{
+    DrainPost, DrainedDoc, MONITORING_TOPIC, MonitoringDoc, PresenceDoc, PresentUser, SessionDoc, Shortcut,
+    StatsDoc, StreamEstablished, TicketDoc, has_topics, stop_monitoring,
+};
 pub use rows::{Change, ChangeKind, ServerData, ServerDelta, encode_changes};
 #[cfg(feature = "schema")]
 pub use sample_schema::SampleSchema;

@@ -13,7 +13,7 @@ use crate::checksums::Checksums;
 use crate::code::ItemCode;
 use crate::conflict::{ConflictDoc, ConflictResolved};
 use crate::envelope::{Fault, FieldError};
-use crate::events::{Event, EventsSubscribed};
+use crate::events::{EventsSubscribed, PublishAck, ReplayComplete, ServerHeartbeat};
 use crate::policy::PolicyDoc;
 use crate::rows::{ServerData, ServerDelta};
 use crate::telemetry::{BareAck, TelemetryAck};
@@ -92,14 +92,18 @@ pub enum Outbound {
     EventsSubscribed(EventsSubscribed),
     /// Answers `unsubscribe_events`.
     EventsUnsubscribed(EventsSubscribed),
-    /// Something happened.
-    Event(Event),
+    /// Ends a replay.
+    ReplayComplete(Box<ReplayComplete>),
+    /// Answers `publish`.
+    PublishAck(PublishAck),
+    /// Says that the server is alive.
+    Heartbeat(ServerHeartbeat),
 }
 
 impl Outbound {
     /// Returns the message's type on the wire.
     #[must_use]
-    pub fn kind(&self) -> &str {
+    pub fn kind(&self) -> &'static str {
         match self {
             Self::ConnectionEstablished(_) => "connection_established",
             Self::SyncSessionStarted(_) => "sync_session_started",
@@ -115,10 +119,11 @@ impl Outbound {
             Self::Pong(_) => "pong",
             Self::Error(_) => "error",
             Self::ServerDraining(_) => "server_draining",
-            Self::TelemetryAck(_) | Self::BareAck(_) => "ack",
+            Self::TelemetryAck(_) | Self::BareAck(_) | Self::PublishAck(_) => "ack",
             Self::EventsSubscribed(_) => "events_subscribed",
             Self::EventsUnsubscribed(_) => "events_unsubscribed",
-            Self::Event(event) => &event.kind,
+            Self::ReplayComplete(_) => "replay_complete",
+            Self::Heartbeat(_) => "heartbeat",
         }
     }
 
@@ -144,7 +149,9 @@ impl Outbound {
             Self::TelemetryAck(body) => splice(open, body),
             Self::BareAck(body) => splice(open, body),
             Self::EventsSubscribed(body) | Self::EventsUnsubscribed(body) => splice(open, body),
-            Self::Event(event) => event.encode(open),
+            Self::ReplayComplete(body) => splice(open, body),
+            Self::PublishAck(body) => splice(open, body),
+            Self::Heartbeat(body) => splice(open, body),
         }
     }
 }
@@ -194,6 +201,21 @@ pub struct ConnectionEstablished {
     pub epoch: String,
     /// The tenant's highest stored clock.
     pub hlc: String,
+    /// The end of the log of events: later ones come.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub position: String,
+    /// Stands for the position, sealed: any node resumes there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub resume_token: String,
+    /// The name that the client gave itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    /// Topics that the server joined for the user.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Topics that the client asked for under this name before, and has again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subscriptions: Vec<String>,
 }
 
 /// What a server can do.
@@ -207,6 +229,9 @@ pub struct Features {
     pub max_batch_items: u64,
     /// Bytes that one message may hold.
     pub max_message_bytes: u64,
+    /// For how many seconds missed events are kept, unless their topic says otherwise.
+    #[serde(default)]
+    pub replay_window_s: u64,
 }
 
 /// Answers `start_sync`.

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use driftline_model::{Epoch, Hlc, Intents, KindName, Limits, Object, RecordId, ScopeName, Seq, TenantId};
 use driftline_protocol::{
     Ack, BadItem, Change, ChangeKind, Checksum, ChecksumPart, Checksums, Cursor, CursorKey, Document,
-    Encoding, ErrorCode, Event, Fault, Head, Inbound, InflateError, Inflater, Item, ItemClass, ItemCode,
-    JsonError, Message, Missing, MsgpackError, Outbound, Phase, Progress, Range, RequestChecksums,
-    RequestServerData, ResolveConflict, Resume, Retry, ServerData, ServerDelta, ServerMessage, SyncData,
-    ValueErrorKind, canonical_value, decode, encode_changes, json_of_msgpack, msgpack_of_json, parse_time,
-    row_sum,
+    Encoding, ErrorCode, EventPlace, EventView, Fault, Head, Inbound, InflateError, Inflater, Item,
+    ItemClass, ItemCode, JsonError, Message, Missing, MsgpackError, Outbound, Phase, Progress, Range,
+    RequestChecksums, RequestServerData, ResolveConflict, Resume, Retry, ServerData, ServerDelta,
+    ServerMessage, SyncData, ValueErrorKind, canonical_value, decode, encode_changes, json_of_msgpack,
+    msgpack_of_json, parse_time, row_sum,
 };
 use forms::{bytes_of, hex, other_forms};
 use serde::de::DeserializeOwned;
@@ -284,9 +284,27 @@ fn summary(message: &Message) -> Value {
             "counters": batch.counters.iter().map(|(name, count)| json!([name, count])).collect::<Vec<_>>(),
             "histograms": batch.histograms.iter().map(|(name, values)| json!([name, values])).collect::<Vec<_>>(),
         }),
-        Inbound::SubscribeEvents(topics) | Inbound::UnsubscribeEvents(topics) => {
-            json!({"topics": topics.topics})
-        }
+        Inbound::SubscribeEvents(topics) | Inbound::UnsubscribeEvents(topics) => json!({
+            "topics": topics.topics,
+            "since": topics.since.map(place),
+            "filter": topics.filter.as_ref().map(driftline_protocol::EventFilter::to_text),
+        }),
+        Inbound::ReplayRequest(replay) => json!({
+            "after": place(replay.after),
+            "topics": replay.topics,
+            "limit": replay.limit,
+        }),
+        Inbound::AckEvents(ack) => json!({"last": place(ack.last)}),
+        Inbound::Publish(publish) => without_null(json!({
+            "topics": publish.topics,
+            "users": Some(&publish.users).filter(|users| !users.is_empty()),
+            "roles": Some(&publish.roles).filter(|roles| !roles.is_empty()),
+            "kind": publish.kind,
+            "data": publish.data.as_str(),
+            "durable": publish.durable,
+            "dedupe_key": publish.dedupe_key,
+            "version": publish.version,
+        })),
         other => panic!("no summary of {}", other.kind()),
     };
     without_null(json!({
@@ -296,6 +314,10 @@ fn summary(message: &Message) -> Value {
         "sync_id": message.sync_id.as_ref().map(|id| id.as_str()),
         "payload": without_null(body),
     }))
+}
+
+fn place(place: EventPlace) -> Value {
+    json!([place.epoch.map(|epoch| epoch.to_string()), place.id])
 }
 
 fn names(kinds: &[KindName]) -> Vec<&str> {
@@ -366,9 +388,13 @@ fn outbound_messages() {
             reply_to: vector["head"]["reply_to"].as_str().map(str::to_owned),
             sync_id: vector["head"]["sync_id"].as_str().map(str::to_owned),
         };
-        let outbound = outbound(text(vector, "type"), &vector["body"]);
-        assert_eq!(outbound.kind(), text(vector, "type"));
-        let frame = outbound.encode(&head);
+        let frame = if vector["body"]["topic"].is_string() {
+            event(text(vector, "type"), &vector["body"], head.now_ms)
+        } else {
+            let outbound = outbound(text(vector, "type"), &vector["body"]);
+            assert_eq!(outbound.kind(), text(vector, "type"));
+            outbound.encode(&head)
+        };
         // What a syncing client does not ask for it does not read either.
         let read = !LIVE.contains(&text(vector, "name").split(',').next().unwrap_or_default());
         if read {
@@ -385,7 +411,32 @@ fn outbound_messages() {
 }
 
 /// The first words of the names of vectors that tell of telemetry and events.
-const LIVE: [&str; 5] = ["telemetry ack", "bare ack", "event", "events_subscribed", "events_unsubscribed"];
+const LIVE: [&str; 8] = [
+    "telemetry ack",
+    "bare ack",
+    "publish ack",
+    "event",
+    "events_subscribed",
+    "events_unsubscribed",
+    "replay_complete",
+    "heartbeat",
+];
+
+/// Writes an event as every socket and stream has it.
+fn event(kind: &str, body: &Value, now_ms: u64) -> String {
+    let id = body["id"].as_str().map(|id| EventPlace::parse(id).expect("an event's id"));
+    let data = body["data"].to_string();
+    let view = EventView {
+        kind,
+        id: id.map(|place| (place.epoch.expect("an epoch"), place.id)),
+        topic: text(body, "topic"),
+        values: body["values"].as_str().unwrap_or_default(),
+        data: &data,
+        at_ms: time(text(body, "timestamp")),
+        now_ms,
+    };
+    view.encode()
+}
 
 fn typed<T: DeserializeOwned>(body: &Value) -> T {
     // Through text, because canonical texts inside a body are taken from it as they stand.
@@ -396,17 +447,14 @@ fn outbound(kind: &str, body: &Value) -> Outbound {
     match kind {
         "connection_established" => Outbound::ConnectionEstablished(typed(body)),
         "sync_session_started" => Outbound::SyncSessionStarted(typed(body)),
+        "ack" if body["of"] == "publish" => Outbound::PublishAck(typed(body)),
         "ack" if body["accepted"].is_u64() => Outbound::TelemetryAck(typed(body)),
         "ack" if body["results"].is_null() => Outbound::BareAck(typed(body)),
         "ack" => Outbound::Ack(typed(body)),
         "events_subscribed" => Outbound::EventsSubscribed(typed(body)),
         "events_unsubscribed" => Outbound::EventsUnsubscribed(typed(body)),
-        event if body["topic"].is_string() => Outbound::Event(Event {
-            kind: event.into(),
-            topic: text(body, "topic").into(),
-            data: Arc::from(body["data"].to_string()),
-            at_ms: time(text(body, "timestamp")),
-        }),
+        "replay_complete" => Outbound::ReplayComplete(typed(body)),
+        "heartbeat" => Outbound::Heartbeat(typed(body)),
         "server_data" => Outbound::ServerData(ServerData {
             changes: changes(body),
             cursor: text(body, "cursor").to_owned(),

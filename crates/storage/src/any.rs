@@ -172,6 +172,13 @@ impl Store for AnyStore {
         ask!(self, store => store.remembered(tenant, owner, key))
     }
 
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        match self {
+            Self::Sqlite(store) => store.log(),
+            Self::Postgres(store) => store.log(),
+        }
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         ask!(self, store => store.probe())
     }

@@ -24,6 +24,7 @@
 //!         skew_ms_max: 60_000,
 //!         record_bytes: 1 << 20,
 //!         readers: 2,
+//!         outbox_claims: Vec::new(),
 //!     })
 //! };
 //! let store = open()?;
@@ -41,6 +42,7 @@ mod codec;
 mod group;
 #[cfg(test)]
 mod handmade;
+mod log;
 mod marks;
 mod memory;
 mod names;

@@ -199,6 +199,7 @@ fn normal_use_is_never_fatal() {
         skew_ms_max: 60_000,
         record_bytes: 100,
         readers: 1,
+        outbox_claims: Vec::new(),
     })
     .expect("the store opens");
     let ada = Author::join(&store, "acme", "ada", "phone");

@@ -11,11 +11,12 @@ use diesel::connection::SimpleConnection;
 use diesel::{Connection, SqliteConnection};
 use driftline_conflict::{Policy, Strategy};
 use driftline_engine::{
-    Aggregate, DeviceAction, DeviceChange, DeviceChanged, Entry, Head, Once, OnceKey, Store, Task,
+    Aggregate, DeviceAction, DeviceChange, DeviceChanged, DeviceNote, DeviceSign, Entry, EventDraft, Head,
+    Once, OnceKey, Store, Submission, Task, TopicRetention, TopicRules,
 };
 use driftline_idempotency::Fingerprint;
 use driftline_insight::SeriesPoint;
-use driftline_model::{Seq, SyncId, TenantId};
+use driftline_model::{Epoch, Seq, SyncId, TenantId};
 use driftline_protocol::ItemCode;
 use driftline_storage::{BackupError, Contents, Finding, OpenError, RestoreError, SqliteStore};
 use driftline_testkit::{Author, Rng, World, block_on, create, delete, patch, sample};
@@ -66,6 +67,7 @@ impl Scene {
         let receipt = block_on(store.commit(late)).expect("a commit");
         assert_eq!(receipt.results[0].code, ItemCode::ConflictPending);
         measure(&store, &ada);
+        tell(&store, &ada);
         drop(store);
         let target = self.path("kept.db");
         SqliteStore::backup(&self.file, &target).expect("a backup");
@@ -110,6 +112,34 @@ fn measure(store: &SqliteStore, author: &Author) {
     };
     let changed = block_on(store.change_device(author.tenant, change, None)).expect("a change");
     assert!(matches!(changed, DeviceChanged::Done(_)), "{changed:?}");
+}
+
+/// Has two of three topics lose everything.
+struct Rules;
+
+impl TopicRules for Rules {
+    fn retention(&self, topic: &str) -> TopicRetention {
+        TopicRetention { age_ms: None, keep: (topic != "x").then_some(0) }
+    }
+}
+
+/// Publishes five events, of which two go and one stays with one of its two topics; and takes down how far a device
+/// has followed.
+fn tell(store: &SqliteStore, author: &Author) {
+    for topics in ["gone", "x", "x y", "x"] {
+        let topics = topics.split(' ').map(Box::from).collect();
+        let events = vec![EventDraft::new("e", topics, "{}".into(), 0)];
+        block_on(store.commit(Submission { events, ..author.batch([]) })).expect("a commit");
+    }
+    let state = EventDraft {
+        version: Some(("t".into(), 1)),
+        ..EventDraft::new("e", vec!["y".into()], "{}".into(), 0)
+    };
+    block_on(store.commit(Submission { events: vec![state], ..author.batch([]) })).expect("a commit");
+    block_on(store.log().trim_events(0, Arc::new(Rules))).expect("a trim");
+    let sign = DeviceSign::Acknowledged { epoch: Epoch::new(1), event: 1 };
+    let note = DeviceNote { tenant: author.tenant, device: author.device, at_ms: 1, sign };
+    block_on(store.note_devices(vec![note])).expect("notes");
 }
 
 fn head(store: &SqliteStore, author: &Author) -> Head {
@@ -193,7 +223,7 @@ fn what_is_wrong_in_a_file_is_found() {
     assert_eq!(report.findings, []);
     assert_eq!((report.contents.tenants, report.contents.records), (2, 36));
     assert_eq!(report.contents.seq, Seq::new(62));
-    let table: [(&str, &str); 31] = [
+    let table: [(&str, &str); 42] = [
         ("UPDATE scope_sums SET sum = sum + 1 WHERE tenant_no = 1", "sums of kind note"),
         ("UPDATE scope_sums SET count = count - 1 WHERE tenant_no = 2", "sums of kind note"),
         ("DELETE FROM scope_sums WHERE tenant_no = 2", "sums of kind note"),
@@ -225,6 +255,17 @@ fn what_is_wrong_in_a_file_is_found() {
         ("UPDATE sync_batches SET fingerprint = NULL", "sync_batches: batch 1 of "),
         ("UPDATE device_digests SET device_no = 99", "device_digests: device 99"),
         ("UPDATE device_digests SET tenant_no = 2", "it leads to no device"),
+        ("UPDATE stream_head SET event_id = 2 WHERE tenant_no = 1", "event 3: 3 is above 2"),
+        ("UPDATE events SET refs = 2 WHERE event_id = 3", "event 3: 1 of its topics have it, not 2"),
+        ("UPDATE events SET topics = 'z' WHERE event_id = 3", "event 3: 0 of its topics"),
+        ("UPDATE events SET at = -1 WHERE event_id = 3", "events: tenant 1, event 3"),
+        ("UPDATE events SET tenant_no = 2 WHERE event_id = 3", "event 3: there is no such event on it"),
+        ("DELETE FROM events WHERE event_id = 3", "event_topics: topic "),
+        ("DELETE FROM event_topics WHERE event_id = 3", "event 3: 0 of its topics"),
+        ("UPDATE topics SET floor = 2 WHERE topic = 'x'", "\"x\": it has an event that it lost"),
+        ("UPDATE topics SET floor = 9 WHERE topic = 'gone'", "9 is above 5, where its tenant's log ends"),
+        ("UPDATE event_versions SET at = -1", "event_versions: \"t\""),
+        ("UPDATE event_devices SET device_no = 99", "event_devices: device 99"),
     ];
     for (statement, wanted) in table {
         let broken = scene.path("broken.db");
@@ -405,11 +446,11 @@ fn a_backup_of_an_older_schema_is_migrated() {
     let report = SqliteStore::check(&old);
     assert_eq!(
         (report.findings.len(), report.pending.len(), report.contents.tenants),
-        (0, 2, 1),
+        (0, 3, 1),
         "{report:?}"
     );
     let restored = SqliteStore::restore(&old, &scene.file, &*scene.world.random).expect("a restore");
-    assert_eq!((restored.migrated.len(), restored.replaced), (2, None));
+    assert_eq!((restored.migrated.len(), restored.replaced), (3, None));
     let (store, ada) = scene.open();
     assert_eq!((head(&store, &ada).seq, head(&store, &ada).epoch_seq), (Seq::new(7), Seq::new(7)));
 }
@@ -518,6 +559,26 @@ fn an_older_file_put_back_by_hand_begins_new_epochs_for_those_who_are_behind() {
     assert!(newest.epoch != old.epoch && newest.epoch != new.epoch, "{newest:?}");
 }
 
+/// What was published is lost with an older file too, although no record changed.
+#[test]
+fn an_older_file_that_lost_events_begins_a_new_epoch() {
+    let scene = Scene::new();
+    let (store, ada) = scene.open();
+    tell(&store, &ada);
+    let old = head(&store, &ada);
+    drop(store);
+    let first = copied(&scene, "first.db");
+    let (store, ada) = scene.open();
+    tell(&store, &ada);
+    assert_eq!((head(&store, &ada).seq, head(&store, &ada).event_id), (old.seq, 9), "a state came again");
+    drop(store);
+    fs::copy(&first, &scene.file).expect("a copy");
+    let (store, ada) = scene.open();
+    let new = head(&store, &ada);
+    assert_ne!(new.epoch, old.epoch);
+    assert_eq!(new.event_id, 5, "the numbers go on");
+}
+
 #[test]
 fn a_restored_database_is_remembered_too() {
     let scene = Scene::new();
@@ -568,15 +629,18 @@ fn the_side_file_follows_the_commits() {
     let scene = Scene::new();
     let (store, ada) = scene.open();
     let side = scene.path("driftline.db-marks");
-    let has = |seq: Seq| {
+    let has = |head: Head| {
         let text = fs::read_to_string(&side).unwrap_or_default();
-        text.lines().any(|line| line.ends_with(&format!(" {seq} - acme")))
+        text.lines().any(|line| line.ends_with(&format!(" {} {} - acme", head.seq, head.event_id)))
     };
-    for round in 0..2 {
-        write(&store, &ada, &format!("r{round}-"), 3);
-        let seq = head(&store, &ada).seq;
+    for round in 0..3 {
+        match round {
+            2 => tell(&store, &ada),
+            _ => write(&store, &ada, &format!("r{round}-"), 3),
+        }
+        let head = head(&store, &ada);
         let mut looks = 0;
-        while !has(seq) {
+        while !has(head) {
             looks += 1;
             assert!(looks < 2_000, "{:?}", fs::read_to_string(&side));
             std::thread::park_timeout(std::time::Duration::from_millis(10));

@@ -6,11 +6,12 @@ mod support;
 use std::thread;
 
 use driftline_engine::{
-    Aggregate, Entry, Left, Once, OnceKey, Only, Page, PageQuery, Place, Row, Store, SumQuery, Task,
+    Aggregate, Entry, EventDraft, EventName, EventQuery, Left, Once, OnceKey, Only, Page, PageQuery, Place,
+    Row, Store, Submission, SumQuery, Task,
 };
 use driftline_idempotency::Fingerprint;
 use driftline_insight::SeriesPoint;
-use driftline_model::{KindName, RecordId, ScopeName, SyncId};
+use driftline_model::{DeviceNo, KindName, RecordId, ScopeName, SyncId};
 use driftline_storage::{PostgresOptions, PostgresStore};
 use driftline_testkit::postgres::Database;
 use driftline_testkit::{Author, Draft, Rng, World, block_on, create, delete, patch, sample};
@@ -203,6 +204,67 @@ fn plans_of_empty_tables_serve_full_ones() {
     // 2,080 changes look up a record, an exit or none, and a device per batch; 4,000 samples look up one, 400 points of
     // series and 160 names one each.
     assert!((2_000..20_000).contains(&read), "{read} entries of indexes were read");
+}
+
+/// Reads two topics to their end, in pages; gives the number of events.
+fn read_log(store: &PostgresStore, author: &Author, newest_first: bool, kind: Option<&str>) -> usize {
+    let (mut after, mut events) = (0, 0);
+    loop {
+        let query = EventQuery {
+            topics: vec!["topic3".into(), "topic4".into()],
+            after,
+            until: None,
+            kind: kind.map(Box::from),
+            newest_first,
+            rows: 50,
+            bytes: 1 << 20,
+        };
+        let page = block_on(store.log().events(author.tenant, query)).expect("a page");
+        events += page.events.len();
+        match page.events.last().and_then(|event| event.id).filter(|_| page.more) {
+            Some(last) => after = last,
+            None => return events,
+        }
+    }
+}
+
+#[test]
+fn plans_of_an_empty_log_serve_a_full_one() {
+    let (database, world) = (support::migrated(), World::new(1));
+    for table in ["events", "event_topics", "event_versions", "topics"] {
+        database.sql(&format!("ALTER TABLE {table} SET (autovacuum_enabled = off)"));
+    }
+    let store = open(&database, &world);
+    let ada = Author::join(&store, "acme", "ada", "phone");
+    let ways = [(false, None), (true, None), (false, Some("message"))];
+    for (newest_first, kind) in ways {
+        assert_eq!(read_log(&store, &ada, newest_first, kind), 0);
+    }
+    let draft = |n: u64| EventDraft {
+        dedupe_key: Some(format!("key {n}").into()),
+        version: Some((format!("thing {}", n % 500).into(), n + 1)),
+        ..EventDraft::new("message", vec![format!("topic{}", n % 10).into()], r#"{"n":1}"#.into(), 1)
+    };
+    for round in 0..60 {
+        let events = (round * 100..).take(100).map(draft).collect();
+        let batch = Submission { device: DeviceNo::new(0), events, ..ada.batch([]) };
+        block_on(store.commit(batch)).expect("a commit");
+        block_on(store.log().event(ada.tenant, EventName::Dedupe("key 1".into()))).expect("a read");
+    }
+    for (newest_first, kind) in ways {
+        assert_eq!(read_log(&store, &ada, newest_first, kind), 1_200);
+    }
+    drop(store);
+
+    // A connection tells what it read when it ends.
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    assert!((0..1000).any(|_| database.sql(others).trim() == "0"), "the connections end");
+    let read = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname IN \
+         ('events', 'event_topics', 'event_versions')";
+    let read: u64 = database.sql(read).trim().parse().expect("a number");
+    // Three ways in 24 pages: each looks up a page's worth in each topic, and its events; one of them their types too.
+    // 5,500 states are found when they are looked up and again when they are replaced.
+    assert!((10_000..40_000).contains(&read), "{read} entries of indexes were read");
 }
 
 /// Nodes meet a new month at the same moment.

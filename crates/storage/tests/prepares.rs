@@ -8,7 +8,8 @@ mod support;
 use std::sync::atomic::Ordering;
 
 use diesel::connection::set_default_instrumentation;
-use driftline_engine::Store;
+use driftline_engine::{DeviceNote, DeviceSign, EventDraft, EventName, EventQuery, Store, Submission};
+use driftline_model::{DeviceNo, Epoch};
 use driftline_storage::SqliteStore;
 use driftline_testkit::{World, block_on, create};
 use support::hot::{CONNECTIONS, Event, Load, cached, instrumentation, take, uncached};
@@ -22,6 +23,7 @@ fn the_hot_path_prepares_nothing() {
 
     // Chunks of 100, 10 and 1.
     load.run(111);
+    tell(&load, 111);
     let warm = take();
     let cached = cached(&warm);
     assert!(cached.len() > 15, "the instrumentation hears what is cached: {cached:#?}");
@@ -37,6 +39,7 @@ fn the_hot_path_prepares_nothing() {
 
     for size in [1, 2, 9, 10, 11, 37, 99, 100, 150] {
         load.run(size);
+        tell(&load, size);
     }
     let hot = take();
     assert!(hot.len() > 300, "the instrumentation hears what runs: {}", hot.len());
@@ -45,6 +48,64 @@ fn the_hot_path_prepares_nothing() {
     let uncached = uncached(&hot, &cached);
     assert!(uncached.is_empty(), "run without a cached statement: {uncached:#?}");
     assert_plain_pushes_ask_for_nothing_else(&load);
+    assert_plain_publications_ask_for_nothing_else(&load);
+}
+
+fn publication(load: &Load<SqliteStore>, events: Vec<EventDraft>) -> Submission {
+    Submission { tenant: load.ada.tenant, device: DeviceNo::new(0), events, ..load.ada.batch([]) }
+}
+
+/// Publishes events on topics that are known, reads them every way, and takes down how far a device has followed.
+fn tell(load: &Load<SqliteStore>, size: u64) {
+    // Rises from round to round.
+    let round = block_on(load.store.head(load.ada.tenant)).expect("a head").event_id + 1;
+    let event = |at: u64| EventDraft {
+        dedupe_key: Some(format!("{round}/{at}").into()),
+        version: Some((format!("t{at}").into(), round)),
+        ..EventDraft::new("e", vec!["x".into(), "y".into()], "{}".into(), 0)
+    };
+    block_on(load.store.commit(publication(load, (0..size).map(event).collect()))).expect("a commit");
+    let log = load.store.log();
+    for (topics, kind, newest_first) in
+        [(&["x"][..], None, false), (&["x", "y"], None, false), (&["x", "y"], Some("e"), true)]
+    {
+        let topics = topics.iter().map(|topic| Box::from(*topic)).collect();
+        let kind = kind.map(Box::from);
+        let query = EventQuery { topics, after: 0, until: None, kind, newest_first, rows: 50, bytes: 10_000 };
+        let page = block_on(log.events(load.ada.tenant, query)).expect("a page");
+        assert_eq!(page.events.len() as u64, page.head.min(50));
+    }
+    for name in [EventName::Id(1), EventName::Dedupe("1/5".into())] {
+        assert!(block_on(log.event(load.ada.tenant, name)).expect("a read").is_some());
+    }
+    let epoch = Epoch::new(1);
+    let (tenant, device) = (load.ada.tenant, load.ada.device);
+    let signs = [
+        DeviceSign::Listened { epoch, since: round, topics: vec!["x".into()], refused: Vec::new() },
+        DeviceSign::Acknowledged { epoch, event: round },
+        DeviceSign::Slow { event: round },
+    ];
+    let notes = signs.map(|sign| DeviceNote { tenant, device, at_ms: round, sign });
+    block_on(load.store.note_devices(notes.to_vec())).expect("notes");
+    assert!(block_on(log.device_events(tenant, device)).expect("a read").is_some());
+    block_on(log.read_notice(tenant, "ada".into(), format!("n{round}").into(), 1)).expect("a write");
+    block_on(log.notices_read(tenant, "ada".into(), vec!["n1".into()])).expect("a read");
+}
+
+/// A publication asks for no device and no record: its cost is that of two rows and the head.
+fn assert_plain_publications_ask_for_nothing_else(load: &Load<SqliteStore>) {
+    take();
+    let event = EventDraft::new("e", vec!["x".into()], "{}".into(), 0);
+    block_on(load.store.commit(publication(load, vec![event]))).expect("a commit");
+    let wanted = [
+        "BEGIN IMMEDIATE",
+        "SELECT epoch, seq,",
+        "INSERT INTO events",
+        "INSERT INTO event_topics",
+        "UPDATE stream_head SET",
+        "COMMIT",
+    ];
+    assert_eq!(ran(), wanted);
 }
 
 /// A push of plain changes asks for their records and for nothing that few changes need.
@@ -92,8 +153,12 @@ fn assert_settings(events: &[Event]) {
             .iter()
             .any(|event| matches!(event, Event::Ran(of, sql) if *of == connection && sql.contains(part)))
     };
-    assert_eq!(CONNECTIONS.load(Ordering::SeqCst), 3, "one writes, one reads, one keeps the side file");
-    for connection in 0..2 {
+    assert_eq!(
+        CONNECTIONS.load(Ordering::SeqCst),
+        4,
+        "one writes, one reads, one keeps the side file, one looks into the outbox"
+    );
+    for connection in [0, 1, 3] {
         assert!(ran(connection, "PRAGMA synchronous = FULL"), "connection {connection}");
         let asked = Event::Ran(connection, "PRAGMA synchronous".to_owned());
         assert!(events.contains(&asked), "connection {connection} asks whether it took");

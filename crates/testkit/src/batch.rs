@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use driftline_conflict::{Op, Policy, Rights};
-use driftline_engine::{Append, Apply, Entry, Placement, Resolve, Store, Submission, Task};
+use driftline_engine::{Announcing, Append, Apply, Entry, Placement, Resolve, Store, Submission, Task};
 use driftline_model::{
     ConflictId, DeviceId, DeviceKey, DeviceNo, Hlc, Intents, KindName, Object, OpId, RecordId, ScopeName,
     Seq, TenantId, TenantNo, UserId,
@@ -77,6 +77,7 @@ impl Author {
             once: Vec::new(),
             correlation: "test".into(),
             entries: drafts.into_iter().map(|draft| draft.entry(&self.user)).collect(),
+            events: Vec::new(),
         }
     }
 }
@@ -101,6 +102,7 @@ pub struct Draft {
     refuse: Option<ItemCode>,
     resolve: Option<(ConflictId, Resolution, Option<Seq>)>,
     sample: Option<Sampled>,
+    announce: Option<Announcing>,
 }
 
 /// When a sample was taken and sent, and whether a later one takes its place.
@@ -138,6 +140,7 @@ fn draft(op: Op, id: &str, base: u64, fields: &str) -> Draft {
         refuse: None,
         resolve: None,
         sample: None,
+        announce: None,
     }
 }
 
@@ -206,6 +209,13 @@ impl Draft {
     #[must_use]
     pub fn keyed(mut self) -> Self {
         self.sample.get_or_insert_default().keyed = true;
+        self
+    }
+
+    /// Has it publish an event once it is accepted.
+    #[must_use]
+    pub fn announce(mut self, announcing: Announcing) -> Self {
+        self.announce = Some(announcing);
         self
     }
 
@@ -325,6 +335,7 @@ impl Draft {
                 at_ms: sample.at_ms,
                 sent_ms: sample.sent_ms,
                 keyed: sample.keyed,
+                announce: self.announce.clone(),
             }),
             (Some(code), ..) => Task::Refuse(
                 code,
@@ -337,6 +348,7 @@ impl Draft {
                 version,
                 placement,
                 policy: self.policy,
+                announce: self.announce.clone(),
             }),
             (None, None, None) => Task::Apply(Apply {
                 kind: self.kind,
@@ -350,6 +362,7 @@ impl Draft {
                 placement,
                 rights: self.rights,
                 policy: self.policy,
+                announce: self.announce.clone(),
             }),
         };
         Entry { op_id: self.op_id, n: self.n, hash, kind, id, group: self.group, task }

@@ -123,6 +123,13 @@ impl Server {
         self.folder.path()
     }
 
+    /// Returns the URL of its PostgreSQL database; none: its data is in a file of its data folder.
+    #[must_use]
+    pub fn store_url(&self) -> Option<&str> {
+        let found = self.environment.iter().find(|(name, _)| *name == STORE_URL);
+        found.map(|(_, url)| url.as_str())
+    }
+
     /// Returns its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

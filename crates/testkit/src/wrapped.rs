@@ -1,12 +1,15 @@
 //! A store around another one.
 
-use std::future::Future;
+use std::future::{Future, ready};
+use std::pin::Pin;
+use std::sync::Arc;
 
 use driftline_engine::{
-    AuditEntry, AuditQuery, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged, DeviceNote, DeviceOnce,
-    DeviceQuery, DeviceRow, Head, History, Page, PageQuery, PartSum, Receipt, Remembered, Retention, Row,
+    Answer, AuditEntry, AuditQuery, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged, DeviceEvents,
+    DeviceNote, DeviceOnce, DeviceQuery, DeviceRow, Drained, Event, EventLog, EventName, EventPage,
+    EventQuery, Head, History, OutboxRouter, Page, PageQuery, PartSum, Receipt, Remembered, Retention, Row,
     SampleQuery, SampleRow, SeriesQuery, SeriesRow, SessionProgress, Store, StoreError, StoredPolicy,
-    Submission, SumQuery,
+    Submission, SumQuery, TopicRules,
 };
 use driftline_idempotency::Record;
 use driftline_model::{
@@ -230,6 +233,10 @@ impl<S: Store, H: Hook<S>> Store for Wrapped<S, H> {
         self.inner.remembered(tenant, owner, key).await
     }
 
+    fn log(&self) -> &dyn EventLog {
+        self
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         self.hook.admit()?;
         self.inner.probe().await
@@ -237,5 +244,55 @@ impl<S: Store, H: Hook<S>> Store for Wrapped<S, H> {
 
     fn cursor_secret(&self) -> [u8; 32] {
         self.inner.cursor_secret()
+    }
+}
+
+impl<S: Store, H: Hook<S>> Wrapped<S, H> {
+    fn admitted<'a, T: Send + 'a>(
+        &'a self,
+        ask: impl FnOnce(&'a dyn EventLog) -> Answer<'a, T>,
+    ) -> Answer<'a, T> {
+        match self.hook.admit() {
+            Ok(()) => ask(self.inner.log()),
+            Err(error) => Box::pin(ready(Err(error))),
+        }
+    }
+}
+
+impl<S: Store, H: Hook<S>> EventLog for Wrapped<S, H> {
+    fn events(&self, tenant: TenantNo, query: EventQuery) -> Answer<'_, EventPage> {
+        self.admitted(|log| log.events(tenant, query))
+    }
+
+    fn event(&self, tenant: TenantNo, name: EventName) -> Answer<'_, Option<Arc<Event>>> {
+        self.admitted(|log| log.event(tenant, name))
+    }
+
+    fn trim_events(&self, now_ms: u64, rules: Arc<dyn TopicRules>) -> Answer<'_, u64> {
+        self.admitted(|log| log.trim_events(now_ms, rules))
+    }
+
+    fn drain_outbox(&self, batch: usize, router: Arc<dyn OutboxRouter>) -> Answer<'_, Drained> {
+        self.admitted(|log| log.drain_outbox(batch, router))
+    }
+
+    fn clean_outbox(&self, before_ms: u64) -> Answer<'_, u64> {
+        self.admitted(|log| log.clean_outbox(before_ms))
+    }
+
+    fn outbox_waits(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.inner.log().outbox_waits()
+    }
+
+    fn device_events(&self, tenant: TenantNo, device: DeviceNo) -> Answer<'_, Option<DeviceEvents>> {
+        self.admitted(|log| log.device_events(tenant, device))
+    }
+
+    fn read_notice(&self, tenant: TenantNo, user: Box<str>, id: Box<str>, now_ms: u64) -> Answer<'_, bool> {
+        self.admitted(|log| log.read_notice(tenant, user, id, now_ms))
+    }
+
+    fn notices_read(&self, tenant: TenantNo, user: Box<str>, ids: Vec<Box<str>>) -> Answer<'_, Vec<bool>> {
+        self.admitted(|log| log.notices_read(tenant, user, ids))
     }
 }

@@ -6,12 +6,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use driftline_engine::{Buckets, Clock, Engine, Preset, Random, Store};
-use driftline_model::{DeviceNo, TenantNo};
+use driftline_model::{DeviceNo, TenantId, TenantNo};
 use tokio::sync::{mpsc, watch};
 
 use crate::auth::Authenticate;
 use crate::budget::Budget;
+use crate::monitors::Monitors;
 use crate::observe::{Counts, MetricsHandle, MetricsObserver};
+use crate::parked::Parked;
+use crate::sessions::Sessions;
+use crate::tickets::Tickets;
 use crate::traffic::Traffic;
 
 /// How the doors behave.
@@ -23,6 +27,17 @@ pub struct Settings {
     pub unlimited: bool,
     /// Whether `/ws/echo` is there, for development.
     pub echo: bool,
+    /// What whoever brings no token may have; none: nothing.
+    pub anonymous: Option<Anonymous>,
+}
+
+/// What whoever brings no token may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anonymous {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The topics to which anybody may listen, and no others.
+    pub topics: Vec<Box<str>>,
 }
 
 /// A server: the engine behind its doors.
@@ -42,10 +57,15 @@ pub struct App<S> {
     connections: AtomicU64,
     /// Who is connected, by device and by what for. The lock is held for one insertion or removal.
     devices: Mutex<HashMap<Place, Seat>>,
+    /// What clients asked for that went.
+    pub(crate) parked: Parked,
     /// What comes and goes, by tenant.
     pub(crate) traffic: Traffic,
-    /// Templates of the topics on which kinds announce.
-    pub(crate) announced: Arc<[Box<str>]>,
+    /// Who is connected.
+    pub(crate) sessions: Sessions,
+    /// Devices that are monitored for a time.
+    pub(crate) monitors: Monitors,
+    pub(crate) tickets: Tickets,
     /// When the store was last asked for a write, and whether it took it. The lock is held to read or set it.
     probed: Mutex<Option<(u64, bool)>>,
     draining: watch::Sender<bool>,
@@ -81,9 +101,13 @@ impl<S: Store> App<S> {
     ) -> Self {
         let engine = if settings.unlimited { engine.lift_limits() } else { engine };
         let engine = engine.with_clock(Arc::clone(&clock));
+        let engine = match &settings.anonymous {
+            Some(anonymous) => engine.with_anonymous(anonymous.topics.clone()),
+            None => engine,
+        };
+        let tickets = Tickets::new(&engine.store().cursor_secret());
         Self {
             inbound: Budget::new(engine.limits().inbound_bytes),
-            announced: engine.announced().into(),
             failed: Buckets::new(engine.limits().failed_auth_rate, engine.limits().connections),
             engine,
             auth,
@@ -95,7 +119,11 @@ impl<S: Store> App<S> {
             active: AtomicUsize::new(0),
             connections: AtomicU64::new(0),
             devices: Mutex::default(),
+            parked: Parked::default(),
             traffic: Traffic::default(),
+            sessions: Sessions::default(),
+            monitors: Monitors::default(),
+            tickets,
             probed: Mutex::default(),
             draining: watch::Sender::new(false),
             alive: Mutex::new(None),
@@ -115,9 +143,10 @@ impl<S: Store> App<S> {
         let now_ms = self.now_ms();
         self.traffic.look(now_ms, |tenant, signal| {
             if self.engine.is_heard(tenant) {
-                self.engine.signal(tenant, signal);
+                self.engine.tell_now(tenant, &signal);
             }
         });
+        self.end_monitoring(now_ms).await;
         if let Err(fault) = self.engine.tick(now_ms).await {
             tracing::warn!(error = %fault.message, "what was noticed of devices waits to be written");
         }

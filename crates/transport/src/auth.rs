@@ -64,6 +64,8 @@ pub struct SharedSecret {
     decoding: DecodingKey,
     encoding: EncodingKey,
     validation: Validation,
+    /// The claim that must be true of a user; none: only a claim `approved` that is false keeps out.
+    approved_claim: Option<Box<str>>,
 }
 
 impl std::fmt::Debug for SharedSecret {
@@ -108,7 +110,14 @@ impl SharedSecret {
             decoding: DecodingKey::from_secret(secret),
             encoding: EncodingKey::from_secret(secret),
             validation,
+            approved_claim: None,
         })
+    }
+
+    /// Lets in only users of whom this claim is true.
+    #[must_use]
+    pub fn approved_by(self, claim: &str) -> Self {
+        Self { approved_claim: Some(claim.into()), ..self }
     }
 
     /// Makes a token.
@@ -140,7 +149,10 @@ impl Authenticate for SharedSecret {
         if expires_s + LEEWAY_S <= now_s || !begun {
             return Err(AuthError::Expired);
         }
-        if claims.get("approved").is_some_and(|approved| *approved == Value::Bool(false)) {
+        let lacks = |claim: &str| claims.get(claim) != Some(&Value::Bool(true));
+        if claims.get("approved") == Some(&Value::Bool(false))
+            || self.approved_claim.as_deref().is_some_and(lacks)
+        {
             return Err(AuthError::NotApproved);
         }
         Ok(Claims {
@@ -274,6 +286,26 @@ mod tests {
         let mut nobody = grant();
         nobody.sub = Value::Null;
         assert_eq!(secret().authenticate(&secret().mint(&nobody), NOW_MS), Err(AuthError::Claims));
+    }
+
+    #[test]
+    fn only_approved_users_are_let_in_where_a_claim_says_who_is() {
+        let secret = secret().approved_by("cleared");
+        let with = |value: Value| {
+            let mut grant = grant();
+            grant.claims.insert("cleared".into(), value);
+            secret.authenticate(&secret.mint(&grant), NOW_MS).map(|claims| claims.user)
+        };
+        assert_eq!(with(true.into()), Ok(UserId::Number(7)));
+        for other in [false.into(), Value::Null, "true".into(), 1.into()] {
+            assert_eq!(with(other), Err(AuthError::NotApproved));
+        }
+        assert_eq!(secret.authenticate(&secret.mint(&grant()), NOW_MS), Err(AuthError::NotApproved));
+        // What is false of `approved` is so under another claim, too.
+        let mut refused = grant();
+        refused.claims.insert("cleared".into(), true.into());
+        refused.claims.insert("approved".into(), false.into());
+        assert_eq!(secret.authenticate(&secret.mint(&refused), NOW_MS), Err(AuthError::NotApproved));
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct MetricsObserver {
     samples: [Counter; 3],
     fallbacks: Counter,
     reconnections: Counter,
+    /// Rows of the outbox: processed, and of them those that make no event.
+    outbox: [Counter; 2],
     /// By layer: known there, and not.
     lookups: [(&'static str, Counter, Counter); 2],
 }
@@ -74,6 +76,10 @@ impl Default for MetricsObserver {
                 .map(|result| counter!("driftline_samples_total", "result" => result)),
             fallbacks: counter!("driftline_fallbacks_total"),
             reconnections: counter!("driftline_reconnections_total"),
+            outbox: [
+                counter!("driftline_outbox_processed_total"),
+                counter!("driftline_outbox_failed_total"),
+            ],
             lookups: ["memory", "store"].map(|layer| {
                 let of = |result: &'static str| {
                     counter!("driftline_idempotency_lookups_total", "layer" => layer, "result" => result)
@@ -121,6 +127,12 @@ impl Observer for MetricsObserver {
                 counter!("driftline_idempotency_lookups_total", "layer" => layer, "result" => result)
                     .increment(1);
             }
+        }
+    }
+
+    fn drained(&self, processed: u64, failed: u64) {
+        for (counter, more) in self.outbox.iter().zip([processed, failed]) {
+            counter.increment(more);
         }
     }
 

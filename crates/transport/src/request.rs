@@ -8,8 +8,8 @@ use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, Version, header};
-use driftline_engine::{Identity, Store};
-use driftline_model::DeviceId;
+use driftline_engine::{ANONYMOUS_ROLE, Identity, Store};
+use driftline_model::{DeviceId, UserId};
 use driftline_protocol::{Document, Encoding, ErrorCode, Fault, parse_time, to_json};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
@@ -19,6 +19,7 @@ use crate::auth::{AuthError, Claims};
 use crate::budget::Share;
 use crate::coding::{Coding, InflateFault};
 use crate::negotiate::encoding_of;
+use crate::rate::Peer;
 use crate::reply::Refusal;
 
 /// The pairs of a query string; of a doubled name the first counts.
@@ -110,6 +111,108 @@ pub(crate) fn unauthorized(error: AuthError) -> Fault {
 pub(crate) fn claims<S: Store>(app: &App<S>, headers: &HeaderMap, pairs: &Pairs) -> Result<Claims, Fault> {
     let token = token(headers, pairs).ok_or(AuthError::Missing).map_err(unauthorized)?;
     app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)
+}
+
+/// The user that whoever enters without a token is.
+const NOBODY: &str = "anonymous";
+
+/// Somebody who asks for a socket or a stream.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub(crate) claims: Claims,
+    by: By,
+}
+
+/// By what somebody comes.
+#[derive(Debug)]
+enum By {
+    Token,
+    /// A ticket of this name, which nobody may have used before.
+    Ticket(Box<str>),
+    /// Nothing, which the settings allow.
+    Nothing,
+}
+
+impl Caller {
+    /// Makes a caller of the bearer of a token.
+    pub(crate) fn of(claims: Claims) -> Self {
+        Self { claims, by: By::Token }
+    }
+
+    /// Returns when the caller has to go, in Unix seconds; none: whoever came without a token.
+    pub(crate) fn expires_s(&self) -> Option<u64> {
+        (!matches!(self.by, By::Nothing)).then_some(self.claims.expires_s)
+    }
+
+    /// Returns the user on whom requests and connections are counted: of those without a token each address for itself.
+    pub(crate) fn metered(&self, peer: Option<Peer>) -> UserId {
+        let sender = peer.filter(|_| matches!(self.by, By::Nothing));
+        let named = sender.and_then(|Peer(peer)| UserId::text(&format!("{NOBODY}:{}", peer.ip())).ok());
+        named.unwrap_or_else(|| self.claims.user.clone())
+    }
+}
+
+/// Finds out who asks for a socket or a stream: by a token, else by `?ticket=`, else as nobody where the route is open to
+/// nobody and the settings are.
+///
+/// # Errors
+/// `UNAUTHORIZED`.
+pub(crate) fn caller<S: Store>(
+    app: &App<S>,
+    token: Option<&str>,
+    pairs: &Pairs,
+    open: bool,
+) -> Result<Caller, Fault> {
+    if let Some(token) = token {
+        let claims = app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)?;
+        return Ok(Caller { claims, by: By::Token });
+    }
+    if let Some(ticket) = pairs.get("ticket") {
+        let (claims, id) = app.tickets.open(ticket, app.now_ms()).map_err(unauthorized)?;
+        return Ok(Caller { claims, by: By::Ticket(id) });
+    }
+    let anonymous = app.settings.anonymous.as_ref().filter(|_| open);
+    let anonymous = anonymous.ok_or_else(|| unauthorized(AuthError::Missing))?;
+    let claims = Claims {
+        tenant: anonymous.tenant.clone(),
+        user: UserId::text(NOBODY).map_err(|_| unauthorized(AuthError::Missing))?,
+        roles: vec![ANONYMOUS_ROLE.into()],
+        groups: Vec::new(),
+        device: None,
+        expires_s: u64::MAX,
+    };
+    Ok(Caller { claims, by: By::Nothing })
+}
+
+/// What the use of tickets is taken down under, where no user's name is read.
+const TICKETS: &str = "~tickets";
+
+/// Makes the identity of a caller, and uses up the caller's ticket.
+///
+/// # Errors
+/// `UNAUTHORIZED` for a ticket that was used before; what [`identity`] is refused for.
+pub(crate) async fn enter<S: Store>(
+    app: &App<S>,
+    caller: Caller,
+    device: Option<DeviceId>,
+) -> Result<Identity, Fault> {
+    let Caller { claims, by } = caller;
+    let device = device.filter(|_| !matches!(by, By::Nothing));
+    let mut identity = identity(app, claims, device).await?;
+    match by {
+        By::Token => {}
+        By::Ticket(id) => {
+            let log = app.engine.store().log();
+            let fresh = log.read_notice(identity.tenant, TICKETS.into(), id, app.now_ms()).await;
+            let away = |_| Fault::new(ErrorCode::StoreUnavailable, "the database did not answer: send again");
+            if !fresh.map_err(away)? {
+                return Err(Fault::new(ErrorCode::Unauthorized, "the ticket was used before"));
+            }
+        }
+        // Records are for users.
+        By::Nothing => identity.scopes = Vec::new(),
+    }
+    Ok(identity)
 }
 
 /// Finds the device: the token's, else the query's, else the body's; the token's and another one must not differ.

@@ -17,7 +17,7 @@ use crate::negotiate::Wishes;
 use crate::rate::within_rates;
 use crate::reply::{Refusal, refused};
 use crate::request::{correlation, require_host};
-use crate::ws;
+use crate::{sse, ws};
 
 /// Who may enter a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Access {
     Device,
     /// A device that sends: by its user's token, or by the device hash that leads to it.
     Sender,
+    /// Users with the role `publisher`, `staff` or `admin`.
+    Publisher,
     /// Users with the role `staff` or `admin`.
     Staff,
     /// Users with the role `admin`.
@@ -43,6 +45,8 @@ pub enum Door {
     Http,
     /// A WebSocket.
     Socket,
+    /// A stream of server-sent events.
+    Stream,
 }
 
 /// Names a route.
@@ -51,6 +55,10 @@ pub enum Door {
 pub enum RouteId {
     /// The sync socket.
     SyncSocket,
+    /// Topics.
+    TopicsSocket,
+    /// The groups of a user, and topics.
+    UpdatesSocket,
     /// What is told to one device.
     SystemSocket,
     /// What happens to one device.
@@ -109,6 +117,48 @@ pub enum RouteId {
     SetPolicy,
     /// Remove the tenant's policy of a kind.
     RemovePolicy,
+    /// The events of topics as a stream.
+    Events,
+    /// Publish an event.
+    PublishEvent,
+    /// Tell everybody.
+    Broadcast,
+    /// Tell a user.
+    SendToUser,
+    /// Tell of a device's security.
+    DeviceAlert,
+    /// Tell what a device measures.
+    LiveMetrics,
+    /// Tell what is measured of the whole.
+    PerformanceData,
+    /// Notify everybody or some users.
+    Notify,
+    /// Tell how an action on a device goes.
+    DeviceAction,
+    /// Have a device report what it measures.
+    StartMonitoring,
+    /// Have a device report no more.
+    StopMonitoring,
+    /// What is monitored of a device.
+    Monitoring,
+    /// What is connected.
+    Stats,
+    /// The live connections.
+    Sessions,
+    /// End a connection.
+    Disconnect,
+    /// Get what lets in once in the place of a token.
+    AddTicket,
+    /// Whether a device got an event.
+    Delivery,
+    /// Who listens to a topic.
+    TopicPresence,
+    /// The user's notifications.
+    Notifications,
+    /// Mark a notification as read.
+    ReadNotification,
+    /// Publish what waits in the outbox.
+    DrainOutbox,
     /// Liveness.
     Alive,
     /// Readiness.
@@ -139,6 +189,8 @@ const fn route(id: RouteId, method: &'static str, path: &'static str, access: Ac
 /// Every route.
 pub const ROUTES: &[Route] = &[
     route(RouteId::SyncSocket, "GET", "/ws/mobile/sync", Access::Device, Door::Socket),
+    route(RouteId::TopicsSocket, "GET", "/ws", Access::User, Door::Socket),
+    route(RouteId::UpdatesSocket, "GET", "/ws/updates", Access::User, Door::Socket),
     route(RouteId::SystemSocket, "GET", "/ws/mobile/system", Access::Device, Door::Socket),
     route(RouteId::DeviceSocket, "GET", "/ws/mobile/device/{device_id}", Access::User, Door::Socket),
     route(RouteId::UserSocket, "GET", "/ws/mobile/user/{user_id}", Access::User, Door::Socket),
@@ -175,6 +227,34 @@ pub const ROUTES: &[Route] = &[
     route(RouteId::Policy, "GET", "/api/v1/policies/{kind}", Access::User, Door::Http),
     route(RouteId::SetPolicy, "PUT", "/api/v1/policies/{kind}", Access::Admin, Door::Http),
     route(RouteId::RemovePolicy, "DELETE", "/api/v1/policies/{kind}", Access::Admin, Door::Http),
+    route(RouteId::Events, "GET", "/api/events", Access::User, Door::Stream),
+    route(RouteId::PublishEvent, "POST", "/api/v1/events", Access::Publisher, Door::Http),
+    route(RouteId::Delivery, "GET", "/api/v1/events/{event_id}/delivery", Access::User, Door::Http),
+    route(RouteId::Broadcast, "POST", "/ws/broadcast", Access::Admin, Door::Http),
+    route(RouteId::SendToUser, "POST", "/ws/send-to-user/{user_id}", Access::Admin, Door::Http),
+    route(RouteId::DeviceAlert, "POST", "/ws/device-alert", Access::Admin, Door::Http),
+    route(RouteId::LiveMetrics, "POST", "/ws/live-metrics", Access::Admin, Door::Http),
+    route(RouteId::PerformanceData, "POST", "/ws/performance-data", Access::Admin, Door::Http),
+    route(RouteId::Notify, "POST", "/ws/notification", Access::Admin, Door::Http),
+    route(RouteId::DeviceAction, "POST", "/ws/device-action/{device_id}", Access::Admin, Door::Http),
+    route(RouteId::StartMonitoring, "POST", "/ws/start-monitoring/{device_id}", Access::Admin, Door::Http),
+    route(RouteId::StopMonitoring, "POST", "/ws/stop-monitoring/{device_id}", Access::Admin, Door::Http),
+    route(RouteId::Monitoring, "GET", "/ws/start-monitoring/{device_id}", Access::Staff, Door::Http),
+    route(RouteId::Monitoring, "GET", "/ws/stop-monitoring/{device_id}", Access::Staff, Door::Http),
+    route(RouteId::Stats, "GET", "/ws/stats", Access::Staff, Door::Http),
+    route(RouteId::Sessions, "GET", "/api/v1/sessions", Access::User, Door::Http),
+    route(RouteId::Disconnect, "DELETE", "/api/v1/sessions/{connection_id}", Access::Admin, Door::Http),
+    route(RouteId::AddTicket, "POST", "/api/v1/tickets", Access::User, Door::Http),
+    route(RouteId::TopicPresence, "GET", "/api/v1/topics/{topic}/presence", Access::User, Door::Http),
+    route(RouteId::Notifications, "GET", "/api/v1/notifications", Access::User, Door::Http),
+    route(
+        RouteId::ReadNotification,
+        "POST",
+        "/api/v1/notifications/{notification_id}/read",
+        Access::User,
+        Door::Http,
+    ),
+    route(RouteId::DrainOutbox, "POST", "/api/v1/outbox/drain", Access::Admin, Door::Http),
     route(RouteId::Alive, "GET", "/alive", Access::Public, Door::Http),
     route(RouteId::Ready, "GET", "/ready", Access::Public, Door::Http),
     route(RouteId::Metrics, "GET", "/metrics", Access::Public, Door::Http),
@@ -229,6 +309,10 @@ async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request:
     let request = Request::from_parts(parts, body);
     let mut response = match route.door {
         Door::Socket => ws::upgrade(app, route.id, &names, request, &correlation).await,
+        Door::Stream => match sse::open(&app, request).await {
+            Ok(response) => response,
+            Err(refusal) => refused(refusal, &correlation).respond(wishes).await,
+        },
         Door::Http => {
             let handled = handlers::handle(&app, route, &names, request, &correlation).await;
             handled.unwrap_or_else(|refusal| refused(refusal, &correlation)).respond(wishes).await

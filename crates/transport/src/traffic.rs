@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use driftline_engine::Signal;
+use driftline_engine::EventDraft;
 use driftline_model::TenantNo;
 
 /// The type and the topic of the event that tells of traffic.
@@ -46,8 +46,8 @@ impl Counted {
         self.0.received.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn sent(&self) {
-        self.0.sent.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn sent(&self, messages: u64) {
+        self.0.sent.fetch_add(messages, Ordering::Relaxed);
     }
 }
 
@@ -67,7 +67,7 @@ impl Traffic {
     }
 
     /// Looks at every tenant once a second and tells what changed since the last look.
-    pub(crate) fn look(&self, now_ms: u64, mut tell: impl FnMut(TenantNo, Signal)) {
+    pub(crate) fn look(&self, now_ms: u64, mut tell: impl FnMut(TenantNo, EventDraft)) {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         for (tenant, watched) in tenants.iter_mut() {
             let values = watched.measure(now_ms);
@@ -85,7 +85,7 @@ impl Traffic {
     }
 
     /// Returns all that was last told of a tenant, for somebody who begins to listen.
-    pub(crate) fn whole(&self, tenant: TenantNo, now_ms: u64) -> Signal {
+    pub(crate) fn whole(&self, tenant: TenantNo, now_ms: u64) -> EventDraft {
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let known = tenants.get(&tenant);
         let told = known.and_then(|watched| watched.told);
@@ -110,7 +110,7 @@ const fn values(connections: u64, received: u64, sent: u64) -> Values {
     [("connections", connections), ("messages_per_s", received), ("messages_out_per_s", sent)]
 }
 
-fn signal(values: &[(&'static str, u64)], at_ms: u64) -> Signal {
+fn signal(values: &[(&'static str, u64)], at_ms: u64) -> EventDraft {
     let mut data = String::from("{");
     for (at, (name, value)) in values.iter().enumerate() {
         let comma = if at == 0 { "" } else { "," };
@@ -119,7 +119,7 @@ fn signal(values: &[(&'static str, u64)], at_ms: u64) -> Signal {
     }
     data.push('}');
     let topics = vec![SERVER_METRICS.into()];
-    Signal { kind: SERVER_METRICS.into(), topics, device: None, data: data.into(), at_ms }
+    EventDraft { durable: false, ..EventDraft::new(SERVER_METRICS, topics, data.into(), at_ms) }
 }
 
 #[cfg(test)]

@@ -133,6 +133,7 @@ async fn a_device_is_offline_after_the_grace() {
     let staff = grant("t1", "sam", "staff");
     let mut watcher = door(&harness, "/ws/mobile/user/ada", &staff).await.expect("staff watches");
     let mut socket = harness.by_hash().await;
+    harness.app.tick().await;
     assert_eq!(told(&mut watcher).await[0]["type"], "device_connected");
     socket.ask(&json!({"type": "device_status", "payload": {"status": "busy", "battery": 7}}), "ack").await;
     let events = told(&mut watcher).await;
@@ -268,4 +269,26 @@ async fn who_falls_back_and_comes_again_is_counted() {
     .await;
     harness.device("d1").await;
     assert!(counts().await.1 > reconnections);
+}
+
+#[tokio::test]
+async fn phones_hear_what_everybody_and_their_user_is_told() {
+    let harness = start(setup()).await;
+    let mut phones = Vec::new();
+    for path in ["/ws/mobile/system?device_id=d1", "/ws/mobile/sync?device_id=d2"] {
+        phones.push(harness.at(path).await);
+    }
+    let root = grant("t1", "root", "admin");
+    for path in ["/ws/broadcast", "/ws/send-to-user/ada", "/ws/send-to-user/bob"] {
+        let request = Request::post(path, &json!({"data": {"text": "hello"}}));
+        assert_eq!(harness.ask_as(&root, request).await.status, 200);
+    }
+    for phone in &mut phones {
+        let events = told(phone).await;
+        // That the devices came is told now or later.
+        let events = events.iter().filter(|event| event["type"] != "device_connected");
+        let told: Vec<_> = events.map(|event| (&event["type"], &event["topic"])).collect();
+        let wanted = [(&json!("system_message"), &json!("all")), (&json!("message"), &json!("user_ada"))];
+        assert_eq!(told, wanted);
+    }
 }

@@ -8,9 +8,7 @@ use driftline_testkit::http::Request;
 use driftline_testkit::socket::Socket;
 use serde_json::{Value, json};
 use support::gated::{Gate, gated};
-use support::{
-    Harness, SYNC_ID, Setup, batch, create, grant, start, start_limited, start_on, unhurried, until,
-};
+use support::{Harness, Setup, batch, create, grant, start, start_on, telemetry, unhurried, until};
 
 /// Reads on until the connection ends, which must be because the server wants it back; gives the messages before.
 async fn sent_away(mut socket: Socket) -> Vec<Value> {
@@ -31,10 +29,12 @@ async fn sessions_that_listen_end_at_once_and_their_devices_come_back() {
     let harness = start(Setup::default()).await;
     let mut syncing = harness.syncing("phone").await;
     let listening = harness.enter(&grant("t1", "rita", "reviewer"), "desk").await;
+    let idle = harness.device("watch").await;
     syncing.ask(&batch(1, &[create(1, "note", "a", &json!({}))]), "ack").await;
     harness.hub.numbers_voided();
     assert_eq!(sent_away(syncing).await, [] as [Value; 0]);
     assert_eq!(sent_away(listening).await, [] as [Value; 0]);
+    assert_eq!(sent_away(idle).await, [] as [Value; 0], "it listens to events");
 
     assert!(is_ready(&harness).await, "the server itself goes on");
     let (mut again, mut other) = (harness.syncing("phone").await, harness.syncing("tablet").await);
@@ -48,20 +48,24 @@ async fn sessions_that_listen_end_at_once_and_their_devices_come_back() {
 
 #[tokio::test]
 async fn a_session_that_hears_of_nothing_ends_with_its_next_work() {
-    let harness = start(Setup::default()).await;
-    let mut idle = harness.device("phone").await;
+    let harness = start(telemetry::setup()).await;
+    harness.hashed().await;
+    let mut sending = harness.by_hash().await;
     harness.hub.numbers_voided();
-    idle.ask(&json!({"type": "ping"}), "pong").await;
-    idle.send(&json!({"type": "start_sync", "id": "s", "sync_id": SYNC_ID})).await;
-    let answers = sent_away(idle).await;
+    sending.ask(&json!({"type": "ping"}), "pong").await;
+    sending.send(&json!({"type": "reading", "id": "s", "payload": {"value": 1}})).await;
+    let answers = sent_away(sending).await;
     assert_eq!(answers.len(), 1, "what was asked is answered first: {answers:?}");
     assert_eq!(answers[0]["reply_to"], "s");
 }
 
 #[tokio::test]
 async fn a_session_that_asks_for_nothing_ends_with_the_next_look_at_the_time() {
-    let harness = start_limited(|limits| limits.heartbeat_s = 1).await;
-    let quiet = harness.device("phone").await;
+    let mut setup = telemetry::setup();
+    setup.limits.heartbeat_s = 1;
+    let harness = start(setup).await;
+    harness.hashed().await;
+    let quiet = harness.by_hash().await;
     harness.hub.numbers_voided();
     assert_eq!(sent_away(quiet).await, [] as [Value; 0]);
 }

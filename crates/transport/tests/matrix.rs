@@ -7,7 +7,8 @@ use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::{Handshake, Socket};
 use driftline_transport::{Access, Door, Grant, ROUTES, Route, RouteId, Settings, SharedSecret};
 use serde_json::{Value, json};
-use support::{Harness, SYNC_ID, Setup, create, grant, patch, pull, sign, start, telemetry, token};
+use support::sse::EventSource;
+use support::{Harness, SYNC_ID, Setup, create, grant, patch, pull, sign, start, telemetry, token, told};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
@@ -141,7 +142,11 @@ fn verdict(route: RouteId, caller: Caller, kind: Kind) -> Option<Verdict> {
             _ => Forbidden,
         },
         // What is sent is the sender's own, and a device is registered for whoever asks.
-        RouteId::Ingest | RouteId::AddDevice | RouteId::SystemSocket => Blind,
+        RouteId::Ingest
+        | RouteId::AddDevice
+        | RouteId::SystemSocket
+        | RouteId::TopicsSocket
+        | RouteId::UpdatesSocket => Blind,
         RouteId::Telemetry => {
             if matches!(caller, Owner | Admin) {
                 Sees
@@ -181,6 +186,56 @@ fn verdict(route: RouteId, caller: Caller, kind: Kind) -> Option<Verdict> {
             OtherTenant | OtherAdmin => Blind,
             _ => Forbidden,
         },
+        // The stream tells what happened to one of ada's devices.
+        RouteId::Events => {
+            if matches!(caller, Owner | Admin) {
+                Sees
+            } else {
+                Blind
+            }
+        }
+        RouteId::Delivery => {
+            if matches!(caller, Owner | Admin) {
+                Sees
+            } else {
+                NotFound
+            }
+        }
+        RouteId::PublishEvent
+        | RouteId::Broadcast
+        | RouteId::SendToUser
+        | RouteId::DeviceAlert
+        | RouteId::LiveMetrics
+        | RouteId::PerformanceData
+        | RouteId::Notify
+        | RouteId::DeviceAction
+        | RouteId::StartMonitoring
+        | RouteId::StopMonitoring
+        | RouteId::Monitoring
+        | RouteId::Stats
+        | RouteId::DrainOutbox => match caller {
+            Admin | OtherAdmin => Blind,
+            _ => Forbidden,
+        },
+        RouteId::Disconnect => match caller {
+            Admin | OtherAdmin => NotFound,
+            _ => Forbidden,
+        },
+        RouteId::AddTicket | RouteId::Sessions | RouteId::TopicPresence => Blind,
+        RouteId::Notifications => {
+            if matches!(caller, Owner) {
+                Sees
+            } else {
+                Blind
+            }
+        }
+        RouteId::ReadNotification => {
+            if caller == Owner {
+                Sees
+            } else {
+                NotFound
+            }
+        }
         RouteId::RemovePolicy => match caller {
             Admin => Changes,
             OtherAdmin => NotFound,
@@ -231,6 +286,14 @@ async fn seeded() -> Seeded {
     ] {
         let request = Request::post("/api/ingest?device_id=sesame-1", &message);
         assert_eq!(harness.ask("t1", "ada", request).await.status, 200);
+    }
+    let events = [
+        json!({"topic": "device_sesame-1", "type": "told", "data": {"text": "sesame"}}),
+        json!({"user_id": "ada", "type": "notification", "data": {"id": "r-1", "title": "sesame"}}),
+    ];
+    for event in events {
+        let request = Request::post("/api/v1/events", &event);
+        assert_eq!(harness.ask_as(&grant("t1", "root", "admin"), request).await.status, 202);
     }
     let mut conflicts = Vec::new();
     for (n, kind) in [(1, Kind::Note), (3, Kind::Diary)] {
@@ -286,11 +349,19 @@ fn target(route: &Route, subject: Subject<'_>, slash: &str) -> String {
     let path = route.path.replace("{kind}", kind.name()).replace("{id}", id);
     let path = path.replace("{conflict_id}", conflict).replace("{user_id}", "ada");
     let path = path.replace("{device_id}", if id == "r-1" { "sesame-1" } else { "sesam" });
+    let path = path.replace("{event_id}", "1").replace("{topic}", "all").replace("{connection_id}", "none");
+    let path = path.replace("{notification_id}", id);
     let path =
         path.replace("telemetry/note", "telemetry/place").replace("telemetry/diary", "telemetry/place");
     assert!(!path.contains('{'), "the test knows no value for {path}");
     let kind = kind.name();
-    format!("{path}{slash}?device_id=phone&data_types={kind}&kind={kind}")
+    let more = match route.id {
+        RouteId::Events => "&topics=device_sesame-1&last_event_id=0",
+        RouteId::Delivery if id == "r-1" => "&device=sesame-1",
+        RouteId::Delivery => "&device=sesam",
+        _ => "",
+    };
+    format!("{path}{slash}?device_id=phone&data_types={kind}&kind={kind}{more}")
 }
 
 async fn request(harness: &Harness, route: &Route, target: &str, (caller, kind): (Caller, Kind)) -> Response {
@@ -304,7 +375,11 @@ async fn request(harness: &Harness, route: &Route, target: &str, (caller, kind):
         (RouteId::AddDevice, _) => request = request.json(&json!({"device_id": "another"})),
         (_, "PATCH") => request = request.json(&json!({"device_hash": null})),
         (_, "PUT") => request = request.json(&json!({"strategy": "server_wins"})),
-        _ => {}
+        _ => {
+            if let Some(body) = told(route.id) {
+                request = request.json(&body);
+            }
+        }
     }
     if let Some(token) = caller.token() {
         request = request.bearer(&token);
@@ -317,7 +392,7 @@ fn judged(response: &Response, wanted: Verdict) -> Verdict {
     let text = response.text();
     let shown = SECRETS.iter().any(|secret| text.contains(secret));
     match (response.status, shown) {
-        (201, false) => Verdict::Blind,
+        (201 | 202, false) => Verdict::Blind,
         (200 | 204, false) if matches!(wanted, Verdict::Open | Verdict::Changes) => wanted,
         // A decision is answered with what was decided.
         (200, true) if wanted == Verdict::Changes => wanted,
@@ -404,6 +479,24 @@ async fn judged_watcher(harness: &Harness, target: &str, caller: Caller) -> Verd
     }
 }
 
+/// What a caller got of the stream that tells what happened to one of ada's devices.
+async fn judged_stream(harness: &Harness, target: &str, caller: Caller) -> Verdict {
+    let mut source = EventSource::open(harness.address, target, caller.token().as_deref(), None).await;
+    if source.status == 401 {
+        return Verdict::Unauthorized;
+    }
+    assert_eq!(source.status, 200);
+    let first = source.event().await;
+    if !first["topics"].to_string().contains("sesame") {
+        return Verdict::Blind;
+    }
+    // What is retained comes at once; where nothing is, only the place in the log does.
+    let next = source.block().await.expect("the stream goes on");
+    let Some(event) = next.data else { return Verdict::Blind };
+    assert_eq!(event["data"]["text"], "sesame");
+    Verdict::Sees
+}
+
 /// Doors for those who know a device hash, whoever they are; `ingest.rs` stands before them.
 fn goes_by_hash(route: &Route) -> bool {
     matches!(route.id, RouteId::IngestSocket | RouteId::IngestAuthSocket)
@@ -427,6 +520,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
                 Door::Socket if route.id != RouteId::SyncSocket => {
                     judged_watcher(&harness, &target, caller).await
                 }
+                Door::Stream => judged_stream(&harness, &target, caller).await,
                 Door::Socket => judged_socket(&harness, &target, (caller, kind)).await,
                 Door::Http => {
                     let response = request(&harness, route, &target, (caller, kind)).await;
@@ -444,6 +538,8 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
             assert_eq!(got, wanted, "{case}");
             let after = holdings(&harness).await;
             assert_eq!(before != after, wanted == Verdict::Changes, "{case}: {before:?} {after:?}");
+            // Very many servers would tick beside each other until the end.
+            harness.serving.abort();
         }
     }
 }
@@ -462,7 +558,12 @@ fn the_table_says_the_same_as_the_verdicts() {
         assert_eq!(of(NoToken) == Verdict::Open, route.access == Access::Public, "{}", route.path);
         // Whose devices are whose is no matter of roles.
         let by_role = of(Reviewer) == Verdict::Forbidden && route.id != RouteId::UserSocket;
-        assert_eq!(by_role, matches!(route.access, Access::Admin | Access::Staff), "{}", route.path);
+        assert_eq!(
+            by_role,
+            matches!(route.access, Access::Admin | Access::Staff | Access::Publisher),
+            "{}",
+            route.path
+        );
         let twins = ROUTES.iter().filter(|twin| (twin.path, twin.method) == (route.path, route.method));
         assert_eq!(twins.count(), 1, "{}", route.path);
     }

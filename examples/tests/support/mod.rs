@@ -2,7 +2,9 @@
 //! tokens, and their phones.
 #![allow(dead_code, unreachable_pub, reason = "every story takes the part that it needs")]
 
+pub mod feed;
 pub mod ingest;
+pub mod programs;
 pub mod roads;
 
 use std::net::SocketAddr;
@@ -27,7 +29,7 @@ pub const WITHIN: Duration = Duration::from_secs(20);
 pub struct Deployment {
     server: Server,
     /// The changed copy of its file, which lasts as long as it does.
-    _copy: Option<TempFolder>,
+    copy: Option<TempFolder>,
 }
 
 /// Somebody with a token.
@@ -40,7 +42,7 @@ impl Deployment {
     pub fn start(file: &str) -> Self {
         let file = folder().join(file);
         let file = file.to_str().expect("the path is text");
-        Self { server: Server::with(&program(), &["--config", file]), _copy: None }
+        Self { server: Server::with(&program(), &["--config", file]), copy: None }
     }
 
     /// Starts the server with a copy of a file of `examples/deployments` in which some lines are replaced. Schemas are
@@ -62,7 +64,12 @@ impl Deployment {
         let file = copy.path().join("driftline.toml");
         std::fs::write(&file, text).expect("the folder can be written");
         let server = Server::with(&program(), &["--config", file.to_str().expect("the path is text")]);
-        Self { server, _copy: Some(copy) }
+        Self { server, copy: Some(copy) }
+    }
+
+    /// Returns the server.
+    pub fn server(&self) -> &Server {
+        &self.server
     }
 
     /// Returns where it listens.
@@ -75,6 +82,22 @@ impl Deployment {
         let mut command = Command::new(program());
         command.args(arguments).arg("--data-dir").arg(self.server.data_dir()).stdin(Stdio::null());
         command
+    }
+
+    /// Prepares the command that drains the outbox, on the database of this deployment.
+    pub fn drain_command(&self) -> Command {
+        let mut command = Command::new(program());
+        command.args(["outbox", "drain", "--config"]).arg(self.file()).stdin(Stdio::null());
+        command.arg("--data-dir").arg(self.server.data_dir());
+        if let Some(url) = self.server.store_url() {
+            command.env("DRIFTLINE_STORE_URL", url);
+        }
+        command
+    }
+
+    /// Returns the changed copy of the deployment's file.
+    fn file(&self) -> PathBuf {
+        self.copy.as_ref().expect("it has a copy").path().join("driftline.toml")
     }
 
     /// Stops the server as an operator does, has something done, and starts it again; its address is another one then.

@@ -95,6 +95,7 @@ impl Bench {
             skew_ms_max: limits.skew_ms_max,
             record_bytes: limits.record_bytes,
             readers: 2,
+            outbox_claims: Vec::new(),
         })?;
         let rule = KindRule { telemetry: Some(Arc::new(TelemetryRule::default())), ..KindRule::default() };
         let catalogue = Catalogue::new(BTreeMap::from([(KindName::new("reading")?, rule)]));

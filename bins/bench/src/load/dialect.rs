@@ -90,9 +90,9 @@ pub(crate) struct Session {
 /// Opens connections of one run in turn over the tokens.
 #[derive(Debug)]
 pub(crate) struct Door {
-    target: Target,
-    tokens: Vec<String>,
-    dialect: Dialect,
+    pub(super) target: Target,
+    pub(super) tokens: Vec<String>,
+    pub(super) dialect: Dialect,
     run: u64,
 }
 
@@ -175,7 +175,7 @@ impl Door {
 }
 
 /// Reads until a message of type `kind` comes and gives the batch limit that it may announce.
-async fn await_kind(socket: &mut Socket, kind: &str) -> Result<Option<usize>> {
+pub(super) async fn await_kind(socket: &mut Socket, kind: &str) -> Result<Option<usize>> {
     loop {
         match socket.next().await? {
             Incoming::Closed(code) => bail!("closed with {code} before {kind}"),

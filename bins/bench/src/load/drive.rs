@@ -76,7 +76,7 @@ impl Pace {
     }
 
     /// Takes the due time of the next request if it has come.
-    fn take(&mut self, now: Instant) -> Option<Instant> {
+    pub(crate) fn take(&mut self, now: Instant) -> Option<Instant> {
         match self {
             Pace::Closed => Some(now),
             Pace::Open { next, interval } => {
@@ -88,7 +88,7 @@ impl Pace {
     }
 
     /// Waits until the next request is due.
-    async fn wait(&self, until: Instant) {
+    pub(crate) async fn wait(&self, until: Instant) {
         if let Pace::Open { next, .. } = self {
             let due = (*next).min(until);
             while let left = due.saturating_duration_since(clock_now())

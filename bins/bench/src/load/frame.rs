@@ -53,6 +53,22 @@ pub(crate) fn parse_head(bytes: &[u8]) -> Result<Option<Head>> {
     Ok(Some(Head { opcode, last: first & 0x80 != 0, head_bytes: 2 + extra, payload_bytes }))
 }
 
+/// Appends the head of a server's text frame, which carries no mask.
+pub(crate) fn write_server_head(payload_bytes: usize, out: &mut Vec<u8>) {
+    out.push(0x81);
+    match (u8::try_from(payload_bytes), u16::try_from(payload_bytes)) {
+        (Ok(short), _) if short < 126 => out.push(short),
+        (_, Ok(medium)) => {
+            out.push(126);
+            out.extend_from_slice(&medium.to_be_bytes());
+        }
+        _ => {
+            out.push(127);
+            out.extend_from_slice(&(payload_bytes as u64).to_be_bytes());
+        }
+    }
+}
+
 /// Appends a whole frame, masked with `mask` as clients must.
 pub(crate) fn write_frame(opcode: Opcode, payload: &[u8], mask: [u8; 4], out: &mut Vec<u8>) {
     let code = match opcode {
@@ -122,6 +138,17 @@ mod tests {
             let head = parse_head(&frame).expect("valid").expect("whole");
             assert_eq!((head.opcode, head.last, head.payload_bytes), (Opcode::Text, true, len));
             assert_eq!(&frame[head.head_bytes..], payload);
+        }
+    }
+
+    #[test]
+    fn heads_of_a_server_are_read_back() {
+        for len in [0, 125, 126, 65_535, 65_536] {
+            let mut out = Vec::new();
+            write_server_head(len, &mut out);
+            let head = parse_head(&out).expect("valid").expect("whole");
+            assert_eq!((head.opcode, head.last, head.head_bytes), (Opcode::Text, true, out.len()));
+            assert_eq!(head.payload_bytes, len);
         }
     }
 

@@ -1,4 +1,4 @@
-//! `load idle`: many connections that are open, synced and silent.
+//! `load idle`: many connections that are open and silent: synced, or subscribed to a topic.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::dialect::Door;
 use super::now::now;
 use super::options::{Common, Dialect};
-use super::process::{open_files_max, usage_of};
+use super::process::{ensure_connections, usage_of};
 use super::report::{IdleUse, Report, Unit, rounded};
 use super::socket::{Incoming, Socket};
 use super::tally::Tally;
@@ -23,8 +23,6 @@ use super::window::{Window, observe};
 const OPENERS: usize = 64;
 /// Connections from one source address: below the usual 28,000 ephemeral ports.
 const PER_SOURCE: usize = 25_000;
-/// Files that are open besides the connections.
-const OTHER_FILES: u64 = 64;
 /// How long the server settles before the window, and the connections stay behind it.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -40,22 +38,22 @@ pub(crate) struct Options {
     /// Seconds between the heartbeats of a connection; without it they say nothing at all.
     #[arg(long)]
     heartbeat_s: Option<f64>,
+    /// Topic to which each connection subscribes, on the route for topics and without a sync session; `{n}` in it is
+    /// replaced by the number of the connection.
+    #[arg(long)]
+    topic: Option<String>,
 }
 
 /// Opens all connections, holds them for the length of the window and measures what they cost.
 pub(crate) async fn run(options: &Options) -> Result<Report> {
     let common = &options.common;
     let connections = usize::try_from(options.connections)?;
-    let needed = u64::from(options.connections) + OTHER_FILES;
-    ensure!(
-        open_files_max().is_none_or(|max| max >= needed),
-        "this process may open too few files: run `ulimit -n {needed}` first (the server needs as many)"
-    );
+    ensure_connections(u64::from(options.connections))?;
     let heartbeat = options.heartbeat_s.map(Duration::try_from_secs_f64).transpose()?;
     ensure!(heartbeat.is_none_or(|every| !every.is_zero()), "--heartbeat-s must be positive");
     let door = Arc::new(Door::new(common).await?);
     let before = if common.pid.is_empty() { None } else { Some(usage_of(&common.pid)?) };
-    let sockets = open(&door, common.dialect, connections).await?;
+    let sockets = open(&door, options, connections).await?;
     eprintln!("{} connections are open", sockets.len());
     sleep(SETTLE).await;
     let window = Window::open(common)?;
@@ -79,15 +77,24 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
 }
 
 /// Opens the connections, a few at a time; one that fails ends the run.
-async fn open(door: &Arc<Door>, dialect: Dialect, connections: usize) -> Result<Vec<Socket>> {
+async fn open(door: &Arc<Door>, options: &Options, connections: usize) -> Result<Vec<Socket>> {
+    let dialect = options.common.dialect;
     let mut openers = JoinSet::new();
     for opener in 0..OPENERS.min(connections) {
-        let door = Arc::clone(door);
+        let (door, topic) = (Arc::clone(door), options.topic.clone());
         openers.spawn(async move {
             let mut sockets = Vec::new();
             for index in (opener..connections).step_by(OPENERS) {
-                let mut socket = door.enter(index, source(index, connections)).await?;
-                if dialect == Dialect::Driftline {
+                let source = source(index, connections);
+                let mut socket = if let Some(topic) = &topic {
+                    let topic = topic.replace("{n}", &index.to_string());
+                    let mut socket = door.enter_topics(index, "", source).await?;
+                    door.subscribe(&mut socket, &[topic]).await?;
+                    socket
+                } else {
+                    door.enter(index, source).await?
+                };
+                if dialect == Dialect::Driftline && topic.is_none() {
                     door.start_sync(index, &mut socket, &[]).await?;
                 }
                 socket.shrink();

@@ -1,27 +1,30 @@
 //! The `load` command: scenarios, and the parts they are made of.
 
 mod batches;
+pub(crate) mod bulk;
 mod clock;
 mod connect;
 mod device;
-mod dialect;
-mod drive;
+pub(crate) mod dialect;
+pub(crate) mod drive;
 mod echo;
+pub(crate) mod events;
 pub(crate) mod frame;
 mod idle;
 mod latency;
 pub(crate) mod now;
-mod options;
+pub(crate) mod options;
 mod post;
-mod process;
+pub(crate) mod process;
 pub(crate) mod records;
-mod report;
+pub(crate) mod report;
 mod samples;
 mod scenario;
-mod socket;
+pub(crate) mod socket;
 mod sync;
-mod tally;
+pub(crate) mod tally;
 mod telemetry;
-mod window;
+mod topics;
+pub(crate) mod window;
 
 pub(crate) use scenario::{Scenario, run};

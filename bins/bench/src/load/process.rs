@@ -43,8 +43,24 @@ pub(crate) fn usage_of(roots: &[u32]) -> Result<Usage> {
     Ok(usage)
 }
 
+/// Files that are open besides the connections.
+const OTHER_FILES: u64 = 64;
+
+/// Makes sure that this process may hold so many connections.
+///
+/// # Errors
+/// When it may open fewer files, in words that say what to do.
+pub(crate) fn ensure_connections(connections: u64) -> Result<()> {
+    let needed = connections + OTHER_FILES;
+    ensure!(
+        open_files_max().is_none_or(|max| max >= needed),
+        "this process may open too few files: run `ulimit -n {needed}` first (the server needs as many)"
+    );
+    Ok(())
+}
+
 /// Reads how many files this process may open (the soft limit); none when it is unlimited.
-pub(crate) fn open_files_max() -> Option<u64> {
+fn open_files_max() -> Option<u64> {
     parse_open_files(&fs::read_to_string("/proc/self/limits").ok()?)
 }
 

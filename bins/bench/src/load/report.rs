@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -55,7 +55,7 @@ pub(crate) struct Report {
     dialect: Dialect,
     parameters: Value,
     seconds: f64,
-    pub(crate) operations: u64,
+    operations: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     operations_per_s: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,8 +117,34 @@ impl Report {
         })
     }
 
+    /// Prints the report, and makes sure that it tells of something.
+    ///
+    /// # Errors
+    /// When nothing succeeded.
+    pub(crate) fn print(&self) -> Result<()> {
+        eprintln!("{}", self.summary());
+        println!("{}", serde_json::to_string(self)?);
+        ensure!(self.operations > 0, "no operation succeeded");
+        Ok(())
+    }
+
+    /// Makes sure that nothing went wrong, for scenarios whose figures say nothing otherwise.
+    ///
+    /// # Errors
+    /// When an error was counted, or something was never sent or never answered.
+    pub(crate) fn ensure_clean(&self) -> Result<()> {
+        ensure!(
+            self.errors.is_empty() && self.unsent + self.unanswered == 0,
+            "the figures do not count: errors {:?}, never sent {}, never answered {}",
+            self.errors,
+            self.unsent,
+            self.unanswered
+        );
+        Ok(())
+    }
+
     /// Gives the report in a few lines.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let mut text = format!(
             "{} ({:?}): {} operations in {} s",
             self.scenario, self.dialect, self.operations, self.seconds

@@ -1,6 +1,6 @@
 //! The scenarios and the way from the command line to the printed report.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Subcommand;
 
 use super::{batches, connect, echo, idle, sync, telemetry};
@@ -35,8 +35,5 @@ pub(crate) async fn run(scenario: &Scenario) -> Result<()> {
         Scenario::Connect(options) => connect::run(options).await?,
         Scenario::Batches(options) => return batches::write(options),
     };
-    eprintln!("{}", report.summary());
-    println!("{}", serde_json::to_string(&report)?);
-    ensure!(report.operations > 0, "no operation succeeded");
-    Ok(())
+    report.print()
 }

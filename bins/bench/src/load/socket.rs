@@ -219,6 +219,12 @@ impl Socket {
         Ok(())
     }
 
+    /// Gives the connection away, with the bytes that were read and not handed out yet.
+    pub(crate) fn into_parts(mut self) -> (TcpStream, Vec<u8>) {
+        self.input.drain(..self.consumed);
+        (self.stream, self.input)
+    }
+
     /// Gives the read buffer back; for a socket that will be silent for long.
     pub(crate) fn shrink(&mut self) {
         self.input.drain(..self.consumed);

@@ -118,6 +118,7 @@ impl Backend for SqliteBackend {
             skew_ms_max: world.limits.skew_ms_max,
             record_bytes: world.limits.record_bytes,
             readers: 1,
+            outbox_claims: Vec::new(),
         })?;
         Ok(store)
     }

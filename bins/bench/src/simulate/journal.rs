@@ -257,6 +257,10 @@ impl<S: Store> Store for Journaled<S> {
         self.inner.probe()
     }
 
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        self.inner.log()
+    }
+
     fn cursor_secret(&self) -> [u8; 32] {
         self.inner.cursor_secret()
     }

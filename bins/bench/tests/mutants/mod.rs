@@ -458,6 +458,10 @@ impl Store for Faulty {
         self.inner.probe()
     }
 
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        self.inner.log()
+    }
+
     fn cursor_secret(&self) -> [u8; 32] {
         self.inner.cursor_secret()
     }

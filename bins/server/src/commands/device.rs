@@ -124,6 +124,7 @@ impl Registry {
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
             listeners: Arc::new(Silent),
+            outbox_claims: config.claims()?,
         };
         let store = store::open(&place, &config.store, &config.limits()?, surroundings);
         let store = store.with_context(|| match place {

@@ -100,6 +100,8 @@ fn configuration(file: Option<&Path>) -> (Config, Line) {
         config.limits()?;
         config.windows()?;
         config.catalogue(true)?;
+        config.rules(true)?;
+        config.outbox()?;
         Ok(config)
     });
     match (read, file) {

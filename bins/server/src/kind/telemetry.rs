@@ -7,11 +7,12 @@ use anyhow::{Context as _, bail};
 use driftline_engine::{Announce, KindRule, TelemetryRule, canonical_name};
 use driftline_model::KindName;
 use driftline_protocol::{SampleSchema, is_sample_kind};
+use driftline_realtime::Pattern;
 use serde::Deserialize;
 
 use super::{KindConfig, texts};
 
-/// `announce`: the event that an accepted sample publishes.
+/// `announce`: the event that an accepted sample or a changed record publishes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AnnounceConfig {
@@ -24,8 +25,6 @@ pub(super) struct AnnounceConfig {
 
 /// The longest retention in days, 100 years.
 const RETENTION_DAYS_MAX: u64 = 36_500;
-/// The most bytes of a topic, as in the protocol.
-const TOPIC_BYTES: usize = 200;
 
 impl KindConfig {
     /// Makes what the engine knows of a kind of telemetry.
@@ -38,7 +37,7 @@ impl KindConfig {
             time: self.time.as_deref().map(|field| name_of("time", field)).transpose()?,
             schema: self.compiled(folder, |text| Ok(SampleSchema::compile(text)?))?.map(Arc::new),
             retention_ms: self.retention_days.map(retention_ms).transpose()?,
-            announce: self.announce.as_ref().map(AnnounceConfig::rule).transpose().context("announce")?,
+            announce: self.announce_rule()?,
             watch: names("watch", self.watch.as_deref())?,
         };
         Ok(KindRule {
@@ -51,39 +50,18 @@ impl KindConfig {
 }
 
 impl AnnounceConfig {
-    fn rule(&self) -> anyhow::Result<Announce> {
+    pub(super) fn rule(&self) -> anyhow::Result<Announce> {
         if self.kind.is_empty() || self.kind.len() > 64 {
             bail!("type must have 1 to 64 bytes");
         }
         if self.topics.is_empty() {
             bail!("topics must name at least one");
         }
-        for topic in &self.topics {
-            check_topic(topic).with_context(|| format!("topics: {topic:?}"))?;
-        }
+        let topic = |topic: &String| Pattern::parse(topic).with_context(|| format!("topics: {topic:?}"));
+        let topics = self.topics.iter().map(topic).collect::<anyhow::Result<Vec<_>>>()?;
         let fields = if self.fields.is_empty() { Vec::new() } else { names("fields", Some(&self.fields))? };
-        Ok(Announce { kind: self.kind.as_str().into(), topics: texts(&self.topics), fields })
+        Ok(Announce { kind: self.kind.as_str().into(), topics, fields, durable: false, conflate: None })
     }
-}
-
-/// Checks a topic with placeholders.
-fn check_topic(topic: &str) -> anyhow::Result<()> {
-    if topic.is_empty() || topic.len() > TOPIC_BYTES {
-        bail!("must have 1 to {TOPIC_BYTES} bytes");
-    }
-    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte));
-    let mut rest = topic;
-    while let Some((before, after)) = rest.split_once('{') {
-        let Some((field, after)) = after.split_once('}') else { bail!("a placeholder is not closed") };
-        if field.is_empty() || !plain(field) || !plain(before) {
-            bail!("may hold letters, digits, _ . : - and {{field}}");
-        }
-        rest = after;
-    }
-    if !plain(rest) {
-        bail!("may hold letters, digits, _ . : - and {{field}}");
-    }
-    Ok(())
 }
 
 /// Reads the names of fields, each of which may be there once.
@@ -180,13 +158,7 @@ mod tests {
 
     #[test]
     fn keys_of_telemetry_are_refused_for_records() {
-        let table = [
-            "key = [\"date\"]",
-            "time = \"date\"",
-            "retention_days = 3",
-            "watch = [\"score\"]",
-            "announce = { type = \"a\", topics = [\"b\"] }",
-        ];
+        let table = ["key = [\"date\"]", "time = \"date\"", "retention_days = 3", "watch = [\"score\"]"];
         for (key, mode) in table.iter().flat_map(|key| [(key, ""), (key, "mode = \"record\"\n")]) {
             let text = format!("[[kind]]\nname = \"note\"\n{mode}{key}");
             let error = format!("{:#}", Config::parse(&text).unwrap().catalogue(false).unwrap_err());
@@ -213,7 +185,7 @@ mod tests {
             ("announce = { type = \"\", topics = [\"a\"] }", "announce: type must"),
             ("announce = { type = \"a\", topics = [] }", "announce: topics must"),
             ("announce = { type = \"a\", topics = [\"b c\"] }", "announce: topics: \"b c\""),
-            ("announce = { type = \"a\", topics = [\"b_{c\"] }", "is not closed"),
+            ("announce = { type = \"a\", topics = [\"b_{c\"] }", "between two braces"),
             ("announce = { type = \"a\", topics = [\"b_{}\"] }", "announce: topics: \"b_{}\""),
             (
                 "announce = { type = \"a\", topics = [\"b\"], fields = [\"c\", \"c\"] }",

@@ -4,6 +4,7 @@ use driftline_insight::SeriesPoint;
 use driftline_protocol::{FieldError, ItemClass, ItemCode};
 
 use super::{Plan, SampleMark, SampleWrite, Savepoint};
+use crate::events::quoted;
 use crate::group::{Aggregate, Append, Entry, RowKey, Submission, SubmissionResult};
 
 impl Plan<'_> {
@@ -49,6 +50,11 @@ impl Plan<'_> {
             mark,
             fields: append.fields.clone(),
         });
+        if let Some(announcing) = &append.announce {
+            let name = announcing.device.as_ref().map(|device| quoted(device.device()));
+            let first = name.as_deref().map(|name| ("device_id", name));
+            self.announce(submission.tenant, announcing, first.as_slice(), &append.fields);
+        }
         SubmissionResult::of(ItemCode::Applied)
     }
 

@@ -155,6 +155,7 @@ impl Plan<'_> {
                 schema_version: apply_.schema_version,
                 record,
                 device: Some(submission.device),
+                announce: apply_.announce.clone(),
             };
             self.keep(kept, savepoint.as_deref_mut());
             self.follow(&key, savepoint.as_deref_mut());

@@ -7,6 +7,7 @@ use driftline_model::{DeviceNo, Hlc, Object, ObjectBuilder, ScopeName, Seq};
 use driftline_protocol::{Change, ChangeKind, RecordView, row_sum};
 
 use super::{ExitWrite, Plan, Savepoint, SumWrite};
+use crate::events::{Announcing, quoted};
 use crate::group::RowKey;
 use crate::hub::{CommittedChange, Moved};
 use crate::ports::{Head, Row};
@@ -35,12 +36,14 @@ pub(super) struct Kept {
     pub(super) record: Record,
     /// Who made the change; none: the server.
     pub(super) device: Option<DeviceNo>,
+    /// The event that the change publishes.
+    pub(super) announce: Option<Announcing>,
 }
 
 impl Plan<'_> {
     /// Takes a changed record over into the state, the head and the writes.
     pub(super) fn keep(&mut self, kept: Kept, savepoint: Option<&mut Savepoint>) {
-        let Kept { key, scope, owner, schema_version, record, device } = kept;
+        let Kept { key, scope, owner, schema_version, record, device, announce } = kept;
         let deleted = record.is_deleted(self.env.devices);
         let before = self.state.rows.entry(key.clone()).or_default().take();
         let moved = before.as_ref().is_none_or(|before| before.scope != scope);
@@ -72,6 +75,12 @@ impl Plan<'_> {
         }
         if let Some(savepoint) = savepoint {
             savepoint.rows.push((key.clone(), before));
+        }
+        if let Some(announcing) = announce {
+            let id = quoted(row.id.as_str());
+            let first: [(&str, &str); 2] = [("id", &id), ("deleted", "true")];
+            let first = if deleted { &first[..] } else { &first[..1] };
+            self.announce(key.tenant, &announcing, first, &row.record.fields);
         }
         self.state.rows.insert(key, Some(row));
     }

@@ -2,12 +2,14 @@
 
 mod append;
 mod decide;
+mod events;
 mod keep;
 mod once;
 mod review;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
 
 use driftline_conflict::DeviceOrder;
 use driftline_idempotency::{Fingerprint, Record};
@@ -17,6 +19,7 @@ use driftline_model::{
 };
 use driftline_protocol::{ItemClass, ItemCode};
 
+use crate::events::Event;
 use crate::group::{
     Answered, Entry, Known, OnceKey, Receipt, Remembered, RowKey, Submission, SubmissionResult,
 };
@@ -53,6 +56,10 @@ pub struct GroupState {
     pub once: Map<(TenantNo, OnceKey), Record<Remembered>>,
     /// The stored points of every series that an item adds to, by hour.
     pub series: Map<SeriesKey, SeriesPoint>,
+    /// The numbers of kept events by the keys of duplicates that drafts of the group name.
+    pub dedupe: Map<(TenantNo, Box<str>), u64>,
+    /// The latest kept states of what drafts of the group tell of.
+    pub versions: Map<(TenantNo, Box<str>), u64>,
 }
 
 /// A series of a tenant in one hour.
@@ -119,6 +126,21 @@ pub struct Writes {
     pub exits: Vec<ExitWrite>,
     /// What is to be added to the sums of live rows.
     pub sums: Vec<SumWrite>,
+    /// Events that the log keeps, in their order.
+    pub events: Vec<EventWrite>,
+    /// The latest states of what events tell of, each once.
+    pub versions: Vec<((TenantNo, Box<str>), u64)>,
+}
+
+/// An event to write.
+#[derive(Debug, Clone)]
+pub struct EventWrite {
+    /// The tenant.
+    pub tenant: TenantNo,
+    /// The event.
+    pub event: Arc<Event>,
+    /// The key by which duplicates of it are known.
+    pub dedupe_key: Option<Box<str>>,
 }
 
 /// A batch that was answered, in its session.
@@ -290,6 +312,7 @@ struct TenantChanges {
     tenant: TenantNo,
     before: Head,
     changes: Option<Vec<CommittedChange>>,
+    events: Vec<Arc<Event>>,
 }
 
 /// What a group of items changed, to be taken back if one of them fails.
@@ -304,6 +327,8 @@ struct Savepoint {
     samples: Vec<(RowKey, Option<SampleMark>)>,
     sample_writes: usize,
     changes: usize,
+    /// How many events were told of, and how many of them are written.
+    events: (usize, usize),
     /// How many conflicts the items before had touched.
     reviewed: usize,
     known: Vec<(Option<OpId>, u64)>,
@@ -318,7 +343,9 @@ impl Plan<'_> {
             return refused(submission, ItemCode::EpochChanged, head);
         }
         self.enter_tenant(submission.tenant, head);
-        self.acknowledge(submission);
+        if !submission.is_publication() {
+            self.acknowledge(submission);
+        }
         if let Some(answer) = self.answered_before(submission, head) {
             return answer;
         }
@@ -332,13 +359,14 @@ impl Plan<'_> {
                 Some(label) => self.group(submission, label, &mut results),
             }
         }
+        let events = submission.events.iter().map(|draft| self.publish(submission.tenant, draft)).collect();
         let head = self.state.heads.get(&submission.tenant).copied().unwrap_or(head);
         let results = results
             .into_iter()
             .map(|result| result.unwrap_or_else(|| SubmissionResult::of(ItemCode::RetryLater)))
             .collect();
-        let receipt =
-            Receipt { results, seq: head.seq, hlc: head.hlc, epoch: head.epoch, answered: Answered::Applied };
+        let (seq, hlc, epoch) = (head.seq, head.hlc, head.epoch);
+        let receipt = Receipt { results, events, seq, hlc, epoch, answered: Answered::Applied };
         self.remember_batch(submission, &receipt);
         receipt
     }
@@ -346,7 +374,7 @@ impl Plan<'_> {
     fn enter_tenant(&mut self, tenant: TenantNo, head: Head) {
         if !self.tenants.iter().any(|entered| entered.tenant == tenant) {
             let changes = (self.env.listening)(tenant).then(Vec::new);
-            self.tenants.push(TenantChanges { tenant, before: head, changes });
+            self.tenants.push(TenantChanges { tenant, before: head, changes, events: Vec::new() });
         }
     }
 
@@ -381,6 +409,7 @@ impl Plan<'_> {
             samples: Vec::new(),
             sample_writes: self.out.writes.samples.len(),
             changes: self.changes_len(submission.tenant),
+            events: (self.told_len(submission.tenant), self.out.writes.events.len()),
             reviewed: self.reviewed.len(),
             known: Vec::new(),
         };
@@ -440,6 +469,7 @@ impl Plan<'_> {
             }
         }
         self.reviewed.truncate(savepoint.reviewed);
+        self.untell(submission.tenant, savepoint.events);
         if let Some(changes) = self.changes(submission.tenant) {
             changes.truncate(savepoint.changes);
         }
@@ -469,13 +499,16 @@ impl Plan<'_> {
         self.settle_scopes();
         self.settle_samples();
         let mut told = self.settle_reviews();
-        for TenantChanges { tenant, before, changes } in self.tenants {
+        for TenantChanges { tenant, before, changes, events } in self.tenants {
             let after = self.state.heads[&tenant];
             if after != before {
                 self.out.writes.heads.push((tenant, after));
+            }
+            if after != before || !events.is_empty() {
                 let committed = Committed::new(tenant, before.seq, after.seq, after.hlc, changes);
                 let conflicts = told.extract_if(.., |(of, _)| *of == tenant).map(|(_, told)| told).collect();
-                self.out.commits.push(committed.with_conflicts(conflicts));
+                let committed = committed.with_conflicts(conflicts);
+                self.out.commits.push(committed.with_events(before.event_id, after.event_id, events));
             }
         }
         self.out
@@ -492,11 +525,13 @@ impl Head {
             scopes_version: 0,
             gc_floor: Seq::ZERO,
             epoch_seq: Seq::ZERO,
+            event_id: 0,
         }
     }
 }
 
 fn refused(submission: &Submission, code: ItemCode, head: Head) -> Receipt {
     let results = submission.entries.iter().map(|_| SubmissionResult::of(code)).collect();
-    Receipt { results, seq: head.seq, hlc: head.hlc, epoch: head.epoch, answered: Answered::Applied }
+    let (seq, hlc, epoch) = (head.seq, head.hlc, head.epoch);
+    Receipt { results, events: Vec::new(), seq, hlc, epoch, answered: Answered::Applied }
 }

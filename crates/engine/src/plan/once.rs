@@ -18,6 +18,7 @@ impl Plan<'_> {
             let record = self.state.once.get(&(submission.tenant, once.key.clone()))?;
             let nothing = |answered| Receipt {
                 results: Vec::new(),
+                events: Vec::new(),
                 seq: head.seq,
                 hlc: head.hlc,
                 epoch: head.epoch,

@@ -222,6 +222,7 @@ impl Plan<'_> {
                 schema_version: 0,
                 record,
                 device: Some(asked.submission.device),
+                announce: resolve.announce.clone(),
             };
             row.scope = kept.scope.clone();
             self.keep(kept, savepoint.as_deref_mut());
@@ -319,6 +320,7 @@ impl Plan<'_> {
             placement: Placement::Fixed(row.scope.clone()),
             rights: Rights::default(),
             policy: std::sync::Arc::clone(&resolve.policy),
+            announce: None,
         };
         let detail = resolution_detail(row, resolve, before.map(|before| &before.record));
         self.audit(asked, &apply, (seq, code), detail);
@@ -361,6 +363,7 @@ impl Plan<'_> {
             schema_version: 0,
             record: kept.record,
             device: None,
+            announce: None,
         };
         self.keep(kept, savepoint);
         let rows = self.state.conflicts.entry(key.clone()).or_default();

@@ -7,10 +7,10 @@ use driftline_model::{DeviceId, DeviceKey, Object, UserId};
 use driftline_protocol::{ErrorCode, Fault};
 
 use super::{Engine, not_found, unavailable};
+use crate::events::EventDraft;
 use crate::ports::{Identity, Observer, Store, StoreError};
 use crate::presence::Turn;
 use crate::registry::{DeviceChange, DeviceChanged, DeviceOnce, DeviceQuery, DeviceRow};
-use crate::signal::Signal;
 
 /// For how many milliseconds a device that was let in is let in again without a look.
 const ADMITTED_MS: u64 = 10_000;
@@ -40,7 +40,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let roles = vec![DEVICE_ROLE.into()];
         let reviews = self.catalogue.reviewable(&roles);
         let device = Some((row.device, row.key));
-        Ok(Identity { tenant_id, tenant, user, roles, device, scopes, reviews })
+        let claims = Vec::new();
+        Ok(Identity { tenant_id, tenant, user, roles, claims, device, scopes, reviews })
     }
 
     /// Refuses the device of an identity that may not connect.
@@ -205,8 +206,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
     }
 
     fn tell_presence(&self, kind: &str, tenant: driftline_model::TenantNo, key: &DeviceKey, now_ms: u64) {
-        let signal = Signal::of_device(kind, key, &["device_status"], &Object::empty(), now_ms);
-        self.hub.signal(tenant, signal);
+        let draft = EventDraft::of_device(kind, key, &["device_status"], &Object::empty(), now_ms);
+        self.later(tenant, draft);
     }
 
     /// Does what is due once a second: writes down what was noticed of devices, tells of those that went offline and of
@@ -217,25 +218,42 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// # Errors
     /// `STORE_UNAVAILABLE`.
     pub async fn tick(&self, now_ms: u64) -> Result<(), Fault> {
-        for (tenant, signal) in self.streams.lock().unwrap_or_else(PoisonError::into_inner).look(now_ms) {
-            self.hub.signal(tenant, signal);
+        for (tenant, draft) in self.streams.lock().unwrap_or_else(PoisonError::into_inner).look(now_ms) {
+            self.tell(tenant, draft);
         }
         let (notes, gone) = self.presence.lock().unwrap_or_else(PoisonError::into_inner).due(now_ms);
-        for (tenant, device) in gone {
-            if !self.hub.is_heard(tenant) {
-                continue;
+        if !notes.is_empty() {
+            let written = self.store.note_devices(notes.clone()).await;
+            if let Err(error) = written {
+                let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+                presence.put_back(notes);
+                presence.gone_again(&gone, now_ms);
+                return Err(unavailable(&error));
             }
-            if let Ok(Some(row)) = self.store.device_row(tenant, device).await {
-                self.tell_presence("device_disconnected", tenant, &row.key, now_ms);
+        }
+        // A device that went to another node meanwhile is not gone: its row says so.
+        for (at, (tenant, device)) in gone.iter().enumerate() {
+            match self.store.device_row(*tenant, *device).await {
+                Ok(Some(row)) if !row.online => {
+                    self.tell_presence("device_disconnected", *tenant, &row.key, now_ms);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+                    presence.gone_again(&gone[at..], now_ms);
+                    return Err(unavailable(&error));
+                }
             }
         }
-        if notes.is_empty() {
-            return Ok(());
+        self.flush().await
+    }
+
+    /// Tells of an event: at once if the log does not keep it, else with the next [`Engine::flush`].
+    pub(super) fn tell(&self, tenant: driftline_model::TenantNo, draft: EventDraft) {
+        if draft.durable {
+            self.later(tenant, draft);
+        } else {
+            self.hub.tell_now(tenant, &draft);
         }
-        let written = self.store.note_devices(notes.clone()).await;
-        if written.is_err() {
-            self.presence.lock().unwrap_or_else(PoisonError::into_inner).put_back(notes);
-        }
-        written.map_err(|error| unavailable(&error))
     }
 }

@@ -4,19 +4,18 @@ use std::sync::PoisonError;
 
 use driftline_idempotency::Fingerprint;
 use driftline_insight::{Aggregate as DeviceAggregate, Sketch};
-use driftline_model::{KindName, Object, ObjectBuilder, SyncId, TenantId};
+use driftline_model::{KindName, Object, SyncId, TenantId};
 use driftline_protocol::{
     AnalyticsBatch, BareAck, DeviceStatus, ErrorCode, Fault, FieldError, ItemClass, ItemCode, MessageKey,
     Telemetry, TelemetryAck, unknown_type,
 };
 
 use super::{Engine, unavailable};
-use crate::catalogue::TelemetryRule;
+use crate::events::EventDraft;
 use crate::group::{Aggregate, Answered, Entry, Once, OnceKey, Receipt, Submission, Task};
 use crate::ingest::{SampleEcho, Source, answer, entries};
 use crate::ports::{Identity, Observer, Store};
 use crate::registry::DeviceSign;
-use crate::signal::{Signal, fill};
 use crate::streams::Brought;
 
 /// Samples that are applied together.
@@ -170,7 +169,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         Ok(ack)
     }
 
-    /// Announces accepted samples, and counts all of them on their streams.
+    /// Counts samples on their streams.
     pub(super) fn tell_of_samples(
         &self,
         identity: &Identity,
@@ -193,7 +192,6 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 (ItemClass::Done, _) if result.duplicate => duplicates += 1,
                 (ItemClass::Done, Some(fields)) => {
                     accepted += 1;
-                    self.announce(identity, rule, &fields, now_ms);
                     brought.take(rule, &fields);
                 }
                 _ => {
@@ -217,48 +215,31 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
         drop(known);
         for alert in alerts {
-            self.hub.signal(identity.tenant, alert);
+            self.tell(identity.tenant, alert);
         }
     }
 
-    /// Publishes the event of an accepted sample, if its kind announces.
-    fn announce(&self, identity: &Identity, rule: &TelemetryRule, fields: &Object, now_ms: u64) {
-        let (Some(announce), Some((_, device))) = (&rule.announce, &identity.device) else { return };
-        if !self.hub.is_heard(identity.tenant) {
-            return;
-        }
-        let mut shown = ObjectBuilder::with_capacity(fields.as_str().len(), fields.len());
-        for (name, value) in fields.iter() {
-            if announce.fields.is_empty() || announce.fields.iter().any(|field| **field == *name) {
-                shown.push(name, value);
-            }
-        }
-        let topics: Vec<Box<str>> =
-            announce.topics.iter().filter_map(|topic| fill(topic, device, fields)).collect();
-        let topics: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
-        self.hub.signal(
-            identity.tenant,
-            Signal::of_device(&announce.kind, device, &topics, &shown.finish(), now_ms),
-        );
-    }
-
-    /// Takes what a device says of itself: it is told to whoever listens, and written behind.
+    /// Takes what a device says of itself: an event tells of it, and the registry's row is written behind.
     ///
     /// # Errors
-    /// `MISSING_DEVICE_ID`.
-    pub fn report(&self, identity: &Identity, status: &DeviceStatus, now_ms: u64) -> Result<BareAck, Fault> {
-        let Some((device, key)) = &identity.device else {
+    /// `MISSING_DEVICE_ID`, `STORE_UNAVAILABLE`.
+    pub async fn report(
+        &self,
+        identity: &Identity,
+        status: &DeviceStatus,
+        now_ms: u64,
+        correlation: &str,
+    ) -> Result<BareAck, Fault> {
+        let Some((_, key)) = &identity.device else {
             return Err(Fault::new(ErrorCode::MissingDeviceId, "a status needs a device"));
         };
         let sign = DeviceSign::Reported {
             status: status.status.as_deref().map(Box::from),
             report: status.fields.as_str().into(),
         };
-        let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
-        presence.note((identity.tenant, *device), now_ms, sign);
-        drop(presence);
-        let signal = Signal::of_device("device_status", key, &["device_status"], &status.fields, now_ms);
-        self.hub.signal(identity.tenant, signal);
+        self.sign(identity, sign, now_ms);
+        let draft = EventDraft::of_device("device_status", key, &["device_status"], &status.fields, now_ms);
+        self.publish_draft(identity, draft, None, now_ms, correlation).await?;
         Ok(BareAck { of: "device_status".into(), replayed: false })
     }
 
@@ -327,6 +308,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             once,
             correlation: correlation.into(),
             entries,
+            events: Vec::new(),
         })
     }
 }

@@ -1,10 +1,14 @@
 //! The engine: rights, policies and cursors over a store.
 
 mod devices;
+mod events;
 mod ingest;
 mod live;
+mod monitoring;
+mod notices;
 mod once;
 mod policies;
+mod publish;
 mod records;
 mod review;
 mod telemetry;
@@ -19,6 +23,7 @@ use driftline_protocol::{
     Ack, Cursor, CursorKey, ErrorCode, Fault, Missing, Phase, RequestServerData, Resume, ResyncReason,
     ResyncRequired, ServerData, SessionInfo, StartSync, SyncData, SyncRequest, encode_changes, format_millis,
 };
+use driftline_realtime::TopicsError;
 
 use crate::catalogue::{Catalogue, canonical_name};
 use crate::group::{Once, Task};
@@ -29,17 +34,22 @@ use crate::presence::Presence;
 use crate::pull::{PullFault, Step};
 use crate::push::{Gate, Push, answer};
 use crate::rate::{UserMeter, Users};
+use crate::rules::EventRules;
 use crate::session::covers;
 use crate::streams::{Streams, UnderWay};
 use crate::work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};
 
 pub use devices::{DEVICE_ROLE, hash_digest};
+pub use events::{Missed, MissedPage};
 use ingest::told_of;
 pub use ingest::{Ingest, PreparedIngest};
 pub(crate) use ingest::{judged, reused};
-pub use live::Signals;
+pub use monitoring::Monitored;
+pub use notices::NoticePage;
 use once::Memory;
+pub use publish::{Authority, Outcome};
 pub use telemetry::SampleWish;
+pub(crate) use telemetry::is_staff;
 
 /// The sync engine over one store.
 pub struct Engine<S, O> {
@@ -48,6 +58,10 @@ pub struct Engine<S, O> {
     catalogue: Catalogue,
     limits: Arc<Limits>,
     users: Users,
+    /// Which topics there are, and who may have them.
+    rules: Arc<EventRules>,
+    /// Drafts that wait to be published. The lock is held for one of them.
+    pending: Mutex<events::Pending>,
     cursor_key: CursorKey,
     observer: O,
     windows: Windows,
@@ -144,9 +158,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let cursor_key = CursorKey::new(&store.cursor_secret());
         let limits = Arc::new(limits);
         let users = Users::new(&limits);
+        let (rules, mut catalogue) = (EventRules::default(), catalogue);
+        let rules = rules.with_announced(&catalogue.announced()).unwrap_or_default();
+        catalogue.settle(&rules);
         Self {
             store,
             hub,
+            rules: Arc::new(rules),
+            pending: Mutex::default(),
             catalogue,
             limits,
             users,
@@ -171,6 +190,28 @@ impl<S: Store, O: Observer> Engine<S, O> {
     #[must_use]
     pub fn with_windows(self, windows: Windows) -> Self {
         Self { windows, ..self }
+    }
+
+    /// Sets which topics there are, and who may have them.
+    ///
+    /// # Errors
+    /// Too many rules, with those that kinds need which announce.
+    pub fn with_rules(mut self, rules: EventRules) -> Result<Self, TopicsError> {
+        let rules = rules.with_announced(&self.catalogue.announced())?;
+        self.catalogue.settle(&rules);
+        Ok(Self { rules: Arc::new(rules), ..self })
+    }
+
+    /// Lets whoever enters without a token listen to these topics, and to no others.
+    #[must_use]
+    pub fn with_anonymous(self, topics: Vec<Box<str>>) -> Self {
+        let rules = EventRules::clone(&self.rules).with_anonymous(topics);
+        Self { rules: Arc::new(rules), ..self }
+    }
+
+    /// Returns which topics there are, and who may have them.
+    pub fn rules(&self) -> &EventRules {
+        &self.rules
     }
 
     /// Lifts rates and admission, for measuring, as [`Limits::lifted`] does. It is done before anybody is let in: who
@@ -235,7 +276,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         scopes.sort();
         scopes.dedup();
         let reviews = self.catalogue.reviewable(&roles);
-        Ok(Identity { tenant_id, tenant, user, roles, device, scopes, reviews })
+        let claims = groups.to_vec();
+        Ok(Identity { tenant_id, tenant, user, roles, claims, device, scopes, reviews })
     }
 
     /// Reads the head of the identity's tenant.
@@ -284,7 +326,27 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Work::Aggregate { batch, once } => {
                 Prepared::Aggregate { batch, once, correlation: correlation.to_owned() }
             }
-            Work::Report { status } => Prepared::Failed(Done::Noted(self.report(identity, &status, now_ms))),
+            Work::Report { status } => {
+                Prepared::Failed(Done::Noted(self.report(identity, &status, now_ms, correlation).await))
+            }
+            Work::Subscribe { listener, wanted } => {
+                let answer = self.subscribe_events(identity, &listener, &wanted, now_ms).await;
+                Prepared::Failed(Done::Subscribed(answer))
+            }
+            Work::Missed { listener, missed } => Prepared::Missed { listener, missed },
+            Work::Acknowledge { last } => {
+                Prepared::Failed(Done::Acknowledged(self.acknowledge_events(identity, last, now_ms).await))
+            }
+            // Whose device it is may have to be looked up: events reach the store in the order of their asking all the same.
+            Work::Publish { publish, once, seed } => {
+                match self.drafted(identity, *publish, Authority::Topics, seed, now_ms).await {
+                    Ok(draft) => {
+                        let draft = Box::new(draft);
+                        Prepared::Publish { draft, once, correlation: correlation.to_owned() }
+                    }
+                    Err(fault) => Prepared::Failed(Done::Published(Err(fault))),
+                }
+            }
             Work::Push { sync_id, data, epoch, once, seed } => {
                 let push = Push { data, sync_id: Some(sync_id), epoch, once, seed };
                 match self.prepare_push(identity, push, now_ms, correlation).await {
@@ -313,6 +375,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
             }
             Prepared::Aggregate { batch, once, correlation } => {
                 Done::Noted(self.aggregate(identity, *batch, once, now_ms, &correlation).await)
+            }
+            Prepared::Missed { listener, missed } => {
+                Done::Missed(self.missed(identity, &listener, &missed).await.map(Box::new))
+            }
+            Prepared::Publish { draft, once, correlation } => {
+                let outcome = self.publish_draft(identity, *draft, once, now_ms, &correlation).await;
+                Done::Published(outcome.map(Outcome::ack))
             }
             Prepared::Failed(done) => done,
         }

@@ -10,6 +10,7 @@ use driftline_protocol::{
 };
 
 use super::{Engine, judged, not_found, reused, unavailable};
+use crate::events::announcing;
 use crate::group::{
     Entry, Once, OnceKey, Placement, Remembered, Resolve, Resolved, Submission, SubmissionResult, Task,
 };
@@ -194,6 +195,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Placement::Fixed(_) => Placement::Fixed(row.scope.clone()),
             group @ Placement::Group(_) => group,
         };
+        let announce = announcing(rule.announce.as_ref(), None);
         let key = DeviceKey::from_text(&format!("{}\u{1}{REVIEW_DEVICE}", identity.user));
         let device = self.store.device(identity.tenant, &key).await.map_err(|error| unavailable(&error))?;
         let entry = Entry {
@@ -210,6 +212,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 version: request.version,
                 placement,
                 policy,
+                announce,
             }),
         };
         Ok(Submission {
@@ -223,6 +226,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             batch: None,
             correlation: correlation.into(),
             entries: vec![entry],
+            events: Vec::new(),
         })
     }
 

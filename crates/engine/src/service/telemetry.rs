@@ -138,6 +138,6 @@ impl<S: Store, O: Observer> Engine<S, O> {
     }
 }
 
-fn is_staff(identity: &Identity) -> bool {
+pub(crate) fn is_staff(identity: &Identity) -> bool {
     STAFF_ROLES.iter().any(|role| identity.has_role(role))
 }

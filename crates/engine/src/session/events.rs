@@ -1,13 +1,16 @@
-//! Telemetry on its way to the store, and live events on their way to the client.
+//! Telemetry on its way to the store, and topics.
 
 use driftline_idempotency::Fingerprint;
 use driftline_model::SyncId;
-use driftline_protocol::{ErrorCode, EventsSubscribed, MessageKey, Telemetry, TopicAnswer};
+use driftline_protocol::{
+    ErrorCode, EventsSubscribed, Fault, MessageKey, Outbound, ReplayRequest, Telemetry, TopicAnswer, Topics,
+};
 
-use super::Session;
+use std::sync::Arc;
+
+use super::{Session, Waiting};
 use crate::group::{Once, OnceKey};
 use crate::service::Ingest;
-use crate::signal::{Wish, fits};
 use crate::work::Work;
 
 impl Session {
@@ -33,29 +36,60 @@ impl Session {
 
     /// Answers for topics that are wanted no more.
     pub(super) fn unsubscribe(&mut self, dropped: &[Box<str>]) -> EventsSubscribed {
+        let listener = self.listener.as_ref();
         let topics = dropped.iter().map(|topic| TopicAnswer {
             topic: topic.to_string(),
-            accepted: self.interests.drop_topic(topic),
-            code: None,
+            accepted: listener.is_some_and(|listener| listener.unsubscribe(topic)),
+            ..TopicAnswer::default()
         });
         EventsSubscribed { topics: topics.collect() }
     }
 
-    /// Answers a wish for topics, and grants what may be granted.
-    pub(super) fn subscribe(&mut self, wanted: &[Box<str>]) -> EventsSubscribed {
-        let (interests, roles) = (&mut self.interests, &self.identity.roles);
-        let announced = |topic: &str| self.announced.iter().any(|template| fits(template, topic));
-        let topics = wanted.iter().map(|topic| {
-            let wish = interests.want(topic, roles, announced);
-            let code = match wish {
-                Wish::Accepted => None,
-                Wish::Forbidden => Some(ErrorCode::Forbidden),
-                Wish::Unknown => Some(ErrorCode::NotFound),
-            };
-            let code = code.map(|code| code.as_str().to_owned());
-            TopicAnswer { topic: topic.to_string(), accepted: wish == Wish::Accepted, code }
-        });
-        EventsSubscribed { topics: topics.collect() }
+    /// Asks for topics. What was missed since a place is read before anything else comes.
+    pub(super) fn subscribe(&mut self, wanted: Topics, reply_to: Option<String>) -> Result<(), Fault> {
+        let listener = Arc::clone(self.listener.as_ref().ok_or_else(deaf)?);
+        let announced =
+            wanted.since.map(|since| self.replays.announce(since, reply_to.clone())).transpose()?;
+        self.ask(reply_to, None, Work::Subscribe { listener, wanted });
+        if let Some(waiting) = self.waiting.back_mut() {
+            waiting.announced = announced;
+        }
+        Ok(())
+    }
+
+    pub(super) fn subscribed(
+        &mut self,
+        answer: Result<EventsSubscribed, Fault>,
+        waiting: Waiting,
+        now_ms: u64,
+    ) {
+        match answer {
+            Err(fault) => {
+                if let Some(number) = waiting.announced {
+                    self.replays.withdraw(number);
+                }
+                self.error(&fault, waiting.reply_to, now_ms);
+            }
+            Ok(answer) => {
+                let granted =
+                    answer.topics.iter().filter(|topic| topic.accepted && topic.recovered.is_some());
+                let granted: Vec<Box<str>> = granted.map(|topic| topic.topic.as_str().into()).collect();
+                let announced = waiting.announced;
+                self.reply(waiting, &Outbound::EventsSubscribed(answer), now_ms);
+                if let Some(number) = announced {
+                    self.replays.grant(number, granted);
+                }
+            }
+        }
+        self.read_next();
+    }
+
+    /// Asks for events that were missed.
+    pub(super) fn replay(&mut self, request: ReplayRequest, reply_to: Option<String>) -> Result<(), Fault> {
+        self.listener.as_ref().ok_or_else(deaf)?;
+        self.replays.push(request, reply_to)?;
+        self.read_next();
+        Ok(())
     }
 
     /// Makes what a message is remembered by; its window is the engine's to set.
@@ -79,4 +113,8 @@ impl Session {
         self.made_ids += 1;
         self.id_seed.wrapping_add(u128::from(self.made_ids) << 64)
     }
+}
+
+fn deaf() -> Fault {
+    Fault::new(ErrorCode::UnknownMessageType, "this route tells no events")
 }

@@ -3,6 +3,7 @@
 mod deltas;
 mod events;
 mod preset;
+mod replay;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,17 +13,20 @@ use driftline_model::{ConflictId, Epoch, Hlc, KindName, Limits, Seq, SyncId};
 use driftline_protocol::{
     CloseCode, ConnectionEstablished, ErrorCode, ErrorMessage, Fault, Features, Head as OutHead,
     HeartbeatAck, Inbound, Message, Outbound, Pong, ResyncReason, ResyncRequired, ServerDelta,
-    ServerDraining, SyncSessionEnded, SyncSessionStarted, Throttle, Totals, unknown_type,
+    ServerDraining, ServerHeartbeat, SyncSessionEnded, SyncSessionStarted, Throttle, Totals, event_id,
+    unknown_type,
 };
 
+use crate::fanout::{Heard, Listener};
 use crate::ports::{Head, Identity};
 use crate::pull::PullFault;
 use crate::rate::{ConnectionMeter, UserMeter};
+use crate::rules::RETENTION_MS_DEFAULT;
 use crate::service::Sealer;
-use crate::signal::{Interests, Signal};
 use crate::work::{Done, Pulled, Started, Work};
 
 pub use preset::Preset;
+use replay::Replays;
 
 /// What a session wants of its shell.
 #[derive(Debug)]
@@ -30,10 +34,23 @@ pub use preset::Preset;
 pub enum Output {
     /// Send this text frame.
     Send(String),
+    /// Send these events, each in the form that is shared.
+    Events(Vec<Heard>),
     /// Do this and report what came of it; answers go back in the order of these outputs.
     Work(Box<Work>),
     /// Close the connection after everything before was sent.
     Close(Close),
+}
+
+/// What a client is greeted with, beside what its identity says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Greeting {
+    /// The message by which the client said who it is.
+    pub reply_to: Option<String>,
+    /// The name that the client gave itself.
+    pub client_id: Option<String>,
+    /// Stands for the end of the log, sealed.
+    pub resume_token: String,
 }
 
 /// How a connection is closed.
@@ -75,9 +92,14 @@ pub struct Session {
     errors: u64,
     closed: bool,
     preset: Preset,
-    interests: Interests,
-    /// Templates of topics that may be wanted because a kind announces on them.
-    announced: Arc<[Box<str>]>,
+    /// What hears events, on routes that tell any.
+    listener: Option<Arc<Listener>>,
+    /// What is being read of the log, and what waits to be.
+    replays: Replays,
+    /// Events that wait to be published.
+    publishing: usize,
+    /// When the client was last told that the server is alive.
+    beat_ms: u64,
     /// For how many milliseconds answers are remembered under keys.
     window_ms: u64,
 }
@@ -91,13 +113,24 @@ struct Waiting {
     covers: bool,
     /// Whether the pull begins anew.
     snapshot: bool,
+    /// The replay that waits for its topics.
+    announced: Option<u64>,
 }
 
 impl Waiting {
     fn new(reply_to: Option<String>, sync_id: Option<&SyncId>) -> Self {
-        Self { reply_to, sync_id: sync_id.map(ToString::to_string), covers: true, snapshot: false }
+        Self {
+            reply_to,
+            sync_id: sync_id.map(ToString::to_string),
+            covers: true,
+            snapshot: false,
+            announced: None,
+        }
     }
 }
+
+/// Events of one session that may wait to be published.
+const PUBLISHING_MAX: usize = 64;
 
 /// Pulls of one session that may wait for their pages.
 const PULLS_MAX: usize = 2;
@@ -139,7 +172,6 @@ impl Session {
         id_seed: u128,
         now_ms: u64,
     ) -> Self {
-        let interests = Interests::new(&identity);
         let mut session = Self {
             identity,
             limits,
@@ -161,11 +193,13 @@ impl Session {
             errors: 0,
             closed: false,
             preset: Preset::Sync,
-            interests,
-            announced: Arc::new([]),
+            listener: None,
+            replays: Replays::default(),
+            publishing: 0,
+            beat_ms: now_ms,
             window_ms: WINDOW_MS_DEFAULT,
         };
-        session.greet(head, None, now_ms);
+        session.greet(head, Greeting::default(), now_ms);
         session
     }
 
@@ -175,38 +209,30 @@ impl Session {
         Self { preset, ..self }
     }
 
-    /// Sets for how many milliseconds answers are remembered under keys, and the templates of topics on which kinds
-    /// announce.
+    /// Sets for how many milliseconds answers are remembered under keys.
     #[must_use]
-    pub fn within(self, window_ms: u64, announced: Arc<[Box<str>]>) -> Self {
-        Self { window_ms, announced, ..self }
+    pub fn within(self, window_ms: u64) -> Self {
+        Self { window_ms, ..self }
     }
 
-    /// Has the greeting answer the message by which the client said who it is.
+    /// Gives the session what hears events.
     #[must_use]
-    pub fn replying_to(mut self, id: Option<String>, head: &Head, now_ms: u64) -> Self {
+    pub fn listening(self, listener: Arc<Listener>) -> Self {
+        Self { listener: Some(listener), ..self }
+    }
+
+    /// Greets the client anew, with what is known of it by now.
+    #[must_use]
+    pub fn greeting(mut self, greeting: Greeting, head: &Head, now_ms: u64) -> Self {
         self.outputs.clear();
-        self.greet(head, id, now_ms);
+        self.greet(head, greeting, now_ms);
         self
     }
 
-    /// Returns what the session wants to hear, to be set by its route.
-    pub fn interests_mut(&mut self) -> &mut Interests {
-        &mut self.interests
-    }
-
-    /// Tells whether live events are of interest.
+    /// Returns what hears events.
     #[must_use]
-    pub fn is_listening(&self) -> bool {
-        !self.interests.is_empty()
-    }
-
-    /// Takes something that happens now in the session's tenant.
-    pub fn handle_signal(&mut self, signal: &Signal, now_ms: u64) {
-        if let Some(event) = self.interests.event(signal) {
-            let head = self.head(now_ms, None, None);
-            self.send(&Outbound::Event(event), &head);
-        }
+    pub fn listener(&self) -> Option<&Arc<Listener>> {
+        self.listener.as_ref()
     }
 
     /// Returns what the shell has to do next.
@@ -221,7 +247,8 @@ impl Session {
             && !self.starting
             && self.ending.is_none()
             && self.unacknowledged < self.limits.unacknowledged_batches
-            && self.waiting.len() < self.unacknowledged + PULLS_MAX
+            && self.publishing < PUBLISHING_MAX
+            && self.waiting.len() < self.unacknowledged + self.publishing + PULLS_MAX
     }
 
     /// Tells whether the session has ended; what it still wants is to be done.
@@ -233,7 +260,16 @@ impl Session {
     /// Returns when [`Session::handle_time`] has to be called next, in Unix milliseconds.
     #[must_use]
     pub fn deadline_ms(&self) -> u64 {
-        self.last_heard_ms + 2 * self.limits.heartbeat_s * 1000
+        let silent = self.last_heard_ms + self.preset.patience_s(&self.limits) * 1000;
+        let due = self.replays.retry_ms();
+        let beat = self.preset.beats().then(|| self.beat_ms + self.preset.heartbeat_s(&self.limits) * 1000);
+        [due, beat].into_iter().flatten().fold(silent, u64::min)
+    }
+
+    /// When [`Session::handle_time`] is to be called for a log that was away, in Unix milliseconds; none: it was not.
+    #[must_use]
+    pub fn retry_ms(&self) -> Option<u64> {
+        self.replays.retry_ms()
     }
 
     /// Returns the name under which the last error was told, to be logged with it.
@@ -346,14 +382,22 @@ impl Session {
                 self.ask(message.id.clone(), None, Work::Report { status });
                 Ok(())
             }
-            Inbound::SubscribeEvents(wanted) => {
-                let answer = self.subscribe(&wanted.topics);
-                self.send(&Outbound::EventsSubscribed(answer), &head);
-                Ok(())
-            }
+            Inbound::SubscribeEvents(wanted) => self.subscribe(wanted, message.id.clone()),
             Inbound::UnsubscribeEvents(dropped) => {
                 let answer = self.unsubscribe(&dropped.topics);
                 self.send(&Outbound::EventsUnsubscribed(answer), &head);
+                Ok(())
+            }
+            Inbound::ReplayRequest(request) => self.replay(request, message.id.clone()),
+            Inbound::AckEvents(ack) => {
+                self.ask(message.id.clone(), None, Work::Acknowledge { last: ack.last });
+                Ok(())
+            }
+            Inbound::Publish(publish) => {
+                let once = self.once("publish", None, message.key.as_deref());
+                self.publishing += 1;
+                let work = Work::Publish { publish, once, seed: self.draw() };
+                self.ask(message.id.clone(), None, work);
                 Ok(())
             }
             Inbound::EndSync => self.live_sync(message.sync_id.as_ref(), now_ms).map(|(sync_id, _)| {
@@ -449,6 +493,18 @@ impl Session {
                 }
             }
             Done::Noted(Ok(ack)) => self.reply(waiting, &Outbound::BareAck(ack), now_ms),
+            Done::Subscribed(answer) => self.subscribed(answer, waiting, now_ms),
+            Done::Missed(page) => self.missed(page, now_ms),
+            // Nothing is said to who acknowledges, unless something is wrong.
+            Done::Acknowledged(Ok(())) => {}
+            Done::Acknowledged(Err(fault)) => self.error(&fault, waiting.reply_to, now_ms),
+            Done::Published(answer) => {
+                self.publishing -= 1;
+                match answer {
+                    Ok(ack) => self.reply(waiting, &Outbound::PublishAck(ack), now_ms),
+                    Err(fault) => self.error(&fault, waiting.reply_to, now_ms),
+                }
+            }
         }
         self.end_sync(now_ms);
     }
@@ -474,10 +530,26 @@ impl Session {
             // The client may be speaking without being heard: it is the server that is late.
             self.last_heard_ms = now_ms;
         }
-        if now_ms >= self.deadline_ms() && !self.closed {
-            let fault =
-                Fault::new(ErrorCode::HeartbeatTimeout, "nothing was heard for two heartbeat intervals");
+        self.beat(now_ms);
+        let silent = now_ms >= self.last_heard_ms + self.preset.patience_s(&self.limits) * 1000;
+        if silent && !self.closed {
+            let fault = Fault::new(ErrorCode::HeartbeatTimeout, "nothing was heard for too long");
             self.error(&fault, None, now_ms);
+        }
+    }
+
+    /// Tells the client that the server is alive, where clients expect it, and reads on where the log was away.
+    fn beat(&mut self, now_ms: u64) {
+        if self.replays.retry_ms().is_some_and(|retry_ms| now_ms >= retry_ms) {
+            self.replays.go_on();
+        }
+        if self.preset.beats()
+            && !self.closed
+            && now_ms >= self.beat_ms + self.preset.heartbeat_s(&self.limits) * 1000
+        {
+            self.beat_ms = now_ms;
+            let head = self.head(now_ms, None, None);
+            self.send(&Outbound::Heartbeat(ServerHeartbeat { timestamp: now_ms }), &head);
         }
     }
 
@@ -497,14 +569,25 @@ impl Session {
         self.close(code);
     }
 
+    /// Ends the session without an error: somebody parted it from its client.
+    pub fn part(&mut self, close: Close) {
+        if !self.closed {
+            self.closed = true;
+            self.outputs.push_back(Output::Close(close));
+        }
+    }
+
     /// Ends the session of somebody who may not stay.
     pub fn dismiss(&mut self, fault: &Fault, close: CloseCode, now_ms: u64) {
         self.error(fault, None, now_ms);
         self.close_as(close, fault.code);
     }
 
-    fn greet(&mut self, head: &Head, reply_to: Option<String>, now_ms: u64) {
+    fn greet(&mut self, head: &Head, greeting: Greeting, now_ms: u64) {
         let identity = &self.identity;
+        let Greeting { reply_to, client_id, resume_token } = greeting;
+        let groups = self.listener.as_ref().map(|listener| listener.joined()).unwrap_or_default();
+        let asked = self.listener.as_ref().map(|listener| listener.subscriptions()).unwrap_or_default();
         let roles: Vec<String> = identity.roles.iter().map(|role| role.to_string()).collect();
         let greeting = ConnectionEstablished {
             message: "connected".into(),
@@ -519,11 +602,17 @@ impl Session {
                 compression: vec!["deflate".into()],
                 max_batch_items: self.limits.batch_items as u64,
                 max_message_bytes: self.limits.message_bytes as u64,
+                replay_window_s: RETENTION_MS_DEFAULT / 1000,
             },
-            heartbeat_interval_s: self.limits.heartbeat_s,
-            heartbeat_timeout_s: 2 * self.limits.heartbeat_s,
+            heartbeat_interval_s: self.preset.heartbeat_s(&self.limits),
+            heartbeat_timeout_s: self.preset.patience_s(&self.limits),
             epoch: head.epoch.to_string(),
             hlc: head.hlc.to_string(),
+            position: event_id(head.epoch, head.event_id),
+            resume_token,
+            client_id,
+            subscriptions: asked.into_iter().map(|asked| asked.topic.into()).collect(),
+            groups: groups.iter().filter(|topic| !topic.starts_with('~')).map(ToString::to_string).collect(),
         };
         let head = self.head(now_ms, reply_to, None);
         self.send(&Outbound::ConnectionEstablished(Box::new(greeting)), &head);

@@ -241,6 +241,7 @@ fn on_sqlite_every_request_has_its_effect_once_whenever_the_file_is_opened_again
             skew_ms_max: limits.skew_ms_max,
             record_bytes: limits.record_bytes,
             readers: 1,
+            outbox_claims: Vec::new(),
         });
         (store.expect("a new file"), hub)
     };

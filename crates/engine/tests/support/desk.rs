@@ -3,12 +3,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use driftline_engine::{
-    Catalogue, Close, Done, Engine, Hub, Identity, NullObserver, Output, Session, Store, Subscription, Work,
+    Catalogue, Close, Committed, Done, Ear, Engine, EventRules, Heard, Hub, Identity, Listener, Listeners,
+    NullObserver, Output, Session, Store, Subscription, Work,
 };
-use driftline_model::{DeviceId, Limits, TenantId, UserId};
-use driftline_protocol::{Document, Encoding, ServerMessage, decode};
+use driftline_model::{DeviceId, Limits, TenantId, TenantNo, UserId};
+use driftline_protocol::{Document, Encoding, EventView, ServerMessage, decode};
 use driftline_storage::MemoryStore;
 use driftline_testkit::{Author, Draft, FixedClock, SeededRandom, World, block_on};
 
@@ -37,6 +39,9 @@ impl Frame {
     }
 
     pub(crate) fn error_code(&self) -> Option<String> {
+        if self.kind != "error" {
+            return None;
+        }
         match self.message() {
             ServerMessage::Error(error) => Some(error.code),
             _ => None,
@@ -44,10 +49,44 @@ impl Frame {
     }
 }
 
+/// An event as it goes over the wire.
+fn told(heard: &Heard) -> Frame {
+    let event = &heard.event;
+    let view = EventView {
+        kind: &event.kind,
+        id: event.id.map(|id| (event.epoch, id)),
+        topic: &event.topics[heard.topic],
+        values: &event.values,
+        data: &event.data,
+        at_ms: event.at_ms,
+        now_ms: event.at_ms,
+    };
+    Frame::read(view.encode())
+}
+
 /// The server's side, with any number of sessions.
 pub(crate) struct Office {
     pub(crate) engine: Engine<MemoryStore, NullObserver>,
     pub(crate) clock: Arc<FixedClock>,
+    ring: Arc<Ringer>,
+}
+
+/// Tells a hub of commits, unless it is muted.
+struct Ringer {
+    hub: Arc<Hub>,
+    muted: AtomicBool,
+}
+
+impl Listeners for Ringer {
+    fn listening(&self, tenant: TenantNo) -> bool {
+        self.hub.listening(tenant)
+    }
+
+    fn committed(&self, committed: Committed) {
+        if !self.muted.load(Ordering::SeqCst) {
+            self.hub.committed(committed);
+        }
+    }
 }
 
 impl Office {
@@ -59,16 +98,35 @@ impl Office {
         let clock = Arc::new(FixedClock::new(World::BEGIN_MS));
         let hub = Arc::new(Hub::new(hub_queue));
         let random = Arc::new(SeededRandom::new(1));
-        let store = MemoryStore::new(clock.clone(), random, hub.clone(), limits.clone());
+        let ring = Arc::new(Ringer { hub: Arc::clone(&hub), muted: AtomicBool::new(false) });
+        let store = MemoryStore::new(clock.clone(), random, ring.clone(), limits.clone());
         let engine = Engine::new(store, hub, catalogue, limits, NullObserver);
-        Self { engine, clock }
+        Self { engine, clock, ring }
+    }
+
+    pub(crate) fn with_rules(self, rules: EventRules) -> Self {
+        Self { engine: self.engine.with_rules(rules).expect("the rules are sound"), ..self }
+    }
+
+    /// Keeps what is committed from whoever listens, as a lost ring does.
+    pub(crate) fn mute(&self, muted: bool) {
+        self.ring.muted.store(muted, Ordering::SeqCst);
+    }
+
+    pub(crate) fn desk_of(&self, user: &str, device: &str, roles: &[&str]) -> Desk<'_> {
+        let roles = roles.iter().map(|role| Box::from(*role)).collect();
+        self.desk_for(self.identity_of(user, device, roles))
     }
 
     pub(crate) fn identity(&self, user: &str, device: &str) -> Identity {
+        self.identity_of(user, device, vec!["staff".into()])
+    }
+
+    fn identity_of(&self, user: &str, device: &str, roles: Vec<Box<str>>) -> Identity {
         let tenant = TenantId::new("acme").expect("a name");
         let user = UserId::text(user).expect("a name");
         let device = DeviceId::new(device).expect("a name");
-        let identity = self.engine.identify(tenant, user, Some(device), vec!["staff".into()], &[]);
+        let identity = self.engine.identify(tenant, user, Some(device), roles, &[]);
         block_on(identity).expect("an identity")
     }
 
@@ -84,18 +142,26 @@ impl Office {
     }
 
     pub(crate) fn desk(&self, user: &str, device: &str) -> Desk<'_> {
-        let identity = Arc::new(self.identity(user, device));
+        self.desk_for(self.identity(user, device))
+    }
+
+    fn desk_for(&self, identity: Identity) -> Desk<'_> {
+        let identity = Arc::new(identity);
         let head = block_on(self.engine.head(&identity)).expect("a head");
         let inbox = self.engine.subscribe(&identity);
         let now_ms = driftline_engine::Clock::now_ms(&*self.clock);
         let (limits, id) = (Arc::clone(self.engine.limits()), "c1".to_owned());
         let meter = self.engine.meter(&identity.tenant_id, &identity.user, now_ms);
+        let listener = self.engine.listener(&identity, Ear::of(&identity), false);
+        block_on(self.engine.begin(&identity, &listener)).expect("a head");
         let session = Session::new(Arc::clone(&identity), limits, meter, &head, id, 7 << 64, now_ms);
+        let session = session.listening(Arc::clone(&listener));
         let mut desk = Desk {
             office: self,
             session,
             identity,
             inbox,
+            listener,
             now_ms,
             asked: VecDeque::new(),
             sent: Vec::new(),
@@ -112,6 +178,7 @@ pub(crate) struct Desk<'a> {
     pub(crate) session: Session,
     pub(crate) identity: Arc<Identity>,
     inbox: Subscription,
+    pub(crate) listener: Arc<Listener>,
     pub(crate) now_ms: u64,
     asked: VecDeque<Work>,
     sent: Vec<Frame>,
@@ -125,6 +192,7 @@ impl Desk<'_> {
             assert_eq!(self.closed, None, "nothing comes after a close: {output:?}");
             match output {
                 Output::Send(text) => self.sent.push(Frame::read(text)),
+                Output::Events(heard) => self.sent.extend(heard.iter().map(told)),
                 Output::Work(work) => self.asked.push_back(*work),
                 Output::Close(close) => self.closed = Some(close),
                 other => panic!("{other:?} is new"),
@@ -146,6 +214,10 @@ impl Desk<'_> {
 
     /// Does the oldest work; its answer is still to be reported.
     pub(crate) fn perform(&mut self) -> Done {
+        if self.asked.is_empty() {
+            self.session.read_on();
+            self.poll();
+        }
         let work = self.asked.pop_front().expect("work was asked for");
         block_on(self.office.engine.perform(&self.identity, work, self.now_ms, "test"))
     }
@@ -157,7 +229,7 @@ impl Desk<'_> {
 
     /// Does all work.
     pub(crate) fn settle(&mut self) {
-        while !self.asked.is_empty() {
+        while !self.asked.is_empty() || self.session.wants_page() {
             let done = self.perform();
             self.report(done);
         }
@@ -168,6 +240,21 @@ impl Desk<'_> {
         while let Some(committed) = self.inbox.try_next() {
             self.session.handle_commit(&committed, self.now_ms);
             self.poll();
+        }
+    }
+
+    /// Takes the events that wait, and reads the log on.
+    pub(crate) fn listen(&mut self) {
+        loop {
+            let mut heard = Vec::new();
+            self.listener.take(1 << 20, &mut heard);
+            self.sent.extend(heard.iter().map(told));
+            self.session.read_on();
+            self.poll();
+            if heard.is_empty() && self.asked.is_empty() {
+                return;
+            }
+            self.settle();
         }
     }
 
@@ -186,6 +273,7 @@ impl Desk<'_> {
         self.feed(frame);
         self.settle();
         self.hear();
+        self.listen();
         self.take()
     }
 

@@ -31,6 +31,7 @@ impl<'a> Tiny<'a> {
             scopes_version: 0,
             gc_floor: Seq::ZERO,
             epoch_seq: Seq::ZERO,
+            event_id: 0,
         };
         state.heads.insert(TENANT, head);
         Self { plan, devices: DeviceTable::new(DEVICES.map(|(name, _)| name)), state }

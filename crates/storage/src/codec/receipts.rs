@@ -3,9 +3,10 @@
 //! The first byte tells what it is, the second the version of its form: an answer to a batch, an answer that somebody
 //! keeps as it is, or bytes. Of a batch, each result stands as its code, flags that tell what follows, and its version
 //! as the difference to the one before: three bytes for a plain change. The strategy that decided is not kept, only that
-//! one did; what a reviewer's decision came to stands in the conflict.
+//! one did; what a reviewer's decision came to stands in the conflict. An answer to a batch that published events has a
+//! version of its own, in which they stand behind the results.
 
-use driftline_engine::{Answered, Receipt, Remembered, StoreError, SubmissionResult};
+use driftline_engine::{Answered, Published, Receipt, Remembered, StoreError, SubmissionResult};
 use driftline_idempotency::{ANSWER_BYTES_MAX, Answer, Body};
 use driftline_model::{ConflictId, Epoch, Hlc, Object, Seq};
 use driftline_protocol::{FieldError, RecordView};
@@ -13,6 +14,7 @@ use driftline_protocol::{FieldError, RecordView};
 use super::{Reader, WINNERS, corrupt, decode_code, encode_code, number, text};
 
 const RECEIPT: [u8; 2] = [b'r', 1];
+const RECEIPT_WITH_EVENTS: [u8; 2] = [b'r', 2];
 const ANSWER: [u8; 2] = [b'a', 1];
 const BYTES: [u8; 2] = [b'b', 1];
 
@@ -30,6 +32,11 @@ const CLAMPED: u64 = 1 << 7;
 const COLLAPSED: u64 = 1 << 8;
 const FLAGS_END: u64 = 1 << 9;
 
+const KEPT: u64 = 1;
+const DUPLICATE_EVENT: u64 = 1 << 1;
+const LATE: u64 = 1 << 2;
+const EVENT_FLAGS_END: u64 = 1 << 3;
+
 const WHOLE: u8 = 0;
 const REFERENCE: u8 = 1;
 const LOST: u8 = 2;
@@ -37,7 +44,7 @@ const LOST: u8 = 2;
 /// The answer to a batch; nothing when it is larger than what is kept.
 pub(crate) fn encode_receipt(receipt: &Receipt) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(40 + receipt.results.len() * 4);
-    out.extend_from_slice(&RECEIPT);
+    out.extend_from_slice(if receipt.events.is_empty() { &RECEIPT } else { &RECEIPT_WITH_EVENTS });
     number(receipt.seq.number(), &mut out);
     out.extend_from_slice(&receipt.hlc.bits().to_be_bytes());
     out.extend_from_slice(&receipt.epoch.number().to_be_bytes());
@@ -49,7 +56,38 @@ pub(crate) fn encode_receipt(receipt: &Receipt) -> Option<Vec<u8>> {
             return None;
         }
     }
-    Some(out)
+    encode_events(&receipt.events, &mut out);
+    (out.len() <= ANSWER_BYTES_MAX).then_some(out)
+}
+
+/// What became of events: flags and, of one that the log keeps, the difference of its number to the one before.
+fn encode_events(events: &[Published], out: &mut Vec<u8>) {
+    if events.is_empty() {
+        return;
+    }
+    number(events.len() as u64, out);
+    let mut before = 0;
+    for event in events {
+        let flags = [(event.id.is_some(), KEPT), (event.duplicate, DUPLICATE_EVENT), (event.late, LATE)];
+        number(flags.into_iter().filter(|(set, _)| *set).fold(0, |sum, (_, flag)| sum | flag), out);
+        if let Some(id) = event.id {
+            step(id, &mut before, out);
+        }
+    }
+}
+
+fn decode_events(reader: &mut Reader<'_>) -> Result<Vec<Published>, StoreError> {
+    let count = reader.number()?;
+    let mut before = 0;
+    let events = (0..count).map(|_| {
+        let flags = reader.number()?;
+        if flags >= EVENT_FLAGS_END {
+            return Err(corrupt("answer"));
+        }
+        let id = if flags & KEPT == 0 { None } else { Some(read_step(reader, &mut before)?) };
+        Ok(Published { id, duplicate: flags & DUPLICATE_EVENT != 0, late: flags & LATE != 0 })
+    });
+    events.collect()
 }
 
 /// An answer that somebody keeps as it is.
@@ -83,7 +121,10 @@ pub(crate) fn decode_remembered(bytes: Option<&[u8]>) -> Result<Remembered, Stor
     match bytes {
         None => Ok(Remembered::Items),
         Some(bytes) if bytes.starts_with(&RECEIPT) => {
-            Ok(Remembered::Receipt(Box::new(receipt(Reader(&bytes[RECEIPT.len()..]))?)))
+            Ok(Remembered::Receipt(Box::new(receipt(Reader(&bytes[RECEIPT.len()..]), false)?)))
+        }
+        Some(bytes) if bytes.starts_with(&RECEIPT_WITH_EVENTS) => {
+            Ok(Remembered::Receipt(Box::new(receipt(Reader(&bytes[RECEIPT.len()..]), true)?)))
         }
         Some(bytes) if bytes.starts_with(&ANSWER) || bytes.starts_with(&BYTES) => {
             Ok(Remembered::Bytes(bytes[BYTES.len()..].into()))
@@ -161,18 +202,20 @@ fn read_step(reader: &mut Reader<'_>, before: &mut u64) -> Result<u64, StoreErro
     Ok(*before)
 }
 
-fn receipt(mut reader: Reader<'_>) -> Result<Receipt, StoreError> {
+fn receipt(mut reader: Reader<'_>, with_events: bool) -> Result<Receipt, StoreError> {
     let seq = reader.number()?;
     let hlc = reader.bytes(8)?.try_into().map_err(|_| corrupt("hlc"))?;
     let epoch = reader.bytes(4)?.try_into().map_err(|_| corrupt("epoch"))?;
     let count = reader.number()?;
     let mut before = seq;
     let results = (0..count).map(|_| result(&mut reader, &mut before)).collect::<Result<_, _>>()?;
+    let events = if with_events { decode_events(&mut reader)? } else { Vec::new() };
     if !reader.is_done() {
         return Err(corrupt("answer"));
     }
     Ok(Receipt {
         results,
+        events,
         seq: Seq::new(seq),
         hlc: Hlc::from_bits(u64::from_be_bytes(hlc)),
         epoch: Epoch::new(u32::from_be_bytes(epoch)),
@@ -282,9 +325,16 @@ mod tests {
         result
     }
 
+    fn some_event(rng: &mut Rng) -> Published {
+        let id = rng.percent(70).then(|| *rng.pick(&[0, 1, 7, 1 << 40, u64::MAX]));
+        Published { id, duplicate: rng.percent(20), late: rng.percent(20) }
+    }
+
     fn some_receipt(rng: &mut Rng) -> Receipt {
+        let events = if rng.percent(50) { rng.below(8) } else { 0 };
         Receipt {
             results: (0..rng.below(12)).map(|_| some_result(rng)).collect(),
+            events: (0..events).map(|_| some_event(rng)).collect(),
             seq: Seq::new(rng.next() >> rng.below(64)),
             hlc: Hlc::from_bits(rng.next()),
             epoch: Epoch::new(rng.next().to_le_bytes()[0].into()),
@@ -355,9 +405,22 @@ mod tests {
         // A count beyond all bytes reserves nothing.
         let head = [&RECEIPT[..], &[0; 13], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]].concat();
         assert!(decode_remembered(Some(&head)).is_err());
-        for foreign in [&b""[..], b"r", b"r\x02", b"x", b"a"] {
+        for foreign in [&b""[..], b"r", b"r\x01", b"r\x02", b"r\x03", b"x", b"a"] {
             assert!(decode_remembered(Some(foreign)).is_err(), "{foreign:?}");
         }
+    }
+
+    /// Answers that were stored before events were, byte by byte.
+    #[test]
+    fn an_answer_without_events_keeps_its_bytes() {
+        let mut stored = vec![b'r', 1];
+        number(1_000_001, &mut stored);
+        stored.extend_from_slice(&Hlc::new(1_763_692_496_007, 3).bits().to_be_bytes());
+        stored.extend_from_slice(&[0, 0, 0, 7, 1]);
+        number(u64::from(encode_code(ItemCode::Applied).unsigned_abs()), &mut stored);
+        stored.extend_from_slice(&[1, 0]);
+        assert_eq!(encode_receipt(&plain(1)), Some(stored.clone()));
+        assert_eq!(decode_remembered(Some(&stored)), Ok(Remembered::Receipt(Box::new(plain(1)))));
     }
 
     fn plain(count: u64) -> Receipt {
@@ -367,6 +430,7 @@ mod tests {
         };
         Receipt {
             results: (1..=count).map(plain).collect(),
+            events: Vec::new(),
             seq: Seq::new(1_000_000 + count),
             hlc: Hlc::new(1_763_692_496_007, 3),
             epoch: Epoch::new(7),

@@ -32,6 +32,7 @@ fn sqlite(world: &World) -> SqliteStore {
         skew_ms_max: 60_000,
         record_bytes: 1 << 20,
         readers: 1,
+        outbox_claims: Vec::new(),
     })
     .expect("the store opens")
 }

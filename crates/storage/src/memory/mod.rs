@@ -1,5 +1,6 @@
 //! A store in memory, for tests, simulations and embedding without a disk.
 
+mod log;
 mod once;
 mod prune;
 mod reads;
@@ -70,6 +71,7 @@ struct State {
     exits: BTreeMap<ExitKey, Exit>,
     /// Live rows and the wrapping sum of their hashes.
     sums: BTreeMap<(TenantNo, ScopeName, KindName), (i64, u64)>,
+    log: log::Log,
 }
 
 /// A scope and a record that left it.
@@ -123,6 +125,7 @@ impl State {
             scopes_version: 0,
             gc_floor: Seq::ZERO,
             epoch_seq: Seq::ZERO,
+            event_id: 0,
         };
         self.tenants.insert(tenant.clone(), number);
         self.heads.insert(number, head);
@@ -139,7 +142,9 @@ impl State {
             state.heads.insert(submission.tenant, *head);
         }
         let device = submission.device;
-        state.devices.insert(device, self.states.get(&device).copied().unwrap_or_default());
+        if !submission.is_publication() {
+            state.devices.insert(device, self.states.get(&device).copied().unwrap_or_default());
+        }
         for entry in submission.entries.iter().filter(|entry| entry.is_record()) {
             let by_name =
                 entry.op_id.as_ref().and_then(|op_id| self.names.get(&(device, op_id.clone())).copied());
@@ -163,6 +168,7 @@ impl State {
             }
         }
         self.load_samples(submission, &mut state);
+        self.load_events(submission, &mut state);
         self.load_once(submission, &mut state)?;
         Ok(state)
     }
@@ -171,6 +177,7 @@ impl State {
     fn take(&mut self, planned: Planned, group: &mut GroupState, now_ms: u64) {
         let Planned { receipts, writes, .. } = planned;
         self.take_once(&writes, &receipts, now_ms);
+        self.take_events(&writes, now_ms);
         self.samples.extend(writes.samples.into_iter().map(|write| Sample::of(write, now_ms)));
         self.series.extend(writes.series);
         for key in writes.rows {
@@ -248,6 +255,7 @@ impl MemoryStore {
             conflicts: BTreeMap::new(),
             exits: BTreeMap::new(),
             sums: BTreeMap::new(),
+            log: log::Log::default(),
         };
         Self { state: Arc::new(Mutex::new(state)), clock, listeners, cursor_secret, limits }
     }
@@ -469,7 +477,7 @@ impl Store for MemoryStore {
     async fn note_devices(&self, notes: Vec<DeviceNote>) -> Result<(), StoreError> {
         let mut state = self.state();
         for note in notes {
-            state.devices.note(note);
+            state.note(note);
         }
         Ok(())
     }
@@ -482,6 +490,10 @@ impl Store for MemoryStore {
     ) -> Result<Option<Record<Remembered>>, StoreError> {
         let name = (tenant, owner.into(), key.into());
         self.state().once.get(&name).map(Kept::record).transpose()
+    }
+
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        self
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

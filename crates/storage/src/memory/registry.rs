@@ -8,6 +8,7 @@ use driftline_model::{DeviceId, DeviceKey, DeviceNo, TenantId, TenantNo};
 
 use super::{Devices, State};
 use crate::codec::corrupt;
+use crate::log::is_of_the_log;
 use crate::names::device_key;
 use crate::once::{Kept, Met, meet_change};
 use crate::registry::{digest_of, refused};
@@ -79,6 +80,7 @@ impl Device {
             DeviceSign::Disconnected { connection } => {
                 self.connection.take_if(|open| *open == connection);
             }
+            DeviceSign::Acknowledged { .. } | DeviceSign::Listened { .. } | DeviceSign::Slow { .. } => {}
             DeviceSign::Reported { status, report } => {
                 if at_ms >= self.reported_ms {
                     (self.report, self.reported_ms) = (Some(report), at_ms);
@@ -112,13 +114,6 @@ impl Devices {
         }
     }
 
-    pub(super) fn note(&mut self, note: DeviceNote) {
-        let device = self.0.get_mut(note.device.number() as usize);
-        if let Some(device) = device.filter(|device| device.tenant == note.tenant) {
-            device.note(note.at_ms, note.sign);
-        }
-    }
-
     pub(super) fn listed(&self, tenant: TenantNo, query: &DeviceQuery) -> Result<Vec<DeviceRow>, StoreError> {
         let numbered = self.0.iter().enumerate().map(|(at, device)| (number_of(at), device));
         let wanted = numbered.filter(|(number, device)| {
@@ -133,6 +128,15 @@ impl Devices {
 }
 
 impl State {
+    pub(super) fn note(&mut self, note: DeviceNote) {
+        let device = self.devices.0.get_mut(note.device.number() as usize);
+        let Some(device) = device.filter(|device| device.tenant == note.tenant) else { return };
+        if is_of_the_log(&note.sign) {
+            self.log.note((note.tenant, note.device), note.at_ms, &note.sign);
+        }
+        device.note(note.at_ms, note.sign);
+    }
+
     pub(super) fn device_by_digest(
         &self,
         digest: [u8; 32],

@@ -5,9 +5,10 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use driftline_model::{DeviceKey, DeviceNo, Seq, TenantId, TenantNo};
+use driftline_model::{DeviceKey, DeviceNo, TenantId, TenantNo};
 
 use super::commit::Months;
+use super::tell::Tellers;
 use crate::names::Names;
 
 /// Entries that each of the maps holds at most.
@@ -24,10 +25,8 @@ pub(super) struct Caches {
     /// The highest number that each device was seen with; another node may know a higher one.
     pub(super) last_ns: Cache<DeviceNo, u64>,
     pub(super) months: Months,
-    /// Tenants that were asked for, with up to where their listeners were told of commits. One entry for each, however
-    /// many there are: a tenant that is not looked at hears nothing of other nodes. The lock is held for a look-up, an
-    /// insertion or while listeners are told.
-    pub(super) told: Mutex<HashMap<TenantNo, Option<Seq>>>,
+    pub(super) topics: Cache<(TenantNo, Box<str>), i32>,
+    pub(super) tellers: Tellers,
 }
 
 impl Caches {
@@ -47,26 +46,14 @@ impl Caches {
         self.devices.insert_if(|| self.generation() == generation, key, number);
     }
 
-    /// Takes note of a tenant that may have listeners.
-    pub(super) fn watch(&self, tenant: TenantNo) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).entry(tenant).or_default();
-    }
-
-    /// Takes note that a tenant's listeners were told up to a place.
-    pub(super) fn note_told(&self, tenant: TenantNo, seq: Seq) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant, Some(seq));
-    }
-
-    /// Returns the tenants that may have listeners.
-    pub(super) fn watched(&self) -> Vec<TenantNo> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    /// Keeps a topic's number, unless everything was forgotten since it was asked for.
+    pub(super) fn keep_topic(&self, generation: u64, tenant: TenantNo, topic: &str, number: i32) {
+        self.topics.insert_if(|| self.generation() == generation, (tenant, topic.into()), number);
     }
 
     /// Forgets everything, but which tenants may have listeners: these may stay.
     pub(super) fn clear(&self) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.values_mut().for_each(|seq| *seq = None);
-        drop(told);
+        self.tellers.clear();
         self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.names.clear();
         self.tenants.clear();
@@ -74,6 +61,7 @@ impl Caches {
         self.device_names.clear();
         self.last_ns.clear();
         self.months.clear();
+        self.topics.clear();
     }
 }
 

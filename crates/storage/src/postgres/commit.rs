@@ -13,14 +13,17 @@ use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_query;
 use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
-use driftline_engine::{Answered, Entry, PlanEnv, Planned, Receipt, StoreError, Submission, Task, plan};
+use driftline_engine::{
+    Answered, Entry, EventDraft, PlanEnv, Planned, Receipt, StoreError, Submission, Task, plan,
+};
 use driftline_model::{KindName, ScopeName, TenantNo};
 
 use super::connect::Lease;
 use super::lanes::Answer;
 use super::load::{Loaded, load};
+use super::tell::Turn;
 use super::write::{Numbers, Unwritten, write};
-use super::{Shared, names, store_error};
+use super::{Shared, names, store_error, topics};
 use crate::codec::encode_receipt;
 use crate::group::{Lookup, unproven};
 use crate::rows::sql;
@@ -31,8 +34,8 @@ pub(super) enum Failure {
     DoubledName,
     /// The audit has no partition for the time of receipt yet.
     NoMonth(u64),
-    /// Kinds and scopes that have no numbers yet: they showed in the plan.
-    Unnamed(BTreeSet<KindName>, BTreeSet<ScopeName>),
+    /// Names that have no numbers yet: they showed in the plan.
+    Unnamed(Unnamed),
     /// There was no connection: nothing was applied.
     Away(String),
     /// The connection went away before the commit was asked for: nothing was applied.
@@ -42,6 +45,20 @@ pub(super) enum Failure {
     Unknown(String, Vec<bool>),
     /// The database or the store refused; nothing was applied.
     Refused(StoreError),
+}
+
+/// Names that have no numbers yet.
+#[derive(Default)]
+pub(super) struct Unnamed {
+    pub(super) kinds: BTreeSet<KindName>,
+    pub(super) scopes: BTreeSet<ScopeName>,
+    pub(super) topics: BTreeSet<Box<str>>,
+}
+
+impl Unnamed {
+    pub(super) fn is_empty(&self) -> bool {
+        self.kinds.is_empty() && self.scopes.is_empty() && self.topics.is_empty()
+    }
 }
 
 impl From<StoreError> for Failure {
@@ -146,7 +163,7 @@ pub(super) async fn run_group(
 async fn prepare(shared: &Shared, tenant: TenantNo, failure: &Failure) -> Option<Result<(), Failure>> {
     match failure {
         Failure::NoMonth(at_ms) => Some(make_month(shared, *at_ms).await),
-        Failure::Unnamed(kinds, scopes) => Some(name(shared, tenant, kinds, scopes).await),
+        Failure::Unnamed(unnamed) => Some(name(shared, tenant, unnamed).await),
         _ => None,
     }
 }
@@ -159,18 +176,25 @@ async fn writer(shared: &Shared) -> Result<Lease, Failure> {
     })
 }
 
-async fn name(
-    shared: &Shared,
-    tenant: TenantNo,
-    kinds: &BTreeSet<KindName>,
-    scopes: &BTreeSet<ScopeName>,
-) -> Result<(), Failure> {
+async fn name(shared: &Shared, tenant: TenantNo, unnamed: &Unnamed) -> Result<(), Failure> {
     let lease = writer(shared).await?;
-    if let Err(error) = names::intern(&shared.caches.names, lease.pg(), tenant, kinds, scopes).await {
+    let topics = unnamed.topics.iter().map(|topic| &**topic).collect();
+    if let Err(error) = intern(shared, &lease, tenant, (&unnamed.kinds, &unnamed.scopes), topics).await {
         return Err(ended(lease, error.into()).await);
     }
     lease.done();
     Ok(())
+}
+
+async fn intern(
+    shared: &Shared,
+    lease: &Lease,
+    tenant: TenantNo,
+    (kinds, scopes): (&BTreeSet<KindName>, &BTreeSet<ScopeName>),
+    topics: BTreeSet<&str>,
+) -> Result<(), StoreError> {
+    names::intern(&shared.caches.names, lease.pg(), tenant, kinds, scopes).await?;
+    topics::intern(&shared.caches, lease.pg(), tenant, topics).await
 }
 
 /// Answers the batches that cannot be recognised when they come again.
@@ -244,7 +268,8 @@ async fn transact(
 ) -> Result<Vec<Receipt>, Failure> {
     let lease = writer(shared).await?;
     let (kinds, scopes) = names::of_group(group);
-    if let Err(error) = names::intern(&shared.caches.names, lease.pg(), tenant, &kinds, &scopes).await {
+    let topics = topics::of_group(group);
+    if let Err(error) = intern(shared, &lease, tenant, (&kinds, &scopes), topics).await {
         return Err(ended(lease, error.into()).await);
     }
     let loaded = match load(shared, lease.pg(), tenant, group, lookup).await {
@@ -260,15 +285,16 @@ async fn transact(
         Err(failure) => return Err(ended(lease, failure).await),
     };
     let state = &loaded.state;
-    let numbers = match Numbers::of(&shared.caches.names, tenant, &planned.writes, state) {
+    let numbers = match Numbers::of(&shared.caches, tenant, &planned.writes, state) {
         Ok(numbers) => numbers,
         Err(failure) => return Err(ended(lease, failure).await),
     };
+    let turn = shared.caches.tellers.take_turn(tenant);
     match write(lease.pg(), tenant, (&planned, state), &numbers, loaded.now_ms).await {
         Ok(()) => lease.done(),
         Err(failed) => return Err(unwritten(lease, failed, || recognisable(group, &planned))),
     }
-    Ok(told(shared, tenant, planned))
+    Ok(told(shared, turn, planned).await)
 }
 
 /// Says what became of a group whose writes or commit failed.
@@ -298,11 +324,13 @@ fn recognisable(group: &[Submission], planned: &Planned) -> Vec<bool> {
         Task::Aggregate(_) => false,
         Task::Apply(_) | Task::Refuse(..) | Task::Resolve(_) => entry.n.is_some() || entry.op_id.is_some(),
     };
+    // One that is not kept was not told of either.
+    let published = |draft: &EventDraft| !draft.durable || draft.dedupe_key.is_some();
     let both = group.iter().zip(&planned.receipts).enumerate();
     both.map(|(at, (submission, receipt))| {
         let did_nothing = receipt.answered != Answered::Applied;
         did_nothing
-            || submission.entries.iter().all(known)
+            || (submission.entries.iter().all(known) && submission.events.iter().all(published))
             || (named.contains(&at) && encode_receipt(receipt).is_some())
     })
     .collect()
@@ -333,15 +361,13 @@ fn planned(
 }
 
 /// Tells of a commit, after it.
-fn told(shared: &Shared, tenant: TenantNo, planned: Planned) -> Vec<Receipt> {
+async fn told(shared: &Shared, turn: Turn<'_>, planned: Planned) -> Vec<Receipt> {
     for write in &planned.writes.devices {
         shared.caches.last_ns.insert(write.device, write.state.last_n);
     }
-    for (_, head) in &planned.writes.heads {
-        shared.caches.note_told(tenant, head.seq);
-    }
-    for committed in planned.commits {
-        shared.listeners.committed(committed);
+    // A group is of one tenant.
+    if let Some(committed) = planned.commits.into_iter().next() {
+        turn.tell(shared, committed).await;
     }
     planned.receipts
 }

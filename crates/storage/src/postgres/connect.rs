@@ -1,5 +1,6 @@
 //! Connections: where to, how secured, how many, and how one that hangs is ended.
 
+use std::future::poll_fn;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,8 +15,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::timeout;
-use tokio_postgres::Config;
 use tokio_postgres::config::{Host, TargetSessionAttrs};
+use tokio_postgres::{AsyncMessage, Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::PostgresError;
@@ -44,6 +45,8 @@ const LOCK_MS: u64 = 6_000;
 /// A connection that nobody used for so long is tried before it is lent: a database that hangs, or that the network hides,
 /// takes what is sent to it and never answers.
 const UNTRIED: Duration = Duration::from_secs(1);
+/// How often it is looked whether a connection that listens is gone.
+const ENDED: Duration = Duration::from_millis(250);
 /// How long a statement may run.
 const STATEMENT_MS: u64 = 30_000;
 
@@ -105,6 +108,46 @@ impl Connector {
             })
             .collect();
         PostgresError::Connect(reasons.join("; "))
+    }
+
+    /// Connects to a host that takes writes and listens to a channel: `heard` is called whenever it rings.
+    pub(super) async fn listen(
+        &self,
+        channel: &str,
+        heard: impl Fn() + Clone + Send + 'static,
+    ) -> Result<Listening, PostgresError> {
+        let share = self.share();
+        let first = self.served.load(Ordering::Relaxed);
+        let mut failed = Vec::new();
+        for turn in 0..self.hosts.len() {
+            let at = if turn == 0 { first } else { turn - usize::from(turn <= first) };
+            match timeout(share, self.listen_to(&self.hosts[at], channel, heard.clone())).await {
+                Ok(Ok(listening)) => return Ok(listening),
+                Ok(Err(error)) => failed.push((at, refused(&error))),
+                Err(_) => failed.push((at, PostgresError::Connect("it did not answer in time".into()))),
+            }
+        }
+        Err(self.told(failed))
+    }
+
+    async fn listen_to(
+        &self,
+        host: &Config,
+        channel: &str,
+        heard: impl Fn() + Send + 'static,
+    ) -> Result<Listening, tokio_postgres::Error> {
+        let (client, mut connection) = host.connect(self.tls.clone()).await?;
+        let driver = tokio::spawn(async move {
+            // It ends with the connection, whatever ended that.
+            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                if matches!(message, AsyncMessage::Notification(_)) {
+                    heard();
+                }
+            }
+        });
+        let listening = Listening { client, driver: driver.abort_handle() };
+        listening.client.batch_execute(&format!("LISTEN {channel}")).await?;
+        Ok(listening)
     }
 
     async fn open(&self, host: &Config) -> Result<Connection, PostgresError> {
@@ -224,6 +267,32 @@ fn tls_config(authorities: Option<&Path>) -> Result<ClientConfig, PostgresError>
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
+/// A connection that listens to a channel, until it is dropped.
+pub(super) struct Listening {
+    client: Client,
+    driver: AbortHandle,
+}
+
+impl Listening {
+    /// Whether the database at the other end still answers.
+    pub(super) async fn answers(&self) -> bool {
+        self.client.batch_execute("").await.is_ok()
+    }
+
+    /// Waits until the connection is gone.
+    pub(super) async fn ended(&self) {
+        while !self.client.is_closed() {
+            tokio::time::sleep(ENDED).await;
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
 /// A connection with the task that moves its bytes.
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
@@ -305,6 +374,11 @@ impl Pool {
             driver.abort();
         });
         Ok(Lease { connection, watchdog: watchdog.abort_handle() })
+    }
+
+    /// Returns what connections are made with.
+    pub(super) fn connector(&self) -> Connector {
+        self.pool.manager().connector.clone()
     }
 
     /// Has the connections that wait for a borrower replaced, of all pools of the store: a database did not answer.

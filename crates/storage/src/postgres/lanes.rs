@@ -9,11 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use driftline_engine::{Receipt, StoreError, Submission};
-use driftline_model::{Seq, TenantNo};
+use driftline_model::TenantNo;
 use tokio::sync::oneshot;
 
 use super::Shared;
-use super::caches::Caches;
 use super::commit::run_group;
 use crate::group::{GROUP_BATCHES, GROUP_BYTES, QUEUED_BYTES_MAX};
 
@@ -25,7 +24,7 @@ pub(super) type Answer = oneshot::Sender<Result<Receipt, StoreError>>;
 /// Tenants with batches that wait or are being written.
 #[derive(Default)]
 pub(super) struct Lanes {
-    /// The lock is held to put batches in or take them out, and to tell of another node's commits.
+    /// The lock is held to put batches in or take them out.
     lanes: Mutex<HashMap<TenantNo, VecDeque<(Submission, Answer)>>>,
     batches: AtomicUsize,
     bytes: AtomicUsize,
@@ -85,18 +84,6 @@ impl Lanes {
             return None;
         }
         Some((group, answers))
-    }
-
-    /// Runs `tell` with the place up to which listeners were told, unless a commit of this node is under way, which
-    /// will tell them itself; `tell` gives the new place.
-    pub(super) fn tell_idle(&self, caches: &Caches, tenant: TenantNo, tell: impl FnOnce(Option<Seq>) -> Seq) {
-        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        if lanes.contains_key(&tenant) {
-            return;
-        }
-        let mut told = caches.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let seq = tell(told.get(&tenant).copied().flatten());
-        told.insert(tenant, Some(seq));
     }
 }
 

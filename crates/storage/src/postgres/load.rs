@@ -9,7 +9,9 @@ use driftline_model::{DeviceNo, KindName, TenantNo};
 use tokio::join;
 
 use super::commit::Failure;
+use super::events::{self, EventKeys, Keyed, KeyedRow, load_dedupe, load_versions};
 use super::once::{self, BatchRow, KeyRow, load_batches, load_keys};
+use super::prune::DatabaseClock;
 use super::samples::{self, MarkRow, PointRow, load_samples, load_series};
 use super::sql::{
     DeviceRow, KnownByName, KnownByNumber, KnownRowOf, LoadDevices, LoadRecords, LockHead, LockedHead,
@@ -43,6 +45,8 @@ struct Asked<'a> {
     /// Changes whose first answer may be remembered.
     known: KnownKeys,
     once: once::Names<'a>,
+    /// Tenants and keys of events' duplicates, and tenants and what events tell of.
+    events: (Keyed<'a>, Keyed<'a>),
 }
 
 #[derive(Default)]
@@ -110,18 +114,21 @@ fn ask<'a>(
     old: impl Fn(&Submission, &Entry) -> bool,
 ) -> Result<Asked<'a>, Failure> {
     let mut asked = Asked {
-        devices: group.iter().map(|submission| submission.device).collect(),
+        devices: senders(group).map(|submission| submission.device).collect(),
         rows: Default::default(),
         conflicts: Default::default(),
         samples: Default::default(),
         series: Default::default(),
         known: KnownKeys::default(),
         once: once::Names::default(),
+        events: Default::default(),
     };
+    let mut keys = EventKeys::default();
     let mut wanted = Wanted::default();
     let mut last: Option<(&KindName, Option<i32>)> = None;
     for submission in group {
         asked.once.add(submission);
+        keys.add(submission);
         for entry in &submission.entries {
             if old(submission, entry) {
                 asked.known.add(submission.device, entry);
@@ -147,7 +154,13 @@ fn ask<'a>(
         }
     }
     wanted.sort_into(&mut asked);
+    asked.events = keys.split();
     Ok(asked)
+}
+
+/// The batches of devices: whoever publishes needs none.
+fn senders(group: &[Submission]) -> impl Iterator<Item = &Submission> {
+    group.iter().filter(|submission| !submission.is_publication())
 }
 
 /// What the first flight asks for by name, each once.
@@ -180,12 +193,15 @@ impl<'a> Wanted<'a> {
 
 struct Fetched {
     head: LockedHead,
+    database_ms: i64,
     devices: Vec<DeviceRow>,
     rows: Vec<RecordRow>,
     conflicts: Vec<ConflictSql>,
     known: Vec<KnownRowOf>,
     telemetry: (Vec<MarkRow>, Vec<PointRow>),
     once: (Vec<KeyRow>, Vec<BatchRow>),
+    /// What is known of keys of duplicates, and of what events tell of.
+    events: (Vec<KeyedRow>, Vec<KeyedRow>),
 }
 
 /// The first flight.
@@ -198,33 +214,58 @@ async fn fetch(
     let tenant_no = tenant_sql(tenant);
     let devices = asked.devices.iter().map(|device| device_sql(*device)).collect();
     let (keys, batches) = asked.once.split();
+    let (dedupe, versions) = asked.events;
     let mut first = pg;
-    let (begun, head, devices, rows, conflicts, by_number, by_name, samples, series, keys, batches) = join!(
+    let (begun, head, (devices, database_ms), rows, conflicts, by_number, by_name, samples, series, more) = join!(
         biased;
         first.batch_execute("BEGIN"),
         lock_head(shared, pg, tenant_no),
-        LoadDevices { tenant_no, devices }.load::<DeviceRow>(&mut &*pg),
+        load_devices(pg, tenant_no, devices),
         load_records(pg, tenant_no, asked.rows),
         load_conflicts(pg, tenant_no, asked.conflicts),
         known_by_number(pg, asked.known.numbers),
         known_by_name(pg, asked.known.names),
         load_samples(pg, tenant_no, asked.samples),
         load_series(pg, tenant_no, asked.series),
-        load_keys(pg, tenant_no, keys),
-        load_batches(pg, tenant_no, batches),
+        async {
+            join!(
+                biased;
+                load_keys(pg, tenant_no, keys),
+                load_batches(pg, tenant_no, batches),
+                load_dedupe(pg, dedupe),
+                load_versions(pg, versions),
+            )
+        },
     );
+    let (keys, batches, dedupe, versions) = more;
     begun?;
     let mut known = by_number?;
     known.extend(by_name?);
     Ok(Fetched {
         head: head?,
+        database_ms: database_ms?,
         devices: devices?,
         rows: rows?,
         conflicts: conflicts?,
         known,
         telemetry: (samples?, series?),
         once: (keys?, batches?),
+        events: (dedupe?, versions?),
     })
+}
+
+/// Loads devices, and asks for the time: behind the lock, for which the transaction may have waited.
+async fn load_devices(
+    pg: &AsyncPgConnection,
+    tenant_no: i32,
+    devices: Vec<i32>,
+) -> (QueryResult<Vec<DeviceRow>>, QueryResult<i64>) {
+    if devices.is_empty() {
+        return (Ok(Vec::new()), DatabaseClock {}.get_result(&mut { pg }).await);
+    }
+    let devices = LoadDevices { tenant_no, devices }.load::<DeviceRow>(&mut { pg }).await;
+    let database_ms = devices.iter().flatten().map(|device| device.5).next().unwrap_or(0);
+    (devices, Ok(database_ms))
 }
 
 async fn lock_head(shared: &Shared, mut pg: &AsyncPgConnection, tenant_no: i32) -> QueryResult<LockedHead> {
@@ -286,18 +327,17 @@ async fn sort(
     group: &[Submission],
     fetched: Fetched,
 ) -> Result<Loaded, Failure> {
-    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at) = fetched.head;
-    let database_ms = fetched.devices.iter().map(|device| device.5).next().unwrap_or(0);
+    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id, received_at) = fetched.head;
     let received_ms = u64::try_from(received_at).map_err(|_| corrupt("received_at"))?;
     let mut loaded = Loaded {
         state: GroupState::default(),
         devices: DeviceNames::default(),
-        now_ms: shared.now(database_ms).max(received_ms),
+        now_ms: shared.now(fetched.database_ms).max(received_ms),
     };
     let state = &mut loaded.state;
-    state.heads.insert(tenant, head_of((epoch, seq, hlc, scopes_version, gc_floor, epoch_seq))?);
+    state.heads.insert(tenant, head_of((epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id))?);
     keep_devices(shared, &mut loaded.devices, Some(&mut *state), fetched.devices)?;
-    for submission in group {
+    for submission in senders(group) {
         if !state.devices.contains_key(&submission.device) {
             return Err(StoreError::Unavailable(
                 "the device is not registered any more: connect again".into(),
@@ -326,6 +366,7 @@ async fn sort(
     names::learn(caches, pg, fetched.telemetry.0.iter().map(|row| row.0), []).await?;
     samples::keep(caches, tenant, state, fetched.telemetry)?;
     once::keep(tenant, state, fetched.once)?;
+    events::keep(state, fetched.events.0, fetched.events.1)?;
     name_devices(shared, pg, tenant, &mut loaded.devices, marked).await?;
     Ok(loaded)
 }

@@ -9,20 +9,28 @@
 
 mod audit;
 mod caches;
+mod claims;
 mod commit;
 mod conflicts;
 mod connect;
 mod diagnose;
+#[cfg(test)]
+mod ears;
+mod events;
 mod filter;
+mod followers;
 mod lanes;
 mod leases;
+mod listen;
 mod load;
+mod log;
 mod migrate;
 mod names;
 #[cfg(test)]
 mod nodes;
 mod once;
 mod open;
+mod outbox;
 mod paged;
 mod pages;
 mod prune;
@@ -33,7 +41,10 @@ mod snapshot;
 mod sql;
 mod sums;
 mod target;
+mod tell;
 mod timeline;
+mod topics;
+mod trim;
 #[cfg(test)]
 mod under_way;
 mod watch;
@@ -92,6 +103,9 @@ pub struct PostgresOptions {
     pub watch_ms: u64,
     /// Threads that the store works with.
     pub threads: usize,
+    /// Claims that have a column of their own in the outbox (`sync_events`), where other programs address events by them.
+    /// Columns that are missing are added. Names are made of `a` to `z`, `0` to `9` and `_`, and begin with no digit.
+    pub outbox_claims: Vec<Box<str>>,
 }
 
 impl std::fmt::Debug for PostgresOptions {
@@ -127,6 +141,14 @@ pub enum PostgresError {
     /// Stored bytes are not what this program wrote.
     #[error("the database holds something unreadable: {0}")]
     Corrupt(String),
+    /// A claim cannot have a column in the outbox.
+    #[error("the claim {claim} cannot have a column in the outbox: {reason}")]
+    Claim {
+        /// The claim.
+        claim: Box<str>,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The threads could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(String),
@@ -157,6 +179,8 @@ struct Shared {
     skew_ms_max: u64,
     record_bytes: usize,
     wait: Duration,
+    outbox_claims: Vec<Box<str>>,
+    bell: listen::Bell,
     cursor_secret: [u8; 32],
     #[cfg(test)]
     faults: std::sync::OnceLock<commit::Faults>,
@@ -222,6 +246,20 @@ impl PostgresStore {
         self.answer(answered).await
     }
 
+    /// Runs work on the store's own threads and waits for its end, however long it takes. It goes on when the answer is
+    /// given up.
+    async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.shared.runtime.spawn(async move {
+            // Nobody may wait any more.
+            let _ = answer.send(work.await);
+        });
+        answered.await.map_err(|_| stopped())?
+    }
+
     /// Waits for an answer from the store's own threads.
     async fn answer<T: Send + 'static>(
         &self,
@@ -242,7 +280,7 @@ impl PostgresStore {
 impl Store for PostgresStore {
     async fn tenant(&self, tenant: &TenantId) -> Result<TenantNo, StoreError> {
         if let Some(known) = self.shared.caches.tenants.get(tenant) {
-            self.shared.caches.watch(known);
+            self.shared.caches.tellers.watch(known);
             return Ok(known);
         }
         let (shared, tenant) = (Arc::clone(&self.shared), tenant.clone());
@@ -352,12 +390,8 @@ impl Store for PostgresStore {
 
     async fn prune(&self, now_ms: u64, retention: &Retention) -> Result<u64, StoreError> {
         let (shared, retention) = (Arc::clone(&self.shared), retention.clone());
-        let (answer, answered) = oneshot::channel();
         // However long it takes: nobody is told to prune again.
-        self.shared.runtime.spawn(async move {
-            let _ = answer.send(prune::prune(&shared, now_ms, &retention).await);
-        });
-        answered.await.map_err(|_| stopped())?
+        self.finish(async move { prune::prune(&shared, now_ms, &retention).await }).await
     }
 
     async fn samples(&self, tenant: TenantNo, query: SampleQuery) -> Result<Vec<SampleRow>, StoreError> {
@@ -411,6 +445,10 @@ impl Store for PostgresStore {
     ) -> Result<Option<Record<Remembered>>, StoreError> {
         let (shared, owner, key) = (Arc::clone(&self.shared), owner.to_owned(), key.to_owned());
         self.run(async move { once::remembered(&shared, tenant, &owner, &key).await }).await
+    }
+
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        self
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -55,6 +55,7 @@ fn node(database: &Database, world: &World, faults: Faults) -> PostgresStore {
         wait_ms: 60_000,
         watch_ms: 2_000,
         threads: 1,
+        outbox_claims: Vec::new(),
     })
     .expect("the store opens");
     assert!(store.shared.faults.set(faults).is_ok(), "the store is new");

@@ -13,7 +13,9 @@ use tokio::runtime::Runtime;
 
 use super::connect::{Connector, Dialer, Pool};
 use super::timeline::Timeline;
-use super::{PostgresError, PostgresOptions, PostgresStore, PostgresTarget, Shared, Threads, migrate, watch};
+use super::{
+    PostgresError, PostgresOptions, PostgresStore, PostgresTarget, Shared, Threads, claims, migrate, watch,
+};
 
 pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/postgres");
 
@@ -32,6 +34,7 @@ impl PostgresStore {
         let connector = Connector::new(&options.target)?;
         let runtime = runtime(options.threads)?;
         migrate::run(&runtime, &connector, &MIGRATIONS)?;
+        runtime.block_on(claims::add(&connector, &options.outbox_claims))?;
         let cursor_secret = runtime.block_on(secret(&connector, &*options.random))?;
         let watch_every = Duration::from_millis(options.watch_ms.max(1));
         let shared = Arc::new(shared(options, &connector, cursor_secret, &runtime));
@@ -93,6 +96,8 @@ fn shared(
         skew_ms_max: options.skew_ms_max,
         record_bytes: options.record_bytes,
         wait,
+        outbox_claims: options.outbox_claims,
+        bell: super::listen::Bell::default(),
         cursor_secret,
         #[cfg(test)]
         faults: std::sync::OnceLock::new(),

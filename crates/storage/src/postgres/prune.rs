@@ -82,7 +82,7 @@ impl Query for DatabaseClock {
     type SqlType = BigInt;
 }
 
-async fn database_ms(shared: &Shared) -> Result<u64, StoreError> {
+pub(super) async fn database_ms(shared: &Shared) -> Result<u64, StoreError> {
     let lease = shared.reader().await?;
     let now: i64 = DatabaseClock {}.get_result(&mut lease.pg()).await.map_err(store_error)?;
     lease.done();

@@ -73,7 +73,7 @@ pub(super) async fn tenant(shared: &Shared, tenant: &TenantId) -> Result<TenantN
     let found = find_or_make_tenant(shared, &lease, tenant).await;
     let number = finish(lease, found).await?;
     shared.caches.keep_tenant(generation, tenant, number);
-    shared.caches.watch(number);
+    shared.caches.tellers.watch(number);
     Ok(number)
 }
 

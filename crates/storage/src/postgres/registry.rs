@@ -18,6 +18,7 @@ use driftline_model::{DeviceId, DeviceNo, TenantId, TenantNo};
 
 use super::connect::Lease;
 use super::filter::Filter;
+use super::followers::{self, LogSigns};
 use super::leases::begin_locked;
 use super::once::{self, PutKeys};
 use super::prune::DatabaseClock;
@@ -26,6 +27,7 @@ use super::snapshot::give_back;
 use super::sql::statement;
 use super::{Shared, store_error};
 use crate::codec::corrupt;
+use crate::log::is_of_the_log;
 use crate::names::{device_key, device_of, device_sql, tenant_of, tenant_sql};
 use crate::once::{Kept, Met, meet_change};
 use crate::registry::{digest_of, refused};
@@ -173,7 +175,7 @@ async fn change_within(
     change: &DeviceChange,
     once: Option<&DeviceOnce>,
 ) -> Result<DeviceChanged, StoreError> {
-    let received_at = begin_locked(lease, tenant_no).await.map_err(store_error)?.6;
+    let received_at = begin_locked(lease, tenant_no).await.map_err(store_error)?.7;
     let database_ms: i64 = DatabaseClock {}.get_result(&mut { lease.pg() }).await.map_err(store_error)?;
     let received_ms = u64::try_from(received_at).map_err(|_| corrupt("received_at"))?;
     let now_ms = shared.now(database_ms).max(received_ms);
@@ -365,6 +367,7 @@ impl Signs {
                 }
             }
             DeviceSign::Disconnected { connection } => self.gone.push(connection),
+            DeviceSign::Acknowledged { .. } | DeviceSign::Listened { .. } | DeviceSign::Slow { .. } => {}
             DeviceSign::Reported { status, report } => {
                 if self.report.is_none() || at_ms >= self.reported_ms {
                     (self.report, self.reported_ms) = (Some(report), at_ms);
@@ -380,7 +383,12 @@ const NOTED: usize = 1_000;
 
 pub(super) async fn note_devices(shared: &Shared, notes: Vec<DeviceNote>) -> Result<(), StoreError> {
     let mut devices: BTreeMap<i32, Signs> = BTreeMap::new();
+    let mut of_the_log = LogSigns::new();
     for DeviceNote { tenant, device, at_ms, sign } in notes {
+        if is_of_the_log(&sign) {
+            let signs = of_the_log.entry((device_sql(device), tenant_sql(tenant))).or_default();
+            signs.push((at_ms, sign.clone()));
+        }
         let signs = devices.entry(device_sql(device)).or_default();
         signs.tenant_no = tenant_sql(tenant);
         signs.add(at_ms, sign);
@@ -389,7 +397,7 @@ pub(super) async fn note_devices(shared: &Shared, notes: Vec<DeviceNote>) -> Res
     loop {
         let some: Vec<(i32, Signs)> = devices.by_ref().take(NOTED).collect();
         if some.is_empty() {
-            return Ok(());
+            return followers::note(shared, of_the_log).await;
         }
         let lease = shared.writer().await?;
         let noted = noted(some).execute(&mut lease.pg()).await;

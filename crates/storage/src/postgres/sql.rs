@@ -54,36 +54,36 @@ statement! {
 statement! {
     /// Locks a tenant's head, the first lock of every writing transaction.
     LockHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at FROM stream_head \
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id, received_at FROM stream_head \
      WHERE tenant_no = " ? tenant_no: Integer
     " FOR UPDATE"
 }
 
 impl Query for LockHead {
-    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
+    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
 
 /// A locked head as a query gives it: the head and the last time of receipt.
-pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64);
+pub(super) type LockedHead = (String, i64, i64, i64, i64, i64, i64, i64);
 
 #[cfg(test)]
 statement! {
     /// As [`LockHead`], but for the lock: what goes wrong without it is shown by a test.
     ReadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, received_at FROM stream_head \
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id, received_at FROM stream_head \
      WHERE tenant_no = " ? tenant_no: Integer
     ""
 }
 
 #[cfg(test)]
 impl Query for ReadHead {
-    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
+    type SqlType = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 }
 
 statement! {
     /// A tenant's head.
     LoadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
     ""
 }
 
@@ -231,6 +231,7 @@ statement! {
     /// moved. Sums of integers do not wrap, so the halves are added: the lower ones carry into the upper ones.
     Settle {
         tenant_no: i32 => Integer, now: i64 => BigInt, moved: bool => Bool, head_seq: i64 => BigInt, hlc: i64 => BigInt,
+        event_id: i64 => BigInt,
         device_no: Vec<i32> => Array<Integer>, last_n: Vec<i64> => Array<BigInt>, acked_n: Vec<i64> => Array<BigInt>,
         batch_device: Vec<i32> => Array<Integer>, sync_id: Vec<String> => Array<Text>,
         batch_seq: Vec<i64> => Array<BigInt>, fingerprint: Vec<Option<Vec<u8>>> => Array<Nullable<Binary>>,
@@ -263,6 +264,7 @@ statement! {
      | (((s.sum & 4294967295) + (excluded.sum & 4294967295)) & 4294967295)) \
      UPDATE stream_head SET seq = " ? head_seq: BigInt
     ", hlc = " ? hlc: BigInt
+    ", event_id = " ? event_id: BigInt
     ", received_at = " ? now: BigInt
     " WHERE tenant_no = " ? tenant_no: Integer
     " AND " ? moved: Bool

@@ -33,6 +33,7 @@ fn node(database: &Database, seed: u64) -> PostgresStore {
         wait_ms: 30_000,
         watch_ms: 2_000,
         threads: 1,
+        outbox_claims: Vec::new(),
     })
     .expect("the store opens")
 }

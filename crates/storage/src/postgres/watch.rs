@@ -1,18 +1,19 @@
 //! What other nodes commit, by comparing heads.
 
 use std::collections::HashMap;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use diesel::QueryableByName;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Integer};
 use diesel_async::RunQueryDsl;
-use driftline_engine::{Committed, StoreError};
+use driftline_engine::StoreError;
 use driftline_model::{Hlc, Seq, TenantNo};
 use tokio::time::timeout;
 
 use super::connect::Lease;
+use super::tell::{Seen, tell_seen};
 use super::{Shared, store_error};
 use crate::names::{tenant_of, tenant_sql};
 
@@ -28,11 +29,13 @@ struct Stood {
     #[diesel(sql_type = BigInt)]
     hlc: i64,
     #[diesel(sql_type = BigInt)]
+    event_id: i64,
+    #[diesel(sql_type = BigInt)]
     policies_version: i64,
 }
 
 /// Looks at the heads until the store is gone. Whoever listens to a tenant whose head moved elsewhere is told of the
-/// new head without its changes, and pulls them.
+/// new head without its changes, and pulls them; and of the events, which are read from the log.
 pub(super) async fn watch(shared: Weak<Shared>, every: Duration) {
     let mut policies: HashMap<TenantNo, i64> = HashMap::new();
     let mut away = false;
@@ -52,11 +55,12 @@ pub(super) async fn watch(shared: Weak<Shared>, every: Duration) {
     }
 }
 
-async fn look(shared: &Shared, policies: &mut HashMap<TenantNo, i64>) -> Result<(), StoreError> {
-    let tenants: Vec<i32> = shared.caches.watched().into_iter().map(tenant_sql).collect();
+async fn look(shared: &Arc<Shared>, policies: &mut HashMap<TenantNo, i64>) -> Result<(), StoreError> {
+    let tenants: Vec<i32> = shared.caches.tellers.watched().into_iter().map(tenant_sql).collect();
     if tenants.is_empty() {
         return Ok(());
     }
+    let forgotten = shared.caches.tellers.forgotten();
     let lease = shared.reader().await?;
     let Ok(heads) = timeout(HANGS, heads(&lease, tenants)).await else {
         // The next look makes a connection. Where it leads to another timeline, what still waits for this one ends.
@@ -72,31 +76,19 @@ async fn look(shared: &Shared, policies: &mut HashMap<TenantNo, i64>) -> Result<
         if known != Some(head.policies_version) {
             shared.listeners.policies_changed(tenant);
         }
-        compare(shared, tenant, &head);
+        let unsigned = |stored: i64| u64::try_from(stored).unwrap_or_default();
+        let (seq, hlc) = (Seq::new(unsigned(head.seq)), Hlc::from_bits(unsigned(head.hlc)));
+        tell_seen(shared, tenant, Seen { seq, hlc, event: unsigned(head.event_id), forgotten });
     }
     Ok(())
 }
 
 async fn heads(lease: &Lease, tenants: Vec<i32>) -> Result<Vec<Stood>, StoreError> {
-    sql_query("SELECT tenant_no, seq, hlc, policies_version FROM stream_head WHERE tenant_no = ANY($1)")
-        .bind::<Array<Integer>, _>(tenants)
-        .load(&mut lease.pg())
-        .await
-        .map_err(store_error)
-}
-
-/// Tells of a head that moved without this node.
-fn compare(shared: &Shared, tenant: TenantNo, head: &Stood) {
-    let seq = Seq::new(u64::try_from(head.seq).unwrap_or_default());
-    let hlc = Hlc::from_bits(u64::try_from(head.hlc).unwrap_or_default());
-    shared.lanes.tell_idle(&shared.caches, tenant, |told| {
-        // Of a tenant that was never looked at, a session may have read the head before somebody else moved it. To one
-        // that stands there already it is no news.
-        let told = told.unwrap_or(Seq::ZERO);
-        if seq > told && shared.listeners.listening(tenant) {
-            shared.listeners.committed(Committed::new(tenant, told, seq, hlc, None));
-        }
-        // Also where it is lower: the database lost commits, and the next ones are to be told again.
-        seq
-    });
+    sql_query(
+        "SELECT tenant_no, seq, hlc, event_id, policies_version FROM stream_head WHERE tenant_no = ANY($1)",
+    )
+    .bind::<Array<Integer>, _>(tenants)
+    .load(&mut lease.pg())
+    .await
+    .map_err(store_error)
 }

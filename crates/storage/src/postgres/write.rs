@@ -12,26 +12,30 @@ use driftline_engine::{BatchWrite, DeviceWrite, GroupState, Planned, Receipt, Wr
 use driftline_model::{KindName, ScopeName, TenantNo};
 use futures_util::future::{BoxFuture, join_all};
 
-use super::commit::Failure;
+use super::caches::Caches;
+use super::commit::{Failure, Unnamed};
+use super::events::{MoveHeads, PutEvents, PutVersions};
 use super::once::put_keys;
 use super::samples::{PutSamples, PutSeries};
 use super::sql::{
     Commit, ForgetAnswers, ForgetExits, PutAnswers, PutAudit, PutConflicts, PutExits, PutRecords, Settle,
 };
+use super::topics::{self, TopicNumbers};
 use crate::codec::encode_receipt;
-use crate::names::{Names, device_sql, tenant_sql};
+use crate::names::{device_sql, tenant_sql};
 use crate::rows::{AuditInsert, ConflictWrite, ResultRow, sql, write_of};
 
 /// The numbers of every name that a group writes, taken down at one moment.
 pub(super) struct Numbers<'a> {
     kinds: HashMap<&'a KindName, i32>,
     scopes: HashMap<&'a ScopeName, i32>,
+    topics: TopicNumbers,
 }
 
 impl<'a> Numbers<'a> {
     /// Finds the numbers; fails with the names that have none yet.
     pub(super) fn of(
-        names: &Names,
+        caches: &Caches,
         tenant: TenantNo,
         writes: &'a Writes,
         state: &'a GroupState,
@@ -50,25 +54,26 @@ impl<'a> Numbers<'a> {
         scopes.extend(writes.conflicts.iter().map(|(_, row)| &row.scope));
         kinds.extend(writes.audits.iter().map(|audit| &audit.kind));
         kinds.extend(writes.samples.iter().map(|sample| &sample.key.kind));
-        let mut unnamed = (BTreeSet::new(), BTreeSet::new());
-        let mut numbers = Self { kinds: HashMap::new(), scopes: HashMap::new() };
+        let names = &caches.names;
+        let mut unnamed = Unnamed::default();
+        let mut numbers = Self { kinds: HashMap::new(), scopes: HashMap::new(), topics: HashMap::new() };
         for kind in kinds {
             match names.kind(tenant, kind) {
                 Some(number) => drop(numbers.kinds.insert(kind, number)),
-                None => drop(unnamed.0.insert(kind.clone())),
+                None => drop(unnamed.kinds.insert(kind.clone())),
             }
         }
         for scope in scopes {
             match names.scope(tenant, scope) {
                 Some(number) => drop(numbers.scopes.insert(scope, number)),
-                None => drop(unnamed.1.insert(scope.clone())),
+                None => drop(unnamed.scopes.insert(scope.clone())),
             }
         }
-        if unnamed.0.is_empty() && unnamed.1.is_empty() {
-            Ok(numbers)
-        } else {
-            Err(Failure::Unnamed(unnamed.0, unnamed.1))
+        match topics::numbers(caches, tenant, &writes.events) {
+            Ok(topics) => numbers.topics = topics,
+            Err(topics) => unnamed.topics = topics,
         }
+        if unnamed.is_empty() { Ok(numbers) } else { Err(Failure::Unnamed(unnamed)) }
     }
 
     fn kind(&self, kind: &KindName) -> i32 {
@@ -120,6 +125,7 @@ pub(super) async fn write(
     flight.conflicts(writes);
     flight.samples(writes);
     flight.names(planned);
+    flight.events(writes);
     flight.settle(tenant, planned);
     flight.add(Commit {});
     debug_assert!(flight.statements.len() <= FLIGHT_MAX);
@@ -127,7 +133,7 @@ pub(super) async fn write(
 }
 
 /// What the answers to a flight's statements, of which the last is the commit, say of all of it.
-fn outcome(mut done: Vec<QueryResult<usize>>) -> Result<(), Unwritten> {
+pub(super) fn outcome(mut done: Vec<QueryResult<usize>>) -> Result<(), Unwritten> {
     let committed = done.pop().unwrap_or(Ok(0));
     let failed = done.into_iter().find_map(Result::err);
     match (failed, committed) {
@@ -253,9 +259,30 @@ impl<'a> Flight<'a> {
         }
     }
 
+    fn events(&mut self, writes: &'a Writes) {
+        let mut put = PutEvents::of(writes.events.len());
+        for write in &writes.events {
+            put.push(write, &self.numbers.topics, self.now);
+        }
+        if !writes.events.is_empty() {
+            self.add(put);
+        }
+        if !writes.versions.is_empty() {
+            self.add(PutVersions::of(&writes.versions, self.now));
+        }
+    }
+
     fn settle(&mut self, tenant: TenantNo, planned: &Planned) {
         let writes = &planned.writes;
         let head = writes.heads.iter().find(|(of, _)| *of == tenant).map(|(_, head)| head);
+        if writes.devices.is_empty() {
+            // There were only events.
+            if let Some(head) = head {
+                let (tenant_no, event_id) = (vec![self.tenant_no], vec![sql(head.event_id)]);
+                self.add(MoveHeads { tenant_no, event_id, received_at: vec![self.now] });
+            }
+            return;
+        }
         // In the order in which whoever notes signs of devices locks their rows.
         let mut devices: Vec<&DeviceWrite> = writes.devices.iter().collect();
         devices.sort_by_key(|device| device.device);
@@ -265,6 +292,7 @@ impl<'a> Flight<'a> {
             moved: head.is_some(),
             head_seq: head.map_or(0, |head| sql(head.seq.number())),
             hlc: head.map_or(0, |head| head.hlc.bits().cast_signed()),
+            event_id: head.map_or(0, |head| sql(head.event_id)),
             device_no: devices.iter().map(|device| device_sql(device.device)).collect(),
             last_n: devices.iter().map(|device| sql(device.state.last_n)).collect(),
             acked_n: devices.iter().map(|device| sql(device.state.acked_n)).collect(),

@@ -3,6 +3,7 @@
 mod audit;
 mod conflict;
 mod device;
+mod events;
 mod samples;
 
 use diesel::query_builder::QueryId;
@@ -20,6 +21,7 @@ use crate::names::{Names, device_sql, tenant_sql};
 pub(crate) use audit::{AuditInsert, AuditSql};
 pub(crate) use conflict::{ConflictColumns, ConflictSql, ConflictWrite};
 pub(crate) use device::DeviceSql;
+pub(crate) use events::{EventColumns, EventInsert, EventRow, event_of, topics_of, topics_sql};
 pub(crate) use samples::{SampleInsert, SeriesInsert, point_of, sample_mark_of};
 
 /// The columns of a record as a query gives them.
@@ -63,10 +65,10 @@ pub(crate) type KnownSql = (BigInt, Nullable<Binary>, BigInt, Integer, BigInt, N
 pub(crate) type KnownRow = (i64, Option<Vec<u8>>, i64, i32, i64, Option<String>);
 
 /// The columns of a head.
-pub(crate) type HeadSql = (Text, BigInt, BigInt, BigInt, BigInt, BigInt);
+pub(crate) type HeadSql = (Text, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt);
 
 /// A head as a query gives it.
-pub(crate) type HeadRow = (String, i64, i64, i64, i64, i64);
+pub(crate) type HeadRow = (String, i64, i64, i64, i64, i64, i64);
 
 /// A row of `records` to be written.
 pub(crate) struct RecordWrite<'a> {
@@ -126,7 +128,7 @@ pub(crate) fn sql_ms(ms: u64) -> i64 {
 }
 
 pub(crate) fn head_of(row: HeadRow) -> Result<Head, StoreError> {
-    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq) = row;
+    let (epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id) = row;
     Ok(Head {
         epoch: epoch.parse::<Epoch>().map_err(|_| corrupt("epoch"))?,
         seq: seq_of(seq)?,
@@ -134,6 +136,7 @@ pub(crate) fn head_of(row: HeadRow) -> Result<Head, StoreError> {
         scopes_version: u64::try_from(scopes_version).map_err(|_| corrupt("scopes_version"))?,
         gc_floor: seq_of(gc_floor)?,
         epoch_seq: seq_of(epoch_seq)?,
+        event_id: u64::try_from(event_id).map_err(|_| corrupt("event_id"))?,
     })
 }
 

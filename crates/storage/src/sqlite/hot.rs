@@ -210,16 +210,17 @@ statement! {
 
 statement! {
     /// Moves a head.
-    MoveHead { seq: i64 => BigInt, hlc: i64 => BigInt, tenant_no: i32 => Integer } =
+    MoveHead { seq: i64 => BigInt, hlc: i64 => BigInt, event_id: i64 => BigInt, tenant_no: i32 => Integer } =
     "UPDATE stream_head SET seq = " ? seq: BigInt
     ", hlc = " ? hlc: BigInt
+    ", event_id = " ? event_id: BigInt
     " WHERE tenant_no = " ? tenant_no: Integer
 }
 
 statement! {
     /// A tenant's head.
     LoadHead { tenant_no: i32 => Integer } =
-    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
+    "SELECT epoch, seq, hlc, scopes_version, gc_floor, epoch_seq, event_id FROM stream_head WHERE tenant_no = " ? tenant_no: Integer
 }
 
 impl Query for LoadHead {

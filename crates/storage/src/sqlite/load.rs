@@ -50,6 +50,9 @@ impl Writer {
                 let row: HeadRow = query.get_result(&mut self.connection)?;
                 slot.insert(head_of(row)?);
             }
+            if submission.is_publication() {
+                continue;
+            }
             if let Slot::Vacant(slot) = state.devices.entry(submission.device) {
                 slot.insert(self.device_state(submission.device)?);
             }
@@ -79,8 +82,11 @@ impl Writer {
         self.load_conflicts(group, &mut state)?;
         self.load_samples(group, &mut state)?;
         self.load_series(group, &mut state)?;
+        self.load_events(group, &mut state)?;
         self.load_once(group, &mut state)?;
-        self.load_device_names(devices.into_iter().chain(group.iter().map(|submission| submission.device)))?;
+        let authors = group.iter().filter(|submission| !submission.is_publication());
+        let authors = authors.map(|submission| submission.device);
+        self.load_device_names(devices.into_iter().chain(authors))?;
         Ok(state)
     }
 

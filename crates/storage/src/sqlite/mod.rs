@@ -10,6 +10,7 @@ mod filter;
 mod hot;
 mod load;
 mod lock;
+mod log;
 mod names;
 mod once;
 mod open;
@@ -81,6 +82,9 @@ struct Shared {
     devices: Mutex<HashMap<(TenantNo, DeviceKey), DeviceNo>>,
     writer: Option<JoinHandle<()>>,
     side: Option<side::Side>,
+    watch: log::Watch,
+    /// The columns of the outbox that hold claims.
+    outbox_claims: Arc<[Box<str>]>,
     /// The last one to go: everything else is closed before somebody else may open the file.
     _lock: lock::Lock,
 }
@@ -95,6 +99,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // One connection after the other: of two that close at once neither folds the log into the file.
         self.readers.stop();
+        self.watch.stop();
         self.jobs = None;
         if let Some(writer) = self.writer.take() {
             // A panic of the writer was reported by the panic hook already.
@@ -186,7 +191,7 @@ impl SqliteStore {
         self.write(move |writer| {
             let now = crate::rows::sql(now_ms);
             writer.write(&planned, &state, now).map_err(|error| match error {
-                writer::GroupError::Store(error) => error,
+                writer::GroupError::Store(error) | writer::GroupError::NotBegun(error) => error,
                 writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
             })
         })
@@ -200,7 +205,7 @@ impl SqliteStore {
     ) -> Result<driftline_engine::GroupState, StoreError> {
         self.run(move |writer| {
             writer.load(&group, crate::group::Lookup::Thorough).map_err(|error| match error {
-                writer::GroupError::Store(error) => error,
+                writer::GroupError::Store(error) | writer::GroupError::NotBegun(error) => error,
                 writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
             })
         })
@@ -423,6 +428,10 @@ impl Store for SqliteStore {
             let kept = once::kept(connection, tenant, (&owner, &key)).map_err(store_error)??;
             kept.as_ref().map(Kept::record).transpose()
         })
+    }
+
+    fn log(&self) -> &dyn driftline_engine::EventLog {
+        self
     }
 
     async fn probe(&self) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ use driftline_engine::{Clock, Listeners, Random};
 use thiserror::Error;
 
 use super::lock::Lock;
+use super::log::{self, Watch};
 use super::readers::Readers;
 use super::seal::unseal;
 use super::side::{self, Side};
@@ -45,6 +46,9 @@ pub struct SqliteOptions {
     pub record_bytes: usize,
     /// Threads that read.
     pub readers: usize,
+    /// Claims that have columns of their own in the outbox, which are added when they are missing: names of
+    /// `[a-z_][a-z0-9_]*` that are none of the table's own.
+    pub outbox_claims: Vec<Box<str>>,
 }
 
 impl std::fmt::Debug for SqliteOptions {
@@ -87,6 +91,14 @@ pub enum OpenError {
         /// The file.
         file: PathBuf,
     },
+    /// A claim cannot have a column of its own in the outbox.
+    #[error(
+        "the outbox can have no column for the claim {claim:?}: names are [a-z_][a-z0-9_]*, once, and none of its own"
+    )]
+    Claim {
+        /// The claim.
+        claim: Box<str>,
+    },
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -123,6 +135,7 @@ impl SqliteStore {
         if file.as_os_str() == ":memory:" {
             return Err(OpenError::Setting { file, setting: "journal_mode = WAL" });
         }
+        log::check_claims(&options.outbox_claims).map_err(|claim| OpenError::Claim { claim })?;
         let lock = Lock::take(&file)?;
         restore::finish(&file).map_err(|error| file_error(&file, &error))?;
         let mut connection = Self::migrated(&file)?;
@@ -132,6 +145,8 @@ impl SqliteStore {
         let names = Arc::new(Names::default());
         names::load(&names, &mut connection).map_err(|error| file_error(&file, &error))?;
         sums::make(&mut connection, &names).map_err(|error| file_error(&file, &error))?;
+        log::add_claims(&mut connection, &options.outbox_claims)
+            .map_err(|error| file_error(&file, &error))?;
         registry::disconnect_all(&mut connection).map_err(|error| file_error(&file, &error))?;
         let marks = side::compare(&file, &mut connection, &*options.random);
         let marks = marks.map_err(|error| file_error(&file, &error))?;
@@ -148,6 +163,7 @@ impl SqliteStore {
         );
         let readers = Readers::start(&file, options.readers)?;
         let side = Side::start(&file, marks)?;
+        let watch = Watch::start(&file)?;
         let (jobs, queue) = mpsc::sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("driftline-writer".into());
         let writer = thread.spawn(move || writer.run(&queue)).map_err(OpenError::Thread)?;
@@ -162,6 +178,8 @@ impl SqliteStore {
             devices: Mutex::default(),
             writer: Some(writer),
             side: Some(side),
+            watch,
+            outbox_claims: options.outbox_claims.into(),
             _lock: lock,
         };
         Ok(Self { shared: Arc::new(shared) })

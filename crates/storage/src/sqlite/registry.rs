@@ -16,6 +16,7 @@ use super::hot::statement;
 use super::writer::Writer;
 use super::{once, queries, store_error};
 use crate::codec::corrupt;
+use crate::log::is_of_the_log;
 use crate::names::{device_key, device_of, device_sql, tenant_of, tenant_sql};
 use crate::once::{Kept, Met, meet_change};
 use crate::registry::{digest_of, refused};
@@ -250,8 +251,15 @@ pub(super) fn note(connection: &mut SqliteConnection, notes: Vec<DeviceNote>) ->
         let (at, device_no, tenant_no) =
             (sql_ms(note.at_ms), device_sql(note.device), tenant_sql(note.tenant));
         NoteHeard { at, device_no, tenant_no }.execute(connection).map_err(store_error)?;
+        if is_of_the_log(&note.sign) {
+            super::log::note(connection, &note)?;
+            continue;
+        }
         let written = match note.sign {
-            DeviceSign::Heard => continue,
+            DeviceSign::Heard
+            | DeviceSign::Acknowledged { .. }
+            | DeviceSign::Listened { .. }
+            | DeviceSign::Slow { .. } => continue,
             DeviceSign::Connected { connection: name } => {
                 NoteConnected { at, connection: name.into(), device_no, tenant_no }.execute(connection)
             }

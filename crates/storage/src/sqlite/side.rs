@@ -3,7 +3,7 @@
 //! A database file that somebody puts back by hand looks like any other. What it lost, devices still know, and its
 //! sequence would give the numbers of lost changes to new ones: a device whose cursor names such a number would take the
 //! new change for the one that it has. The side file is not part of what is put back. It tells for each tenant the epoch
-//! and the highest number that were seen, and a tenant that is behind begins a new epoch when the file is opened.
+//! and the highest numbers of a change and of an event that were seen, and a tenant that is behind begins a new epoch when the file is opened.
 //!
 //! It is never ahead of what is durable: a thread of its own reads the heads over a connection of its own, which sees a
 //! commit only after the log was synced. It may be behind, by a second or by what a power cut took of it; then a loss of
@@ -37,7 +37,9 @@ use super::files::{beside, remove, rename, sync_folder};
 use super::open::{OpenError, file_error};
 
 const SUFFIX: &str = "-marks";
-const TITLE: &str = "driftline marks 1";
+const TITLE: &str = "driftline marks 2";
+/// The title of a side file that tells nothing of events.
+const TITLE_WITHOUT_EVENTS: &str = "driftline marks 1";
 
 /// Epochs of a tenant that are remembered beside the one in force.
 const PAST_MAX: usize = 16;
@@ -50,6 +52,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 struct Mark {
     epoch: Epoch,
     seq: u64,
+    /// The number of the last event.
+    event: u64,
     /// The epochs before, the latest last: a file that has one of them is old, whatever its numbers say.
     past: Vec<Epoch>,
 }
@@ -64,6 +68,7 @@ pub(super) struct Place {
     pub(super) tenant: TenantId,
     pub(super) epoch: Epoch,
     pub(super) seq: u64,
+    pub(super) event: u64,
 }
 
 /// What is wrong with a side file.
@@ -103,7 +108,7 @@ impl Marks {
             let past: Vec<String> = mark.past.iter().map(Epoch::to_string).collect();
             let past = if past.is_empty() { "-".to_owned() } else { past.join(",") };
             // The name comes last: it may hold spaces, but no line ends.
-            out.push_str(&format!("{} {} {past} {tenant}\n", mark.epoch, mark.seq));
+            out.push_str(&format!("{} {} {} {past} {tenant}\n", mark.epoch, mark.seq, mark.event));
         }
         let sum = XxHash64::oneshot(0, out.as_bytes());
         out.push_str(&format!("sum {sum:016x}\n"));
@@ -116,13 +121,18 @@ impl Marks {
         if sum != format!("{:016x}", XxHash64::oneshot(0, body.as_bytes())) {
             return None;
         }
-        let lines = body.strip_prefix(TITLE)?.strip_prefix('\n')?.lines();
-        lines.map(decode_line).collect::<Option<_>>().map(Self)
+        let (title, lines) = body.split_once('\n')?;
+        let with_events = match title {
+            TITLE => true,
+            TITLE_WITHOUT_EVENTS => false,
+            _ => return None,
+        };
+        lines.lines().map(|line| decode_line(line, with_events)).collect::<Option<_>>().map(Self)
     }
 
     /// Takes note of where a tenant stands.
     pub(super) fn observe(&mut self, place: &Place) {
-        let fresh = || Mark { epoch: place.epoch, seq: 0, past: Vec::new() };
+        let fresh = || Mark { epoch: place.epoch, seq: 0, event: 0, past: Vec::new() };
         let mark = self.0.entry(place.tenant.clone()).or_insert_with(fresh);
         if mark.epoch != place.epoch {
             mark.past.retain(|past| *past != place.epoch);
@@ -131,15 +141,15 @@ impl Marks {
             mark.past.drain(..old);
             mark.epoch = place.epoch;
         }
-        mark.seq = place.seq;
+        (mark.seq, mark.event) = (place.seq, place.event);
     }
 
     /// Tells whether a tenant stands behind its mark. A tenant without one does not, nor does an epoch that was never
     /// seen: it began after the last look.
     pub(super) fn is_ahead_of(&self, place: &Place) -> bool {
         self.0.get(&place.tenant).is_some_and(|mark| {
-            let behind = mark.epoch == place.epoch && place.seq < mark.seq;
-            behind || mark.past.contains(&place.epoch)
+            let behind = place.seq < mark.seq || place.event < mark.event;
+            (mark.epoch == place.epoch && behind) || mark.past.contains(&place.epoch)
         })
     }
 
@@ -159,14 +169,16 @@ impl Marks {
     }
 }
 
-fn decode_line(line: &str) -> Option<(TenantId, Mark)> {
-    let mut parts = line.splitn(4, ' ');
-    let (epoch, seq, past, tenant) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+fn decode_line(line: &str, with_events: bool) -> Option<(TenantId, Mark)> {
+    let mut parts = line.splitn(if with_events { 5 } else { 4 }, ' ');
+    let (epoch, seq) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let event = if with_events { parts.next()?.parse().ok()? } else { 0 };
+    let (past, tenant) = (parts.next()?, parts.next()?);
     let past = match past {
         "-" => Vec::new(),
         past => past.split(',').map(|epoch| epoch.parse().ok()).collect::<Option<_>>()?,
     };
-    let mark = Mark { epoch: epoch.parse().ok()?, seq: seq.parse().ok()?, past };
+    let mark = Mark { epoch, seq, event, past };
     Some((TenantId::new(tenant).ok()?, mark))
 }
 
@@ -185,19 +197,22 @@ struct PlaceSql {
     epoch: String,
     #[diesel(sql_type = BigInt)]
     seq: i64,
+    #[diesel(sql_type = BigInt)]
+    event: i64,
 }
 
 /// Reads where every tenant stands.
 pub(super) fn places(connection: &mut SqliteConnection) -> QueryResult<Vec<Place>> {
     let rows: Vec<PlaceSql> = sql_query(
-        "SELECT t.tenant AS tenant, h.epoch AS epoch, h.seq AS seq \
+        "SELECT t.tenant AS tenant, h.epoch AS epoch, h.seq AS seq, h.event_id AS event \
          FROM stream_head AS h JOIN tenants AS t ON t.tenant_no = h.tenant_no",
     )
     .load(connection)?;
     // What is not readable here is found where it is read to be used.
     let place = |row: PlaceSql| {
         let (tenant, epoch) = (TenantId::new(&row.tenant).ok()?, row.epoch.parse().ok()?);
-        Some(Place { tenant, epoch, seq: u64::try_from(row.seq).ok()? })
+        let (seq, event) = (u64::try_from(row.seq).ok()?, u64::try_from(row.event).ok()?);
+        Some(Place { tenant, epoch, seq, event })
     };
     Ok(rows.into_iter().filter_map(place).collect())
 }
@@ -381,7 +396,7 @@ mod tests {
     use super::*;
 
     fn place(tenant: &str, epoch: u32, seq: u64) -> Place {
-        Place { tenant: TenantId::new(tenant).expect("a name"), epoch: Epoch::new(epoch), seq }
+        Place { tenant: TenantId::new(tenant).expect("a name"), epoch: Epoch::new(epoch), seq, event: 5 }
     }
 
     fn some() -> Marks {
@@ -410,12 +425,23 @@ mod tests {
     }
 
     #[test]
+    fn a_side_file_that_tells_nothing_of_events_is_read() {
+        let body = format!("driftline marks 1\n{} 7 - acme\n", Epoch::new(3));
+        let text = format!("{body}sum {:016x}\n", XxHash64::oneshot(0, body.as_bytes()));
+        let marks = Marks::decode(text.as_bytes()).expect("it is whole");
+        assert!(!marks.is_ahead_of(&Place { event: 0, ..place("acme", 3, 7) }));
+        assert!(marks.is_ahead_of(&place("acme", 3, 6)));
+    }
+
+    #[test]
     fn a_tenant_is_behind_below_its_mark_or_in_an_epoch_of_the_past() {
         let marks = some();
         let table = [
             (place("acme", 3, 9), false),
             (place("acme", 3, 10), false),
             (place("acme", 3, 8), true),
+            (Place { event: 4, ..place("acme", 3, 9) }, true),
+            (Place { event: 6, ..place("acme", 3, 9) }, false),
             // An older epoch is old even where its numbers were higher.
             (place("acme", 1, 100), true),
             // One that was never seen began after the last look.

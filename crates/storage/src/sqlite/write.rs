@@ -67,6 +67,7 @@ impl Writer {
         self.write_audit(planned, now)?;
         self.write_conflicts(planned)?;
         self.write_samples(planned, now)?;
+        self.write_events(planned, now)?;
         self.move_heads(planned, now)?;
         self.write_once(planned, now)
     }
@@ -140,7 +141,8 @@ impl Writer {
         }
         for (tenant, head) in &writes.heads {
             let (seq, hlc) = (sql(head.seq.number()), head.hlc.bits().cast_signed());
-            MoveHead { seq, hlc, tenant_no: tenant_sql(*tenant) }.execute(&mut self.connection)?;
+            let (event_id, tenant_no) = (sql(head.event_id), tenant_sql(*tenant));
+            MoveHead { seq, hlc, event_id, tenant_no }.execute(&mut self.connection)?;
         }
         Ok(())
     }

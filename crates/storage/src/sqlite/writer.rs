@@ -19,6 +19,7 @@ use driftline_model::{DeviceNo, KindName, ScopeName, TenantNo};
 use tokio::sync::oneshot;
 
 use super::hot::is_unique_violation;
+use super::log::Topics;
 use super::{Fatal, names, store_error};
 use crate::group::{DeviceNames, GROUP_BATCHES, GROUP_BYTES, Lookup, QUEUED_BYTES_MAX, unproven};
 use crate::names::{Fresh, Names};
@@ -70,6 +71,7 @@ pub(super) struct Writer {
     pub(super) devices: DeviceNames,
     /// Numbers of kinds and scopes that the transaction which runs has given.
     pub(super) fresh: Fresh,
+    pub(super) topics: Topics,
 }
 
 /// Why a group was not committed.
@@ -77,6 +79,8 @@ pub(super) enum GroupError {
     /// A name of a change came again under another number, or may have: every answer must be looked up.
     DoubledName,
     Store(StoreError),
+    /// No transaction could be begun, for example because another program holds the lock: no batch is at fault.
+    NotBegun(StoreError),
 }
 
 impl From<StoreError> for GroupError {
@@ -115,11 +119,12 @@ impl Writer {
             states: HashMap::new(),
             devices: DeviceNames::default(),
             fresh: Fresh::default(),
+            topics: Topics::default(),
         }
     }
 
     /// The time of receipt: the clock's, and never an earlier one than before.
-    fn now_ms(&mut self) -> u64 {
+    pub(super) fn now_ms(&mut self) -> u64 {
         self.latest_ms = self.latest_ms.max(self.clock.now_ms());
         self.latest_ms
     }
@@ -180,6 +185,11 @@ impl Writer {
                     let _ = answer.send(Ok(receipt));
                 }
             }
+            Err(GroupError::NotBegun(error)) => {
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
             // One batch is at fault, or a name came again: each batch runs alone, with every answer looked up.
             Err(error) => {
                 if let GroupError::Store(error) = &error {
@@ -192,7 +202,7 @@ impl Writer {
                             receipts.pop().ok_or(StoreError::Unavailable("no receipt".into()))
                         }
                         Err(GroupError::DoubledName) => Err(StoreError::Unavailable("a doubled key".into())),
-                        Err(GroupError::Store(error)) => Err(error),
+                        Err(GroupError::Store(error) | GroupError::NotBegun(error)) => Err(error),
                     });
                 }
             }
@@ -204,26 +214,17 @@ impl Writer {
         let interned = self.intern(group);
         // Each of them is committed already, those before a failure too.
         self.fresh.clear();
-        interned?;
-        self.connection.batch_execute("BEGIN IMMEDIATE").map_err(store_error)?;
+        interned.map_err(GroupError::NotBegun)?;
+        let begun = self.connection.batch_execute("BEGIN IMMEDIATE").map_err(store_error);
+        begun.map_err(GroupError::NotBegun)?;
         match self.apply(group, lookup) {
             Ok((planned, state)) => {
                 if let Err(error) = self.connection.batch_execute("COMMIT") {
                     (self.fatal)(&format!("the commit failed: {error}"));
                     return Err(GroupError::Store(store_error(error)));
                 }
-                self.fresh.clear();
-                for write in &planned.writes.devices {
-                    self.states.insert(write.device, write.state);
-                }
                 drop(state);
-                for (tenant, head) in &planned.writes.heads {
-                    self.keep_head(*tenant, *head);
-                }
-                for committed in planned.commits {
-                    self.listeners.committed(committed);
-                }
-                Ok(planned.receipts)
+                Ok(self.committed(planned))
             }
             Err(error) => {
                 self.roll_back();
@@ -232,12 +233,29 @@ impl Writer {
         }
     }
 
+    /// Holds in memory what was committed, and tells of it.
+    pub(super) fn committed(&mut self, planned: Planned) -> Vec<Receipt> {
+        self.fresh.clear();
+        self.topics.committed();
+        for write in &planned.writes.devices {
+            self.states.insert(write.device, write.state);
+        }
+        for (tenant, head) in &planned.writes.heads {
+            self.keep_head(*tenant, *head);
+        }
+        for committed in planned.commits {
+            self.listeners.committed(committed);
+        }
+        planned.receipts
+    }
+
     /// Undoes the transaction and what was held in memory of it.
     pub(super) fn roll_back(&mut self) {
         if let Err(error) = self.connection.batch_execute("ROLLBACK") {
             tracing::error!(%error, "rollback failed");
         }
         self.names.forget(&mut self.fresh);
+        self.topics.rolled_back();
     }
 
     pub(super) fn intern_kind(&mut self, tenant: TenantNo, kind: &KindName) -> Result<i32, StoreError> {
@@ -271,7 +289,12 @@ impl Writer {
         Ok(())
     }
 
-    fn apply(&mut self, group: &[Submission], lookup: Lookup) -> Result<(Planned, GroupState), GroupError> {
+    /// Loads, plans and writes in the transaction that runs.
+    pub(super) fn apply(
+        &mut self,
+        group: &[Submission],
+        lookup: Lookup,
+    ) -> Result<(Planned, GroupState), GroupError> {
         let mut state = self.load(group, lookup)?;
         let listeners = Arc::clone(&self.listeners);
         let now_ms = self.now_ms();

@@ -71,6 +71,7 @@ impl Bed {
             wait_ms: WAIT_MS,
             write_connections: 2,
             threads: 2,
+            outbox_claims: Vec::new(),
             ..support::postgres_options(&self.world)
         }
     }

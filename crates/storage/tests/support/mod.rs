@@ -48,6 +48,7 @@ pub(crate) fn open_with(file: &Path, world: &World, readers: usize) -> Result<Sq
         skew_ms_max: limits.skew_ms_max,
         record_bytes: limits.record_bytes,
         readers,
+        outbox_claims: Vec::new(),
     })
 }
 
@@ -100,5 +101,6 @@ pub(crate) fn postgres_options(world: &World) -> PostgresOptions {
         wait_ms: 20_000,
         watch_ms: 2_000,
         threads: 1,
+        outbox_claims: Vec::new(),
     }
 }

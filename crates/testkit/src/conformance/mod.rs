@@ -6,6 +6,7 @@
 mod commits;
 mod concurrency;
 mod durable;
+mod events;
 mod groups;
 mod history;
 mod leases;
@@ -29,6 +30,7 @@ use driftline_protocol::ItemCode;
 use crate::batch::{Author, Draft};
 use crate::wait::block_on;
 use crate::world::World;
+use events::{devices as events_devices, read as events_read, trim as events_trim};
 
 /// One law.
 pub type Law<S> = fn(&Bed<S>);
@@ -122,6 +124,20 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         registry::a_change_is_made_once_under_its_key,
         registry::what_is_noticed_is_written_down,
         registry::notes_may_come_in_any_order,
+        events::events_are_numbered_in_order,
+        events::writers_share_one_log,
+        events::an_event_of_a_known_key_is_dropped,
+        events::a_late_state_is_dropped,
+        events::only_what_is_accepted_is_announced,
+        events::events_come_back_as_they_were,
+        events::live_events_are_told_and_not_kept,
+        events_read::the_log_is_read_by_topics,
+        events_trim::each_topic_loses_its_own,
+        events_trim::a_topic_can_lose_everything,
+        events_devices::notifications_are_read_once,
+        events_devices::it_is_known_how_far_a_device_has_followed,
+        events::published_events_are_answered_again,
+        events::the_outbox_can_be_asked_for,
     ]
 }
 
@@ -138,6 +154,7 @@ pub fn run_durable<S: Store>(open: impl Fn(&World) -> S) {
     durable::everything_is_still_there(World::new(1), &open);
     once::answers_are_still_there(World::new(2), &open);
     registry::devices_are_still_there(World::new(3), &open);
+    events::the_log_is_still_there(World::new(4), &open);
 }
 
 /// Checks the laws of leases on stores that the function opens.

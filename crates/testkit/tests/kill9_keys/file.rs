@@ -23,6 +23,7 @@ pub(crate) fn held(file: &Path) -> [u64; 3] {
         skew_ms_max: 60_000,
         record_bytes: 1 << 20,
         readers: 1,
+        outbox_claims: Vec::new(),
     });
     let store = store.expect("the file is whole");
     let tenant = block_on(store.tenant(&TenantId::new("t1").expect("a name"))).expect("a tenant");

@@ -196,7 +196,7 @@ impl<S: Store> Taken<'_, S> {
                 Ok(Outcome::Noted { replayed: ack.replayed })
             }
             Inbound::DeviceStatus(status) => {
-                app.engine.report(identity, &status, now_ms)?;
+                app.engine.report(identity, &status, now_ms, correlation).await?;
                 Ok(Outcome::Noted { replayed: false })
             }
             _ => Err(unknown_type(&of)),

@@ -5,7 +5,11 @@ mod conflicts;
 mod devices;
 mod health;
 mod ingest;
+mod live;
+mod monitoring;
+mod notifications;
 mod policies;
+mod publish;
 mod records;
 mod sync;
 mod telemetry;
@@ -13,7 +17,7 @@ mod telemetry;
 use axum::extract::Request;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use driftline_engine::{Identity, STAFF_ROLES, Store};
+use driftline_engine::{Identity, PUBLISHER_ROLES, STAFF_ROLES, Store};
 use driftline_model::{KindName, RecordId};
 use driftline_protocol::{ErrorCode, Fault};
 
@@ -102,6 +106,9 @@ pub(crate) async fn handle<S: Store>(
     if route.id == RouteId::Sync {
         return sync::sync(app, &parts, pairs, claims, body, correlation).await;
     }
+    if route.id == RouteId::AddTicket {
+        return Ok(live::ticket(app, &claims));
+    }
     let device = device(&claims, pairs.get("device_id"), None)?;
     let identity = identity(app, claims, device).await?;
     app.engine.require_admitted_lately(&identity, app.now_ms()).await?;
@@ -126,7 +133,31 @@ pub(crate) async fn handle<S: Store>(
         RouteId::Policy => policies::one(app, &asked).await,
         RouteId::SetPolicy => policies::set(app, &asked, &parts, body).await,
         RouteId::RemovePolicy => policies::remove(app, &asked).await,
-        RouteId::SyncSocket
+        RouteId::PublishEvent => publish::event(app, &asked, &parts, body).await,
+        RouteId::Broadcast
+        | RouteId::SendToUser
+        | RouteId::DeviceAlert
+        | RouteId::LiveMetrics
+        | RouteId::PerformanceData
+        | RouteId::Notify
+        | RouteId::DeviceAction => publish::shortcut(app, &asked, route, &parts, body).await,
+        RouteId::StartMonitoring | RouteId::StopMonitoring => {
+            monitoring::change(app, &asked, route, &parts, body).await
+        }
+        RouteId::Monitoring => monitoring::one(app, &asked).await,
+        RouteId::Stats => Ok(live::stats(app, &asked)),
+        RouteId::Sessions => Ok(live::sessions(app, &asked)?),
+        RouteId::Disconnect => Ok(live::disconnect(app, &asked)?),
+        RouteId::TopicPresence => live::presence(app, &asked).await,
+        RouteId::Delivery => live::delivery(app, &asked).await,
+        RouteId::Notifications => notifications::list(app, &asked).await,
+        RouteId::ReadNotification => notifications::read(app, &asked).await,
+        RouteId::DrainOutbox => publish::drain(app, &parts, body).await,
+        RouteId::Events
+        | RouteId::AddTicket
+        | RouteId::TopicsSocket
+        | RouteId::UpdatesSocket
+        | RouteId::SyncSocket
         | RouteId::SystemSocket
         | RouteId::DeviceSocket
         | RouteId::UserSocket
@@ -149,6 +180,9 @@ fn require_role(access: Access, claims: &Claims) -> Result<(), Fault> {
     match access {
         Access::Admin if !has(&["admin"]) => {
             Err(Fault::new(ErrorCode::Forbidden, "the role admin is needed"))
+        }
+        Access::Publisher if !has(&PUBLISHER_ROLES) => {
+            Err(Fault::new(ErrorCode::Forbidden, "the role publisher, staff or admin is needed"))
         }
         Access::Staff if !has(&STAFF_ROLES) => {
             Err(Fault::new(ErrorCode::Forbidden, "the role staff or admin is needed"))

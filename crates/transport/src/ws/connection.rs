@@ -11,7 +11,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::door::{self, Door, Guest, Threshold, close_code, guest_of};
+use super::door::{self, Door, Guest, Said, Threshold, close_code, guest_of};
 use super::echo::{self, Echo};
 use super::form::{frame_bytes, seal};
 use super::frame::{write_close, write_frame};
@@ -21,9 +21,9 @@ use super::outbox::{FAREWELL, Outbox, Writer};
 use super::pump::{Speaker, pump};
 use super::reader::Reader;
 use crate::app::App;
-use crate::auth::Claims;
 use crate::guard::Guard;
 use crate::observe::{count_close, count_error};
+use crate::request::Caller;
 
 /// Who enters which door, or why not.
 pub(super) enum Visit {
@@ -39,9 +39,10 @@ pub(super) enum Visit {
 
 /// A token's bearer before a door.
 pub(super) struct Entrance {
-    pub(super) claims: Box<Claims>,
+    pub(super) caller: Box<Caller>,
     pub(super) device: Option<DeviceId>,
     pub(super) door: Door,
+    pub(super) said: Said,
 }
 
 /// How long the peer's side of a closed connection is read out.
@@ -109,8 +110,9 @@ where
 
     /// Lets a token's bearer in; gives the close code.
     async fn admit(&mut self, early: Bytes, entrance: Entrance) -> Result<u16, Fault> {
-        let Entrance { claims, device, door } = entrance;
-        let guest = Box::pin(guest_of(&self.app, *claims, device, door)).await?;
+        let Entrance { caller, device, door, said } = entrance;
+        let guest = Box::pin(guest_of(&self.app, *caller, device, door)).await?;
+        let guest = Guest { said, ..guest };
         self.host(early, guest).await
     }
 

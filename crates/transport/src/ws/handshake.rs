@@ -9,19 +9,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use driftline_engine::{Connected, Store, hash_digest};
 use driftline_model::DeviceId;
-use driftline_protocol::{ErrorCode, Fault, Form};
+use driftline_protocol::{ErrorCode, EventPlace, Fault, Form};
 use hyper::body::Body as _;
 use sha1::{Digest as _, Sha1};
 
 use super::connection::{self, Entrance, Visit};
-use super::door::{Door, Guest};
+use super::door::{Door, Guest, Said};
 use super::newcomer::Origin;
 use crate::app::App;
 use crate::auth::AuthError;
 use crate::listener::Active;
 use crate::rate::{self, Peer};
 use crate::reply::{Refusal, problem};
-use crate::request::{Pairs, device, token, unauthorized};
+use crate::request::{Caller, Pairs, caller, device, token, unauthorized};
 use crate::routes::{Names, RouteId};
 
 /// Answers an upgrade request; the connection goes on in a task of its own.
@@ -104,6 +104,7 @@ async fn known<S: Store>(app: &App<S>, hash: &str, peer: Option<Peer>) -> Result
                 digest: Some(hash_digest(hash)),
                 numbering,
                 place: None,
+                said: Said::default(),
             };
             Ok(Visit::Known(Box::new(guest)))
         }
@@ -118,8 +119,12 @@ async fn known<S: Store>(app: &App<S>, hash: &str, peer: Option<Peer>) -> Result
 /// Counts the request and the connection on the user who enters, and failures on their address. What is one too many is
 /// refused before the upgrade.
 fn admit_user<S: Store>(app: &App<S>, request: &Request, visit: &Visit) -> Result<Option<Connected>, Fault> {
+    let metered;
     let user = match visit {
-        Visit::User(Ok(Entrance { claims, .. })) => (&claims.tenant, &claims.user),
+        Visit::User(Ok(Entrance { caller, .. })) => {
+            metered = caller.metered(request.extensions().get().copied());
+            (&caller.claims.tenant, &metered)
+        }
         Visit::Known(guest) => (&guest.identity.tenant_id, &guest.identity.user),
         // Nobody knows yet who that is.
         Visit::Newcomer(_) | Visit::Echo(Ok(())) => return Ok(None),
@@ -208,7 +213,7 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> boo
 }
 
 /// Pages may connect from this host and from the configured origins; other clients send no Origin.
-fn check_origin<S: Store>(app: &App<S>, headers: &HeaderMap) -> Result<(), Fault> {
+pub(crate) fn check_origin<S: Store>(app: &App<S>, headers: &HeaderMap) -> Result<(), Fault> {
     if !headers.contains_key(header::ORIGIN) {
         return Ok(());
     }
@@ -247,9 +252,18 @@ fn entrance<S: Store>(
     bearer: Option<&str>,
 ) -> Result<Entrance, Fault> {
     let pairs = Pairs::of(request.uri());
-    let token =
-        token(request.headers(), &pairs).or(bearer).ok_or(AuthError::Missing).map_err(unauthorized)?;
-    let claims = app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)?;
+    let token = token(request.headers(), &pairs).or(bearer);
+    let caller = match route {
+        RouteId::TopicsSocket => caller(app, token, &pairs, true)?,
+        RouteId::UpdatesSocket if token.is_none() && pairs.get("ticket").is_some() => {
+            caller(app, token, &pairs, false)?
+        }
+        _ => {
+            let token = token.ok_or(AuthError::Missing).map_err(unauthorized)?;
+            Caller::of(app.auth.authenticate(token, app.now_ms()).map_err(unauthorized)?)
+        }
+    };
+    let claims = &caller.claims;
     let door = match route {
         RouteId::SystemSocket => Door::System,
         RouteId::DeviceSocket => {
@@ -259,16 +273,35 @@ fn entrance<S: Store>(
         RouteId::UserSocket => Door::User(name.to_owned()),
         RouteId::MetricsSocket => Door::Metrics,
         RouteId::AlertsSocket => Door::Alerts,
+        RouteId::TopicsSocket => Door::Topics,
+        RouteId::UpdatesSocket => Door::Updates,
         _ => Door::Sync,
     };
     let device = match door {
         Door::Sync | Door::System => {
             let missing = || Fault::new(ErrorCode::MissingDeviceId, "the route needs a device_id");
-            Some(device(&claims, pairs.get("device_id"), None)?.ok_or_else(missing)?)
+            Some(device(claims, pairs.get("device_id"), None)?.ok_or_else(missing)?)
         }
+        Door::Topics | Door::Updates => device(claims, pairs.get("device_id"), None)?,
         _ => claims.device.clone(),
     };
-    Ok(Entrance { claims: Box::new(claims), device, door })
+    let said = Said { peer: request.extensions().get().copied(), ..said(&pairs)? };
+    Ok(Entrance { caller: Box::new(caller), device, door, said })
+}
+
+/// The most bytes of the name that a client gives itself.
+const CLIENT_BYTES: usize = 128;
+
+/// Reads what a client says of itself in the URL.
+fn said(pairs: &Pairs) -> Result<Said, Fault> {
+    let last_event = pairs.parsed("last_event_id", |text| {
+        EventPlace::parse(text).ok_or("must be an event's id or its number")
+    })?;
+    let client_id = pairs.parsed("client_id", |text| {
+        let sane = (1..=CLIENT_BYTES).contains(&text.len()) && !text.contains(char::is_control);
+        if sane { Ok(text.to_owned()) } else { Err("must be a text of 1 to 128 bytes") }
+    })?;
+    Ok(Said { client_id, last_event, resume_token: pairs.get("resume_token").map(str::to_owned), peer: None })
 }
 
 /// The echo needs no token, but a bad one in the URL is refused as anywhere.

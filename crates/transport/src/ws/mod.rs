@@ -13,4 +13,5 @@ mod outbox;
 mod pump;
 mod reader;
 
-pub(crate) use handshake::upgrade;
+pub(crate) use form::event_text;
+pub(crate) use handshake::{check_origin, upgrade};

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
-use super::door::{self, Door, Guest, Threshold, close_code, guest_of};
+use super::door::{self, Door, Guest, Said, Threshold, close_code, guest_of};
 use super::form::{Misfit, open, seal};
 use super::link::{self, Link};
 use super::outbox::Outbox;
@@ -18,7 +18,7 @@ use super::pump::{Message, Speaker};
 use crate::app::{App, drained};
 use crate::observe::count_error;
 use crate::rate::{self, Peer};
-use crate::request::{device, unauthorized};
+use crate::request::{Caller, device, unauthorized};
 
 /// Whoever enters without a token: the first message says who it is, in time, or the connection ends.
 pub(super) struct Newcomer<S: Store> {
@@ -120,7 +120,7 @@ async fn admit<S: Store>(app: &App<S>, auth: Auth, origin: &Origin) -> Result<Gu
             let device = device(&claims, origin.device.as_deref(), device_id.as_deref())?;
             let missing =
                 || Fault::new(ErrorCode::MissingDeviceId, "neither token nor message names a device");
-            guest_of(app, claims, Some(device.ok_or_else(missing)?), Door::Ingest).await?
+            guest_of(app, Caller::of(claims), Some(device.ok_or_else(missing)?), Door::Ingest).await?
         }
         Auth::DeviceHash(hash) => {
             let numbering = app.engine.numbering();
@@ -132,6 +132,7 @@ async fn admit<S: Store>(app: &App<S>, auth: Auth, origin: &Origin) -> Result<Gu
                 digest: Some(hash_digest(&hash)),
                 numbering,
                 place: None,
+                said: Said::default(),
             }
         }
     };

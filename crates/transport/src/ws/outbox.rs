@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -45,11 +46,28 @@ impl Writer for WriteHalf<TokioIo<Upgraded>> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Overflow;
 
+/// A whole frame, or several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Frame {
+    Own(Vec<u8>),
+    /// One that other connections send too.
+    Shared(Arc<[u8]>),
+}
+
+impl Frame {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
 /// Frames on their way to a socket, within a bound of bytes, and how the connection ends.
 #[derive(Debug)]
 pub(super) struct Outbox {
     /// Frames that wait, and their bytes.
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Frame>,
     queued: usize,
     /// Frames that are being written in one piece.
     writing: Vec<u8>,
@@ -102,12 +120,44 @@ impl Outbox {
         }
         let mut frame = Vec::new();
         write_frame(&mut frame, opcode, payload);
+        self.append(frame)
+    }
+
+    /// Queues a whole frame that other connections send too.
+    ///
+    /// # Errors
+    /// As [`Outbox::push`].
+    pub(super) fn share(&mut self, frame: Arc<[u8]>) -> Result<(), Overflow> {
+        if self.sealed {
+            return Ok(());
+        }
         if self.end.is_none() && self.queued + frame.len() > self.bytes_max {
             self.cut();
             return Err(Overflow);
         }
-        self.enqueue(frame);
+        self.enqueue(Frame::Shared(frame));
         Ok(())
+    }
+
+    /// Queues whole frames that stand one behind the other.
+    ///
+    /// # Errors
+    /// As [`Outbox::push`].
+    pub(super) fn append(&mut self, frames: Vec<u8>) -> Result<(), Overflow> {
+        if self.sealed || frames.is_empty() {
+            return Ok(());
+        }
+        if self.end.is_none() && self.queued + frames.len() > self.bytes_max {
+            self.cut();
+            return Err(Overflow);
+        }
+        self.enqueue(Frame::Own(frames));
+        Ok(())
+    }
+
+    /// Tells whether so little waits that events may be taken.
+    pub(super) fn has_room(&self) -> bool {
+        self.queued < WRITE_BYTES
     }
 
     /// Drops the queue of a peer that does not read; what is pushed from then on tells it why.
@@ -143,14 +193,14 @@ impl Outbox {
 
     fn seal(&mut self, code: u16, frame: Vec<u8>) {
         if !self.sealed {
-            self.enqueue(frame);
+            self.enqueue(Frame::Own(frame));
             self.sealed = true;
             self.end = Some(code);
         }
     }
 
-    fn enqueue(&mut self, frame: Vec<u8>) {
-        self.queued += frame.len();
+    fn enqueue(&mut self, frame: Frame) {
+        self.queued += frame.bytes().len();
         self.queue.push_back(frame);
     }
 
@@ -160,11 +210,10 @@ impl Outbox {
             return true;
         }
         while let Some(frame) = self.queue.pop_front() {
-            self.queued -= frame.len();
-            if self.writing.is_empty() {
-                self.writing = frame;
-            } else {
-                self.writing.extend_from_slice(&frame);
+            self.queued -= frame.bytes().len();
+            match frame {
+                Frame::Own(bytes) if self.writing.is_empty() => self.writing = bytes,
+                frame => self.writing.extend_from_slice(frame.bytes()),
             }
             if self.writing.len() >= WRITE_BYTES {
                 break;
@@ -210,7 +259,7 @@ impl Outbox {
             let mut done = write.write_all(&self.writing[self.written..]).await;
             for frame in &self.queue {
                 if done.is_ok() {
-                    done = write.write_all(frame).await;
+                    done = write.write_all(frame.bytes()).await;
                 }
             }
             if done.is_ok() {

@@ -159,9 +159,10 @@ async fn step<W: Writer, P: Speaker>(
     }
 }
 
-async fn elapsed(stuck: &mut Stuck) {
-    match stuck {
-        Some(stuck) => stuck.as_mut().await,
+/// Waits for the end of a time that was set.
+pub(super) async fn elapsed(time: &mut Option<Pin<Box<Sleep>>>) {
+    match time {
+        Some(time) => time.as_mut().await,
         None => std::future::pending().await,
     }
 }

@@ -1,4 +1,4 @@
-//! A store whose commits wait until the test lets them go.
+//! A store whose commits of batches wait until the test lets them go.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -56,7 +56,7 @@ impl Gate {
         self.permits.add_permits(commits);
     }
 
-    /// Returns how many commits were asked for.
+    /// Returns how many commits of batches were asked for.
     pub fn begun(&self) -> usize {
         self.begun.load(Ordering::SeqCst)
     }
@@ -69,6 +69,10 @@ pub fn gated(store: MemoryStore, gate: &Arc<Gate>) -> Gated {
 
 impl Hook<MemoryStore> for GateKeeper {
     async fn commit(&self, inner: &MemoryStore, submission: Submission) -> Result<Receipt, StoreError> {
+        // That devices came and went is written now and then, by nobody who is tested here.
+        if submission.is_publication() {
+            return inner.commit(submission).await;
+        }
         self.0.begun.fetch_add(1, Ordering::SeqCst);
         self.0.permits.acquire().await.expect("the gate stays").forget();
         inner.commit(submission).await

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test takes the part that it needs")]
 
 pub mod gated;
+pub mod sse;
 pub mod telemetry;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,8 @@ use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::Socket;
 use driftline_testkit::{FixedClock, SeededRandom, World};
 use driftline_transport::{
-    App, Grant, MetricsHandle, MetricsObserver, ServeError, Settings, SharedSecret, install_metrics, serve,
+    App, Grant, MetricsHandle, MetricsObserver, RouteId, ServeError, Settings, SharedSecret, install_metrics,
+    serve,
 };
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -208,6 +210,25 @@ impl<S: Store> Harness<S> {
         let pong = socket.ask(&json!({"type": "ping", "timestamp": 7}), "pong").await;
         assert_eq!(pong["timestamp"], 7);
     }
+}
+
+/// What a route that tells something takes.
+pub fn told(route: RouteId) -> Option<Value> {
+    Some(match route {
+        RouteId::PublishEvent => json!({"topic": "all", "type": "told"}),
+        RouteId::Broadcast | RouteId::SendToUser => json!({"data": {}}),
+        RouteId::DeviceAlert => {
+            json!({"device_id": "d9", "title": "t", "message": "m", "severity": "low"})
+        }
+        RouteId::LiveMetrics | RouteId::PerformanceData => {
+            json!({"device_id": "d9", "metrics": {"cpu_usage": 1}})
+        }
+        RouteId::Notify => {
+            json!({"type": "news", "title": "t", "message": "m", "severity": "low", "user_ids": ["nobody"]})
+        }
+        RouteId::DeviceAction => json!({"action": "restart", "status": "begun"}),
+        _ => return None,
+    })
 }
 
 /// An item that creates a record.

@@ -1,5 +1,6 @@
 //! Whether a database file is whole: its pages, its tables, and what must be true between them.
 
+mod log;
 mod report;
 mod tables;
 mod telemetry;

@@ -24,7 +24,8 @@ statement! {
     /// Every tenant with its head, if it has one.
     AllHeads {} =
     "SELECT t.tenant_no, t.tenant, h.tenant_no IS NOT NULL, coalesce(h.epoch, ''), coalesce(h.seq, 0), \
-     coalesce(h.hlc, 0), coalesce(h.scopes_version, 0), coalesce(h.gc_floor, 0), coalesce(h.epoch_seq, 0) \
+     coalesce(h.hlc, 0), coalesce(h.scopes_version, 0), coalesce(h.gc_floor, 0), coalesce(h.epoch_seq, 0), \
+     coalesce(h.event_id, 0) \
      FROM tenants AS t LEFT JOIN stream_head AS h ON h.tenant_no = t.tenant_no"
 }
 
@@ -83,6 +84,8 @@ pub(super) struct Tables {
     names: Names,
     /// Where the sequence of each tenant ends.
     heads: HashMap<i32, Seq>,
+    /// Where the log of each tenant ends.
+    last_events: HashMap<i32, u64>,
     counted: BTreeMap<&'static str, u64>,
 }
 
@@ -93,7 +96,7 @@ impl Tables {
             return;
         }
         self.secret(connection, report);
-        let tables: [(&'static str, Look); 11] = [
+        let tables: [(&'static str, Look); 16] = [
             ("stream_head", Self::heads),
             ("records", Self::records),
             ("op_results", Self::answers),
@@ -105,6 +108,11 @@ impl Tables {
             ("idempotency", Self::keys),
             ("sync_batches", Self::batches),
             ("device_digests", Self::digests),
+            ("events", Self::events),
+            ("event_topics", Self::event_topics),
+            ("topics", Self::topics),
+            ("event_versions", Self::event_versions),
+            ("event_devices", Self::event_devices),
         ];
         for (table, check) in tables {
             if let Err(error) = check(&mut self, connection, report) {
@@ -136,6 +144,11 @@ impl Tables {
 
     pub(super) const fn names(&self) -> &Names {
         &self.names
+    }
+
+    /// Where a tenant's log ends.
+    pub(super) fn last_event(&self, tenant_no: i32) -> Option<u64> {
+        self.last_events.get(&tenant_no).copied()
     }
 
     pub(super) fn has_tenant(&self, tenant_no: i32) -> bool {
@@ -192,6 +205,7 @@ impl Tables {
                 (_, _, Err(error)) => error.to_string(),
                 (_, _, Ok(head)) => {
                     self.heads.insert(tenant_no, head.seq);
+                    self.last_events.insert(tenant_no, head.event_id);
                     if head.epoch_seq <= head.seq && head.gc_floor <= head.seq {
                         continue;
                     }

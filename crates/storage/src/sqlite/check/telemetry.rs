@@ -160,7 +160,7 @@ impl Tables {
     }
 
     /// Lists a row that cannot be read, or belongs to nobody.
-    fn look(
+    pub(super) fn look(
         &mut self,
         report: &mut Report,
         table: &'static str,
