@@ -2,13 +2,19 @@
 
 mod support;
 
-use driftline_testkit::World;
+use std::sync::{Arc, Mutex};
+
+use driftline_engine::{Ear, Missed, StoreError};
+use driftline_model::{TenantId, UserId};
+use driftline_protocol::EventPlace;
+use driftline_storage::MemoryStore;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::Socket;
+use driftline_testkit::{Hook, World, Wrapped};
 use driftline_transport::Grant;
 use serde_json::{Value, json};
 use support::sse::EventSource;
-use support::{Harness, Setup, grant, sign, start, start_limited, token, until};
+use support::{Harness, Setup, grant, sign, start, start_limited, start_on, token, until};
 
 fn root() -> Grant {
     grant("t1", "root", "admin")
@@ -343,4 +349,35 @@ async fn an_administrator_has_the_outbox_published() {
     }
     let refused = harness.ask("t1", "ada", Request::new("POST", "/api/v1/outbox/drain")).await;
     assert_eq!((refused.status, refused.code().as_str()), (403, "FORBIDDEN"));
+}
+
+/// Does something the next time that the database is asked.
+#[derive(Clone, Default)]
+struct Meanwhile(Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+
+impl Hook<MemoryStore> for Meanwhile {
+    fn admit(&self) -> Result<(), StoreError> {
+        let work = self.0.lock().expect("nobody panics").take();
+        if let Some(work) = work {
+            work();
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_page_has_the_topics_that_were_granted_while_it_was_read() {
+    let meanwhile = Meanwhile::default();
+    let harness = start_on(Setup::default(), |store| Wrapped::new(store, meanwhile.clone())).await;
+    let request = Request::post("/api/v1/events", &json!({"topic": "notifications", "type": "a"}));
+    assert_eq!(harness.ask_as(&root(), request).await.status, 202);
+    let (tenant, user) = (TenantId::new("t1").expect("a name"), UserId::text("ada").expect("a name"));
+    let engine = harness.app.engine();
+    let identity = engine.identify(tenant, user, None, Vec::new(), &[]).await.expect("an identity");
+    let listener = engine.listener(&identity, Ear::of(&identity), true);
+    let granted = Arc::clone(&listener);
+    *meanwhile.0.lock().expect("nobody panics") = Some(Box::new(move || granted.join("notifications")));
+    let missed = Missed { topics: None, after: EventPlace { epoch: None, id: 0 }, begun: None, limit: None };
+    let page = engine.missed(&identity, &listener, &missed).await.expect("a page");
+    assert_eq!((page.heard.len(), page.through), (1, 1));
 }

@@ -12,7 +12,7 @@ use driftline_realtime::{Asked, Filter, Incomplete, Log, Recovery, Verdict, reco
 use super::{Engine, unavailable};
 use crate::events::EventDraft;
 use crate::fanout::{DEVICE_TOPIC, DEVICES_OF, Ear, Heard, Listener, Subscribed};
-use crate::log::EventQuery;
+use crate::log::{EventPage, EventQuery};
 use crate::ports::{Head, Identity, Observer, Store};
 use crate::registry::{DeviceQuery, DeviceSign};
 
@@ -286,25 +286,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         listener: &Listener,
         missed: &Missed,
     ) -> Result<MissedPage, Fault> {
-        let own = self.with_devices(identity, listener.topics()).await?;
-        let (topics, forbidden) = match &missed.topics {
-            None => (own, false),
-            Some(topics) => {
-                let granted: Vec<_> = topics.iter().filter(|topic| own.contains(topic)).cloned().collect();
-                let forbidden = granted.len() < topics.len();
-                (granted, forbidden)
-            }
-        };
-        // A page takes a quarter of what may wait for its data, and another one for what stands beside that.
-        let quarter = self.limits.outbound_bytes / 4;
-        let page_rows = PAGE_ROWS.min(quarter / ROW_BYTES).max(1);
-        let rows = missed
-            .limit
-            .map_or(page_rows, |limit| usize::try_from(limit).unwrap_or(page_rows))
-            .min(page_rows);
-        let query = EventQuery { topics, rows, bytes: PAGE_BYTES.min(quarter), ..whole(missed.after.id) };
-        let page =
-            self.store.log().events(identity.tenant, query).await.map_err(|error| unavailable(&error))?;
+        let (page, forbidden) = self.page_of(identity, listener, missed).await?;
         let log = Log { epoch: page.epoch, head: page.head, floor: page.floor };
         let (mut from, mut reason) = (missed.after.id, None);
         match &missed.begun {
@@ -337,6 +319,45 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Some(Heard { event, topic })
         });
         Ok(MissedPage { log, from, reason, heard: heard.collect(), through, more: page.more })
+    }
+
+    /// Reads a page of the topics that the listener listens to, or of those of them that are wanted; tells whether others
+    /// are wanted too.
+    async fn page_of(
+        &self,
+        identity: &Identity,
+        listener: &Listener,
+        missed: &Missed,
+    ) -> Result<(EventPage, bool), Fault> {
+        // A page takes a quarter of what may wait for its data, and another one for what stands beside that.
+        let quarter = self.limits.outbound_bytes / 4;
+        let page_rows = PAGE_ROWS.min(quarter / ROW_BYTES).max(1);
+        let rows = missed
+            .limit
+            .map_or(page_rows, |limit| usize::try_from(limit).unwrap_or(page_rows))
+            .min(page_rows);
+        let mut held = listener.topics();
+        loop {
+            let own = self.with_devices(identity, held.clone()).await?;
+            let (topics, forbidden) = match &missed.topics {
+                None => (own, false),
+                Some(topics) => {
+                    let granted: Vec<_> =
+                        topics.iter().filter(|topic| own.contains(topic)).cloned().collect();
+                    let forbidden = granted.len() < topics.len();
+                    (granted, forbidden)
+                }
+            };
+            let query = EventQuery { topics, rows, bytes: PAGE_BYTES.min(quarter), ..whole(missed.after.id) };
+            let read = self.store.log().events(identity.tenant, query).await;
+            let page = read.map_err(|error| unavailable(&error))?;
+            // The page may go beyond where a topic begins that was granted meanwhile: then it is read with that one.
+            let now = listener.topics();
+            if now == held {
+                return Ok((page, forbidden));
+            }
+            held = now;
+        }
     }
 
     /// Names the devices' topics of whoever follows all devices of a user.
