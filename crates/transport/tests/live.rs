@@ -353,7 +353,9 @@ async fn an_administrator_has_the_outbox_published() {
 
 /// Does something the next time that the database is asked.
 #[derive(Clone, Default)]
-struct Meanwhile(Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+struct Meanwhile(Arc<Mutex<Option<Deed>>>);
+
+type Deed = Box<dyn FnOnce() + Send>;
 
 impl Hook<MemoryStore> for Meanwhile {
     fn admit(&self) -> Result<(), StoreError> {
