@@ -63,6 +63,19 @@ fn ids(frames: &[Frame]) -> Vec<u64> {
     frames.iter().filter_map(id).collect()
 }
 
+/// The first events of a topic.
+fn of_topic(topic: &str) -> EventQuery {
+    EventQuery {
+        topics: vec![topic.into()],
+        after: 0,
+        until: None,
+        kind: None,
+        newest_first: false,
+        rows: 10,
+        bytes: 1 << 20,
+    }
+}
+
 fn publish(desk: &mut Desk<'_>, topic: &str, rest: &str) -> Vec<Frame> {
     desk.ask(&format!(
         r#"{{"type":"publish","payload":{{"topic":"{topic}","event_type":"x","data":{{"of":1}}{rest}}}}}"#
@@ -519,15 +532,7 @@ fn an_ear_hears_one_device_and_a_follower_all_of_a_user() {
         heard.len()
     };
     assert_eq!((count(&one), count(&all)), (1, 2));
-    let query = EventQuery {
-        topics: vec!["device_status".into()],
-        after: 0,
-        until: None,
-        kind: None,
-        newest_first: false,
-        rows: 10,
-        bytes: 1 << 20,
-    };
+    let query = of_topic("device_status");
     let page = block_on(office.engine.store().log().events(phone.tenant, query)).expect("a page");
     assert!(page.events.is_empty(), "what is told live is not kept");
 }
@@ -581,15 +586,7 @@ fn a_notification_goes_where_its_route_says() {
     let page = block_on(office.engine.notices(&boss.identity, false, None, 10)).expect("a page");
     let ids: Vec<&str> = page.items.iter().map(|item| item.fields["id"].as_str().expect("an id")).collect();
     assert_eq!(ids, ["n2"]);
-    let rooms = EventQuery {
-        topics: vec!["room_1".into()],
-        after: 0,
-        until: None,
-        kind: None,
-        newest_first: false,
-        rows: 10,
-        bytes: 1 << 20,
-    };
+    let rooms = of_topic("room_1");
     let page = block_on(office.engine.store().log().events(boss.identity.tenant, rooms)).expect("a page");
     assert_eq!(page.events.len(), 1);
 }
@@ -624,4 +621,26 @@ fn an_event_goes_to_so_many_topics() {
     };
     assert_eq!(publish(255), None);
     assert_eq!(publish(256).as_deref(), Some("VALIDATION_ERROR"));
+}
+
+/// What sixteen replays have sent is remembered until the connection has caught up.
+#[test]
+fn of_very_many_replays_in_a_row_the_first_are_forgotten() {
+    for (others, times) in [(15, 1), (16, 2)] {
+        let office = office();
+        let (mut ada, mut bob) = (office.desk("ada", "phone"), office.desk("bob", "phone"));
+        subscribe(&mut ada, r#","topics":["room_1","room_2"]"#);
+        ada.take();
+        ada.feed(r#"{"type":"replay_request","last_event_id":0}"#);
+        // It goes by: the log is being read.
+        publish(&mut bob, "room_1", "");
+        for _ in 0..others {
+            ada.feed(r#"{"type":"replay_request","last_event_id":0,"topics":["room_2"]}"#);
+            let done = ada.perform();
+            ada.report(done);
+        }
+        ada.settle();
+        ada.listen();
+        assert_eq!(ids(&ada.take()), vec![1; times], "{others} others");
+    }
 }

@@ -128,15 +128,7 @@ impl Outbox {
     /// # Errors
     /// As [`Outbox::push`].
     pub(super) fn share(&mut self, frame: Arc<[u8]>) -> Result<(), Overflow> {
-        if self.sealed {
-            return Ok(());
-        }
-        if self.end.is_none() && self.queued + frame.len() > self.bytes_max {
-            self.cut();
-            return Err(Overflow);
-        }
-        self.enqueue(Frame::Shared(frame));
-        Ok(())
+        self.admit(Frame::Shared(frame))
     }
 
     /// Queues whole frames that stand one behind the other.
@@ -144,14 +136,19 @@ impl Outbox {
     /// # Errors
     /// As [`Outbox::push`].
     pub(super) fn append(&mut self, frames: Vec<u8>) -> Result<(), Overflow> {
-        if self.sealed || frames.is_empty() {
+        self.admit(Frame::Own(frames))
+    }
+
+    fn admit(&mut self, frame: Frame) -> Result<(), Overflow> {
+        let bytes = frame.bytes().len();
+        if self.sealed || bytes == 0 {
             return Ok(());
         }
-        if self.end.is_none() && self.queued + frames.len() > self.bytes_max {
+        if self.end.is_none() && self.queued + bytes > self.bytes_max {
             self.cut();
             return Err(Overflow);
         }
-        self.enqueue(Frame::Own(frames));
+        self.enqueue(frame);
         Ok(())
     }
 
