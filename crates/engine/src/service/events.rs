@@ -1,6 +1,5 @@
 //! Listening to topics, and reading what was missed.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use driftline_model::{DeviceId, DeviceKey, Epoch, TenantNo};
@@ -9,6 +8,7 @@ use driftline_protocol::{
 };
 use driftline_realtime::{Asked, Filter, Incomplete, Log, Recovery, Verdict, recover, recover_page};
 
+use super::pending::{Batch, Pending};
 use super::{Engine, unavailable};
 use crate::events::EventDraft;
 use crate::fanout::{DEVICE_TOPIC, DEVICES_OF, Ear, Heard, Listener, Subscribed};
@@ -31,29 +31,8 @@ const ROW_BYTES: usize = 256;
 /// Devices of one user whose topics are read at once.
 const FOLLOWED_MAX: usize = 1_000;
 
-/// Drafts that are published in one commit.
-const FLUSHED_MAX: usize = 256;
-
 /// Commits that may fail until [`Engine::flush`] leaves the others for the next time.
 const FAILED_MAX: usize = 3;
-
-/// Drafts that wait to be published by [`Engine::flush`].
-const PENDING_MAX: usize = 10_000;
-
-/// Drafts that wait to be published, of tenants by their numbers.
-#[derive(Debug, Default)]
-pub(super) struct Pending {
-    /// How often numbers were voided when the first of them came.
-    numbering: u64,
-    drafts: VecDeque<(TenantNo, EventDraft)>,
-}
-
-/// Drafts of one tenant on their way into the log.
-struct Batch {
-    numbering: u64,
-    tenant: TenantNo,
-    drafts: Vec<EventDraft>,
-}
 
 /// What somebody wants of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -438,11 +417,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let told = crate::events::conflation(owner, &draft.data);
             format!("~{}:{}:{told:016x}", draft.kind, draft.at_ms).into()
         });
-        let mut pending = self.pending();
-        if pending.drafts.len() == PENDING_MAX {
-            pending.drafts.pop_front();
-        }
-        pending.drafts.push_back((tenant, draft));
+        self.pending().put(tenant, draft);
     }
 
     /// Publishes what came up since the last time: devices that came and went, and alerts. What the store does not take
@@ -455,7 +430,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
     pub async fn flush(&self) -> Result<(), Fault> {
         let mut left = Vec::new();
         let mut failed = None;
-        while let Some(batch) = self.take_pending() {
+        loop {
+            let batch = self.pending().take();
+            let Some(batch) = batch else { break };
             let Batch { tenant, ref drafts, .. } = batch;
             let told = super::publish::publication(tenant, "", drafts.clone(), "");
             if let Err(error) = self.store.commit(told).await {
@@ -467,13 +444,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 }
             }
         }
-        for Batch { numbering, tenant, drafts } in left.into_iter().rev() {
-            let mut pending = self.pending();
-            if pending.numbering == numbering {
-                for draft in drafts.into_iter().rev() {
-                    pending.drafts.push_front((tenant, draft));
-                }
-            }
+        for batch in left.into_iter().rev() {
+            self.pending().give_back(batch);
         }
         failed.map_or(Ok(()), Err)
     }
@@ -481,22 +453,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Returns the drafts that wait; those of tenants whose numbers were voided are gone.
     fn pending(&self) -> MutexGuard<'_, Pending> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let numbering = self.hub.numbering();
-        if pending.numbering != numbering {
-            *pending = Pending { numbering, drafts: VecDeque::new() };
-        }
+        pending.look_for_voided(self.hub.numbering());
         pending
-    }
-
-    /// Takes the first drafts that wait and are of one tenant.
-    fn take_pending(&self) -> Option<Batch> {
-        let mut pending = self.pending();
-        let (tenant, first) = pending.drafts.pop_front()?;
-        let mut drafts = vec![first];
-        while drafts.len() < FLUSHED_MAX && pending.drafts.front().is_some_and(|(of, _)| *of == tenant) {
-            drafts.extend(pending.drafts.pop_front().map(|(_, draft)| draft));
-        }
-        Some(Batch { numbering: pending.numbering, tenant, drafts })
     }
 
     /// Removes what is past its retention from the log, and rows of the outbox that were processed before a time; gives

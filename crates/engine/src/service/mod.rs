@@ -7,6 +7,7 @@ mod live;
 mod monitoring;
 mod notices;
 mod once;
+mod pending;
 mod policies;
 mod publish;
 mod records;
@@ -61,7 +62,7 @@ pub struct Engine<S, O> {
     /// Which topics there are, and who may have them.
     rules: Arc<EventRules>,
     /// Drafts that wait to be published. The lock is held for one of them.
-    pending: Mutex<events::Pending>,
+    pending: Mutex<pending::Pending>,
     cursor_key: CursorKey,
     observer: O,
     windows: Windows,
