@@ -61,6 +61,7 @@ mod samples;
 mod service;
 mod session;
 mod streams;
+mod uploads;
 mod work;
 
 pub use audit::audit_detail;
@@ -108,4 +109,9 @@ pub use service::{
     PreparedIngest, RecordPage, SampleWish, Sealer, Windows, hash_digest,
 };
 pub use session::{Close, Greeting, Output, Preset, Session};
+pub use uploads::{
+    BlobAnswer, BlobError, Blobs, ChunkReceipt, Joining, Kept, LeaseKey, LeaseSlot, Leased, PartPlace,
+    PartSink, PartWritten, Renewed, StreamReceipt, UploadCaps, UploadOnce, UploadOpened, UploadRow,
+    UploadRows, UploadTurn, UploadUsage,
+};
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

@@ -18,6 +18,7 @@ use crate::log::EventLog;
 use crate::registry::{DeviceChange, DeviceChanged, DeviceNote, DeviceOnce, DeviceQuery, DeviceRow};
 use crate::review::{AuditQuery, ConflictQuery, ConflictRow};
 use crate::samples::{Retention, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
+use crate::uploads::UploadRows;
 
 /// Reads the wall clock.
 pub trait Clock: Send + Sync + 'static {
@@ -564,6 +565,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Returns the log of events beside the records, on the same database.
     fn log(&self) -> &dyn EventLog;
+
+    /// Returns the rows of uploads beside the records, on the same database.
+    fn uploads(&self) -> &dyn UploadRows;
 
     /// Writes something, to show that writing works.
     fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;

@@ -1,0 +1,110 @@
+//! The port to where the bytes of uploads lie.
+
+use driftline_uploads::{Digest, RunningHash, UploadId};
+use futures_util::future::BoxFuture;
+use thiserror::Error;
+
+use super::rows::UploadRow;
+
+/// Why bytes were not written or read.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BlobError {
+    /// There is no room left.
+    #[error("no space is left where the bytes lie")]
+    Full,
+    /// There is no such upload or file.
+    #[error("there are no such bytes")]
+    Missing,
+    /// More bytes come than the part has.
+    #[error("more bytes come than the part has")]
+    TooLong,
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The answer of a place for bytes.
+pub type BlobAnswer<'a, T> = BoxFuture<'a, Result<T, BlobError>>;
+
+/// A part of an upload that is to be written.
+#[derive(Debug, Clone)]
+pub struct PartPlace {
+    /// The upload.
+    pub id: UploadId,
+    /// What the place of the bytes calls the upload.
+    pub staged: Option<Box<str>>,
+    /// The chunk; none: the end of a stream.
+    pub index: Option<u64>,
+    /// Where the part begins in the file.
+    pub at: u64,
+    /// Where it ends at the latest.
+    pub end: u64,
+    /// The hash of the file up to the part's beginning, if it is known.
+    pub running: Option<RunningHash>,
+}
+
+/// What was written of a part.
+#[derive(Debug, Clone)]
+pub struct PartWritten {
+    /// Where it ends in the file.
+    pub end: u64,
+    /// The digest of a chunk.
+    pub digest: Option<Digest>,
+    /// The hash of the file up to there, if it is known.
+    pub running: Option<RunningHash>,
+    /// What the place of the bytes calls the chunk.
+    pub tag: Option<Box<str>>,
+}
+
+/// Writes one part.
+///
+/// A call that was dropped before it ended leaves the part of no use; what was settled before is safe.
+pub trait PartSink: Send {
+    /// Takes the next bytes. It may return before they are written, and then tells of a fault later.
+    fn write<'a>(&'a mut self, bytes: &'a [u8]) -> BlobAnswer<'a, ()>;
+
+    /// Makes everything that was taken as durable as promised. Of a stream more may be written then.
+    fn settle(&mut self) -> BlobAnswer<'_, PartWritten>;
+
+    /// Returns the digest of what was taken, without making it durable.
+    fn digest(&mut self) -> BlobAnswer<'_, Option<Digest>>;
+}
+
+/// A place for the bytes of uploads and files.
+pub trait Blobs: Send + Sync + 'static {
+    /// Returns how long chunks are, unless a file needs longer ones.
+    fn chunk_bytes(&self) -> u64;
+
+    /// Tells whether streams can be written, and not only chunks.
+    fn takes_streams(&self) -> bool;
+
+    /// Makes the staging place of a new upload; gives the name that it has for it.
+    fn create(&self, id: UploadId) -> BlobAnswer<'_, Option<Box<str>>>;
+
+    /// Begins to write a part.
+    fn begin(&self, place: PartPlace) -> BlobAnswer<'_, Box<dyn PartSink>>;
+
+    /// Makes one upload of the bytes of others, in their order, in the staging place of a new one.
+    fn join(&self, into: UploadId, parts: Vec<UploadId>) -> BlobAnswer<'_, u64>;
+
+    /// Puts the whole together and hashes what was not hashed yet; it is no file before it is published. `tags` are the
+    /// names of the chunks in their order.
+    fn assemble(&self, row: &UploadRow, tags: Vec<Box<str>>) -> BlobAnswer<'_, Digest>;
+
+    /// Makes a file of what was assembled, durably. Doing it again does nothing.
+    fn publish(&self, id: UploadId) -> BlobAnswer<'_, ()>;
+
+    /// Reads bytes of what was assembled or published, at most so many from a place on; fewer only at the end.
+    fn read(&self, id: UploadId, at: u64, bytes: usize) -> BlobAnswer<'_, Vec<u8>>;
+
+    /// Removes what is staged.
+    fn discard(&self, id: UploadId, staged: Option<Box<str>>) -> BlobAnswer<'_, ()>;
+
+    /// Removes a file.
+    fn remove(&self, id: UploadId) -> BlobAnswer<'_, ()>;
+
+    /// Lists what is staged and was last written before a time in Unix milliseconds, with the names that the place has
+    /// for it.
+    fn staged_before(&self, before_ms: u64) -> BlobAnswer<'_, Vec<(UploadId, Option<Box<str>>)>>;
+}

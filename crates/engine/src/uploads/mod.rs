@@ -1,0 +1,10 @@
+//! Uploads: the ports to their rows and to their bytes.
+
+mod blobs;
+mod rows;
+
+pub use blobs::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, PartWritten};
+pub use rows::{
+    ChunkReceipt, Joining, Kept, LeaseKey, LeaseSlot, Leased, Renewed, StreamReceipt, UploadCaps, UploadOnce,
+    UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
+};

@@ -1,0 +1,207 @@
+//! Where the bytes lie: the port, and the writer of one part.
+
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+use crate::hash::{Digest, RunningHash};
+use crate::id::UploadId;
+
+/// Why bytes were not written or read.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ShellError {
+    /// There is no room left.
+    #[error("no space is left where the bytes lie")]
+    Full,
+    /// There is no such upload or file.
+    #[error("there are no such bytes")]
+    Missing,
+    /// Something lies there already.
+    #[error("other bytes lie there")]
+    Taken,
+    /// Anything else: what was asked for, and the system's word.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What "received" promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The bytes are on the disk.
+    #[default]
+    Fsync,
+    /// The system has them: they outlive the program, not the machine.
+    Os,
+}
+
+/// A place for bytes. Calls may block.
+///
+/// An upload has one staging place, into which its bytes are written where they will stay; publishing makes a file of it
+/// without copying.
+pub trait Shell: Send + Sync + 'static {
+    /// The opened bytes of an upload or a file.
+    type Bytes: Bytes;
+
+    /// Makes the staging place of a new upload.
+    ///
+    /// # Errors
+    /// [`ShellError::Taken`] when there is one.
+    fn create(&self, id: &UploadId) -> Result<(), ShellError>;
+
+    /// Opens a staging place for writing and reading.
+    ///
+    /// # Errors
+    /// [`ShellError::Missing`] when there is none.
+    fn stage(&self, id: &UploadId) -> Result<Self::Bytes, ShellError>;
+
+    /// Makes a file of what is staged, durably, and never in the place of another one. Doing it again does nothing.
+    ///
+    /// # Errors
+    /// [`ShellError::Missing`] when there is neither.
+    fn publish(&self, id: &UploadId, durability: Durability) -> Result<(), ShellError>;
+
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// [`ShellError::Missing`] when there is none.
+    fn file(&self, id: &UploadId) -> Result<Self::Bytes, ShellError>;
+
+    /// Removes what is staged; tells whether there was something.
+    ///
+    /// # Errors
+    /// [`ShellError::Failed`].
+    fn discard(&self, id: &UploadId) -> Result<bool, ShellError>;
+
+    /// Removes a file; tells whether there was one.
+    ///
+    /// # Errors
+    /// [`ShellError::Failed`].
+    fn remove(&self, id: &UploadId) -> Result<bool, ShellError>;
+
+    /// Lists what is staged and was last written before a time in Unix milliseconds.
+    ///
+    /// # Errors
+    /// [`ShellError::Failed`].
+    fn staged_before(&self, before_ms: u64) -> Result<Vec<UploadId>, ShellError>;
+}
+
+/// Opened bytes.
+pub trait Bytes: Send + 'static {
+    /// Writes bytes at a place, all of them.
+    ///
+    /// # Errors
+    /// [`ShellError`] says why not; some may be written.
+    fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), ShellError>;
+
+    /// Reads bytes from a place on; gives how many were read, and fewer than there is room for only at the end.
+    ///
+    /// # Errors
+    /// [`ShellError`] says why not.
+    fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, ShellError>;
+
+    /// Waits until what was written is on the disk. After an error these bytes are to be opened and written again.
+    ///
+    /// # Errors
+    /// [`ShellError`] says why not.
+    fn sync(&mut self) -> Result<(), ShellError>;
+}
+
+/// Writes one part of an upload while hashing it.
+#[derive(Debug)]
+pub struct PartWriter<B> {
+    bytes: B,
+    at: u64,
+    /// Where the part ends.
+    end: u64,
+    digest: Option<Sha256>,
+    running: Option<RunningHash>,
+}
+
+/// What was written.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// Where the next byte comes.
+    pub end: u64,
+    /// The digest of the part, if that was wanted.
+    pub digest: Option<Digest>,
+    /// The hash of the file up to the end of the part, if it was known up to its beginning.
+    pub running: Option<RunningHash>,
+}
+
+/// Why a part was not written.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PartError {
+    /// More bytes come than the part has.
+    #[error("more bytes come than the part has")]
+    TooLong,
+    /// The bytes could not be written.
+    #[error(transparent)]
+    Shell(#[from] ShellError),
+}
+
+impl<B: Bytes> PartWriter<B> {
+    /// Begins a part from one place of the upload to another. `running` goes on if it ends where the part begins.
+    pub fn new(bytes: B, at: u64, end: u64, running: Option<RunningHash>) -> Self {
+        let running = running.filter(|running| running.through() == at);
+        Self { bytes, at, end, digest: None, running }
+    }
+
+    /// Hashes the part for itself, too.
+    #[must_use]
+    pub fn with_digest(self) -> Self {
+        Self { digest: Some(Sha256::new()), ..self }
+    }
+
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// [`PartError`] says why not. What is not acknowledged is written again by whoever sends it again.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), PartError> {
+        let end = self.at + bytes.len() as u64;
+        if end > self.end {
+            return Err(PartError::TooLong);
+        }
+        self.bytes.write_at(self.at, bytes)?;
+        self.at = end;
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+        }
+        if let Some(running) = &mut self.running {
+            running.update(bytes);
+        }
+        Ok(())
+    }
+
+    /// Makes what was written as durable as promised and tells what it is. More may be written.
+    ///
+    /// # Errors
+    /// [`ShellError`] says why it is not.
+    pub fn settle(&mut self, durability: Durability) -> Result<Written, ShellError> {
+        if durability == Durability::Fsync {
+            self.bytes.sync()?;
+        }
+        let digest = self.digest.clone().map(|digest| Digest::of(digest.finalize().into()));
+        Ok(Written { end: self.at, digest, running: self.running.clone() })
+    }
+}
+
+/// Bytes that are read at once to hash them.
+const STEP: usize = 128 << 10;
+
+/// Hashes the rest of a file behind what is hashed already, up to its size.
+///
+/// # Errors
+/// [`ShellError::Missing`] when it is shorter, and whatever reading fails with.
+pub fn hash_rest(bytes: &impl Bytes, mut running: RunningHash, size: u64) -> Result<Digest, ShellError> {
+    let mut step = vec![0; STEP];
+    while running.through() < size {
+        let left = usize::try_from(size - running.through()).unwrap_or(STEP).min(STEP);
+        let len = bytes.read_at(running.through(), &mut step[..left])?;
+        if len == 0 {
+            return Err(ShellError::Missing);
+        }
+        running.update(&step[..len]);
+    }
+    Ok(running.digest())
+}
