@@ -15,6 +15,7 @@ use crate::kind::KindConfig;
 use crate::limits::LimitsConfig;
 use crate::realtime::{self, EventConfig, Outbox, OutboxConfig, RealtimeConfig, TopicConfig};
 use crate::store::{DataPlace, DatabaseUrl, StoreConfig};
+use crate::uploads::{Uploads, UploadsConfig};
 
 /// The whole file; unknown keys are refused.
 #[derive(Debug, Default, Deserialize)]
@@ -30,6 +31,7 @@ pub struct Config {
     event: Vec<EventConfig>,
     realtime: RealtimeConfig,
     outbox: OutboxConfig,
+    uploads: UploadsConfig,
     /// Where the file lies, which the paths in it start from.
     #[serde(skip)]
     folder: PathBuf,
@@ -171,6 +173,16 @@ impl Config {
     /// Returns what may be had without a token.
     pub(crate) fn open(&self, rules: &EventRules) -> anyhow::Result<Option<Anonymous>> {
         self.realtime.open(rules)
+    }
+
+    /// Opens the place of uploads; `data` is the data folder.
+    pub(crate) fn uploads(&self, data: &Path) -> anyhow::Result<Uploads> {
+        self.uploads.open(&self.folder, data)
+    }
+
+    /// Checks the rules of uploads without touching their place.
+    pub(crate) fn check_uploads(&self) -> anyhow::Result<()> {
+        self.uploads.rules().map(drop)
     }
 
     /// Returns how the outbox is kept.

@@ -78,8 +78,9 @@ impl LimitsConfig {
         }
         take_rate!(message_rate user_rate failed_auth_rate);
         for (name, rate) in &self.types {
-            if !Inbound::KINDS.contains(&name.as_str()) {
-                bail!("limits.types: {name:?} is no type of message: {}", suggestion(name, &Inbound::KINDS));
+            let known: Vec<&str> = Inbound::KINDS.iter().copied().chain(REQUESTS).collect();
+            if !known.contains(&name.as_str()) {
+                bail!("limits.types: {name:?} is no type of message or request: {}", suggestion(name, &known));
             }
             let rate = rate.checked(&format!("types.{name}"))?;
             match limits.type_rates.iter_mut().find(|(known, _)| **known == **name) {
@@ -104,6 +105,9 @@ impl RateConfig {
         Ok(Rate { per_s: self.per_s, burst: self.burst })
     }
 }
+
+/// Requests that have a rate of their own beside the types of messages.
+const REQUESTS: [&str; 1] = ["uploads/init"];
 
 /// Names the known word that is meant, if one is near, else all of them.
 fn suggestion(word: &str, known: &[&str]) -> String {
@@ -144,10 +148,13 @@ mod tests {
         )
         .unwrap();
         assert_eq!((limits.message_rate, limits.user_connections), (Rate { per_s: 5, burst: 10 }, 7));
-        let sync_data = Limits::default().type_rates.remove(0);
-        assert_eq!(limits.type_rates, [sync_data, ("ping".into(), Rate { per_s: 2, burst: 3 })]);
-        let limits = read("[types]\nsync_data = { per_s = 1, burst = 1 }").unwrap();
-        assert_eq!(limits.type_rates, [("sync_data".into(), Rate { per_s: 1, burst: 1 })]);
+        let own = ("ping".into(), Rate { per_s: 2, burst: 3 });
+        assert_eq!(limits.type_rates, [Limits::default().type_rates, vec![own]].concat());
+        for name in ["sync_data", "uploads/init"] {
+            let limits = read(&format!("[types]\n{name:?} = {{ per_s = 1, burst = 1 }}")).unwrap();
+            assert!(limits.type_rates.contains(&(name.into(), Rate { per_s: 1, burst: 1 })));
+            assert_eq!(limits.type_rates.len(), Limits::default().type_rates.len());
+        }
     }
 
     #[test]

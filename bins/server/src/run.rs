@@ -81,7 +81,7 @@ pub(crate) fn run(arguments: &RunArguments, mode: Mode) -> anyhow::Result<()> {
     let place = data_place(&config, &folder)?;
     // Opening a store blocks, so it comes before anything asynchronous.
     let unlimited = arguments.limits == Some(LimitsSwitch::Off);
-    let served = assemble(&config, &place, mode, &secret, unlimited)?;
+    let served = assemble(&config, (&place, &folder), mode, &secret, unlimited)?;
     let listen = arguments.listen.or(config.server.listen);
     let introduce = move |address| introduce(address, &place, &config, &secret, mode);
     runtime()?.block_on(run_until_stopped(listen, mode, served, introduce))
@@ -93,6 +93,8 @@ struct Served {
     app: Arc<App<AnyStore>>,
     retention: Retention,
     outbox: Outbox,
+    /// The time between two sweeps of uploads.
+    sweep: Duration,
 }
 
 /// One core is served best by one thread that never hands work over.
@@ -118,9 +120,10 @@ async fn run_until_stopped(
     let mut stop = StopSignals::listen().context("signals cannot be heard")?;
     introduce(address);
     std::io::stdout().flush().context("cannot write to stdout")?;
-    let Served { store, app, retention, outbox } = served;
+    let Served { store, app, retention, outbox, sweep } = served;
     let upkeep = tokio::spawn(keep_up(store, Arc::clone(&app), retention, outbox));
     let drain = tokio::spawn(outbox::keep_drained(Arc::clone(&app), outbox));
+    let sweeper = tokio::spawn(keep_swept(Arc::clone(&app), sweep));
     let stopping = Arc::clone(&app);
     let stopper = tokio::spawn(async move {
         let name = stop.next().await;
@@ -128,7 +131,7 @@ async fn run_until_stopped(
         stopping.drain();
     });
     let served = serve(listener, app).await;
-    for task in [upkeep, drain, stopper] {
+    for task in [upkeep, drain, sweeper, stopper] {
         task.abort();
         // What it was about is given up or ended by itself; an error says that it was ended here.
         let _ = task.await;
@@ -139,7 +142,7 @@ async fn run_until_stopped(
 /// Opens the store and puts engine and doors on it.
 fn assemble(
     config: &Config,
-    place: &DataPlace,
+    (place, folder): (&DataPlace, &Path),
     mode: Mode,
     secret: &SharedSecret,
     unlimited: bool,
@@ -150,6 +153,7 @@ fn assemble(
     let rules = config.rules(mode == Mode::Dev)?;
     let anonymous = config.open(&rules)?;
     let outbox = config.outbox()?;
+    let uploads = config.uploads(folder)?;
     let retention = catalogue.retention();
     // What is counted before the recorder stands is lost.
     let metrics = install_metrics();
@@ -164,11 +168,11 @@ fn assemble(
     };
     let store = store::open(place, &config.store, &limits, surroundings)?;
     let engine = Engine::new(store.clone(), hub, catalogue, limits, MetricsObserver::default());
-    let engine = engine.with_windows(windows).with_rules(rules)?;
+    let engine = engine.with_windows(windows).with_rules(rules)?.with_uploads(uploads.blobs, uploads.rules);
     let settings =
         Settings { origins: config.server.origins.clone(), unlimited, echo: mode == Mode::Dev, anonymous };
     let app = App::new(engine, Box::new(secret.clone()), clock, random, settings, metrics);
-    Ok(Served { store, app: Arc::new(app), retention, outbox })
+    Ok(Served { store, app: Arc::new(app), retention, outbox, sweep: uploads.sweep })
 }
 
 /// Ports tried in development before giving up.
@@ -259,6 +263,26 @@ async fn keep_up(store: AnyStore, app: Arc<App<AnyStore>>, retention: Retention,
                 tracing::info!(removed, "removed events and rows of the outbox past their retention");
             }
             Err(fault) => tracing::warn!(error = fault.message, "removing old events failed"),
+        }
+    }
+}
+
+/// Ends uploads that nobody finishes, soon after the start and again and again.
+async fn keep_swept(app: Arc<App<AnyStore>>, pause: Duration) {
+    let mut ticks = tokio::time::interval(pause);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match app.sweep_uploads().await {
+            Ok(swept) if swept.is_nothing() => {}
+            Ok(swept) => tracing::info!(
+                expired = swept.expired,
+                finished = swept.finished,
+                orphans = swept.orphans,
+                told = swept.told,
+                "swept uploads"
+            ),
+            Err(fault) => tracing::warn!(error = fault.message, "sweeping uploads failed"),
         }
     }
 }

@@ -105,13 +105,14 @@ pub use review::{
 pub use rules::{ANONYMOUS_ROLE, EventRules, PUBLISHER_ROLES, RETENTION_MS_DEFAULT};
 pub use samples::{Retention, SamplePlace, SampleQuery, SampleRow, SeriesQuery, SeriesRow};
 pub use service::{
-    Authority, DEVICE_ROLE, Engine, Ingest, Missed, MissedPage, Monitored, NoticePage, Outcome,
-    PreparedIngest, RecordPage, SampleWish, Sealer, Windows, hash_digest,
+    Authority, ChunkKept, ChunkUpload, DEVICE_ROLE, Engine, Finalized, Ingest, Missed, MissedPage, Monitored,
+    NewUpload, NoticePage, OpenedUpload, Outcome, PreparedIngest, RecordPage, SampleWish, Sealer,
+    StreamUpload, Streaming, Swept, UploadRight, UploadStatus, Windows, hash_digest,
 };
 pub use session::{Close, Greeting, Output, Preset, Session};
 pub use uploads::{
     BlobAnswer, BlobError, Blobs, ChunkReceipt, Joining, Kept, LeaseKey, LeaseSlot, Leased, PartPlace,
-    PartSink, PartWritten, Renewed, StreamReceipt, UploadCaps, UploadOnce, UploadOpened, UploadRow,
-    UploadRows, UploadTurn, UploadUsage,
+    PartSink, PartWritten, Purpose, Renewed, StreamReceipt, TenantUploads, UploadCaps, UploadOnce,
+    UploadOpened, UploadRow, UploadRows, UploadRules, UploadTurn, UploadUsage, Verdict, Verify,
 };
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

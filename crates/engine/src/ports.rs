@@ -51,6 +51,16 @@ pub trait Observer: Send + Sync + 'static {
     fn turned(&self, _turn: crate::presence::Turn) {}
     /// Rows of the outbox were processed; of `failed` of them no event could be made.
     fn drained(&self, _processed: u64, _failed: u64) {}
+    /// An upload was opened.
+    fn upload_opened(&self) {}
+    /// An upload was refused because its tenant's quota is used up.
+    fn quota_refused(&self) {}
+    /// Bytes of uploads were received.
+    fn upload_bytes(&self, _bytes: u64) {}
+    /// An upload with so many bytes ended, so many milliseconds after its opening.
+    fn upload_ended(&self, _state: driftline_uploads::State, _bytes: u64, _lived_ms: u64) {}
+    /// So much is taken by uploads and files.
+    fn upload_usage(&self, _usage: crate::uploads::UploadUsage) {}
 }
 
 /// Hears everything and counts nothing.

@@ -127,7 +127,10 @@ impl Default for Limits {
             user_connections: 100,
             message_rate: Rate { per_s: 50, burst: 100 },
             user_rate: Rate { per_s: 200, burst: 400 },
-            type_rates: vec![("sync_data".into(), Rate { per_s: 20, burst: 40 })],
+            type_rates: vec![
+                ("sync_data".into(), Rate { per_s: 20, burst: 40 }),
+                ("uploads/init".into(), Rate { per_s: 2, burst: 64 }),
+            ],
             failed_auth_rate: Rate { per_s: 20, burst: 20 },
             rate_refusals: 100,
             header_bytes: 16 << 10,
@@ -154,7 +157,9 @@ mod tests {
     fn lifting_leaves_sizes_and_names() {
         let lifted = Limits { batch_items: 7, ..Limits::default() }.lifted();
         assert_eq!((lifted.batch_items, lifted.message_bytes), (7, 1 << 20));
-        assert_eq!(lifted.type_rates, [("sync_data".into(), Rate::LIFTED)]);
+        let names: Vec<&str> = lifted.type_rates.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["sync_data", "uploads/init"]);
+        assert!(lifted.type_rates.iter().all(|(_, rate)| *rate == Rate::LIFTED));
         assert!(lifted.user_connections > 1_000_000 && lifted.connections > 1_000_000);
         assert_eq!(Limits::default().message_rate.to_string(), "50/s, burst 100");
     }

@@ -131,7 +131,7 @@ error_codes! {
     /// The body does not match its digest.
     DigestMismatch = "DIGEST_MISMATCH", 422, No, None;
     /// A digest is needed.
-    DigestMissing = "DIGEST_MISSING", 422, No, None;
+    DigestMissing = "DIGEST_MISSING", 400, No, None;
     /// Another chunk lies there.
     ChunkConflict = "CHUNK_CONFLICT", 409, No, None;
     /// Parts of the upload are missing.

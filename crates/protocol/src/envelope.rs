@@ -63,13 +63,24 @@ pub struct Fault {
     pub record: Option<Box<RecordView>>,
     /// The limit that was reached, for `RATE_LIMITED`.
     pub throttle: Option<Box<Throttle>>,
+    /// Where an upload stands, for codes of uploads.
+    pub upload: Option<Box<UploadPlace>>,
+}
+
+/// Where an upload stands that cannot go on as it was asked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UploadPlace {
+    /// These chunks are missing: the first and the last one of each gap.
+    Missing(Vec<[u64; 2]>),
+    /// It goes on at this byte.
+    Offset(u64),
 }
 
 impl Fault {
     /// Makes a fault without details.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { code, message, errors: Vec::new(), reply_to: None, record: None, throttle: None }
+        Self { code, message, errors: Vec::new(), reply_to: None, record: None, throttle: None, upload: None }
     }
 
     /// Makes the `RATE_LIMITED` fault of a limit.
@@ -77,6 +88,12 @@ impl Fault {
     pub fn throttled(throttle: Throttle) -> Self {
         let fault = Self::new(ErrorCode::RateLimited, throttle.to_string());
         Self { throttle: Some(Box::new(throttle)), ..fault }
+    }
+
+    /// Says where an upload stands.
+    #[must_use]
+    pub fn at(self, place: UploadPlace) -> Self {
+        Self { upload: Some(Box::new(place)), ..self }
     }
 
     /// Adds the record as it stands.

@@ -44,6 +44,7 @@ mod telemetry;
 mod telemetry_client;
 mod throttle;
 mod time;
+mod uploads;
 mod views;
 mod write;
 
@@ -54,7 +55,7 @@ pub use code::{CloseCode, ErrorCode, ItemClass, ItemCode, Retry};
 pub use conflict::{AuditDoc, ConflictDoc, ConflictResolved, Resolution, ResolveConflict, ResolvePost};
 pub use cursor::{Cursor, CursorError, CursorKey, Missing, Phase, Resume};
 pub use devices::{DevicePatch, DevicePost, HashChange, SampleDoc, SeriesDoc, is_device_hash};
-pub use envelope::{Envelope, Fault, FieldError, is_key};
+pub use envelope::{Envelope, Fault, FieldError, UploadPlace, is_key};
 pub use events::{
     AckEvents, DeliveryDoc, EventFilter, EventPlace, EventPublished, EventView, EventsSubscribed, NoticeDoc,
     Publish, PublishAck, ReplayComplete, ReplayRequest, ServerHeartbeat, TopicAnswer, Topics, event_id,
@@ -92,6 +93,7 @@ pub use telemetry_client::{
 };
 pub use throttle::{Throttle, ThrottleScope};
 pub use time::{format_millis, parse_time};
+pub use uploads::{ChunkDoc, FileDoc, RecordRefDoc, UploadDoc, UploadPost, UploadStatusDoc, decode_finalize};
 pub use views::{
     ExplainDoc, ExplainField, ExplainLoss, ListDoc, PolicyView, RecordDoc, encode_changes_answer,
     encode_flat_answer, encode_sync_answer, plain_name, raw_json, raw_object, to_json,

@@ -12,7 +12,7 @@ use crate::canonical::object_of_text;
 use crate::checksums::Checksums;
 use crate::code::ItemCode;
 use crate::conflict::{ConflictDoc, ConflictResolved};
-use crate::envelope::{Fault, FieldError};
+use crate::envelope::{Fault, FieldError, UploadPlace};
 use crate::events::{EventsSubscribed, PublishAck, ReplayComplete, ServerHeartbeat};
 use crate::policy::PolicyDoc;
 use crate::rows::{ServerData, ServerDelta};
@@ -599,6 +599,12 @@ pub struct Problem {
     /// The tenant's epoch, for cursor codes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<String>,
+    /// The chunks that an upload lacks, for `UPLOAD_INCOMPLETE`: the first and the last one of each gap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Vec<[u64; 2]>>,
+    /// The byte at which an upload goes on, for `OFFSET_MISMATCH`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
 }
 
 impl Problem {
@@ -606,6 +612,11 @@ impl Problem {
     #[must_use]
     pub fn new(fault: &Fault, correlation_id: &str) -> Self {
         let code = fault.code.as_str();
+        let (missing, offset) = match fault.upload.as_deref() {
+            Some(UploadPlace::Missing(missing)) => (Some(missing.clone()), None),
+            Some(UploadPlace::Offset(offset)) => (None, Some(*offset)),
+            None => (None, None),
+        };
         let throttle = fault.throttle.as_deref();
         Self {
             kind: format!("/docs/errors/{code}"),
@@ -625,6 +636,8 @@ impl Problem {
             keep_queue: None,
             first: None,
             epoch: None,
+            missing,
+            offset,
         }
     }
 

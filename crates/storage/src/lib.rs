@@ -38,6 +38,7 @@
 //! ```
 
 mod any;
+mod blobs;
 mod codec;
 mod group;
 #[cfg(test)]
@@ -55,6 +56,7 @@ mod rows;
 mod sqlite;
 
 pub use any::AnyStore;
+pub use blobs::LocalBlobs;
 pub use memory::MemoryStore;
 pub use postgres::{
     Failover, PostgresDiagnosis, PostgresError, PostgresOptions, PostgresStore, PostgresTarget,

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use driftline_engine::{Buckets, Clock, Engine, Preset, Random, Store};
+use driftline_engine::{Buckets, Clock, Engine, Preset, Random, Store, Swept};
 use driftline_model::{DeviceNo, TenantId, TenantNo};
+use driftline_protocol::Fault;
 use tokio::sync::{mpsc, watch};
 
 use crate::auth::Authenticate;
@@ -17,6 +18,7 @@ use crate::parked::Parked;
 use crate::sessions::Sessions;
 use crate::tickets::Tickets;
 use crate::traffic::Traffic;
+use crate::uploads::UploadSecret;
 
 /// How the doors behave.
 #[derive(Debug, Clone, Default)]
@@ -66,6 +68,7 @@ pub struct App<S> {
     /// Devices that are monitored for a time.
     pub(crate) monitors: Monitors,
     pub(crate) tickets: Tickets,
+    pub(crate) upload_secret: UploadSecret,
     /// When the store was last asked for a write, and whether it took it. The lock is held to read or set it.
     probed: Mutex<Option<(u64, bool)>>,
     draining: watch::Sender<bool>,
@@ -106,6 +109,7 @@ impl<S: Store> App<S> {
             None => engine,
         };
         let tickets = Tickets::new(&engine.store().cursor_secret());
+        let upload_secret = UploadSecret::new(&engine.store().cursor_secret());
         Self {
             inbound: Budget::new(engine.limits().inbound_bytes),
             failed: Buckets::new(engine.limits().failed_auth_rate, engine.limits().connections),
@@ -124,6 +128,7 @@ impl<S: Store> App<S> {
             sessions: Sessions::default(),
             monitors: Monitors::default(),
             tickets,
+            upload_secret,
             probed: Mutex::default(),
             draining: watch::Sender::new(false),
             alive: Mutex::new(None),
@@ -150,6 +155,15 @@ impl<S: Store> App<S> {
         if let Err(fault) = self.engine.tick(now_ms).await {
             tracing::warn!(error = %fault.message, "what was noticed of devices waits to be written");
         }
+    }
+
+    /// Ends uploads whose time is over and what a crash interrupted, as [`Engine::sweep_uploads`] does. Whoever serves
+    /// calls it from time to time.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`; what was done stays done.
+    pub async fn sweep_uploads(&self) -> Result<Swept, Fault> {
+        self.engine.sweep_uploads(self.now_ms(), self.holder()).await
     }
 
     /// Starts to shut down: readiness fails, sessions end with `server_draining`.
@@ -199,6 +213,14 @@ impl<S: Store> App<S> {
         let mut bytes = [0; 16];
         self.random.fill(&mut bytes);
         u128::from_be_bytes(bytes)
+    }
+
+    /// Draws what tells one attempt to write from all others, on every node.
+    pub(crate) fn holder(&self) -> u64 {
+        let mut bytes = [0; 8];
+        self.random.fill(&mut bytes);
+        // Databases hold it as a signed number.
+        u64::from_be_bytes(bytes) >> 1
     }
 
     pub(crate) fn next_connection(&self) -> u64 {

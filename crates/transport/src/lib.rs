@@ -26,6 +26,7 @@ mod sse;
 mod system;
 mod tickets;
 mod traffic;
+mod uploads;
 mod ws;
 
 pub use app::{Anonymous, App, Settings};

@@ -1,8 +1,9 @@
 //! What is counted.
 
-use driftline_engine::{Observer, Turn};
+use driftline_engine::{Observer, Turn, UploadUsage};
 use driftline_protocol::{ErrorCode, ItemCode};
-use metrics::{Counter, Gauge, counter, gauge};
+use driftline_uploads::State;
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 /// Renders what was counted, in the text format of Prometheus.
@@ -43,6 +44,38 @@ pub struct MetricsObserver {
     outbox: [Counter; 2],
     /// By layer: known there, and not.
     lookups: [(&'static str, Counter, Counter); 2],
+    uploads: UploadCounts,
+}
+
+/// What is counted of uploads.
+struct UploadCounts {
+    opened: Counter,
+    refused: Counter,
+    bytes: Counter,
+    /// By how they ended: how many, and how long they took.
+    ended: Vec<(State, Counter, Histogram)>,
+    open: Gauge,
+    reserved: Gauge,
+}
+
+impl Default for UploadCounts {
+    fn default() -> Self {
+        let ends = [State::Done, State::Cancelled, State::Expired];
+        Self {
+            opened: counter!("driftline_uploads_opened_total"),
+            refused: counter!("driftline_upload_quota_refusals_total"),
+            bytes: counter!("driftline_upload_bytes_total"),
+            ended: ends
+                .into_iter()
+                .map(|end| {
+                    let ended = counter!("driftline_uploads_ended_total", "end" => end.as_str());
+                    (end, ended, histogram!("driftline_upload_seconds", "end" => end.as_str()))
+                })
+                .collect(),
+            open: gauge!("driftline_uploads_open"),
+            reserved: gauge!("driftline_upload_quota_bytes_used"),
+        }
+    }
 }
 
 impl std::fmt::Debug for MetricsObserver {
@@ -86,6 +119,7 @@ impl Default for MetricsObserver {
                 };
                 (layer, of("hit"), of("miss"))
             }),
+            uploads: UploadCounts::default(),
         }
     }
 }
@@ -136,6 +170,31 @@ impl Observer for MetricsObserver {
         }
     }
 
+    fn upload_opened(&self) {
+        self.uploads.opened.increment(1);
+    }
+
+    fn quota_refused(&self) {
+        self.uploads.refused.increment(1);
+    }
+
+    fn upload_bytes(&self, bytes: u64) {
+        self.uploads.bytes.increment(bytes);
+    }
+
+    fn upload_ended(&self, state: State, _: u64, lived_ms: u64) {
+        if let Some((_, ended, seconds)) = self.uploads.ended.iter().find(|(end, ..)| *end == state) {
+            ended.increment(1);
+            seconds.record(std::time::Duration::from_millis(lived_ms));
+        }
+    }
+
+    fn upload_usage(&self, usage: UploadUsage) {
+        // Beyond 2^53 bytes the last digits are lost.
+        self.uploads.open.set(as_float(usage.open));
+        self.uploads.reserved.set(as_float(usage.bytes));
+    }
+
     fn turned(&self, turn: Turn) {
         match turn {
             Turn::Plain => {}
@@ -143,6 +202,11 @@ impl Observer for MetricsObserver {
             Turn::FellBack => self.fallbacks.increment(1),
         }
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+fn as_float(number: u64) -> f64 {
+    number as f64
 }
 
 /// What the transport counts.

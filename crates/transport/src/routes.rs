@@ -17,7 +17,7 @@ use crate::negotiate::Wishes;
 use crate::rate::within_rates;
 use crate::reply::{Refusal, refused};
 use crate::request::{correlation, require_host};
-use crate::{sse, ws};
+use crate::{sse, uploads, ws};
 
 /// Who may enter a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum Access {
     Public,
     /// Any user of a tenant; what the user may see is decided per record.
     User,
+    /// Whoever opened the upload: its user, or whoever has the upload's own secret.
+    Uploader,
     /// A user with a device.
     Device,
     /// A device that sends: by its user's token, or by the device hash that leads to it.
@@ -47,6 +49,8 @@ pub enum Door {
     Socket,
     /// A stream of server-sent events.
     Stream,
+    /// An upload or a file.
+    Upload,
 }
 
 /// Names a route.
@@ -159,6 +163,28 @@ pub enum RouteId {
     ReadNotification,
     /// Publish what waits in the outbox.
     DrainOutbox,
+    /// Open an upload.
+    OpenUpload,
+    /// Where an upload stands.
+    Upload,
+    /// Send a chunk of an upload.
+    UploadChunk,
+    /// Make a file of an upload.
+    FinalizeUpload,
+    /// Give an upload up.
+    CancelUpload,
+    /// The bytes of a file.
+    File,
+    /// Remove a file.
+    RemoveFile,
+    /// What pages of other origins may do with uploads.
+    UploadPreflight,
+    /// Create an upload over tus.
+    TusCreate,
+    /// Learn the offset of, go on with, or end an upload over tus.
+    TusUpload,
+    /// What is spoken over tus.
+    TusOptions,
     /// Liveness.
     Alive,
     /// Readiness.
@@ -255,6 +281,56 @@ pub const ROUTES: &[Route] = &[
         Door::Http,
     ),
     route(RouteId::DrainOutbox, "POST", "/api/v1/outbox/drain", Access::Admin, Door::Http),
+    route(RouteId::OpenUpload, "POST", "/api/v1/uploads/init", Access::User, Door::Upload),
+    route(RouteId::UploadPreflight, "OPTIONS", "/api/v1/uploads/init", Access::Public, Door::Upload),
+    route(RouteId::Upload, "GET", "/api/v1/uploads/{upload_id}", Access::Uploader, Door::Upload),
+    route(RouteId::CancelUpload, "DELETE", "/api/v1/uploads/{upload_id}", Access::Uploader, Door::Upload),
+    route(RouteId::UploadPreflight, "OPTIONS", "/api/v1/uploads/{upload_id}", Access::Public, Door::Upload),
+    route(
+        RouteId::UploadChunk,
+        "POST",
+        "/api/v1/uploads/{upload_id}/chunk/{index}",
+        Access::Uploader,
+        Door::Upload,
+    ),
+    route(
+        RouteId::UploadChunk,
+        "PUT",
+        "/api/v1/uploads/{upload_id}/chunk/{index}",
+        Access::Uploader,
+        Door::Upload,
+    ),
+    route(
+        RouteId::UploadPreflight,
+        "OPTIONS",
+        "/api/v1/uploads/{upload_id}/chunk/{index}",
+        Access::Public,
+        Door::Upload,
+    ),
+    route(
+        RouteId::FinalizeUpload,
+        "POST",
+        "/api/v1/uploads/{upload_id}/finalize",
+        Access::Uploader,
+        Door::Upload,
+    ),
+    route(
+        RouteId::UploadPreflight,
+        "OPTIONS",
+        "/api/v1/uploads/{upload_id}/finalize",
+        Access::Public,
+        Door::Upload,
+    ),
+    route(RouteId::File, "GET", "/api/v1/files/{file_id}", Access::User, Door::Upload),
+    route(RouteId::RemoveFile, "DELETE", "/api/v1/files/{file_id}", Access::User, Door::Upload),
+    route(RouteId::UploadPreflight, "OPTIONS", "/api/v1/files/{file_id}", Access::Public, Door::Upload),
+    route(RouteId::TusOptions, "OPTIONS", "/files", Access::Public, Door::Upload),
+    route(RouteId::TusCreate, "POST", "/files", Access::User, Door::Upload),
+    route(RouteId::TusOptions, "OPTIONS", "/files/{upload}", Access::Public, Door::Upload),
+    route(RouteId::TusUpload, "HEAD", "/files/{upload}", Access::Public, Door::Upload),
+    route(RouteId::TusUpload, "PATCH", "/files/{upload}", Access::Public, Door::Upload),
+    route(RouteId::TusUpload, "DELETE", "/files/{upload}", Access::Public, Door::Upload),
+    route(RouteId::TusUpload, "POST", "/files/{upload}", Access::Public, Door::Upload),
     route(RouteId::Alive, "GET", "/alive", Access::Public, Door::Http),
     route(RouteId::Ready, "GET", "/ready", Access::Public, Door::Http),
     route(RouteId::Metrics, "GET", "/metrics", Access::Public, Door::Http),
@@ -296,6 +372,8 @@ fn filter(method: &str) -> MethodFilter {
         "PUT" => MethodFilter::PUT,
         "PATCH" => MethodFilter::PATCH,
         "DELETE" => MethodFilter::DELETE,
+        "HEAD" => MethodFilter::HEAD,
+        "OPTIONS" => MethodFilter::OPTIONS,
         _ => MethodFilter::GET,
     }
 }
@@ -313,6 +391,7 @@ async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request:
             Ok(response) => response,
             Err(refusal) => refused(refusal, &correlation).respond(wishes).await,
         },
+        Door::Upload => uploads::answer(app, route, &names, request, &correlation).await,
         Door::Http => {
             let handled = handlers::handle(&app, route, &names, request, &correlation).await;
             handled.unwrap_or_else(|refusal| refused(refusal, &correlation)).respond(wishes).await
@@ -348,5 +427,9 @@ async fn refuse<S: Store>(app: &App<S>, request: Request, fault: Fault) -> Respo
         Ok(()) => Refusal::from(fault),
         Err(fault) => no_host(fault),
     };
-    refused(refusal, &correlation).respond(Wishes::of(&parts.headers)).await
+    let mut response = refused(refusal, &correlation).respond(Wishes::of(&parts.headers)).await;
+    if uploads::concerns(parts.uri.path()) {
+        uploads::decorate(app, &parts.headers, &mut response);
+    }
+    response
 }

@@ -117,17 +117,6 @@ pub struct PartWriter<B> {
     running: Option<RunningHash>,
 }
 
-/// What was written.
-#[derive(Debug, Clone)]
-pub struct Written {
-    /// Where the next byte comes.
-    pub end: u64,
-    /// The digest of the part, if that was wanted.
-    pub digest: Option<Digest>,
-    /// The hash of the file up to the end of the part, if it was known up to its beginning.
-    pub running: Option<RunningHash>,
-}
-
 /// Why a part was not written.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -173,16 +162,30 @@ impl<B: Bytes> PartWriter<B> {
         Ok(())
     }
 
-    /// Makes what was written as durable as promised and tells what it is. More may be written.
+    /// Makes what was written as durable as promised. More may be written.
     ///
     /// # Errors
     /// [`ShellError`] says why it is not.
-    pub fn settle(&mut self, durability: Durability) -> Result<Written, ShellError> {
-        if durability == Durability::Fsync {
-            self.bytes.sync()?;
-        }
-        let digest = self.digest.clone().map(|digest| Digest::of(digest.finalize().into()));
-        Ok(Written { end: self.at, digest, running: self.running.clone() })
+    pub fn settle(&mut self, durability: Durability) -> Result<(), ShellError> {
+        if durability == Durability::Fsync { self.bytes.sync() } else { Ok(()) }
+    }
+
+    /// Returns where the next byte comes.
+    #[must_use]
+    pub const fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Returns the digest of what was written of the part, if it is hashed for itself.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest.clone().map(|digest| Digest::of(digest.finalize().into()))
+    }
+
+    /// Returns the hash of the file up to what was written, if it was known up to the part's beginning.
+    #[must_use]
+    pub const fn running(&self) -> Option<&RunningHash> {
+        self.running.as_ref()
     }
 }
 

@@ -13,6 +13,7 @@ mod publish;
 mod records;
 mod review;
 mod telemetry;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -51,6 +52,10 @@ use once::Memory;
 pub use publish::{Authority, Outcome};
 pub use telemetry::SampleWish;
 pub(crate) use telemetry::is_staff;
+pub use uploads::{
+    ChunkKept, ChunkUpload, Finalized, NewUpload, OpenedUpload, StreamUpload, Streaming, Swept, UploadRight,
+    UploadStatus,
+};
 
 /// The sync engine over one store.
 pub struct Engine<S, O> {
@@ -75,6 +80,8 @@ pub struct Engine<S, O> {
     presence: Mutex<Presence>,
     /// What streams of telemetry are like. The lock is held while one message is counted or all streams are looked at.
     streams: Mutex<Streams>,
+    /// Where uploads go; none: none are taken.
+    uploads: Option<uploads::Uploads>,
 }
 
 /// For how long answers are remembered under the keys of requests, in milliseconds.
@@ -178,6 +185,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             under_way: UnderWay::default(),
             presence: Mutex::default(),
             streams: Mutex::default(),
+            uploads: None,
         }
     }
 

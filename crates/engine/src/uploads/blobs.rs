@@ -16,9 +16,12 @@ pub enum BlobError {
     /// There is no such upload or file.
     #[error("there are no such bytes")]
     Missing,
-    /// More bytes come than the part has.
-    #[error("more bytes come than the part has")]
-    TooLong,
+    /// More or fewer bytes came than the part has.
+    #[error("the part has another length")]
+    Length,
+    /// The bytes have another digest than the announced one.
+    #[error("the bytes have another digest")]
+    Mismatch,
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -38,10 +41,23 @@ pub struct PartPlace {
     pub index: Option<u64>,
     /// Where the part begins in the file.
     pub at: u64,
-    /// Where it ends at the latest.
+    /// Where it ends; that of a stream at the latest.
     pub end: u64,
     /// The hash of the file up to the part's beginning, if it is known.
     pub running: Option<RunningHash>,
+    /// The digest that a chunk has to have.
+    pub digest: Option<Digest>,
+    /// What becomes of the bytes.
+    pub purpose: Purpose,
+}
+
+/// What becomes of the bytes of a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// They are written.
+    Write,
+    /// They are there already: they are compared by their digest and dropped.
+    Compare,
 }
 
 /// What was written of a part.
@@ -49,8 +65,6 @@ pub struct PartPlace {
 pub struct PartWritten {
     /// Where it ends in the file.
     pub end: u64,
-    /// The digest of a chunk.
-    pub digest: Option<Digest>,
     /// The hash of the file up to there, if it is known.
     pub running: Option<RunningHash>,
     /// What the place of the bytes calls the chunk.
@@ -64,11 +78,12 @@ pub trait PartSink: Send {
     /// Takes the next bytes. It may return before they are written, and then tells of a fault later.
     fn write<'a>(&'a mut self, bytes: &'a [u8]) -> BlobAnswer<'a, ()>;
 
-    /// Makes everything that was taken as durable as promised. Of a stream more may be written then.
+    /// Makes everything that was taken as durable as promised; a chunk has to be whole and as announced. Of a stream
+    /// more may be written then.
     fn settle(&mut self) -> BlobAnswer<'_, PartWritten>;
 
-    /// Returns the digest of what was taken, without making it durable.
-    fn digest(&mut self) -> BlobAnswer<'_, Option<Digest>>;
+    /// Waits until nothing is being written any more, for good or ill. Before that nobody else may write there.
+    fn stop(&mut self) -> BoxFuture<'_, ()>;
 }
 
 /// A place for the bytes of uploads and files.

@@ -2,9 +2,11 @@
 
 mod blobs;
 mod rows;
+mod rules;
 
-pub use blobs::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, PartWritten};
+pub use blobs::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, PartWritten, Purpose};
 pub use rows::{
     ChunkReceipt, Joining, Kept, LeaseKey, LeaseSlot, Leased, Renewed, StreamReceipt, UploadCaps, UploadOnce,
     UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
 };
+pub use rules::{TenantUploads, UploadRules, Verdict, Verify};

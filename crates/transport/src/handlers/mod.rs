@@ -153,7 +153,18 @@ pub(crate) async fn handle<S: Store>(
         RouteId::Notifications => notifications::list(app, &asked).await,
         RouteId::ReadNotification => notifications::read(app, &asked).await,
         RouteId::DrainOutbox => publish::drain(app, &parts, body).await,
-        RouteId::Events
+        RouteId::OpenUpload
+        | RouteId::Upload
+        | RouteId::UploadChunk
+        | RouteId::FinalizeUpload
+        | RouteId::CancelUpload
+        | RouteId::File
+        | RouteId::RemoveFile
+        | RouteId::UploadPreflight
+        | RouteId::TusCreate
+        | RouteId::TusUpload
+        | RouteId::TusOptions
+        | RouteId::Events
         | RouteId::AddTicket
         | RouteId::TopicsSocket
         | RouteId::UpdatesSocket

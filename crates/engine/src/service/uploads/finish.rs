@@ -1,0 +1,287 @@
+//! Finalizing: from an upload to a file.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use driftline_model::ObjectBuilder;
+use driftline_protocol::{ErrorCode, Fault, UploadPlace};
+use driftline_uploads::{Digest, Form, Refused, State, UploadId};
+
+use super::chunk::Held;
+use super::{Engine, GAPS_MAX, LEASE_MS, UploadRight, busy, lost, mismatch, refused};
+use crate::events::{EventDraft, quoted};
+use crate::ports::{Observer, Store};
+use crate::service::unavailable;
+use crate::uploads::{BlobError, Joining, LeaseKey, LeaseSlot, Leased, UploadRow, UploadTurn, Verdict};
+
+/// What came of finalizing.
+#[derive(Debug, Clone)]
+pub enum Finalized {
+    /// It is a file.
+    Done(Box<UploadRow>),
+    /// Somebody is at it.
+    UnderWay,
+}
+
+impl<S: Store, O: Observer> Engine<S, O> {
+    /// Makes a file of an upload whose bytes are all there and have the claimed digest: the one that is claimed now, else
+    /// the announced one. Doing it again tells of the file.
+    ///
+    /// It may take long and is not to be dropped: it runs in a task of its own. What a crash leaves behind,
+    /// [`Engine::sweep_uploads`] ends.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `UPLOAD_GONE`, `UPLOAD_INCOMPLETE` with what is missing, `DIGEST_MISMATCH`: the upload stays open,
+    /// `VALIDATION_ERROR` for a file that verification refused, `STORAGE_FULL`, `STORE_UNAVAILABLE`.
+    pub async fn finalize_upload(
+        &self,
+        right: UploadRight<'_>,
+        id: UploadId,
+        claimed: Option<Digest>,
+        (now_ms, holder): (u64, u64),
+    ) -> Result<Finalized, Fault> {
+        let row = self.upload(right, id).await?;
+        let claimed = claimed.or(row.announced);
+        match row.upload.state_at(now_ms) {
+            State::Done => return done_before(row, claimed),
+            State::Open if !row.upload.is_whole() => return Err(self.incomplete(&row).await?),
+            State::Open | State::Finalizing => {}
+            gone => return Err(refused(Refused::Gone(gone))),
+        }
+        let key = LeaseKey { id, slot: LeaseSlot::Finalize };
+        let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + LEASE_MS, false).await;
+        if leased.map_err(|error| unavailable(&error))? != Leased::Held {
+            return Ok(Finalized::UnderWay);
+        }
+        let finished = self.finalize_held(id, claimed, now_ms).await;
+        self.let_go(Held { key, holder, renewed_ms: now_ms }).await;
+        finished
+    }
+
+    async fn incomplete(&self, row: &UploadRow) -> Result<Fault, Fault> {
+        let fault = refused(Refused::Incomplete);
+        Ok(match row.upload.form {
+            Form::Chunks(plan) => {
+                let there = self.received_chunks(row.id).await?;
+                fault.at(UploadPlace::Missing(there.missing(plan.chunks(), GAPS_MAX)))
+            }
+            Form::Stream { .. } => fault.at(UploadPlace::Offset(row.upload.received)),
+        })
+    }
+
+    /// Finalizes with the right to do so.
+    async fn finalize_held(
+        &self,
+        id: UploadId,
+        claimed: Option<Digest>,
+        now_ms: u64,
+    ) -> Result<Finalized, Fault> {
+        // Somebody may have finished it before the right was had.
+        let mut row = self.upload(UploadRight::Secret, id).await?;
+        let claimed = match row.upload.state_at(now_ms) {
+            State::Done => return done_before(row, claimed),
+            State::Open => {
+                let turn = UploadTurn {
+                    whole: true,
+                    digest: claimed,
+                    ..turn(&row, State::Open, State::Finalizing, now_ms)
+                };
+                if !self.turn_upload(turn).await? {
+                    return Err(busy("the upload changed meanwhile"));
+                }
+                claimed
+            }
+            // It was begun and not ended: with the digest that was claimed then.
+            State::Finalizing => row.digest.or(claimed),
+            gone => return Err(refused(Refused::Gone(gone))),
+        };
+        match self.checked(&row, claimed).await {
+            Ok(digest) => {
+                row.digest = Some(digest);
+                row.upload.state = State::Done;
+                let turn =
+                    UploadTurn { digest: Some(digest), ..turn(&row, State::Finalizing, State::Done, now_ms) };
+                if !self.turn_upload(turn).await? {
+                    return Err(busy("the upload changed meanwhile"));
+                }
+                self.observer.upload_ended(
+                    State::Done,
+                    row.upload.received,
+                    now_ms.saturating_sub(row.upload.opened_ms),
+                );
+                self.tell_done(&row, now_ms).await;
+                Ok(Finalized::Done(Box::new(row)))
+            }
+            Err(Failed::Refused(why)) => {
+                self.give_up(&row, State::Finalizing, State::Cancelled, now_ms).await?;
+                Err(Fault::new(ErrorCode::ValidationError, format!("the file was refused: {why}")))
+            }
+            Err(Failed::Again(fault)) => {
+                let turn = UploadTurn {
+                    fault: Some(fault.message.as_str().into()),
+                    ..turn(&row, State::Finalizing, State::Open, now_ms)
+                };
+                self.turn_upload(turn).await?;
+                Err(fault)
+            }
+        }
+    }
+
+    /// Checks the whole file, has it looked at, and publishes it.
+    async fn checked(&self, row: &UploadRow, claimed: Option<Digest>) -> Result<Digest, Failed> {
+        let uploads = self.taken()?;
+        let chunks = self.upload_rows().chunks(row.id).await.map_err(|error| unavailable(&error))?;
+        let tags = chunks.into_iter().filter_map(|(_, tag)| tag).collect();
+        let digest = uploads.blobs.assemble(row, tags).await?;
+        if let Some(claimed) = claimed.filter(|claimed| *claimed != digest) {
+            return Err(mismatch(claimed, digest).into());
+        }
+        let verifier = uploads.rules.verifier.as_ref().filter(|_| uploads.rules.of(&row.tenant_id).verified);
+        if let Some(verifier) = verifier {
+            match verifier.verify(row, &*uploads.blobs).await {
+                Verdict::Released => {}
+                Verdict::Refused(why) => return Err(Failed::Refused(why)),
+                Verdict::Later(why) => {
+                    let message = format!("the file cannot be verified now: {why}");
+                    return Err(Fault::new(ErrorCode::StoreUnavailable, message).into());
+                }
+            }
+        }
+        uploads.blobs.publish(row.id).await?;
+        Ok(digest)
+    }
+
+    pub(super) async fn turn_upload(&self, turn: UploadTurn) -> Result<bool, Fault> {
+        self.upload_rows().turn_upload(turn).await.map_err(|error| unavailable(&error))
+    }
+
+    /// Gives an upload up: its bytes go, and what it had of the quota comes back. Tells whether it was in the state that
+    /// it had to be in.
+    pub(super) async fn give_up(
+        &self,
+        row: &UploadRow,
+        from: State,
+        to: State,
+        now_ms: u64,
+    ) -> Result<bool, Fault> {
+        if !self.turn_upload(turn(row, from, to, now_ms)).await? {
+            return Ok(false);
+        }
+        let uploads = self.taken()?;
+        uploads.forget(row.id);
+        if row.joining != Joining::Part {
+            let lived_ms = now_ms.saturating_sub(row.upload.opened_ms);
+            self.observer.upload_ended(to, row.upload.received, lived_ms);
+        }
+        // What is left when this fails is an orphan, which the sweeper removes.
+        let _ = uploads.blobs.discard(row.id, row.staged.clone()).await;
+        Ok(true)
+    }
+
+    /// Gives an upload up for its owner.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `UPLOAD_GONE`, `IDEMPOTENCY_IN_PROGRESS` while it is finalized, `STORE_UNAVAILABLE`.
+    pub async fn cancel_upload(
+        &self,
+        right: UploadRight<'_>,
+        id: UploadId,
+        now_ms: u64,
+    ) -> Result<(), Fault> {
+        let row = self.upload(right, id).await?;
+        row.upload.require_open(now_ms).map_err(refused)?;
+        if self.give_up(&row, State::Open, State::Cancelled, now_ms).await? {
+            return Ok(());
+        }
+        Err(busy("the upload changed meanwhile"))
+    }
+
+    /// Tells the user, now and for ever, that a file is there.
+    pub(super) async fn tell_done(&self, row: &UploadRow, now_ms: u64) {
+        if let Ok(uploads) = self.taken() {
+            uploads.forget(row.id);
+        }
+        if row.joining == Joining::Part {
+            return;
+        }
+        let id = quoted(&row.id.to_string());
+        let mut data = ObjectBuilder::with_capacity(8, 160);
+        data.push("file_id", &id);
+        data.push("file_name", &quoted(&row.file_name));
+        if let Some((kind, record)) = &row.record {
+            data.push(
+                "record",
+                &format!("{{\"id\":{},\"kind\":{}}}", quoted(record.as_str()), quoted(kind.as_str())),
+            );
+        }
+        if let Some(digest) = row.digest {
+            data.push("sha256", &quoted(&digest.to_string()));
+        }
+        data.push("size", &row.upload.received.to_string());
+        data.push("upload_id", &id);
+        let draft = EventDraft {
+            dedupe_key: Some(format!("~upload:{}", row.id).into()),
+            ..of_upload("upload_completed", row, data.finish().as_str(), now_ms)
+        };
+        let told = crate::service::publish::publication(row.tenant, "", vec![draft], "");
+        // Who is not told now is told by the sweeper.
+        if self.store.commit(told).await.is_ok() {
+            let _ = self.upload_rows().upload_told(row.id).await;
+        }
+    }
+
+    /// Tells the user who listens how far an upload has come.
+    pub(super) fn tell_progress(&self, row: &UploadRow, received: u64, now_ms: u64) {
+        let Ok(uploads) = self.taken() else { return };
+        if row.joining == Joining::Part || !self.is_heard(row.tenant) || !uploads.is_due(row.id, now_ms) {
+            return;
+        }
+        let mut data = ObjectBuilder::with_capacity(8, 160);
+        data.push("bytes_received", &received.to_string());
+        data.push("size", &row.upload.form.size().map_or("null".into(), |size| size.to_string()));
+        data.push("upload_id", &quoted(&row.id.to_string()));
+        let draft = of_upload("upload_progress", row, data.finish().as_str(), now_ms);
+        self.tell_now(
+            row.tenant,
+            &EventDraft { durable: false, reached: Arc::new(AtomicU32::new(0)), ..draft },
+        );
+    }
+}
+
+/// Makes the event of an upload, for the user who opened it.
+fn of_upload(kind: &str, row: &UploadRow, data: &str, now_ms: u64) -> EventDraft {
+    let topic = format!("user_{}", row.owner);
+    EventDraft::new(kind, vec![topic.into()], data.into(), now_ms)
+}
+
+/// Why a file was not published.
+enum Failed {
+    /// Verification refused it.
+    Refused(String),
+    /// It stays open.
+    Again(Fault),
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Self::Again(fault)
+    }
+}
+
+impl From<BlobError> for Failed {
+    fn from(error: BlobError) -> Self {
+        Self::Again(lost(&error))
+    }
+}
+
+/// Tells of a file that was finished before.
+fn done_before(row: UploadRow, claimed: Option<Digest>) -> Result<Finalized, Fault> {
+    match (claimed, row.digest) {
+        (Some(claimed), Some(digest)) if claimed != digest => Err(mismatch(claimed, digest)),
+        _ => Ok(Finalized::Done(Box::new(row))),
+    }
+}
+
+pub(super) fn turn(row: &UploadRow, from: State, to: State, now_ms: u64) -> UploadTurn {
+    UploadTurn { id: row.id, from, to, whole: false, digest: None, fault: None, at_ms: now_ms }
+}

@@ -1,0 +1,211 @@
+//! Opening an upload.
+
+use std::num::NonZeroU64;
+
+use driftline_model::{KindName, RecordId};
+use driftline_protocol::{ErrorCode, Fault};
+use driftline_uploads::{ContentType, Digest, Form, Plan, RunningHash, State, Upload, UploadId, file_name};
+
+use super::{Engine, is_own, lost, not_found, refused};
+use crate::group::{Once, OnceKey};
+use crate::ports::{Identity, Observer, Store};
+use crate::service::unavailable;
+use crate::uploads::{Joining, Kept, StreamReceipt, UploadCaps, UploadOnce, UploadOpened, UploadRow};
+
+/// An upload that somebody wants to open.
+#[derive(Debug, Clone)]
+pub struct NewUpload {
+    /// Its name: 128 random bits.
+    pub id: UploadId,
+    /// What the client calls the file.
+    pub file_name: String,
+    /// What the client says the file is.
+    pub content_type: ContentType,
+    /// The file's bytes; none: the client will tell.
+    pub size: Option<u64>,
+    /// Whether its bytes come in chunks, and not as a stream.
+    pub chunked: bool,
+    /// The digest that the client announces.
+    pub announced: Option<Digest>,
+    /// What else the client tells, as it tells it.
+    pub metadata: Option<Box<str>>,
+    /// The record that it belongs to.
+    pub record: Option<(KindName, RecordId)>,
+    /// What it is in a concatenation.
+    pub joining: Joining,
+}
+
+/// An upload that was opened.
+#[derive(Debug, Clone)]
+pub struct OpenedUpload {
+    /// The upload.
+    pub row: UploadRow,
+    /// Whether the same request opened it before.
+    pub replayed: bool,
+}
+
+impl<S: Store, O: Observer> Engine<S, O> {
+    /// Opens an upload. With `once` the same request opens one only once.
+    ///
+    /// Dropping the future may leave a staging place without an upload, which the sweeper removes.
+    ///
+    /// # Errors
+    /// `VALIDATION_ERROR`, `MESSAGE_TOO_LARGE`, `UNSUPPORTED_MEDIA_TYPE` for content types that the tenant does not take,
+    /// `QUOTA_EXCEEDED`, `RATE_LIMITED` for a user with too many open uploads, `IDEMPOTENCY_KEY_REUSED`, `STORAGE_FULL`,
+    /// `STORE_UNAVAILABLE`.
+    pub async fn open_upload(
+        &self,
+        identity: &Identity,
+        new: NewUpload,
+        once: Option<Once>,
+        now_ms: u64,
+    ) -> Result<OpenedUpload, Fault> {
+        let uploads = self.taken()?;
+        let rules = uploads.rules.of(&identity.tenant_id);
+        if new.size.is_some_and(|size| size > uploads.rules.size_max) {
+            let message = format!("a file may have {} bytes", uploads.rules.size_max);
+            return Err(Fault::new(ErrorCode::MessageTooLarge, message));
+        }
+        // What a file is, its parts are not asked for.
+        if new.joining != Joining::Part && !rules.allowed.admits(&new.content_type) {
+            let message = format!("files of the type {} are not taken", new.content_type.as_str());
+            return Err(Fault::new(ErrorCode::UnsupportedMediaType, message));
+        }
+        let caps = UploadCaps { open_max: uploads.rules.open_max, quota_bytes: rules.quota_bytes };
+        let mut row = self.row_of(identity, new, now_ms)?;
+        row.staged = uploads.blobs.create(row.id).await.map_err(|error| lost(&error))?;
+        let once = once.and_then(remembered);
+        let opened = self.upload_rows().open_upload(row.clone(), caps, once).await;
+        if !matches!(opened, Ok(UploadOpened::Opened)) {
+            // What is left when this fails is an orphan, which the sweeper removes.
+            let _ = uploads.blobs.discard(row.id, row.staged.clone()).await;
+        }
+        match opened.map_err(|error| unavailable(&error))? {
+            UploadOpened::Opened => {
+                self.observer.upload_opened();
+                Ok(OpenedUpload { row, replayed: false })
+            }
+            UploadOpened::Before(id) => {
+                let row = self.upload_rows().upload(id).await.map_err(|error| unavailable(&error))?;
+                let row = row.filter(|row| is_own(identity, row)).ok_or_else(not_found)?;
+                Ok(OpenedUpload { row, replayed: true })
+            }
+            UploadOpened::Reused => {
+                Err(Fault::new(ErrorCode::IdempotencyKeyReused, "the key was used for another request"))
+            }
+            UploadOpened::TooMany => Err(self.too_many(caps.open_max)),
+            UploadOpened::NoRoom { left_bytes } => {
+                self.observer.quota_refused();
+                let message = format!("the tenant's quota has room for {left_bytes} bytes more");
+                Err(Fault::new(ErrorCode::QuotaExceeded, message))
+            }
+        }
+    }
+
+    fn too_many(&self, open_max: u64) -> Fault {
+        let message = format!("a user may have {open_max} uploads under way: finish or cancel one");
+        Fault::new(ErrorCode::QuotaExceeded, message)
+    }
+
+    fn row_of(&self, identity: &Identity, new: NewUpload, now_ms: u64) -> Result<UploadRow, Fault> {
+        let uploads = self.taken()?;
+        let form = match new.size {
+            Some(size) if new.chunked => {
+                let wanted = NonZeroU64::new(uploads.blobs.chunk_bytes()).unwrap_or(NonZeroU64::MIN);
+                Form::Chunks(Plan::choose(size, wanted))
+            }
+            None if new.chunked => return Err(Fault::new(ErrorCode::ValidationError, "a size is required")),
+            size => Form::Stream { size },
+        };
+        Ok(UploadRow {
+            id: new.id,
+            tenant: identity.tenant,
+            tenant_id: identity.tenant_id.clone(),
+            owner: identity.user.to_string().into(),
+            upload: Upload::open(form, now_ms, &uploads.rules.expiry),
+            reserved: new.size.unwrap_or(0),
+            file_name: file_name(&new.file_name).into(),
+            content_type: new.content_type.as_str().into(),
+            metadata: new.metadata,
+            announced: new.announced,
+            digest: None,
+            running: Some(RunningHash::default()),
+            staged: None,
+            record: new.record,
+            joining: new.joining,
+            fault: None,
+            changed_ms: now_ms,
+        })
+    }
+
+    /// Makes an upload of parts that are whole, in their order, and begins nothing else with it: it is finalized as any
+    /// other. The parts are given up.
+    ///
+    /// It is not to be dropped: it runs in a task of its own.
+    ///
+    /// # Errors
+    /// As [`Engine::open_upload`]; `NOT_FOUND` for a part that is none of the caller's, `UPLOAD_INCOMPLETE` for one that
+    /// is not whole.
+    pub async fn join_uploads(
+        &self,
+        identity: &Identity,
+        mut new: NewUpload,
+        parts: Vec<UploadId>,
+        now_ms: u64,
+    ) -> Result<UploadRow, Fault> {
+        let mut size = 0_u64;
+        for part in &parts {
+            let row = self.upload(super::UploadRight::User(identity), *part).await?;
+            if row.joining != Joining::Part {
+                return Err(not_found());
+            }
+            row.upload.require_open(now_ms).map_err(refused)?;
+            if !row.upload.is_whole() {
+                let message = "a part of the concatenation is not complete";
+                return Err(Fault::new(ErrorCode::UploadIncomplete, message));
+            }
+            size = size.saturating_add(row.upload.received);
+        }
+        new.size = Some(size);
+        let OpenedUpload { mut row, .. } = self.open_upload(identity, new, None, now_ms).await?;
+        let uploads = self.taken()?;
+        let joined = match uploads.blobs.join(row.id, parts.clone()).await {
+            Ok(joined) if joined == size => self.keep_joined(&row, size, now_ms).await,
+            Ok(_) => Err(Fault::new(ErrorCode::HandlerError, "the parts are not as long as they were")),
+            Err(error) => Err(lost(&error)),
+        };
+        if let Err(fault) = joined {
+            self.give_up(&row, State::Open, State::Cancelled, now_ms).await?;
+            return Err(fault);
+        }
+        for part in parts {
+            let part = self.upload(super::UploadRight::User(identity), part).await?;
+            self.give_up(&part, State::Open, State::Cancelled, now_ms).await?;
+        }
+        row.upload.received = size;
+        Ok(row)
+    }
+
+    async fn keep_joined(&self, row: &UploadRow, size: u64, now_ms: u64) -> Result<(), Fault> {
+        let receipt = StreamReceipt {
+            id: row.id,
+            from: 0,
+            to: size,
+            size: Some(size),
+            running: None,
+            at_ms: now_ms,
+            expires_ms: row.upload.expires_ms,
+            quota_bytes: self.taken()?.rules.of(&row.tenant_id).quota_bytes,
+        };
+        match self.upload_rows().keep_stream(receipt).await.map_err(|error| unavailable(&error))? {
+            Kept::Kept { .. } => Ok(()),
+            _ => Err(Fault::new(ErrorCode::UploadGone, "the upload was given up meanwhile")),
+        }
+    }
+}
+
+/// Names the key for the rows.
+fn remembered(once: Once) -> Option<UploadOnce> {
+    let Once { key: OnceKey::Request { owner, key }, fingerprint, window_ms } = once else { return None };
+    Some(UploadOnce { owner, key, fingerprint, window_ms })
+}

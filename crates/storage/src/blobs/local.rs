@@ -1,0 +1,373 @@
+//! Bytes behind a blocking shell: a local disk, or one that nodes share.
+
+use std::sync::Arc;
+
+use driftline_engine::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, PartWritten, Purpose, UploadRow};
+use driftline_uploads::{
+    Bytes, Digest, Durability, PartError, PartWriter, RunningHash, Shell, ShellError, UploadId, hash_rest,
+};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+/// Bytes that are handed to a writing thread at once; two pieces of an upload are held, one that is written and one that
+/// fills.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// How much of a piece is made room for at first: most slow uploads never fill one.
+const PIECE_BYTES_FIRST: usize = 8 << 10;
+
+/// Pieces that are written at one time; more wait. A disk does not become faster by more.
+const WRITERS: usize = 16;
+
+/// Bytes that joining copies at once.
+const COPY_BYTES: usize = 256 << 10;
+
+/// The bytes of uploads and files behind a shell. Its calls block, so they are made on threads for that.
+#[derive(Debug)]
+pub struct LocalBlobs<S> {
+    shell: Arc<S>,
+    durability: Durability,
+    chunk_bytes: u64,
+    writers: Arc<Semaphore>,
+}
+
+impl<S: Shell> LocalBlobs<S> {
+    /// Puts bytes behind a shell.
+    pub fn new(shell: S, durability: Durability, chunk_bytes: u64) -> Self {
+        let writers = Arc::new(Semaphore::new(WRITERS));
+        Self { shell: Arc::new(shell), durability, chunk_bytes, writers }
+    }
+
+    /// Asks the shell on a thread that may block.
+    fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&S) -> Result<T, BlobError> + Send + 'static,
+    ) -> BlobAnswer<'_, T> {
+        let shell = Arc::clone(&self.shell);
+        async move { blocking(move || ask(&shell)).await? }.boxed()
+    }
+}
+
+/// Runs what may block.
+async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, BlobError> {
+    let ran = tokio::task::spawn_blocking(run).await;
+    ran.map_err(|error| BlobError::Failed(format!("a thread ended: {error}")))
+}
+
+fn of_shell(error: ShellError) -> BlobError {
+    match error {
+        ShellError::Full => BlobError::Full,
+        ShellError::Missing => BlobError::Missing,
+        other => BlobError::Failed(other.to_string()),
+    }
+}
+
+fn of_part(error: PartError) -> BlobError {
+    match error {
+        PartError::TooLong => BlobError::Length,
+        PartError::Shell(error) => of_shell(error),
+        other => BlobError::Failed(other.to_string()),
+    }
+}
+
+impl<S: Shell> Blobs for LocalBlobs<S> {
+    fn chunk_bytes(&self) -> u64 {
+        self.chunk_bytes
+    }
+
+    fn takes_streams(&self) -> bool {
+        true
+    }
+
+    fn create(&self, id: UploadId) -> BlobAnswer<'_, Option<Box<str>>> {
+        self.ask(move |shell| shell.create(&id).map(|()| None).map_err(of_shell))
+    }
+
+    fn begin(&self, place: PartPlace) -> BlobAnswer<'_, Box<dyn PartSink>> {
+        let (shell, durability) = (Arc::clone(&self.shell), self.durability);
+        let writers = Arc::clone(&self.writers);
+        let PartPlace { id, at, end, running, digest, index, purpose, .. } = place;
+        async move {
+            let bytes = match purpose {
+                Purpose::Write => Target::Shell(blocking(move || shell.stage(&id)).await?.map_err(of_shell)?),
+                Purpose::Compare => Target::Nowhere,
+            };
+            let writer = PartWriter::new(bytes, at, end, running.filter(|_| purpose == Purpose::Write));
+            let writer = if index.is_some() { writer.with_digest() } else { writer };
+            let part = Part {
+                stage: Stage::Idle(writer),
+                filling: Vec::new(),
+                empty: Vec::new(),
+                left: end - at,
+                whole: index.is_some(),
+                digest,
+                durability: if purpose == Purpose::Write { durability } else { Durability::Os },
+                writers,
+            };
+            let sink: Box<dyn PartSink> = Box::new(part);
+            Ok(sink)
+        }
+        .boxed()
+    }
+
+    fn join(&self, into: UploadId, parts: Vec<UploadId>) -> BlobAnswer<'_, u64> {
+        self.ask(move |shell| join(shell, into, &parts).map_err(of_shell))
+    }
+
+    fn assemble(&self, row: &UploadRow, _: Vec<Box<str>>) -> BlobAnswer<'_, Digest> {
+        let (id, size) = (row.id, row.upload.received);
+        let running = row.running.clone().filter(|running| running.through() <= size);
+        self.ask(move |shell| {
+            let bytes = match shell.stage(&id) {
+                // It was published, and nobody learned of it.
+                Err(ShellError::Missing) => shell.file(&id),
+                staged => staged,
+            };
+            let running = running.unwrap_or_default();
+            bytes.and_then(|bytes| hash_rest(&bytes, running, size)).map_err(of_shell)
+        })
+    }
+
+    fn publish(&self, id: UploadId) -> BlobAnswer<'_, ()> {
+        let durability = self.durability;
+        self.ask(move |shell| shell.publish(&id, durability).map_err(of_shell))
+    }
+
+    fn read(&self, id: UploadId, at: u64, bytes: usize) -> BlobAnswer<'_, Vec<u8>> {
+        self.ask(move |shell| {
+            let opened = match shell.file(&id) {
+                Err(ShellError::Missing) => shell.stage(&id),
+                file => file,
+            };
+            let opened = opened.map_err(of_shell)?;
+            let mut buffer = vec![0; bytes];
+            let len = opened.read_at(at, &mut buffer).map_err(of_shell)?;
+            buffer.truncate(len);
+            Ok(buffer)
+        })
+    }
+
+    fn discard(&self, id: UploadId, _: Option<Box<str>>) -> BlobAnswer<'_, ()> {
+        self.ask(move |shell| shell.discard(&id).map(drop).map_err(of_shell))
+    }
+
+    fn remove(&self, id: UploadId) -> BlobAnswer<'_, ()> {
+        self.ask(move |shell| shell.remove(&id).map(drop).map_err(of_shell))
+    }
+
+    fn staged_before(&self, before_ms: u64) -> BlobAnswer<'_, Vec<(UploadId, Option<Box<str>>)>> {
+        self.ask(move |shell| {
+            let staged = shell.staged_before(before_ms).map_err(of_shell)?;
+            Ok(staged.into_iter().map(|id| (id, None)).collect())
+        })
+    }
+}
+
+/// Copies the staged bytes of uploads one behind the other; gives how many there are.
+fn join<S: Shell>(shell: &S, into: UploadId, parts: &[UploadId]) -> Result<u64, ShellError> {
+    let mut whole = shell.stage(&into)?;
+    let (mut at, mut step) = (0, vec![0; COPY_BYTES]);
+    for part in parts {
+        let (part, mut from) = (shell.stage(part)?, 0);
+        loop {
+            let len = part.read_at(from, &mut step)?;
+            if len == 0 {
+                break;
+            }
+            whole.write_at(at, &step[..len])?;
+            (from, at) = (from + len as u64, at + len as u64);
+        }
+    }
+    whole.sync()?;
+    Ok(at)
+}
+
+/// Where the bytes of a part go.
+#[derive(Debug)]
+enum Target<B> {
+    Shell(B),
+    /// They are only hashed.
+    Nowhere,
+}
+
+impl<B: Bytes> Bytes for Target<B> {
+    fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), ShellError> {
+        match self {
+            Self::Shell(target) => target.write_at(at, bytes),
+            Self::Nowhere => Ok(()),
+        }
+    }
+
+    fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, ShellError> {
+        match self {
+            Self::Shell(target) => target.read_at(at, buffer),
+            Self::Nowhere => Ok(0),
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), ShellError> {
+        match self {
+            Self::Shell(target) => target.sync(),
+            Self::Nowhere => Ok(()),
+        }
+    }
+}
+
+/// One part on its way.
+struct Part<B> {
+    stage: Stage<B>,
+    /// What came and is not being written yet.
+    filling: Vec<u8>,
+    /// An empty buffer, while nothing is being written.
+    empty: Vec<u8>,
+    /// Bytes that may still come.
+    left: u64,
+    /// Whether all of them have to.
+    whole: bool,
+    digest: Option<Digest>,
+    durability: Durability,
+    writers: Arc<Semaphore>,
+}
+
+enum Stage<B> {
+    Idle(PartWriter<Target<B>>),
+    /// A thread writes a piece.
+    Busy(JoinHandle<Written<B>>),
+    /// It cannot be written.
+    Failed(BlobError),
+}
+
+/// A piece that was written, or not.
+struct Written<B> {
+    writer: PartWriter<Target<B>>,
+    piece: Vec<u8>,
+    outcome: Result<(), PartError>,
+}
+
+impl<B: Bytes> Part<B> {
+    /// Waits for the piece that is being written.
+    async fn rest(&mut self) -> Result<(), BlobError> {
+        if let Stage::Busy(task) = &mut self.stage {
+            self.stage = match task.await {
+                Ok(Written { writer, mut piece, outcome }) => {
+                    piece.clear();
+                    self.empty = piece;
+                    match outcome {
+                        Ok(()) => Stage::Idle(writer),
+                        Err(error) => Stage::Failed(of_part(error)),
+                    }
+                }
+                Err(error) => Stage::Failed(BlobError::Failed(format!("a thread ended: {error}"))),
+            };
+        }
+        match &self.stage {
+            Stage::Failed(error) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the writer of a part at rest.
+    fn take(&mut self) -> Result<PartWriter<Target<B>>, BlobError> {
+        let gone = Stage::Failed(BlobError::Failed("the part was given up".into()));
+        match std::mem::replace(&mut self.stage, gone) {
+            Stage::Idle(writer) => Ok(writer),
+            other => {
+                self.stage = other;
+                Err(BlobError::Failed("the part is not at rest".into()))
+            }
+        }
+    }
+
+    /// Hands what came to a thread.
+    async fn pass_on(&mut self) -> Result<(), BlobError> {
+        self.rest().await?;
+        let turn = Arc::clone(&self.writers).acquire_owned().await;
+        let turn = turn.map_err(|_| BlobError::Failed("writing has ended".into()))?;
+        let mut writer = self.take()?;
+        let empty = std::mem::take(&mut self.empty);
+        let piece = std::mem::replace(&mut self.filling, empty);
+        self.stage = Stage::Busy(tokio::task::spawn_blocking(move || {
+            let outcome = writer.write(&piece);
+            drop(turn);
+            Written { writer, piece, outcome }
+        }));
+        Ok(())
+    }
+
+    async fn settled(&mut self) -> Result<PartWritten, BlobError> {
+        if self.whole && self.left > 0 {
+            return Err(BlobError::Length);
+        }
+        self.rest().await?;
+        let turn = Arc::clone(&self.writers).acquire_owned().await;
+        let turn = turn.map_err(|_| BlobError::Failed("writing has ended".into()))?;
+        let mut writer = self.take()?;
+        let piece = std::mem::take(&mut self.filling);
+        let (wanted, durability) = (self.digest, self.durability);
+        let task = tokio::task::spawn_blocking(move || {
+            let outcome = finish(&mut writer, &piece, wanted, durability);
+            drop(turn);
+            (writer, outcome)
+        });
+        let (writer, outcome) =
+            task.await.map_err(|error| BlobError::Failed(format!("a thread ended: {error}")))?;
+        let written = outcome?;
+        self.stage = Stage::Idle(writer);
+        Ok(written)
+    }
+}
+
+/// Writes the last piece, and makes everything durable if it is what was announced.
+fn finish<B: Bytes>(
+    writer: &mut PartWriter<Target<B>>,
+    piece: &[u8],
+    wanted: Option<Digest>,
+    durability: Durability,
+) -> Result<PartWritten, BlobError> {
+    writer.write(piece).map_err(of_part)?;
+    if wanted.is_some() && writer.digest() != wanted {
+        return Err(BlobError::Mismatch);
+    }
+    writer.settle(durability).map_err(of_shell)?;
+    let running: Option<RunningHash> = writer.running().cloned();
+    Ok(PartWritten { end: writer.at(), running, tag: None })
+}
+
+impl<B: Bytes> PartSink for Part<B> {
+    fn write<'a>(&'a mut self, mut bytes: &'a [u8]) -> BlobAnswer<'a, ()> {
+        async move {
+            let len = bytes.len() as u64;
+            self.left = self.left.checked_sub(len).ok_or(BlobError::Length)?;
+            while !bytes.is_empty() {
+                if self.filling.capacity() == 0 {
+                    self.filling.reserve_exact(PIECE_BYTES_FIRST);
+                }
+                let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.filling.len()));
+                if self.filling.len() + now.len() > self.filling.capacity() {
+                    self.filling.reserve_exact(PIECE_BYTES - self.filling.len());
+                }
+                self.filling.extend_from_slice(now);
+                bytes = later;
+                if self.filling.len() == PIECE_BYTES {
+                    self.pass_on().await?;
+                }
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn settle(&mut self) -> BlobAnswer<'_, PartWritten> {
+        self.settled().boxed()
+    }
+
+    fn stop(&mut self) -> BoxFuture<'_, ()> {
+        async move {
+            // Whether it failed is of no interest any more.
+            let _ = self.rest().await;
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,85 @@
+//! Uploads over HTTP: the native front, tus 1.0, and the files that become of them.
+
+mod cors;
+mod download;
+mod headers;
+mod native;
+mod receive;
+mod secret;
+mod tus;
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{Method, Response, StatusCode};
+use driftline_engine::{Identity, Store, UploadRight};
+
+pub(crate) use cors::{concerns, decorate};
+pub(crate) use secret::UploadSecret;
+
+use crate::app::App;
+use crate::negotiate::Wishes;
+use crate::reply::{Refusal, nothing, refused};
+use crate::routes::{Names, Route, RouteId};
+
+/// By what right somebody comes to an upload, for a task of its own.
+#[derive(Debug, Clone)]
+enum Right {
+    /// As a user.
+    User(Box<Identity>),
+    /// By the secret of the upload.
+    Secret,
+}
+
+impl Right {
+    fn by(&self) -> UploadRight<'_> {
+        match self {
+            Self::User(identity) => UploadRight::User(identity),
+            Self::Secret => UploadRight::Secret,
+        }
+    }
+}
+
+/// Has a request about uploads answered.
+pub(crate) async fn answer<S: Store>(
+    app: Arc<App<S>>,
+    route: Route,
+    names: &Names,
+    request: Request,
+    correlation: &str,
+) -> Response<Body> {
+    let wishes = Wishes::of(request.headers());
+    let (headers, is_head) = (request.headers().clone(), request.method() == Method::HEAD);
+    let mut response = match route.id {
+        RouteId::UploadPreflight => nothing().respond(wishes).await,
+        RouteId::TusOptions => tus::options(&app).await,
+        RouteId::TusCreate | RouteId::TusUpload => {
+            tus::answer(&app, route.id, names, request, correlation, wishes).await
+        }
+        RouteId::File => download::answer(&app, names, request, correlation, wishes).await,
+        _ => match native::answer(&app, route.id, names, request, correlation).await {
+            Ok(answer) => answer.respond(wishes).await,
+            Err(refusal) => refused(*refusal, correlation).respond(wishes).await,
+        },
+    };
+    decorate(&app, &headers, &mut response);
+    if is_head {
+        *response.body_mut() = Body::empty();
+    }
+    response
+}
+
+/// A refusal, which is larger than what is mostly answered.
+type Refused = Box<Refusal>;
+
+impl From<driftline_protocol::Fault> for Refused {
+    fn from(fault: driftline_protocol::Fault) -> Self {
+        Self::new(Refusal::from(fault))
+    }
+}
+
+/// Answers with a status of its own.
+fn with_status(fault: driftline_protocol::Fault, status: StatusCode) -> Refused {
+    Box::new(Refusal { status: Some(status.as_u16()), ..Refusal::from(fault) })
+}
