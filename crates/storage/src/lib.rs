@@ -53,6 +53,7 @@ mod postgres;
 mod registry;
 mod rows;
 mod sqlite;
+mod uploads;
 
 pub use any::AnyStore;
 pub use memory::MemoryStore;
