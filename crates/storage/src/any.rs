@@ -179,6 +179,13 @@ impl Store for AnyStore {
         }
     }
 
+    fn uploads(&self) -> &dyn driftline_engine::UploadRows {
+        match self {
+            Self::Sqlite(store) => store.uploads(),
+            Self::Postgres(store) => store.uploads(),
+        }
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         ask!(self, store => store.probe())
     }

@@ -54,6 +54,7 @@ mod postgres;
 mod registry;
 mod rows;
 mod sqlite;
+mod uploads;
 
 pub use any::AnyStore;
 pub use blobs::LocalBlobs;

@@ -1,6 +1,6 @@
 //! What is kept under the name of a request, the same in every store.
 
-use driftline_engine::{DeviceOnce, Remembered, StoreError};
+use driftline_engine::{Remembered, StoreError};
 use driftline_idempotency::{
     Claim, Claimed, Decision, EffectId, Fingerprint, Record, RecordsError, State, WINDOW_MS_MAX, decide,
 };
@@ -45,14 +45,9 @@ impl Kept {
         Self { fingerprint, expires_ms: at_ms.saturating_add(BATCH_MS), answer, lease: None }
     }
 
-    /// Makes the row of a change of the registry.
-    pub(crate) fn of_change(once: &DeviceOnce, now_ms: u64, answer: &[u8]) -> Self {
-        Self {
-            fingerprint: once.fingerprint,
-            expires_ms: now_ms.saturating_add(once.window_ms),
-            answer: Some(encode_bytes(answer)),
-            lease: None,
-        }
+    /// Makes the row of a change beside the batches: of the registry, or of the uploads.
+    pub(crate) fn of_change(fingerprint: Fingerprint, expires_ms: u64, answer: &[u8]) -> Self {
+        Self { fingerprint, expires_ms, answer: Some(encode_bytes(answer)), lease: None }
     }
 
     /// Makes the row of a claim that is granted.
@@ -102,7 +97,7 @@ pub(crate) fn meet_claim(kept: Option<&Kept>, claim: &Claim) -> Result<Option<Cl
         Decision::Mismatch => Some(Claimed::Mismatch),
         Decision::Replay(answer) => Some(match decode_answer(*answer)? {
             Some(answer) => Claimed::Replay { answer, expires_ms: kept.map_or(0, |kept| kept.expires_ms) },
-            // The key is a batch's or that of a change of the registry.
+            // The key is a batch's or that of a change beside the batches.
             None => Claimed::Mismatch,
         }),
     })
@@ -113,7 +108,7 @@ pub(crate) fn grant(claim: &Claim, attempt: u64) -> Claimed {
     Claimed::Granted { attempt, effect_id: EffectId::new(&claim.scope, &claim.key) }
 }
 
-/// What a change of the registry meets under its key.
+/// What a change beside the batches meets under its key.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Met {
     /// Nothing: it is to be made.
@@ -124,10 +119,14 @@ pub(crate) enum Met {
     Other,
 }
 
-/// Tells what a change of the registry meets.
-pub(crate) fn meet_change(kept: Option<&Kept>, once: &DeviceOnce, now_ms: u64) -> Result<Met, StoreError> {
+/// Tells what a change beside the batches meets.
+pub(crate) fn meet_change(
+    kept: Option<&Kept>,
+    fingerprint: &Fingerprint,
+    now_ms: u64,
+) -> Result<Met, StoreError> {
     let record = kept.map(Kept::record).transpose()?;
-    Ok(match decide(record.as_ref(), &once.fingerprint, now_ms) {
+    Ok(match decide(record.as_ref(), fingerprint, now_ms) {
         Decision::Execute | Decision::TakeOver { .. } => Met::Free,
         Decision::Replay(Remembered::Bytes(bytes)) => Met::Before(bytes.clone()),
         Decision::Replay(_) | Decision::Mismatch | Decision::InProgress { .. } => Met::Other,

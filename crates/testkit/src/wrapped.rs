@@ -5,16 +5,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use driftline_engine::{
-    Answer, AuditEntry, AuditQuery, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged, DeviceEvents,
-    DeviceNote, DeviceOnce, DeviceQuery, DeviceRow, Drained, Event, EventLog, EventName, EventPage,
-    EventQuery, Head, History, OutboxRouter, Page, PageQuery, PartSum, Receipt, Remembered, Retention, Row,
-    SampleQuery, SampleRow, SeriesQuery, SeriesRow, SessionProgress, Store, StoreError, StoredPolicy,
-    Submission, SumQuery, TopicRules,
+    Answer, AuditEntry, AuditQuery, ChunkReceipt, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged,
+    DeviceEvents, DeviceNote, DeviceOnce, DeviceQuery, DeviceRow, Drained, Event, EventLog, EventName,
+    EventPage, EventQuery, Head, History, Kept, LeaseKey, Leased, OutboxRouter, Page, PageQuery, PartSum,
+    Receipt, Remembered, Renewed, Retention, Row, SampleQuery, SampleRow, SeriesQuery, SeriesRow,
+    SessionProgress, Store, StoreError, StoredPolicy, StreamReceipt, Submission, SumQuery, TopicRules,
+    UploadCaps, UploadOnce, UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
 };
 use driftline_idempotency::Record;
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
 };
+use driftline_uploads::{Digest, UploadId};
 
 /// What a [`Wrapped`] store does otherwise than the one inside; each hook may still ask that one.
 pub trait Hook<S: Store>: Send + Sync + 'static {
@@ -237,6 +239,10 @@ impl<S: Store, H: Hook<S>> Store for Wrapped<S, H> {
         self
     }
 
+    fn uploads(&self) -> &dyn UploadRows {
+        self
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         self.hook.admit()?;
         self.inner.probe().await
@@ -254,6 +260,16 @@ impl<S: Store, H: Hook<S>> Wrapped<S, H> {
     ) -> Answer<'a, T> {
         match self.hook.admit() {
             Ok(()) => ask(self.inner.log()),
+            Err(error) => Box::pin(ready(Err(error))),
+        }
+    }
+
+    fn admitted_to_uploads<'a, T: Send + 'a>(
+        &'a self,
+        ask: impl FnOnce(&'a dyn UploadRows) -> Answer<'a, T>,
+    ) -> Answer<'a, T> {
+        match self.hook.admit() {
+            Ok(()) => ask(self.inner.uploads()),
             Err(error) => Box::pin(ready(Err(error))),
         }
     }
@@ -294,5 +310,91 @@ impl<S: Store, H: Hook<S>> EventLog for Wrapped<S, H> {
 
     fn notices_read(&self, tenant: TenantNo, user: Box<str>, ids: Vec<Box<str>>) -> Answer<'_, Vec<bool>> {
         self.admitted(|log| log.notices_read(tenant, user, ids))
+    }
+}
+
+impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
+    fn open_upload(
+        &self,
+        row: UploadRow,
+        caps: UploadCaps,
+        once: Option<UploadOnce>,
+    ) -> Answer<'_, UploadOpened> {
+        self.admitted_to_uploads(|uploads| uploads.open_upload(row, caps, once))
+    }
+
+    fn upload(&self, id: UploadId) -> Answer<'_, Option<UploadRow>> {
+        self.admitted_to_uploads(|uploads| uploads.upload(id))
+    }
+
+    fn chunk(&self, id: UploadId, index: u64) -> Answer<'_, Option<Digest>> {
+        self.admitted_to_uploads(|uploads| uploads.chunk(id, index))
+    }
+
+    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<(u64, Option<Box<str>>)>> {
+        self.admitted_to_uploads(|uploads| uploads.chunks(id))
+    }
+
+    fn keep_chunk(&self, receipt: ChunkReceipt) -> Answer<'_, Kept> {
+        self.admitted_to_uploads(|uploads| uploads.keep_chunk(receipt))
+    }
+
+    fn keep_stream(&self, receipt: StreamReceipt) -> Answer<'_, Kept> {
+        self.admitted_to_uploads(|uploads| uploads.keep_stream(receipt))
+    }
+
+    fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {
+        self.admitted_to_uploads(|uploads| uploads.turn_upload(turn))
+    }
+
+    fn lease(
+        &self,
+        key: LeaseKey,
+        holder: u64,
+        now_ms: u64,
+        until_ms: u64,
+        evict: bool,
+    ) -> Answer<'_, Leased> {
+        self.admitted_to_uploads(|uploads| uploads.lease(key, holder, now_ms, until_ms, evict))
+    }
+
+    fn renew(&self, key: LeaseKey, holder: u64, now_ms: u64, until_ms: u64) -> Answer<'_, Renewed> {
+        self.admitted_to_uploads(|uploads| uploads.renew(key, holder, now_ms, until_ms))
+    }
+
+    fn release(&self, key: LeaseKey, holder: u64) -> Answer<'_, ()> {
+        self.admitted_to_uploads(|uploads| uploads.release(key, holder))
+    }
+
+    fn overdue_uploads(&self, now_ms: u64, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        self.admitted_to_uploads(|uploads| uploads.overdue_uploads(now_ms, rows))
+    }
+
+    fn unfinished_uploads(&self, before_ms: u64, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        self.admitted_to_uploads(|uploads| uploads.unfinished_uploads(before_ms, rows))
+    }
+
+    fn live_uploads(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<UploadId>> {
+        self.admitted_to_uploads(|uploads| uploads.live_uploads(ids))
+    }
+
+    fn untold_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        self.admitted_to_uploads(|uploads| uploads.untold_uploads(rows))
+    }
+
+    fn upload_told(&self, id: UploadId) -> Answer<'_, ()> {
+        self.admitted_to_uploads(|uploads| uploads.upload_told(id))
+    }
+
+    fn remove_file_row(&self, id: UploadId) -> Answer<'_, bool> {
+        self.admitted_to_uploads(|uploads| uploads.remove_file_row(id))
+    }
+
+    fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64> {
+        self.admitted_to_uploads(|uploads| uploads.forget_uploads(before_ms))
+    }
+
+    fn upload_usage(&self) -> Answer<'_, UploadUsage> {
+        self.admitted_to_uploads(|uploads| uploads.upload_usage())
     }
 }

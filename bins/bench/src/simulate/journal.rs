@@ -261,6 +261,10 @@ impl<S: Store> Store for Journaled<S> {
         self.inner.log()
     }
 
+    fn uploads(&self) -> &dyn driftline_engine::UploadRows {
+        self.inner.uploads()
+    }
+
     fn cursor_secret(&self) -> [u8; 32] {
         self.inner.cursor_secret()
     }

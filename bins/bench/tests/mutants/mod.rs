@@ -462,6 +462,10 @@ impl Store for Faulty {
         self.inner.log()
     }
 
+    fn uploads(&self) -> &dyn driftline_engine::UploadRows {
+        self.inner.uploads()
+    }
+
     fn cursor_secret(&self) -> [u8; 32] {
         self.inner.cursor_secret()
     }

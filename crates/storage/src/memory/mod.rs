@@ -6,6 +6,7 @@ mod prune;
 mod reads;
 mod registry;
 mod samples;
+mod uploads;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,6 +73,7 @@ struct State {
     /// Live rows and the wrapping sum of their hashes.
     sums: BTreeMap<(TenantNo, ScopeName, KindName), (i64, u64)>,
     log: log::Log,
+    uploads: uploads::Uploads,
 }
 
 /// A scope and a record that left it.
@@ -256,6 +258,7 @@ impl MemoryStore {
             exits: BTreeMap::new(),
             sums: BTreeMap::new(),
             log: log::Log::default(),
+            uploads: uploads::Uploads::default(),
         };
         Self { state: Arc::new(Mutex::new(state)), clock, listeners, cursor_secret, limits }
     }
@@ -493,6 +496,10 @@ impl Store for MemoryStore {
     }
 
     fn log(&self) -> &dyn driftline_engine::EventLog {
+        self
+    }
+
+    fn uploads(&self) -> &dyn driftline_engine::UploadRows {
         self
     }
 

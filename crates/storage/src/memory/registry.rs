@@ -159,7 +159,7 @@ impl State {
     ) -> Result<DeviceChanged, StoreError> {
         if let Some(once) = once {
             let name = (tenant, once.owner.clone(), once.key.clone());
-            match meet_change(self.once.get(&name), once, now_ms)? {
+            match meet_change(self.once.get(&name), &once.fingerprint, now_ms)? {
                 Met::Free => {}
                 Met::Before(bytes) => return Ok(DeviceChanged::Replayed(bytes)),
                 Met::Other => return Ok(DeviceChanged::Reused),
@@ -185,7 +185,8 @@ impl State {
         device.digest = if device.retired { None } else { digest.or(device.digest) };
         let row = device.row(number)?;
         if let Some(once) = once {
-            let kept = Kept::of_change(once, now_ms, &(once.answer)(&row));
+            let expires_ms = now_ms.saturating_add(once.window_ms);
+            let kept = Kept::of_change(once.fingerprint, expires_ms, &(once.answer)(&row));
             self.once.insert((tenant, once.owner.clone(), once.key.clone()), kept);
         }
         Ok(DeviceChanged::Done(Box::new(row)))

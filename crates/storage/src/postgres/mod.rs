@@ -47,6 +47,7 @@ mod topics;
 mod trim;
 #[cfg(test)]
 mod under_way;
+mod uploads;
 mod watch;
 mod write;
 
@@ -448,6 +449,10 @@ impl Store for PostgresStore {
     }
 
     fn log(&self) -> &dyn driftline_engine::EventLog {
+        self
+    }
+
+    fn uploads(&self) -> &dyn driftline_engine::UploadRows {
         self
     }
 

@@ -181,7 +181,7 @@ async fn change_within(
     let now_ms = shared.now(database_ms).max(received_ms);
     if let Some(once) = once {
         let kept = once::find(lease.pg(), tenant_no, &once.owner, &once.key).await?;
-        match meet_change(kept.as_ref(), once, now_ms)? {
+        match meet_change(kept.as_ref(), &once.fingerprint, now_ms)? {
             Met::Free => {}
             Met::Before(bytes) => return Ok(DeviceChanged::Replayed(bytes)),
             Met::Other => return Ok(DeviceChanged::Reused),
@@ -202,7 +202,9 @@ async fn change_within(
     let row = find(lease.pg(), tenant_no, change).await?.ok_or_else(|| corrupt("device"))?;
     if let Some(once) = once {
         let mut put = PutKeys::of(tenant_no);
-        put.push((&once.owner, &once.key), Kept::of_change(once, now_ms, &(once.answer)(&row)));
+        let expires_ms = now_ms.saturating_add(once.window_ms);
+        let kept = Kept::of_change(once.fingerprint, expires_ms, &(once.answer)(&row));
+        put.push((&once.owner, &once.key), kept);
         put.execute(&mut { lease.pg() }).await.map_err(store_error)?;
     }
     Ok(DeviceChanged::Done(Box::new(row)))

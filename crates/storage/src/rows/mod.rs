@@ -5,6 +5,7 @@ mod conflict;
 mod device;
 mod events;
 mod samples;
+mod upload;
 
 use diesel::query_builder::QueryId;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
@@ -23,6 +24,10 @@ pub(crate) use conflict::{ConflictColumns, ConflictSql, ConflictWrite};
 pub(crate) use device::DeviceSql;
 pub(crate) use events::{EventColumns, EventInsert, EventRow, event_of, topics_of, topics_sql};
 pub(crate) use samples::{SampleInsert, SeriesInsert, point_of, sample_mark_of};
+pub(crate) use upload::{
+    StandingColumns, StandingRow, UPLOAD_SELECT, UploadColumns, UploadSql, UploadWrite, count_of, digest_of,
+    digest_sql, id_of, id_sql, running_sql, standing_of,
+};
 
 /// The columns of a record as a query gives them.
 pub(crate) type RecordSql = (

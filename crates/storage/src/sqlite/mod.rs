@@ -24,6 +24,7 @@ mod samples;
 mod seal;
 mod side;
 mod sums;
+mod uploads;
 mod write;
 mod writer;
 
@@ -83,6 +84,10 @@ struct Shared {
     writer: Option<JoinHandle<()>>,
     side: Option<side::Side>,
     watch: log::Watch,
+    /// Receipts of uploads that wait for the writer.
+    receipts: Arc<uploads::Waiting>,
+    /// Rights to write uploads.
+    held: uploads::Held,
     /// The columns of the outbox that hold claims.
     outbox_claims: Arc<[Box<str>]>,
     /// The last one to go: everything else is closed before somebody else may open the file.
@@ -190,10 +195,7 @@ impl SqliteStore {
     ) -> Result<(), StoreError> {
         self.write(move |writer| {
             let now = crate::rows::sql(now_ms);
-            writer.write(&planned, &state, now).map_err(|error| match error {
-                writer::GroupError::Store(error) | writer::GroupError::NotBegun(error) => error,
-                writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
-            })
+            writer.write(&planned, &state, now).map_err(StoreError::from)
         })
         .await
     }
@@ -203,13 +205,8 @@ impl SqliteStore {
         &self,
         group: Vec<Submission>,
     ) -> Result<driftline_engine::GroupState, StoreError> {
-        self.run(move |writer| {
-            writer.load(&group, crate::group::Lookup::Thorough).map_err(|error| match error {
-                writer::GroupError::Store(error) | writer::GroupError::NotBegun(error) => error,
-                writer::GroupError::DoubledName => StoreError::Unavailable("a doubled key".into()),
-            })
-        })
-        .await
+        self.run(move |writer| writer.load(&group, crate::group::Lookup::Thorough).map_err(StoreError::from))
+            .await
     }
 }
 
@@ -431,6 +428,10 @@ impl Store for SqliteStore {
     }
 
     fn log(&self) -> &dyn driftline_engine::EventLog {
+        self
+    }
+
+    fn uploads(&self) -> &dyn driftline_engine::UploadRows {
         self
     }
 

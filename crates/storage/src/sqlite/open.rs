@@ -179,6 +179,8 @@ impl SqliteStore {
             writer: Some(writer),
             side: Some(side),
             watch,
+            receipts: Arc::default(),
+            held: super::uploads::Held::default(),
             outbox_claims: options.outbox_claims.into(),
             _lock: lock,
         };

@@ -50,6 +50,14 @@ impl Writer {
         work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.connection.batch_execute("BEGIN IMMEDIATE").map_err(store_error)?;
+        self.end_transaction(work)
+    }
+
+    /// Runs work in the transaction that was begun, and ends it; all of it happens or nothing.
+    pub(super) fn end_transaction<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         match work(self) {
             Ok(done) => {
                 if let Err(error) = self.connection.batch_execute("COMMIT") {

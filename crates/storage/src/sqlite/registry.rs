@@ -139,7 +139,7 @@ pub(super) fn change_device(
     if let Some(once) = once {
         let name = (&*once.owner, &*once.key);
         let kept = once::kept(&mut writer.connection, tenant, name).map_err(store_error)??;
-        match meet_change(kept.as_ref(), once, now_ms)? {
+        match meet_change(kept.as_ref(), &once.fingerprint, now_ms)? {
             Met::Free => {}
             Met::Before(bytes) => return Ok(DeviceChanged::Replayed(bytes)),
             Met::Other => return Ok(DeviceChanged::Reused),
@@ -170,7 +170,8 @@ pub(super) fn change_device(
     }
     let row = device_row(&mut writer.connection, tenant, number)?.ok_or_else(|| corrupt("devices"))?;
     if let Some(once) = once {
-        let kept = Kept::of_change(once, now_ms, &(once.answer)(&row));
+        let expires_ms = now_ms.saturating_add(once.window_ms);
+        let kept = Kept::of_change(once.fingerprint, expires_ms, &(once.answer)(&row));
         once::keep(&mut writer.connection, tenant, (&once.owner, &once.key), kept)?;
     }
     Ok(DeviceChanged::Done(Box::new(row)))

@@ -89,6 +89,15 @@ impl From<StoreError> for GroupError {
     }
 }
 
+impl From<GroupError> for StoreError {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::DoubledName => Self::Unavailable("a doubled key".into()),
+            GroupError::Store(error) | GroupError::NotBegun(error) => error,
+        }
+    }
+}
+
 impl From<diesel::result::Error> for GroupError {
     fn from(error: diesel::result::Error) -> Self {
         if is_unique_violation(&error) { Self::DoubledName } else { Self::Store(store_error(error)) }
@@ -201,8 +210,7 @@ impl Writer {
                         Ok(mut receipts) => {
                             receipts.pop().ok_or(StoreError::Unavailable("no receipt".into()))
                         }
-                        Err(GroupError::DoubledName) => Err(StoreError::Unavailable("a doubled key".into())),
-                        Err(GroupError::Store(error) | GroupError::NotBegun(error)) => Err(error),
+                        Err(error) => Err(error.into()),
                     });
                 }
             }

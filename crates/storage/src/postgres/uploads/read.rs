@@ -1,0 +1,159 @@
+//! What is read of uploads.
+
+use std::collections::HashSet;
+
+use diesel::pg::Pg;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text};
+use diesel::{OptionalExtension, QueryResult, sql_query};
+use diesel_async::RunQueryDsl;
+use driftline_engine::{StoreError, UploadRow, UploadUsage};
+use driftline_uploads::{Digest, UploadId};
+
+use super::super::snapshot::give_back;
+use super::super::sql::statement;
+use super::super::{Shared, store_error};
+use crate::rows::{UPLOAD_SELECT, UploadColumns, UploadSql, count_of, digest_of, id_of, id_sql, sql, sql_ms};
+
+/// Reads an upload.
+#[derive(QueryId)]
+struct LoadUpload {
+    id: Vec<u8>,
+}
+
+impl QueryFragment<Pg> for LoadUpload {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(UPLOAD_SELECT);
+        out.push_sql(" WHERE u.id = ");
+        out.push_bind_param::<Binary, _>(&self.id)
+    }
+}
+
+impl Query for LoadUpload {
+    type SqlType = UploadColumns;
+}
+
+statement! {
+    /// The digest of a chunk.
+    LoadChunk { id: Vec<u8> => Binary, chunk_no: i64 => BigInt } =
+    "SELECT digest FROM upload_chunks WHERE upload = " ? id: Binary
+    " AND chunk_no = " ? chunk_no: BigInt
+    ""
+}
+
+impl Query for LoadChunk {
+    type SqlType = Binary;
+}
+
+statement! {
+    /// The chunks of an upload in their order.
+    LoadChunks { id: Vec<u8> => Binary } =
+    "SELECT chunk_no, tag FROM upload_chunks WHERE upload = " ? id: Binary
+    " ORDER BY chunk_no"
+}
+
+impl Query for LoadChunks {
+    type SqlType = (BigInt, Nullable<Text>);
+}
+
+statement! {
+    /// Of uploads those that are open or being finalized.
+    LoadLive { ids: Vec<Vec<u8>> => Array<Binary> } =
+    "SELECT u.id FROM unnest(" ? ids: Array<Binary>
+    ") AS w(id) CROSS JOIN LATERAL (SELECT id, state FROM uploads WHERE id >= w.id AND id <= w.id ORDER BY id LIMIT 1) \
+     AS u WHERE u.state IN ('open', 'finalizing')"
+}
+
+impl Query for LoadLive {
+    type SqlType = Binary;
+}
+
+statement! {
+    /// How many uploads are open or being finalized, and what all of them and the files take.
+    LoadUsages {} =
+    "SELECT (SELECT count(*) FROM uploads WHERE state IN ('open', 'finalizing')), \
+     (SELECT coalesce(sum(bytes), 0)::BIGINT FROM upload_usage)"
+}
+
+impl Query for LoadUsages {
+    type SqlType = (BigInt, BigInt);
+}
+
+pub(super) async fn upload(shared: &Shared, id: UploadId) -> Result<Option<UploadRow>, StoreError> {
+    let lease = shared.reader().await?;
+    let found = LoadUpload { id: id_sql(id) }.get_result::<UploadSql>(&mut lease.pg()).await;
+    let found = give_back(lease, found.optional().map_err(store_error)).await?;
+    found.map(UploadSql::row).transpose()
+}
+
+pub(super) async fn chunk(shared: &Shared, id: UploadId, index: u64) -> Result<Option<Digest>, StoreError> {
+    let lease = shared.reader().await?;
+    let load = LoadChunk { id: id_sql(id), chunk_no: sql(index) };
+    let found = load.get_result::<Vec<u8>>(&mut lease.pg()).await;
+    let found = give_back(lease, found.optional().map_err(store_error)).await?;
+    found.as_deref().map(digest_of).transpose()
+}
+
+pub(super) async fn chunks(
+    shared: &Shared,
+    id: UploadId,
+) -> Result<Vec<(u64, Option<Box<str>>)>, StoreError> {
+    let lease = shared.reader().await?;
+    let found = LoadChunks { id: id_sql(id) }.load::<(i64, Option<String>)>(&mut lease.pg()).await;
+    let found = give_back(lease, found.map_err(store_error)).await?;
+    found.into_iter().map(|(chunk_no, tag)| Ok((count_of(chunk_no)?, tag.map(Into::into)))).collect()
+}
+
+/// Lists uploads by a condition and an order that one of the partial indexes has, and that takes a time and the number
+/// of rows.
+async fn listed(
+    shared: &Shared,
+    condition: &str,
+    at_ms: u64,
+    rows: usize,
+) -> Result<Vec<UploadRow>, StoreError> {
+    let lease = shared.reader().await?;
+    let found = sql_query(format!("{UPLOAD_SELECT} WHERE {condition} LIMIT $2"))
+        .bind::<BigInt, _>(sql_ms(at_ms))
+        .bind::<BigInt, _>(i64::try_from(rows).unwrap_or(i64::MAX))
+        .load::<UploadSql>(&mut lease.pg())
+        .await;
+    let found = give_back(lease, found.map_err(store_error)).await?;
+    found.into_iter().map(UploadSql::row).collect()
+}
+
+pub(super) async fn overdue(shared: &Shared, now_ms: u64, rows: usize) -> Result<Vec<UploadRow>, StoreError> {
+    let condition = "u.state = 'open' AND u.expires_at <= $1 ORDER BY u.expires_at, u.id";
+    listed(shared, condition, now_ms, rows).await
+}
+
+pub(super) async fn unfinished(
+    shared: &Shared,
+    before_ms: u64,
+    rows: usize,
+) -> Result<Vec<UploadRow>, StoreError> {
+    let condition = "u.state = 'finalizing' AND u.changed_at < $1 ORDER BY u.changed_at, u.id";
+    listed(shared, condition, before_ms, rows).await
+}
+
+pub(super) async fn untold(shared: &Shared, rows: usize) -> Result<Vec<UploadRow>, StoreError> {
+    let condition = "u.state = 'done' AND NOT u.told AND u.joining <> 'part' AND u.changed_at <= $1 \
+         ORDER BY u.changed_at, u.id";
+    listed(shared, condition, u64::MAX, rows).await
+}
+
+pub(super) async fn live(shared: &Shared, ids: Vec<UploadId>) -> Result<Vec<UploadId>, StoreError> {
+    let lease = shared.reader().await?;
+    let load = LoadLive { ids: ids.iter().map(|id| id_sql(*id)).collect() };
+    let found = load.load::<Vec<u8>>(&mut lease.pg()).await;
+    let found = give_back(lease, found.map_err(store_error)).await?;
+    let found: HashSet<UploadId> = found.iter().map(|id| id_of(id)).collect::<Result<_, _>>()?;
+    Ok(ids.into_iter().filter(|id| found.contains(id)).collect())
+}
+
+pub(super) async fn usage(shared: &Shared) -> Result<UploadUsage, StoreError> {
+    let lease = shared.reader().await?;
+    let usages = (LoadUsages {}).get_result::<(i64, i64)>(&mut lease.pg()).await;
+    let (open, bytes) = give_back(lease, usages.map_err(store_error)).await?;
+    Ok(UploadUsage { open: count_of(open)?, bytes: count_of(bytes)? })
+}

@@ -1,0 +1,189 @@
+//! The rows of uploads in the file.
+
+mod open;
+mod read;
+mod receipts;
+mod turn;
+
+use std::sync::{Mutex, PoisonError};
+
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::{BigInt, Binary, Integer};
+use diesel::sqlite::Sqlite;
+use driftline_engine::{
+    Answer, ChunkReceipt, Kept, LeaseKey, Leased, Renewed, StoreError, StreamReceipt, UploadCaps, UploadOnce,
+    UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
+};
+use driftline_uploads::{Digest, UploadId};
+use futures_util::future::ready;
+
+use super::hot::statement;
+use super::{SqliteStore, store_error};
+use crate::rows::{StandingColumns, StandingRow, count_of, id_sql, standing_of};
+use crate::uploads::{Leases, Standing};
+use receipts::Receipt;
+
+pub(super) use receipts::Waiting;
+
+/// The rights to write. This process is the only one that has the file, and they end with it.
+#[derive(Default)]
+pub(super) struct Held(Mutex<Leases>);
+
+impl Held {
+    fn with<T>(&self, work: impl FnOnce(&mut Leases) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+statement! {
+    /// What decides on an upload.
+    LoadStanding { id: Vec<u8> => Binary } =
+    "SELECT tenant_no, state, received, size, reserved FROM uploads WHERE id = " ? id: Binary
+}
+
+impl Query for LoadStanding {
+    type SqlType = StandingColumns;
+}
+
+statement! {
+    /// What a tenant's uploads and files take.
+    LoadUsage { tenant_no: i32 => Integer } =
+    "SELECT bytes FROM upload_usage WHERE tenant_no = " ? tenant_no: Integer
+}
+
+impl Query for LoadUsage {
+    type SqlType = BigInt;
+}
+
+statement! {
+    /// Adds to what a tenant's uploads and files take.
+    AddUsage { tenant_no: i32 => Integer, bytes: i64 => BigInt } =
+    "INSERT INTO upload_usage (tenant_no, bytes) VALUES (" ? tenant_no: Integer
+    ", " ? bytes: BigInt
+    ") ON CONFLICT (tenant_no) DO UPDATE SET bytes = bytes + excluded.bytes"
+}
+
+statement! {
+    /// Forgets the chunks of an upload.
+    ForgetChunks { id: Vec<u8> => Binary } = "DELETE FROM upload_chunks WHERE upload = " ? id: Binary
+}
+
+/// Reads what decides on an upload, with the number of its tenant.
+fn standing(connection: &mut SqliteConnection, id: UploadId) -> Result<Option<(i32, Standing)>, StoreError> {
+    let row: Option<StandingRow> =
+        LoadStanding { id: id_sql(id) }.get_result(connection).optional().map_err(store_error)?;
+    row.as_ref().map(standing_of).transpose()
+}
+
+fn used(connection: &mut SqliteConnection, tenant_no: i32) -> Result<u64, StoreError> {
+    let bytes: Option<i64> =
+        LoadUsage { tenant_no }.get_result(connection).optional().map_err(store_error)?;
+    count_of(bytes.unwrap_or_default())
+}
+
+/// Takes down that an upload reserves more, or less, than before.
+fn move_usage(
+    connection: &mut SqliteConnection,
+    tenant_no: i32,
+    (before, after): (u64, u64),
+) -> Result<(), StoreError> {
+    if before == after {
+        return Ok(());
+    }
+    let bytes = after.cast_signed() - before.cast_signed();
+    AddUsage { tenant_no, bytes }.execute(connection).map(drop).map_err(store_error)
+}
+
+fn forget_chunks(connection: &mut SqliteConnection, id: UploadId) -> Result<(), StoreError> {
+    ForgetChunks { id: id_sql(id) }.execute(connection).map(drop).map_err(store_error)
+}
+
+impl UploadRows for SqliteStore {
+    fn open_upload(
+        &self,
+        row: UploadRow,
+        caps: UploadCaps,
+        once: Option<UploadOnce>,
+    ) -> Answer<'_, UploadOpened> {
+        Box::pin(self.write(move |writer| open::open_upload(writer, &row, caps, once.as_ref())))
+    }
+
+    fn upload(&self, id: UploadId) -> Answer<'_, Option<UploadRow>> {
+        Box::pin(self.read(move |connection, _| read::upload(connection, id)))
+    }
+
+    fn chunk(&self, id: UploadId, index: u64) -> Answer<'_, Option<Digest>> {
+        Box::pin(self.read(move |connection, _| read::chunk(connection, id, index)))
+    }
+
+    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<(u64, Option<Box<str>>)>> {
+        Box::pin(self.read(move |connection, _| read::chunks(connection, id)))
+    }
+
+    fn keep_chunk(&self, receipt: ChunkReceipt) -> Answer<'_, Kept> {
+        Box::pin(self.keep(Receipt::Chunk(receipt)))
+    }
+
+    fn keep_stream(&self, receipt: StreamReceipt) -> Answer<'_, Kept> {
+        Box::pin(self.keep(Receipt::Stream(receipt)))
+    }
+
+    fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {
+        Box::pin(self.write(move |writer| turn::turn(&mut writer.connection, &turn)))
+    }
+
+    fn lease(
+        &self,
+        key: LeaseKey,
+        holder: u64,
+        now_ms: u64,
+        until_ms: u64,
+        evict: bool,
+    ) -> Answer<'_, Leased> {
+        let leased = |leases: &mut Leases| leases.lease(key, holder, (now_ms, until_ms), evict);
+        Box::pin(ready(Ok(self.shared.held.with(leased))))
+    }
+
+    fn renew(&self, key: LeaseKey, holder: u64, now_ms: u64, until_ms: u64) -> Answer<'_, Renewed> {
+        let renewed = |leases: &mut Leases| leases.renew(key, holder, (now_ms, until_ms));
+        Box::pin(ready(Ok(self.shared.held.with(renewed))))
+    }
+
+    fn release(&self, key: LeaseKey, holder: u64) -> Answer<'_, ()> {
+        self.shared.held.with(|leases| leases.release(key, holder));
+        Box::pin(ready(Ok(())))
+    }
+
+    fn overdue_uploads(&self, now_ms: u64, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        Box::pin(self.read(move |connection, _| read::overdue(connection, now_ms, rows)))
+    }
+
+    fn unfinished_uploads(&self, before_ms: u64, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        Box::pin(self.read(move |connection, _| read::unfinished(connection, before_ms, rows)))
+    }
+
+    fn live_uploads(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<UploadId>> {
+        Box::pin(self.read(move |connection, _| read::live(connection, ids)))
+    }
+
+    fn untold_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        Box::pin(self.read(move |connection, _| read::untold(connection, rows)))
+    }
+
+    fn upload_told(&self, id: UploadId) -> Answer<'_, ()> {
+        Box::pin(self.write(move |writer| turn::told(&mut writer.connection, id)))
+    }
+
+    fn remove_file_row(&self, id: UploadId) -> Answer<'_, bool> {
+        Box::pin(self.write(move |writer| turn::remove_file(&mut writer.connection, id)))
+    }
+
+    fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64> {
+        Box::pin(self.in_steps(move |writer| turn::forget(&mut writer.connection, before_ms)))
+    }
+
+    fn upload_usage(&self) -> Answer<'_, UploadUsage> {
+        Box::pin(self.read(|connection, _| read::usage(connection)))
+    }
+}

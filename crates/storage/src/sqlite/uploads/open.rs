@@ -1,0 +1,71 @@
+//! How an upload is opened.
+
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+use diesel::sqlite::Sqlite;
+use driftline_engine::{StoreError, UploadCaps, UploadOnce, UploadOpened, UploadRow};
+
+use super::super::hot::{Rows, binds, insert, statement};
+use super::super::writer::Writer;
+use super::super::{once, store_error};
+use super::{move_usage, used};
+use crate::names::tenant_sql;
+use crate::rows::{UploadWrite, count_of};
+use crate::uploads::{kept_of, met, refused};
+
+impl Rows for UploadWrite {
+    const HEAD: &'static str = "INSERT INTO uploads (id, tenant_no, owner, state, size, chunk_bytes, received, reserved, \
+         opened_at, expires_at, changed_at, file_name, content_type, metadata, announced, digest, running, hashed, staged, \
+         record_kind, record_id, joining, fault) VALUES ";
+    const TAIL: &'static str = "";
+
+    fn bind<'b>(&'b self, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        binds!(self, out, Binary => id, Integer => tenant_no, Text => owner, Text => state, Nullable<BigInt> => size,
+            Nullable<BigInt> => chunk_bytes, BigInt => received, BigInt => reserved, BigInt => opened_at,
+            BigInt => expires_at, BigInt => changed_at, Text => file_name, Text => content_type,
+            Nullable<Binary> => metadata, Nullable<Binary> => announced, Nullable<Binary> => digest,
+            Nullable<Binary> => running, BigInt => hashed, Nullable<Text> => staged, Nullable<Text> => record_kind,
+            Nullable<Text> => record_id, Text => joining, Nullable<Binary> => fault)
+    }
+}
+
+statement! {
+    /// How many uploads of a user are open or being finalized.
+    CountLive { tenant_no: i32 => Integer, owner: String => Text } =
+    "SELECT count(*) FROM uploads WHERE tenant_no = " ? tenant_no: Integer
+    " AND owner = " ? owner: Text
+    " AND state IN ('open', 'finalizing')"
+}
+
+impl Query for CountLive {
+    type SqlType = BigInt;
+}
+
+pub(super) fn open_upload(
+    writer: &mut Writer,
+    row: &UploadRow,
+    caps: UploadCaps,
+    once: Option<&UploadOnce>,
+) -> Result<UploadOpened, StoreError> {
+    let now_ms = writer.clock.now_ms();
+    let connection = &mut writer.connection;
+    if let Some(once) = once {
+        let kept = once::kept(connection, row.tenant, (&once.owner, &once.key)).map_err(store_error)??;
+        if let Some(answer) = met(kept.as_ref(), once, now_ms)? {
+            return Ok(answer);
+        }
+    }
+    let (tenant_no, owner) = (tenant_sql(row.tenant), row.owner.to_string());
+    let open: i64 = CountLive { tenant_no, owner }.get_result(connection).map_err(store_error)?;
+    if let Some(answer) = refused(row, caps, count_of(open)?, used(connection, tenant_no)?) {
+        return Ok(answer);
+    }
+    insert(connection, &[UploadWrite::new(row)]).map_err(store_error)?;
+    move_usage(connection, tenant_no, (0, row.reserved))?;
+    if let Some(once) = once {
+        let kept = kept_of(once, row.id, now_ms);
+        once::keep(connection, row.tenant, (&once.owner, &once.key), kept)?;
+    }
+    Ok(UploadOpened::Opened)
+}

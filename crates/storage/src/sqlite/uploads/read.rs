@@ -1,0 +1,164 @@
+//! What is read of uploads.
+
+use std::collections::HashSet;
+
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Binary, Nullable, Text};
+use diesel::sqlite::Sqlite;
+use driftline_engine::{StoreError, UploadRow, UploadUsage};
+use driftline_uploads::{Digest, UploadId};
+
+use super::super::hot::statement;
+use super::super::load::json_array;
+use super::super::store_error;
+use crate::rows::{UPLOAD_SELECT, UploadColumns, UploadSql, count_of, digest_of, id_of, id_sql, sql, sql_ms};
+
+/// Reads an upload.
+#[derive(QueryId)]
+struct LoadUpload {
+    id: Vec<u8>,
+}
+
+impl QueryFragment<Sqlite> for LoadUpload {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        out.push_sql(UPLOAD_SELECT);
+        out.push_sql(" WHERE u.id = ");
+        out.push_bind_param::<Binary, _>(&self.id)
+    }
+}
+
+impl Query for LoadUpload {
+    type SqlType = UploadColumns;
+}
+
+impl RunQueryDsl<SqliteConnection> for LoadUpload {}
+
+statement! {
+    /// The digest of a chunk.
+    LoadChunk { id: Vec<u8> => Binary, chunk_no: i64 => BigInt } =
+    "SELECT digest FROM upload_chunks WHERE upload = " ? id: Binary
+    " AND chunk_no = " ? chunk_no: BigInt
+}
+
+impl Query for LoadChunk {
+    type SqlType = Binary;
+}
+
+statement! {
+    /// The chunks of an upload in their order.
+    LoadChunks { id: Vec<u8> => Binary } =
+    "SELECT chunk_no, tag FROM upload_chunks WHERE upload = " ? id: Binary
+    " ORDER BY chunk_no"
+}
+
+impl Query for LoadChunks {
+    type SqlType = (BigInt, Nullable<Text>);
+}
+
+statement! {
+    /// Of uploads whose names stand as hexadecimal digits in a JSON array those that are open or being finalized.
+    LoadLive { ids: String => Text } =
+    "SELECT u.id FROM json_each(" ? ids: Text
+    ") AS j CROSS JOIN uploads AS u ON u.id = unhex(j.value) WHERE u.state IN ('open', 'finalizing')"
+}
+
+impl Query for LoadLive {
+    type SqlType = Binary;
+}
+
+statement! {
+    /// How many uploads are open or being finalized, and what all of them and the files take.
+    LoadUsages {} =
+    "SELECT (SELECT count(*) FROM uploads WHERE state IN ('open', 'finalizing')), \
+     (SELECT coalesce(sum(bytes), 0) FROM upload_usage)"
+}
+
+impl Query for LoadUsages {
+    type SqlType = (BigInt, BigInt);
+}
+
+pub(super) fn upload(
+    connection: &mut SqliteConnection,
+    id: UploadId,
+) -> Result<Option<UploadRow>, StoreError> {
+    let found: Option<UploadSql> =
+        LoadUpload { id: id_sql(id) }.get_result(connection).optional().map_err(store_error)?;
+    found.map(UploadSql::row).transpose()
+}
+
+pub(super) fn chunk(
+    connection: &mut SqliteConnection,
+    id: UploadId,
+    index: u64,
+) -> Result<Option<Digest>, StoreError> {
+    let load = LoadChunk { id: id_sql(id), chunk_no: sql(index) };
+    let found: Option<Vec<u8>> = load.get_result(connection).optional().map_err(store_error)?;
+    found.as_deref().map(digest_of).transpose()
+}
+
+pub(super) fn chunks(
+    connection: &mut SqliteConnection,
+    id: UploadId,
+) -> Result<Vec<(u64, Option<Box<str>>)>, StoreError> {
+    let found: Vec<(i64, Option<String>)> =
+        LoadChunks { id: id_sql(id) }.load(connection).map_err(store_error)?;
+    found.into_iter().map(|(chunk_no, tag)| Ok((count_of(chunk_no)?, tag.map(Into::into)))).collect()
+}
+
+/// Lists uploads by a condition and an order that one of the partial indexes has; the time, if there is one, and the
+/// number of rows are bound.
+fn listed(
+    connection: &mut SqliteConnection,
+    condition: &str,
+    at_ms: Option<u64>,
+    rows: usize,
+) -> Result<Vec<UploadRow>, StoreError> {
+    let mut query = sql_query(format!("{UPLOAD_SELECT} WHERE {condition} LIMIT ?")).into_boxed();
+    if let Some(at_ms) = at_ms {
+        query = query.bind::<BigInt, _>(sql_ms(at_ms));
+    }
+    let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+    let found: Vec<UploadSql> = query.bind::<BigInt, _>(rows).load(connection).map_err(store_error)?;
+    found.into_iter().map(UploadSql::row).collect()
+}
+
+pub(super) fn overdue(
+    connection: &mut SqliteConnection,
+    now_ms: u64,
+    rows: usize,
+) -> Result<Vec<UploadRow>, StoreError> {
+    let condition = "u.state = 'open' AND u.expires_at <= ? ORDER BY u.expires_at, u.id";
+    listed(connection, condition, Some(now_ms), rows)
+}
+
+pub(super) fn unfinished(
+    connection: &mut SqliteConnection,
+    before_ms: u64,
+    rows: usize,
+) -> Result<Vec<UploadRow>, StoreError> {
+    let condition = "u.state = 'finalizing' AND u.changed_at < ? ORDER BY u.changed_at, u.id";
+    listed(connection, condition, Some(before_ms), rows)
+}
+
+pub(super) fn untold(connection: &mut SqliteConnection, rows: usize) -> Result<Vec<UploadRow>, StoreError> {
+    let condition = "u.state = 'done' AND u.told = 0 AND u.joining <> 'part' ORDER BY u.changed_at, u.id";
+    listed(connection, condition, None, rows)
+}
+
+pub(super) fn live(
+    connection: &mut SqliteConnection,
+    ids: Vec<UploadId>,
+) -> Result<Vec<UploadId>, StoreError> {
+    let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let found: Vec<Vec<u8>> = LoadLive { ids: json_array(&names) }.load(connection).map_err(store_error)?;
+    let found: HashSet<UploadId> = found.iter().map(|id| id_of(id)).collect::<Result<_, _>>()?;
+    Ok(ids.into_iter().filter(|id| found.contains(id)).collect())
+}
+
+pub(super) fn usage(connection: &mut SqliteConnection) -> Result<UploadUsage, StoreError> {
+    let (open, bytes): (i64, i64) = (LoadUsages {}).get_result(connection).map_err(store_error)?;
+    Ok(UploadUsage { open: count_of(open)?, bytes: count_of(bytes)? })
+}

@@ -1,0 +1,92 @@
+//! How uploads come into other states, and how they go.
+
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+use diesel::sqlite::Sqlite;
+use driftline_engine::{StoreError, UploadTurn};
+use driftline_uploads::UploadId;
+
+use super::super::hot::statement;
+use super::super::prune::STEP;
+use super::super::store_error;
+use super::{forget_chunks, move_usage, standing};
+use crate::rows::{count_of, digest_sql, id_sql, sql, sql_ms};
+use crate::uploads::turned;
+
+statement! {
+    /// Brings an upload into another state.
+    TurnUpload {
+        state: &'static str => Text, reserved: i64 => BigInt, digest: Option<Vec<u8>> => Nullable<Binary>,
+        fault: Option<Vec<u8>> => Nullable<Binary>, at: i64 => BigInt, id: Vec<u8> => Binary,
+    } =
+    "UPDATE uploads SET state = " ? state: Text
+    ", reserved = " ? reserved: BigInt
+    ", digest = coalesce(" ? digest: Nullable<Binary>
+    ", digest), fault = " ? fault: Nullable<Binary>
+    ", changed_at = " ? at: BigInt
+    " WHERE id = " ? id: Binary
+}
+
+statement! {
+    /// Takes down that somebody was told.
+    MarkTold { id: Vec<u8> => Binary } = "UPDATE uploads SET told = 1 WHERE id = " ? id: Binary
+}
+
+statement! {
+    /// Removes a file's row; gives its tenant and what it took.
+    RemoveFile { id: Vec<u8> => Binary } =
+    "DELETE FROM uploads WHERE id = " ? id: Binary
+    " AND state = 'done' RETURNING tenant_no, reserved"
+}
+
+impl Query for RemoveFile {
+    type SqlType = (Integer, BigInt);
+}
+
+pub(super) fn turn(connection: &mut SqliteConnection, turn: &UploadTurn) -> Result<bool, StoreError> {
+    let Some((tenant_no, standing)) = standing(connection, turn.id)? else { return Ok(false) };
+    let Some(turned) = turned(Some(&standing), turn) else { return Ok(false) };
+    let statement = TurnUpload {
+        state: turn.to.as_str(),
+        reserved: sql(turned.reserved),
+        digest: turn.digest.map(digest_sql),
+        fault: turn.fault.as_deref().map(|text| text.as_bytes().to_vec()),
+        at: sql_ms(turn.at_ms),
+        id: id_sql(turn.id),
+    };
+    statement.execute(connection).map_err(store_error)?;
+    move_usage(connection, tenant_no, (standing.reserved, turned.reserved))?;
+    if turned.forgets {
+        forget_chunks(connection, turn.id)?;
+    }
+    Ok(true)
+}
+
+pub(super) fn told(connection: &mut SqliteConnection, id: UploadId) -> Result<(), StoreError> {
+    MarkTold { id: id_sql(id) }.execute(connection).map(drop).map_err(store_error)
+}
+
+pub(super) fn remove_file(connection: &mut SqliteConnection, id: UploadId) -> Result<bool, StoreError> {
+    let removed: Option<(i32, i64)> =
+        RemoveFile { id: id_sql(id) }.get_result(connection).optional().map_err(store_error)?;
+    let Some((tenant_no, reserved)) = removed else { return Ok(false) };
+    move_usage(connection, tenant_no, (count_of(reserved)?, 0))?;
+    forget_chunks(connection, id)?;
+    Ok(true)
+}
+
+/// Forgets at most a step of the uploads that were given up or expired before a time, the oldest first. Their chunks and
+/// what they had reserved went when they were.
+pub(super) fn forget(connection: &mut SqliteConnection, before_ms: u64) -> Result<u64, StoreError> {
+    let removed = sql_query(
+        "DELETE FROM uploads WHERE id IN (SELECT id FROM uploads WHERE state IN ('cancelled', 'expired') \
+         AND changed_at < ? ORDER BY changed_at, id LIMIT ?)",
+    )
+    .bind::<BigInt, _>(sql_ms(before_ms))
+    .bind::<BigInt, _>(i64::try_from(STEP).unwrap_or(i64::MAX))
+    .execute(connection)
+    .map_err(store_error)?;
+    Ok(removed as u64)
+}
