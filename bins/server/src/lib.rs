@@ -14,6 +14,8 @@ mod outbox;
 mod realtime;
 mod run;
 mod store;
+mod uploads;
+mod verify;
 
 pub use cli::main;
 pub use config::Config;

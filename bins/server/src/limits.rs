@@ -80,7 +80,10 @@ impl LimitsConfig {
         for (name, rate) in &self.types {
             let known: Vec<&str> = Inbound::KINDS.iter().copied().chain(REQUESTS).collect();
             if !known.contains(&name.as_str()) {
-                bail!("limits.types: {name:?} is no type of message or request: {}", suggestion(name, &known));
+                bail!(
+                    "limits.types: {name:?} is no type of message or request: {}",
+                    suggestion(name, &known)
+                );
             }
             let rate = rate.checked(&format!("types.{name}"))?;
             match limits.type_rates.iter_mut().find(|(known, _)| **known == **name) {

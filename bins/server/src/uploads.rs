@@ -89,7 +89,8 @@ impl UploadsConfig {
             None => None,
             Some(words) => {
                 let limit = Duration::from_secs(self.verify_s.unwrap_or(VERIFY_S));
-                let command = Command::new(words, limit).context("uploads.verify_command names no program")?;
+                let command =
+                    Command::new(words, limit).context("uploads.verify_command names no program")?;
                 Some(Arc::new(command) as Arc<dyn Verify>)
             }
         };
@@ -100,7 +101,8 @@ impl UploadsConfig {
         };
         let mut tenants = BTreeMap::new();
         for (name, own) in &self.tenants {
-            let id = TenantId::new(name).with_context(|| format!("uploads.tenants: {name:?} is not a tenant"))?;
+            let id =
+                TenantId::new(name).with_context(|| format!("uploads.tenants: {name:?} is not a tenant"))?;
             let allowed = allowed(&format!("tenants.{name}.content_types"), own.content_types.as_deref())?;
             if own.verify == Some(true) && verifier.is_none() {
                 bail!("uploads.tenants.{name}.verify needs uploads.verify_command");
@@ -166,8 +168,8 @@ impl UploadsConfig {
     pub(crate) fn open(&self, config_folder: &Path, data: &Path) -> anyhow::Result<Uploads> {
         let rules = self.rules()?;
         let folder = self.dir.as_ref().map_or_else(|| data.join("uploads"), |dir| config_folder.join(dir));
-        let disk = Disk::open(&folder)
-            .with_context(|| format!("uploads cannot be kept in {}", folder.display()))?;
+        let disk =
+            Disk::open(&folder).with_context(|| format!("uploads cannot be kept in {}", folder.display()))?;
         let durability = match self.durability {
             Some(DurabilityChoice::Os) => Durability::Os,
             None | Some(DurabilityChoice::Fsync) => Durability::Fsync,
@@ -179,8 +181,10 @@ impl UploadsConfig {
 }
 
 fn allowed(name: &str, entries: Option<&[String]>) -> anyhow::Result<Option<AllowList>> {
-    let list = entries.map(|entries| AllowList::new(entries)).transpose();
-    list.with_context(|| format!("uploads.{name}: use types such as \"image/png\" and classes such as \"image/*\""))
+    let list = entries.map(AllowList::new).transpose();
+    list.with_context(|| {
+        format!("uploads.{name}: use types such as \"image/png\" and classes such as \"image/*\"")
+    })
 }
 
 #[cfg(test)]

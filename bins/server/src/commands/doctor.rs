@@ -101,6 +101,7 @@ fn configuration(file: Option<&Path>) -> (Config, Line) {
         config.windows()?;
         config.catalogue(true)?;
         config.rules(true)?;
+        config.check_uploads()?;
         config.outbox()?;
         Ok(config)
     });

@@ -97,7 +97,7 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
             let writer = PartWriter::new(bytes, at, end, running.filter(|_| purpose == Purpose::Write));
             let writer = if index.is_some() { writer.with_digest() } else { writer };
             let part = Part {
-                stage: Stage::Idle(writer),
+                stage: Stage::Idle(Box::new(writer)),
                 filling: Vec::new(),
                 empty: Vec::new(),
                 left: end - at,
@@ -232,7 +232,7 @@ struct Part<B> {
 }
 
 enum Stage<B> {
-    Idle(PartWriter<Target<B>>),
+    Idle(Box<PartWriter<Target<B>>>),
     /// A thread writes a piece.
     Busy(JoinHandle<Written<B>>),
     /// It cannot be written.
@@ -241,7 +241,7 @@ enum Stage<B> {
 
 /// A piece that was written, or not.
 struct Written<B> {
-    writer: PartWriter<Target<B>>,
+    writer: Box<PartWriter<Target<B>>>,
     piece: Vec<u8>,
     outcome: Result<(), PartError>,
 }
@@ -269,7 +269,7 @@ impl<B: Bytes> Part<B> {
     }
 
     /// Takes the writer of a part at rest.
-    fn take(&mut self) -> Result<PartWriter<Target<B>>, BlobError> {
+    fn take(&mut self) -> Result<Box<PartWriter<Target<B>>>, BlobError> {
         let gone = Stage::Failed(BlobError::Failed("the part was given up".into()));
         match std::mem::replace(&mut self.stage, gone) {
             Stage::Idle(writer) => Ok(writer),
