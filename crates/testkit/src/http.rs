@@ -78,6 +78,12 @@ impl Request {
     /// Writes the request as it travels; `Connection: close` asks for one answer only.
     #[must_use]
     pub fn encode(&self, host: SocketAddr) -> Vec<u8> {
+        self.clone().header("connection", "close").encode_open(host)
+    }
+
+    /// Writes the request as it travels on a connection that stays open.
+    #[must_use]
+    pub fn encode_open(&self, host: SocketAddr) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nhost: {host}\r\n", self.method, self.target);
         for (name, value) in &self.headers {
             let _ = write!(head, "{name}: {value}\r\n");
@@ -85,7 +91,7 @@ impl Request {
         if !self.body.is_empty() || self.method != "GET" {
             let _ = write!(head, "content-length: {}\r\n", self.body.len());
         }
-        head.push_str("connection: close\r\n\r\n");
+        head.push_str("\r\n");
         let mut bytes = head.into_bytes();
         bytes.extend_from_slice(&self.body);
         bytes
@@ -134,6 +140,16 @@ impl Response {
     /// When the answer is not HTTP, or does not come in time.
     pub async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Self> {
         soon("an answer", read(stream, buffer)).await
+    }
+
+    /// Reads one answer of a server that may be killed: nothing when the connection broke before it was whole.
+    ///
+    /// # Panics
+    /// When the answer is not HTTP, or does not come in time.
+    pub async fn read_or_break(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Self> {
+        let answer = Self::read(stream, buffer).await?;
+        let told = answer.header("content-length").and_then(|len| len.parse::<usize>().ok());
+        (told.is_none_or(|told| answer.body.len() == told)).then_some(answer)
     }
 
     /// Returns a header's first value.

@@ -6,6 +6,7 @@ use driftline_testkit::World;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::{Handshake, Socket};
 use driftline_transport::{Access, Door, Grant, ROUTES, Route, RouteId, Settings, SharedSecret};
+use driftline_uploads::Digest;
 use serde_json::{Value, json};
 use support::sse::EventSource;
 use support::{Harness, SYNC_ID, Setup, create, grant, patch, pull, sign, start, telemetry, token, told};
@@ -236,6 +237,36 @@ fn verdict(route: RouteId, caller: Caller, kind: Kind) -> Option<Verdict> {
                 NotFound
             }
         }
+        RouteId::UploadPreflight | RouteId::TusOptions | RouteId::TusUpload => return Some(Open),
+        RouteId::OpenUpload | RouteId::TusCreate => Blind,
+        RouteId::Upload | RouteId::FinalizeUpload => {
+            if caller == Owner {
+                Sees
+            } else {
+                NotFound
+            }
+        }
+        RouteId::UploadChunk | RouteId::CancelUpload => {
+            if caller == Owner {
+                Changes
+            } else {
+                NotFound
+            }
+        }
+        RouteId::File => {
+            if matches!(caller, Owner | Admin) {
+                Sees
+            } else {
+                NotFound
+            }
+        }
+        RouteId::RemoveFile => {
+            if matches!(caller, Owner | Admin) {
+                Changes
+            } else {
+                NotFound
+            }
+        }
         RouteId::RemovePolicy => match caller {
             Admin => Changes,
             OtherAdmin => NotFound,
@@ -272,6 +303,37 @@ struct Seeded {
     harness: Harness,
     /// The open conflicts about ada's records, by kind.
     conflicts: Vec<(Kind, String)>,
+    uploads: Uploads,
+}
+
+/// Ada's uploads.
+#[derive(Debug, Clone)]
+struct Uploads {
+    /// One that is under way.
+    open: String,
+    /// One that has become a file.
+    done: String,
+    /// The last part of the path of one over tus: whoever has it may go on.
+    tus: String,
+}
+
+async fn uploads(harness: &Harness) -> Uploads {
+    let open = async || {
+        let body = json!({"filename": "sesame.txt", "size": 6});
+        let answer = harness.ask("t1", "ada", Request::post("/api/v1/uploads/init", &body)).await;
+        answer.json()["upload_id"].as_str().expect("an upload").to_owned()
+    };
+    let done = open().await;
+    let sha256 = Digest::hash(b"sesame").to_string();
+    let chunk = Request::new("PUT", &format!("/api/v1/uploads/{done}/chunk/0")).body("sesame");
+    let chunk = chunk.header("x-chunk-sha256", &sha256);
+    assert_eq!(harness.ask("t1", "ada", chunk).await.status, 200);
+    let finalize = Request::post(&format!("/api/v1/uploads/{done}/finalize"), &json!({"sha256": sha256}));
+    assert_eq!(harness.ask("t1", "ada", finalize).await.status, 200);
+    let create = Request::new("POST", "/files").header("tus-resumable", "1.0.0").header("upload-length", "6");
+    let created = harness.ask("t1", "ada", create).await;
+    let tus = created.header("location").and_then(|path| path.strip_prefix("/files/")).expect("an upload");
+    Uploads { open: open().await, done, tus: tus.to_owned() }
 }
 
 async fn seeded() -> Seeded {
@@ -308,7 +370,8 @@ async fn seeded() -> Seeded {
         conflicts.push((kind, waits[0]["conflict_id"].as_str().expect("a conflict").to_owned()));
         set_policy(&harness, kind, &json!({"strategy": "client_wins", "granularity": "field"})).await;
     }
-    Seeded { harness, conflicts }
+    let uploads = uploads(&harness).await;
+    Seeded { harness, conflicts, uploads }
 }
 
 async fn set_policy(harness: &Harness, kind: Kind, policy: &Value) {
@@ -318,11 +381,15 @@ async fn set_policy(harness: &Harness, kind: Kind, policy: &Value) {
 }
 
 /// Everything that ada can see of what is hers.
-async fn holdings(harness: &Harness) -> Vec<Value> {
+async fn holdings(harness: &Harness, uploads: &Uploads) -> Vec<Value> {
     let paths = ["policies", "records/note", "records/diary", "records/diary/r-1/explain", "changes"];
     let mut found = Vec::new();
     let device = harness.ask("t1", "ada", Request::get("/api/v1/devices/sesame-1")).await;
     found.push(json!([device.status, device.json()["enabled"]]));
+    for id in [&uploads.open, &uploads.done] {
+        let upload = harness.ask("t1", "ada", Request::get(&format!("/api/v1/uploads/{id}"))).await;
+        found.push(json!([upload.status, upload.json()["state"], upload.json()["received"]]));
+    }
     for path in paths {
         let answer = harness.ask("t1", "ada", Request::get(&format!("/api/v1/{path}"))).await;
         assert_eq!(answer.status, 200, "{path}");
@@ -341,16 +408,25 @@ struct Subject<'a> {
     kind: Kind,
     id: &'a str,
     conflict: &'a str,
+    uploads: &'a Uploads,
 }
 
 /// The target for a route, with and without a slash at its end.
 fn target(route: &Route, subject: Subject<'_>, slash: &str) -> String {
-    let Subject { kind, id, conflict } = subject;
+    let Subject { kind, id, conflict, uploads } = subject;
+    let nothing = "0".repeat(32);
+    let upload = match route.id {
+        _ if id != "r-1" => &nothing,
+        RouteId::UploadChunk | RouteId::CancelUpload => &uploads.open,
+        _ => &uploads.done,
+    };
     let path = route.path.replace("{kind}", kind.name()).replace("{id}", id);
     let path = path.replace("{conflict_id}", conflict).replace("{user_id}", "ada");
     let path = path.replace("{device_id}", if id == "r-1" { "sesame-1" } else { "sesam" });
     let path = path.replace("{event_id}", "1").replace("{topic}", "all").replace("{connection_id}", "none");
-    let path = path.replace("{notification_id}", id);
+    let path =
+        path.replace("{notification_id}", id).replace("{upload_id}", upload).replace("{file_id}", upload);
+    let path = path.replace("{upload}", &uploads.tus).replace("{index}", "0");
     let path =
         path.replace("telemetry/note", "telemetry/place").replace("telemetry/diary", "telemetry/place");
     assert!(!path.contains('{'), "the test knows no value for {path}");
@@ -371,6 +447,21 @@ async fn request(harness: &Harness, route: &Route, target: &str, (caller, kind):
         (RouteId::ResolveConflict, _) => request = request.json(&json!({"resolution": "client"})),
         (RouteId::Ingest, _) => {
             request = request.json(&json!({"type": "place", "payload": {"timestamp": 1}}));
+        }
+        (RouteId::OpenUpload, _) => request = request.json(&json!({"filename": "a", "size": 6})),
+        (RouteId::UploadChunk, _) => {
+            request = request.body("sesame").header("x-chunk-sha256", &Digest::hash(b"sesame").to_string());
+        }
+        (RouteId::FinalizeUpload, _) => {
+            request = request.json(&json!({"sha256": Digest::hash(b"sesame").to_string()}));
+        }
+        (RouteId::TusCreate | RouteId::TusUpload, method) => {
+            request = request.header("tus-resumable", "1.0.0").header("upload-offset", "0");
+            request = match (route.id, method) {
+                (RouteId::TusCreate, _) => request.header("upload-length", "6"),
+                (_, "POST") => request.header("x-http-method-override", "HEAD"),
+                _ => request.header("content-type", "application/offset+octet-stream"),
+            };
         }
         (RouteId::AddDevice, _) => request = request.json(&json!({"device_id": "another"})),
         (_, "PATCH") => request = request.json(&json!({"device_hash": null})),
@@ -508,10 +599,13 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         for (caller, kind, slash) in cases() {
             let case = format!("{:?} {} {caller:?} {kind:?} {slash:?}", route.id, route.path);
             let wanted = verdict(route.id, caller, kind).unwrap_or_else(|| panic!("no verdict for {case}"));
-            let Seeded { harness, conflicts } = seeded().await;
-            let before = holdings(&harness).await;
+            if route.door == Door::Upload && kind == Kind::Diary {
+                continue;
+            }
+            let Seeded { harness, conflicts, uploads } = seeded().await;
+            let before = holdings(&harness, &uploads).await;
             let conflict = conflicts.iter().find(|(of, _)| *of == kind).map_or("", |(_, conflict)| conflict);
-            let subject = Subject { kind, id: "r-1", conflict };
+            let subject = Subject { kind, id: "r-1", conflict, uploads: &uploads };
             let target = target(route, subject, slash);
             let got = match route.door {
                 Door::Socket if route.id == RouteId::EchoSocket => {
@@ -522,7 +616,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
                 }
                 Door::Stream => judged_stream(&harness, &target, caller).await,
                 Door::Socket => judged_socket(&harness, &target, (caller, kind)).await,
-                Door::Http => {
+                Door::Http | Door::Upload => {
                     let response = request(&harness, route, &target, (caller, kind)).await;
                     assert_eq!(response.header("x-correlation-id"), Some("matrix"), "{case}");
                     let got = judged(&response, wanted);
@@ -536,7 +630,7 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
                 }
             };
             assert_eq!(got, wanted, "{case}");
-            let after = holdings(&harness).await;
+            let after = holdings(&harness, &uploads).await;
             assert_eq!(before != after, wanted == Verdict::Changes, "{case}: {before:?} {after:?}");
             // Very many servers would tick beside each other until the end.
             harness.serving.abort();
@@ -571,8 +665,8 @@ fn the_table_says_the_same_as_the_verdicts() {
 
 #[tokio::test]
 async fn nobody_writes_into_what_another_owns() {
-    let harness = seeded().await.harness;
-    let before = holdings(&harness).await;
+    let Seeded { harness, uploads, .. } = seeded().await;
+    let before = holdings(&harness, &uploads).await;
     let write = |op: &str| {
         json!({"op_id": format!("x-{op}"), "kind": "diary", "id": "r-1", "op": op, "base_version": 2,
                "fields": {"text": "mine now"}})
@@ -593,7 +687,7 @@ async fn nobody_writes_into_what_another_owns() {
     let response = harness.ask("t2", "ada", push("create")).await;
     assert_eq!(response.json()["ack"]["results"][0]["code"], "applied", "{}", response.text());
     assert!(!response.text().contains("sesame"));
-    assert_eq!(holdings(&harness).await, before);
+    assert_eq!(holdings(&harness, &uploads).await, before);
 }
 
 /// Cursors of ada's, of the user of her name in the other tenant, and a forged one.
@@ -612,9 +706,9 @@ async fn cursors(harness: &Harness) -> (String, String, String) {
 
 #[tokio::test]
 async fn a_cursor_of_another_tenant_is_no_cursor() {
-    let harness = seeded().await.harness;
+    let Seeded { harness, uploads, .. } = seeded().await;
     let (own, foreign, forged) = cursors(&harness).await;
-    let before = holdings(&harness).await;
+    let before = holdings(&harness, &uploads).await;
     let push = |cursor: &str| {
         let items = [create(9, "note", "from-the-future", &json!({}))];
         let body = json!({"cursor": cursor, "batch": items});
@@ -633,7 +727,7 @@ async fn a_cursor_of_another_tenant_is_no_cursor() {
                 "{problem}"
             );
         }
-        assert_eq!(holdings(&harness).await, before, "nothing was applied");
+        assert_eq!(holdings(&harness, &uploads).await, before, "nothing was applied");
 
         let mut socket = harness.syncing("phone").await;
         let pull = json!({"type": "request_server_data", "id": "p", "sync_id": SYNC_ID,

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every story takes the part that it needs")]
 
 pub mod feed;
+pub mod files;
 pub mod ingest;
 pub mod programs;
 pub mod roads;

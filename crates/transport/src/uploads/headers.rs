@@ -101,10 +101,8 @@ pub(super) fn last_segment(place: &str) -> Option<&str> {
         None => place.strip_prefix('/')?,
     };
     let path = path.split(['?', '#']).next()?;
-    path.strip_suffix('/')
-        .unwrap_or(path)
-        .strip_prefix("files/")
-        .or_else(|| path.rsplit_once("/files/").map(|(_, last)| last))
+    let path = path.strip_suffix('/').unwrap_or(path);
+    path.strip_prefix("files/").or_else(|| path.rsplit_once("/files/").map(|(_, last)| last))
 }
 
 /// Reads `Upload-Checksum`: an algorithm and the checksum in base64.

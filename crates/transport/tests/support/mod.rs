@@ -10,11 +10,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use driftline_engine::{
-    Catalogue, Clock, Engine, Hub, KindRule, Listeners, Random, ScopeRule, Store, policy_of_doc,
+    Catalogue, Clock, Engine, Hub, KindRule, Listeners, Random, ScopeRule, Store, UploadRules, policy_of_doc,
 };
 use driftline_model::{KindName, Limits};
 use driftline_protocol::PolicyDoc;
-use driftline_storage::MemoryStore;
+use driftline_storage::{LocalBlobs, MemoryStore};
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::Socket;
 use driftline_testkit::{FixedClock, SeededRandom, World};
@@ -22,6 +22,7 @@ use driftline_transport::{
     App, Grant, MetricsHandle, MetricsObserver, RouteId, ServeError, Settings, SharedSecret, install_metrics,
     serve,
 };
+use driftline_uploads::{Durability, MemoryShell};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -37,11 +38,21 @@ pub struct Setup {
     pub settings: Settings,
     /// Kinds beside `note` and `diary`.
     pub kinds: Vec<(&'static str, KindRule)>,
+    /// What uploads may be.
+    pub uploads: UploadRules,
 }
+
+/// The bytes of a chunk in these tests.
+pub const CHUNK_BYTES: u64 = 8;
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { limits: unhurried(Limits::default()), settings: Settings::default(), kinds: Vec::new() }
+        Self {
+            limits: unhurried(Limits::default()),
+            settings: Settings::default(),
+            kinds: Vec::new(),
+            uploads: UploadRules::default(),
+        }
     }
 }
 
@@ -56,6 +67,8 @@ pub struct Harness<S: Store = MemoryStore> {
     pub hub: Arc<Hub>,
     pub address: SocketAddr,
     pub clock: Arc<FixedClock>,
+    /// Where the bytes of uploads are.
+    pub shell: MemoryShell,
     pub serving: JoinHandle<Result<(), ServeError>>,
 }
 
@@ -73,7 +86,7 @@ pub async fn start_limited(limit: impl FnOnce(&mut Limits)) -> Harness {
 
 /// Starts a server on what is put around a store in memory.
 pub async fn start_on<S: Store>(setup: Setup, around: impl FnOnce(MemoryStore) -> S) -> Harness<S> {
-    let Setup { limits, settings, kinds } = setup;
+    let Setup { limits, settings, kinds, uploads } = setup;
     let clock = Arc::new(FixedClock::new(World::BEGIN_MS));
     let random: Arc<dyn Random> = Arc::new(SeededRandom::new(1));
     let hub = Arc::new(Hub::new(limits.pending_deltas));
@@ -87,13 +100,16 @@ pub async fn start_on<S: Store>(setup: Setup, around: impl FnOnce(MemoryStore) -
     let metrics = metrics();
     let engine =
         Engine::new(around(store), Arc::clone(&hub), catalogue(kinds), limits, MetricsObserver::default());
+    let shell = MemoryShell::default();
+    let blobs = Arc::new(LocalBlobs::new(shell.clone(), Durability::Fsync, CHUNK_BYTES));
+    let engine = engine.with_uploads(blobs, uploads);
     let auth = Box::new(SharedSecret::new(SECRET).expect("it is long enough"));
     let app = App::new(engine, auth, Arc::clone(&clock) as Arc<dyn Clock>, random, settings, metrics);
     let app = Arc::new(app);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let serving = tokio::spawn(serve(listener, Arc::clone(&app)));
-    Harness { app, hub, address, clock, serving }
+    Harness { app, hub, address, clock, shell, serving }
 }
 
 /// The recorder of the process, which all its servers share.

@@ -98,10 +98,10 @@ pub(super) fn chunk(
     found.as_deref().map(digest_of).transpose()
 }
 
-pub(super) fn chunks(
-    connection: &mut SqliteConnection,
-    id: UploadId,
-) -> Result<Vec<(u64, Option<Box<str>>)>, StoreError> {
+/// The place of a chunk, and the name that the place of the bytes has for it.
+type ChunkTag = (u64, Option<Box<str>>);
+
+pub(super) fn chunks(connection: &mut SqliteConnection, id: UploadId) -> Result<Vec<ChunkTag>, StoreError> {
     let found: Vec<(i64, Option<String>)> =
         LoadChunks { id: id_sql(id) }.load(connection).map_err(store_error)?;
     found.into_iter().map(|(chunk_no, tag)| Ok((count_of(chunk_no)?, tag.map(Into::into)))).collect()

@@ -1,0 +1,151 @@
+//! Very many uploads over a server that is killed again and again: each becomes the file that it was, and nothing is left.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use driftline_testkit::Rng;
+use driftline_testkit::http::{Request, Response};
+use driftline_testkit::memory::Memory;
+use driftline_testkit::server::{Server, TokenFor, program};
+use serde_json::json;
+use support::files::{CHUNK_BYTES, Line, Made, noise, upload_chunks, upload_stream};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+const UPLOADS: u64 = 64;
+const CHUNKS: usize = 64;
+/// Every fourth upload comes as a stream.
+const STREAMS: u64 = 4;
+
+/// What the server may hold while so many uploads come: 64 MiB, and 256 KiB for each.
+const MEMORY: u64 = (64 << 20) + UPLOADS * (256 << 10);
+
+/// What runs on forever ends the test.
+const LONGEST: Duration = Duration::from_secs(600);
+
+fn files_in(folder: &Path) -> usize {
+    fs::read_dir(folder).map_or(0, |entries| entries.count())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_outlive_a_kill_in_the_middle_of_each_tenth() {
+    let mut server = Server::with(&program(), &["--limits", "off"]);
+    let token = server.token(&TokenFor { sub: "ada", ..TokenFor::default() });
+    let (tell, to) = watch::channel(server.address());
+    let (noise, sent) = (Arc::new(noise()), Arc::new(AtomicU64::new(0)));
+    let mut uploading = JoinSet::new();
+    for number in 0..UPLOADS {
+        let (noise, sent) = (Arc::clone(&noise), Arc::clone(&sent));
+        let mut line = Line::new(to.clone(), &token);
+        uploading.spawn(async move {
+            let made = Made { number, chunks: CHUNKS };
+            let count = || {
+                sent.fetch_add(1, Ordering::Relaxed);
+            };
+            let id = if number % STREAMS == 0 {
+                upload_stream(&mut line, made, &noise, count).await
+            } else {
+                upload_chunks(&mut line, made, &noise, count).await
+            };
+            (made, id, line.broken)
+        });
+    }
+    let all = UPLOADS * CHUNKS as u64;
+    let (mut peak, mut rng) = (0, Rng::new(1));
+    for tenth in 0..10 {
+        let middle = all * (2 * tenth + 1) / 20;
+        let reached = async {
+            while sent.load(Ordering::Relaxed) < middle {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LONGEST, reached).await.expect("chunks are received");
+        tokio::time::sleep(Duration::from_micros(rng.below(3_000))).await;
+        peak = peak.max(Memory::of(server.pid()).peak);
+        server.kill9();
+        server.restart();
+        tell.send_replace(server.address());
+    }
+    let mut done = Vec::new();
+    let ended = async {
+        while let Some(upload) = uploading.join_next().await {
+            done.push(upload.expect("no assertion fails"));
+        }
+    };
+    tokio::time::timeout(LONGEST, ended).await.expect("every upload ends");
+    peak = peak.max(Memory::of(server.pid()).peak);
+    let broken: u64 = done.iter().map(|(.., broken)| broken).sum();
+    println!("{broken} connections broke, {} MiB at most", peak >> 20);
+    assert!(broken >= 10 * UPLOADS / 2, "the kills were felt: {broken}");
+    let mut line = Line::new(to, &token);
+    for (made, id, _) in done {
+        let file = line.insist(&Request::get(&format!("/api/v1/uploads/{id}"))).await.json();
+        assert_eq!((&file["state"], &file["size"]), (&json!("done"), &json!(made.size())), "{file}");
+        assert_eq!(file["file"]["sha256"], json!(made.digest(&noise).to_string()), "{}", made.number);
+    }
+    let staging = server.data_dir().join("uploads/staging");
+    assert_eq!(files_in(&staging), 0, "nothing is left");
+    assert!(peak <= MEMORY, "{} MiB", peak >> 20);
+}
+
+const SLOW: usize = 500;
+
+/// Begins an upload of a chunk and sends all of it but the last byte.
+async fn slow(server: &Server, line: &mut Line, token: &str, number: usize) -> (TcpStream, String, u8) {
+    let made = Made { number: number as u64, chunks: 1 };
+    let noise = vec![7; CHUNK_BYTES];
+    let bytes = &made.chunk(&noise, 0)[..10_000];
+    let body = json!({"filename": "slow", "size": bytes.len()});
+    let opened = line.insist(&Request::post("/api/v1/uploads/init", &body)).await;
+    let id = opened.json()["upload_id"].as_str().expect("an upload").to_owned();
+    let put = Request::new("PUT", &format!("/api/v1/uploads/{id}/chunk/0")).bearer(token);
+    let digest = driftline_uploads::Digest::hash(bytes).to_string();
+    let request = put.header("x-chunk-sha256", &digest).body(bytes).encode(server.address());
+    let mut stream = TcpStream::connect(server.address()).await.expect("it listens");
+    let (last, most) = request.split_last().expect("there are bytes");
+    stream.write_all(most).await.expect("it reads");
+    (stream, id, *last)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_uploads_slowly_slows_nobody() {
+    let file = std::env::temp_dir().join(format!("driftline-slow-{}.toml", std::process::id()));
+    fs::write(&file, "[uploads]\nopen_max = 1000\n").expect("it is written");
+    let server = Server::with(&program(), &["--limits", "off", "--config", file.to_str().expect("text")]);
+    fs::remove_file(&file).expect("it was read");
+    let token = server.token(&TokenFor { sub: "ada", ..TokenFor::default() });
+    let (_tell, to) = watch::channel(server.address());
+    let mut line = Line::new(to, &token);
+    let mut uploads = Vec::new();
+    for number in 0..SLOW {
+        uploads.push(slow(&server, &mut line, &token, number).await);
+    }
+    lives_and_syncs(&mut line).await;
+    let peak = Memory::of(server.pid()).peak;
+    assert!(peak <= (64 << 20) + SLOW as u64 * (256 << 10), "{} MiB", peak >> 20);
+    for (mut stream, id, last) in uploads {
+        stream.write_all(&[last]).await.expect("it still reads");
+        let received = Response::read(&mut stream, &mut Vec::new()).await.expect("an answer");
+        assert_eq!(received.status, 200, "{id}: {}", received.text());
+    }
+}
+
+/// Asks a hundred times whether the server lives, and syncs as often; each answer comes in time.
+async fn lives_and_syncs(line: &mut Line) {
+    for n in 1..=100_u64 {
+        let item = json!({"op_id": format!("o{n}"), "n": n, "kind": "note", "id": format!("n{n}"), "op": "create",
+                          "fields": {}});
+        let sync = Request::post("/api/v1/sync?device_id=phone", &json!({"batch": [item]}));
+        for request in [Request::get("/alive"), sync] {
+            let answer = line.insist(&request).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    }
+}
