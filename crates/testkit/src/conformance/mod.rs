@@ -21,6 +21,7 @@ mod reviews;
 mod samples;
 mod scopes;
 mod sums;
+mod uploads;
 
 use driftline_engine::{Head, Page, PageQuery, Place, Receipt, Row, Store, Submission, SubmissionResult};
 use driftline_idempotency::Records;
@@ -31,6 +32,10 @@ use crate::batch::{Author, Draft};
 use crate::wait::block_on;
 use crate::world::World;
 use events::{devices as events_devices, read as events_read, trim as events_trim};
+use uploads::{
+    concurrency as uploads_at_once, leases as upload_leases, lists as upload_lists,
+    opening as upload_opening, receipts as upload_receipts, turns as upload_turns,
+};
 
 /// One law.
 pub type Law<S> = fn(&Bed<S>);
@@ -138,6 +143,37 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         events_devices::it_is_known_how_far_a_device_has_followed,
         events::published_events_are_answered_again,
         events::the_outbox_can_be_asked_for,
+        upload_opening::an_upload_comes_back_as_it_was,
+        upload_opening::a_user_has_so_many_open_uploads,
+        upload_opening::a_tenant_has_so_many_bytes,
+        upload_opening::an_upload_is_opened_once_under_its_key,
+        upload_opening::the_keys_of_uploads_are_those_of_other_requests,
+        upload_receipts::chunks_come_in_any_order,
+        upload_receipts::what_is_not_open_takes_no_chunk,
+        upload_receipts::a_running_hash_only_goes_forward,
+        upload_receipts::a_stream_goes_on_where_it_ended,
+        upload_receipts::the_size_of_a_stream_is_settled_once,
+        upload_receipts::a_stream_reserves_what_comes_beyond,
+        upload_turns::uploads_turn_as_their_states_allow,
+        upload_turns::a_turn_says_what_it_says,
+        upload_turns::only_what_is_whole_is_begun,
+        upload_turns::a_file_is_removed,
+        upload_leases::a_right_is_one_holders,
+        upload_leases::every_place_has_a_right_of_its_own,
+        upload_leases::a_right_that_ended_is_lost,
+        upload_leases::a_holder_is_asked_to_let_go,
+        upload_lists::overdue_uploads_are_listed,
+        upload_lists::unfinished_uploads_are_listed,
+        upload_lists::live_uploads_are_told,
+        upload_lists::untold_uploads_are_listed,
+        upload_lists::what_is_over_is_forgotten,
+        upload_lists::many_are_forgotten,
+        uploads_at_once::chunks_at_once_add_up,
+        uploads_at_once::a_turn_is_between_chunks,
+        uploads_at_once::opens_at_once_keep_within,
+        uploads_at_once::sums_stand_under_load,
+        uploads_at_once::a_stream_is_not_torn,
+        uploads_at_once::a_right_is_taken_once,
     ]
 }
 
@@ -155,6 +191,7 @@ pub fn run_durable<S: Store>(open: impl Fn(&World) -> S) {
     once::answers_are_still_there(World::new(2), &open);
     registry::devices_are_still_there(World::new(3), &open);
     events::the_log_is_still_there(World::new(4), &open);
+    uploads::uploads_are_still_there(World::new(5), &open);
 }
 
 /// Checks the laws of leases on stores that the function opens.

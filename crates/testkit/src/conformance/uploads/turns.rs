@@ -1,0 +1,129 @@
+//! How uploads come into other states.
+
+use driftline_engine::{Joining, Store, UploadRow, UploadTurn};
+use driftline_uploads::{Digest, State};
+
+use super::super::Bed;
+use super::{Yard, at, chunk, chunks, id_of, part, shown, stream, turn};
+use crate::wait::block_on;
+
+pub(in super::super) fn uploads_turn_as_their_states_allow<S: Store>(bed: &Bed<S>) {
+    use State::{Cancelled, Done, Expired, Finalizing, Open};
+    let yard = Yard::new(bed);
+    let legal = [
+        (Open, Finalizing),
+        (Open, Cancelled),
+        (Open, Expired),
+        (Finalizing, Open),
+        (Finalizing, Done),
+        (Finalizing, Cancelled),
+    ];
+    let mut number = 0;
+    let mut turned = 0;
+    for is in State::ALL {
+        for from in State::ALL {
+            for to in State::ALL {
+                number += 1;
+                let id = yard.open(number, chunks(10));
+                yard.keep(chunk(id, 0, 4));
+                yard.bring(id, is);
+                let (before, chunks) = (shown(&yard.read(id)), yard.received(id));
+                let may = is == from && legal.contains(&(from, to));
+                assert_eq!(yard.turn(turn(id, from, to)), may, "{is:?}: from {from:?} to {to:?}");
+                if !may {
+                    assert_eq!((shown(&yard.read(id)), yard.received(id)), (before, chunks));
+                    continue;
+                }
+                turned += 1;
+                let over = matches!(to, Cancelled | Expired);
+                let row = yard.read(id);
+                assert_eq!((row.upload.state, row.reserved), (to, if over { 0 } else { 10 }));
+                assert_eq!(yard.received(id), if over { vec![] } else { vec![0] });
+                assert_eq!(block_on(yard.rows().chunk(id, 0)).expect("a read").is_none(), over);
+                assert_eq!((row.upload.received, row.changed_ms), (4, at(2)));
+            }
+        }
+        // What came is gone before the next state, so that the sums stay quickly added up.
+        block_on(yard.rows().forget_uploads(u64::MAX)).expect("an answer");
+        yard.check_sums();
+    }
+    assert_eq!(turned, legal.len());
+    assert!(!yard.turn(turn(id_of(1 << 40), Open, Cancelled)), "there is none");
+}
+
+pub(in super::super) fn a_turn_says_what_it_says<S: Store>(bed: &Bed<S>) {
+    let yard = Yard::new(bed);
+    let (id, beside) = (yard.open(1, chunks(4)), yard.open(2, chunks(4)));
+    yard.keep(chunk(id, 0, 4));
+    yard.keep(chunk(beside, 0, 4));
+    let untouched = shown(&yard.read(beside));
+    let told = |turned: UploadTurn| {
+        assert!(yard.turn(turned));
+        let row = yard.read(id);
+        (row.digest, row.fault, row.changed_ms)
+    };
+    let (begin, back) = (turn(id, State::Open, State::Finalizing), turn(id, State::Finalizing, State::Open));
+    assert_eq!(told(UploadTurn { whole: true, at_ms: at(10), ..begin.clone() }), (None, None, at(10)));
+    let failed = UploadTurn { fault: Some("no \u{0} room".into()), at_ms: at(20), ..back.clone() };
+    assert_eq!(told(failed), (None, Some("no \u{0} room".into()), at(20)));
+    // A fault is that of the last time; a digest stays when none is said.
+    let digest = Some(Digest::hash(b"whole"));
+    assert_eq!(told(UploadTurn { digest, at_ms: at(30), ..begin }), (digest, None, at(30)));
+    assert_eq!(told(UploadTurn { at_ms: at(40), ..back }), (digest, None, at(40)));
+    assert_eq!(told(turn(id, State::Open, State::Finalizing)), (digest, None, at(2)), "whatever the time is");
+    let other = Some(Digest::hash(b"other"));
+    let done = UploadTurn { digest: other, ..turn(id, State::Finalizing, State::Done) };
+    assert_eq!(told(done), (other, None, at(2)));
+    assert_eq!((shown(&yard.read(beside)), yard.received(beside)), (untouched, vec![0]));
+}
+
+pub(in super::super) fn only_what_is_whole_is_begun<S: Store>(bed: &Bed<S>) {
+    let yard = Yard::new(bed);
+    let begin = |id| yard.turn(UploadTurn { whole: true, ..turn(id, State::Open, State::Finalizing) });
+    let id = yard.open(1, chunks(10));
+    yard.keep(chunk(id, 0, 4));
+    yard.keep(chunk(id, 1, 4));
+    assert!(!begin(id));
+    assert_eq!(yard.read(id).upload.state, State::Open);
+    yard.keep(chunk(id, 2, 2));
+    assert!(begin(id) && !begin(id), "once");
+    let (flow, empty) = (yard.open(2, stream(None)), yard.open(3, chunks(0)));
+    yard.go_on(part(flow, 0, 10));
+    assert!(!begin(flow), "nobody has told how long it is");
+    yard.go_on(driftline_engine::StreamReceipt { size: Some(10), ..part(flow, 10, 10) });
+    assert!(begin(flow) && begin(empty));
+    // A turn that does not ask is made, and a file takes what it is long.
+    let half = yard.open(4, stream(None));
+    yard.go_on(part(half, 0, 3));
+    yard.bring(half, State::Done);
+    let row = UploadRow { reserved: 3, ..yard.row(5, stream(Some(8))) };
+    yard.bring(yard.open_row(&row), State::Done);
+    assert_eq!((yard.read(half).reserved, yard.read(id_of(5)).reserved), (3, 8));
+}
+
+pub(in super::super) fn a_file_is_removed<S: Store>(bed: &Bed<S>) {
+    let yard = Yard::new(bed);
+    let remove = |id| {
+        let removed = block_on(yard.rows().remove_file_row(id)).expect("an answer");
+        yard.check_sums();
+        removed
+    };
+    for (number, state) in (1..).zip(State::ALL) {
+        let id = yard.open(number, chunks(10));
+        yard.keep(chunk(id, 0, 4));
+        yard.bring(id, state);
+        assert_eq!(remove(id), state == State::Done, "{state:?}");
+        assert_eq!(yard.find(id).is_some(), state != State::Done);
+    }
+    let done = id_of(3);
+    assert!(!remove(done) && !remove(id_of(99)));
+    // Of another upload of its name nothing is there before it comes.
+    yard.open(3, chunks(10));
+    assert_eq!((yard.received(done), block_on(yard.rows().chunk(done, 0))), (vec![], Ok(None)));
+    // What somebody else has is not touched.
+    let other = UploadRow { tenant: yard.other, joining: Joining::Part, ..yard.row(20, chunks(7)) };
+    yard.bring(yard.open_row(&other), State::Done);
+    yard.bring(done, State::Done);
+    assert!(remove(done));
+    assert_eq!((yard.used(yard.other), yard.read(id_of(20)).upload.state), (7, State::Done));
+}
