@@ -399,7 +399,7 @@ mod tests {
             for to in State::ALL {
                 let mut upload = Upload { state: from, ..chunks(1) };
                 assert_eq!(upload.turn(to), ways.contains(&(from, to)), "{from:?} to {to:?}");
-                assert_eq!(from.is_final() && from.may_become(to), false);
+                assert!(!(from.is_final() && from.may_become(to)));
             }
         }
         let mut upload = Upload { received: 1, ..chunks(1) };

@@ -25,6 +25,7 @@ mod sync;
 pub(crate) mod tally;
 mod telemetry;
 mod topics;
+mod upload;
 pub(crate) mod window;
 
 pub(crate) use scenario::{Scenario, run};

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Subcommand;
 
-use super::{batches, connect, echo, idle, sync, telemetry};
+use super::{batches, connect, echo, idle, sync, telemetry, upload};
 
 /// A kind of load.
 #[derive(Debug, Subcommand)]
@@ -12,6 +12,8 @@ pub(crate) enum Scenario {
     Sync(sync::Options),
     /// Sends messages of new samples, each under a key of its own, and waits for their acknowledgements.
     Telemetry(telemetry::Options),
+    /// Uploads files in chunks with their SHA-256.
+    Upload(upload::Options),
     /// Sends small requests and waits for their answers.
     Echo(echo::Options),
     /// Opens many connections and holds them without traffic.
@@ -30,6 +32,7 @@ pub(crate) async fn run(scenario: &Scenario) -> Result<()> {
     let report = match scenario {
         Scenario::Sync(options) => sync::run(options).await?,
         Scenario::Telemetry(options) => telemetry::run(options).await?,
+        Scenario::Upload(options) => upload::run(options).await?,
         Scenario::Echo(options) => echo::run(options).await?,
         Scenario::Idle(options) => idle::run(options).await?,
         Scenario::Connect(options) => connect::run(options).await?,

@@ -193,7 +193,7 @@ pub(in super::super) fn a_stream_is_not_torn<S: Store>(bed: &Bed<S>) {
                     (from, own) = (received, own + 1);
                 }
                 Kept::Overtaken => {
-                    from = block_on(rows.upload(id)).expect("a read").expect("a row").upload.received
+                    from = block_on(rows.upload(id)).expect("a read").expect("a row").upload.received;
                 }
                 other => panic!("{other:?}"),
             }

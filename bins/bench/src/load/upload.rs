@@ -1,0 +1,244 @@
+//! `load upload`: files in chunks, one connection for each, with SHA-256; the plain dialect writes the same chunks.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use driftline_uploads::Digest;
+use serde::Serialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use super::now::now;
+use super::options::{Common, Dialect, run_number};
+use super::report::{Report, Unit};
+use super::socket::Target;
+use super::tally::Tally;
+use super::window::{Window, observe};
+use crate::rng::Rng;
+
+/// The front that uploads take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Front {
+    /// Chunks under `/api/v1/uploads`.
+    Native,
+    /// Requests of tus 1.0 under `/files`, each of one chunk.
+    Tus,
+}
+
+/// Options of `load upload`.
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) common: Common,
+    /// The front that uploads take; the plain dialect has one of its own.
+    #[arg(long, value_enum, default_value_t = Front::Native)]
+    front: Front,
+    /// Connections, each with one file after the other.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    connections: u16,
+    /// Chunks of a file, each of 1 MiB: an item of the report is one of them.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+    chunks: u64,
+}
+
+/// The bytes of a chunk.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Uploads for the length of the window.
+///
+/// # Errors
+/// When the server cannot be reached, or refuses.
+pub(crate) async fn run(options: &Options) -> Result<Report> {
+    let target = Target::resolve(&options.common.url).await?;
+    let tokens = options.common.tokens()?;
+    let mut rng = Rng::new(options.common.seed, 0);
+    let chunk: Vec<u8> =
+        std::iter::repeat_with(|| rng.next().to_le_bytes()).flatten().take(CHUNK_BYTES).collect();
+    let window = Window::open(&options.common)?;
+    let mut tasks = JoinSet::new();
+    for index in 0..usize::from(options.connections) {
+        let token = tokens.get(index % tokens.len().max(1)).cloned().unwrap_or_default();
+        let stream = TcpStream::connect(target.address).await;
+        let stream = stream.with_context(|| format!("cannot connect to {}", target.address))?;
+        stream.set_nodelay(true)?;
+        let uploader = Uploader {
+            stream,
+            input: Vec::new(),
+            host: target.host.clone(),
+            token,
+            chunk: chunk.clone(),
+            digest: Digest::hash(&chunk).to_string(),
+            whole: whole(&chunk, options.chunks),
+            chunks: options.chunks,
+            name: format!("{:x}-{index}", run_number()),
+        };
+        let way = (options.common.dialect, options.front);
+        tasks.spawn(uploader.upload_on(way, window));
+    }
+    let (seen, tally) = observe(window, &options.common.pid, tasks).await?;
+    let report = Report::new(("upload", Unit::Items), (options, &options.common), &seen, tally)?;
+    report.ensure_clean()?;
+    Ok(report)
+}
+
+/// The digest of a file of equal chunks.
+fn whole(chunk: &[u8], chunks: u64) -> String {
+    let mut running = driftline_uploads::RunningHash::default();
+    for _ in 0..chunks {
+        running.update(chunk);
+    }
+    running.digest().to_string()
+}
+
+/// One connection.
+struct Uploader {
+    stream: TcpStream,
+    input: Vec<u8>,
+    host: String,
+    token: String,
+    chunk: Vec<u8>,
+    digest: String,
+    /// The digest of the whole file.
+    whole: String,
+    chunks: u64,
+    /// What tells its files from those of other connections and runs.
+    name: String,
+}
+
+/// What came back.
+struct Answer {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Uploader {
+    /// Uploads one file after the other until the window ends.
+    async fn upload_on(mut self, way: (Dialect, Front), window: Window) -> Tally {
+        let mut tally = Tally::new(window);
+        let mut file = 0_u64;
+        while now() < window.until {
+            file += 1;
+            if let Err(error) = self.upload(way, file, window, &mut tally).await {
+                tally.errors.add(&error.to_string(), 1);
+                break;
+            }
+        }
+        tally
+    }
+
+    async fn upload(
+        &mut self,
+        (dialect, front): (Dialect, Front),
+        file: u64,
+        window: Window,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let place = match (dialect, front) {
+            (Dialect::Plain, _) => format!("/up/{}-{file}", self.name),
+            (Dialect::Driftline, Front::Native) => self.open().await?,
+            (Dialect::Driftline, Front::Tus) => self.create().await?,
+        };
+        for index in 0..self.chunks {
+            let due = now();
+            if due >= window.until {
+                return Ok(());
+            }
+            let at = index * CHUNK_BYTES as u64;
+            let (method, path, headers) = match (dialect, front) {
+                (Dialect::Plain, _) => {
+                    let last = if index + 1 == self.chunks { "x-last: 1\r\n" } else { "" };
+                    ("PUT", format!("{place}/{at}"), format!("x-sha256: {}\r\n{last}", self.digest))
+                }
+                (Dialect::Driftline, Front::Native) => {
+                    ("PUT", format!("{place}/chunk/{index}"), format!("x-chunk-sha256: {}\r\n", self.digest))
+                }
+                (Dialect::Driftline, Front::Tus) => ("PATCH", place.clone(), tus_headers(at)),
+            };
+            let chunk = std::mem::take(&mut self.chunk);
+            let answer = self.ask(method, &path, &headers, &chunk).await;
+            self.chunk = chunk;
+            let answer = answer?;
+            ensure!(matches!(answer.status, 200 | 204), "chunk refused: {}", answer.status);
+            tally.done(due, now(), 1);
+        }
+        if (dialect, front) == (Dialect::Driftline, Front::Native) {
+            let body = format!("{{\"sha256\":\"{}\"}}", self.whole);
+            let done = self.ask("POST", &format!("{place}/finalize"), JSON, body.as_bytes()).await?;
+            ensure!(done.status == 200, "finalizing refused: {}", done.status);
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self) -> Result<String> {
+        let size = self.chunks * CHUNK_BYTES as u64;
+        let body = format!("{{\"filename\":\"bench\",\"size\":{size}}}");
+        let opened = self.ask("POST", "/api/v1/uploads/init", JSON, body.as_bytes()).await?;
+        ensure!(opened.status == 201, "opening refused: {}", opened.status);
+        let doc: serde_json::Value = serde_json::from_slice(&opened.body)?;
+        ensure!(doc["chunk_size"] == CHUNK_BYTES, "the server takes chunks of another length");
+        Ok(format!("/api/v1/uploads/{}", doc["upload_id"].as_str().context("no upload")?))
+    }
+
+    async fn create(&mut self) -> Result<String> {
+        let size = self.chunks * CHUNK_BYTES as u64;
+        let headers = format!("tus-resumable: 1.0.0\r\nupload-length: {size}\r\n");
+        let created = self.ask("POST", "/files", &headers, b"").await?;
+        ensure!(created.status == 201, "creating refused: {}", created.status);
+        let place = header(&created.head, "location").context("no place")?;
+        // It may be told with the host.
+        Ok(place.split_once("://").map_or(place, |(_, rest)| &rest[rest.find('/').unwrap_or(0)..]).to_owned())
+    }
+
+    async fn ask(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> Result<Answer> {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n{headers}", self.host);
+        if !self.token.is_empty() {
+            write!(head, "authorization: Bearer {}\r\n", self.token)?;
+        }
+        write!(head, "content-length: {}\r\n\r\n", body.len())?;
+        self.stream.write_all(head.as_bytes()).await?;
+        self.stream.write_all(body).await?;
+        loop {
+            if let Some(end) = self.input.windows(4).position(|four| four == b"\r\n\r\n") {
+                let head = String::from_utf8(self.input[..end].to_vec())?;
+                let len = header(&head, "content-length").map_or(Ok(0), str::parse)?;
+                if self.input.len() >= end + 4 + len {
+                    let body = self.input[end + 4..end + 4 + len].to_vec();
+                    self.input.drain(..end + 4 + len);
+                    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+                    return Ok(Answer { status: status.context("no status")?, head, body });
+                }
+            }
+            ensure!(self.stream.read_buf(&mut self.input).await? > 0, "the connection ended");
+        }
+    }
+}
+
+const JSON: &str = "content-type: application/json\r\n";
+
+fn tus_headers(at: u64) -> String {
+    format!(
+        "tus-resumable: 1.0.0\r\ncontent-type: application/offset+octet-stream\r\nupload-offset: {at}\r\n"
+    )
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let mut headers = head.lines().filter_map(|line| line.split_once(':'));
+    headers.find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_found_and_files_hashed() {
+        let head = "HTTP/1.1 201 Created\r\nLocation: /files/x\r\ncontent-length: 0";
+        assert_eq!((header(head, "location"), header(head, "etag")), (Some("/files/x"), None));
+        assert_eq!(whole(b"ab", 3), Digest::hash(b"ababab").to_string());
+    }
+}
