@@ -2,30 +2,21 @@
 
 #[path = "foreign/browser.rs"]
 mod browser;
+#[path = "foreign/pages.rs"]
+mod pages;
 #[path = "foreign/tools.rs"]
 mod tools;
 
 use std::path::Path;
 use std::process::Command;
 
-use driftline_testkit::TempFolder;
-use driftline_testkit::server::{Server, TokenFor, program};
-
-use crate::tools::{node, python, script, told};
-
-/// A server that takes a silent client for dead soon, because two scripts wait for it; and a token for many devices.
-fn server() -> (Server, String) {
-    let folder = TempFolder::new();
-    let config = folder.path().join("driftline.toml");
-    std::fs::write(&config, "[limits]\nheartbeat_s = 3\n").expect("it can be written");
-    let server = Server::with(&program(), &["--config", config.to_str().expect("a path is text")]);
-    let token = server.token(&TokenFor { tenant: "t1", sub: "u1", role: "admin", ..TokenFor::default() });
-    (server, token)
-}
+use crate::tools::{configured, node, python, script, token, told};
 
 /// Runs a script against a server of its own; it bounds its time itself.
 fn speaks(mut command: Command, name: &str, scheme: &str, path: &str) {
-    let (server, token) = server();
+    // It takes a silent client for dead soon, because two scripts wait for it.
+    let server = configured("[limits]\nheartbeat_s = 3\n");
+    let token = token(&server, "admin");
     let url = format!("{scheme}://{}{path}", server.address());
     let output = command.arg(script(name)).args([&url, &token]).output().expect("it runs");
     let told = told(&output);
