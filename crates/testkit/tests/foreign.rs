@@ -1,11 +1,18 @@
-//! Clients that are not ours work: `ws` of npm, `websockets` of Python, their languages' own HTTP, and a browser.
+//! Clients that are not ours work: `ws` and `tus-js-client` of npm, `websockets` and `tuspy` of Python, their languages'
+//! own HTTP, `curl`, and a browser, also with Uppy.
 
 #[path = "foreign/browser.rs"]
 mod browser;
+#[path = "foreign/origins.rs"]
+mod origins;
 #[path = "foreign/pages.rs"]
 mod pages;
 #[path = "foreign/tools.rs"]
 mod tools;
+#[path = "foreign/uploads.rs"]
+mod uploads;
+#[path = "foreign/uppy.rs"]
+mod uppy;
 
 use std::path::Path;
 use std::process::Command;
@@ -42,6 +49,11 @@ fn node_http_sends_and_reads_every_coding() {
 #[test]
 fn python_http_sends_and_reads_every_coding() {
     speaks(python(), "codings.py", "http", "");
+}
+
+#[test]
+fn curl_uploads_in_chunks() {
+    speaks(Command::new("bash"), "uploads.sh", "http", "");
 }
 
 #[test]
