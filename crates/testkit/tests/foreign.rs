@@ -1,31 +1,29 @@
-//! Clients that are not ours work: `ws` of npm, `websockets` of Python, their languages' own HTTP, and a browser.
+//! Clients that are not ours work: `ws` and `tus-js-client` of npm, `websockets` and `tuspy` of Python, their languages'
+//! own HTTP, `curl`, and a browser, also with Uppy.
 
 #[path = "foreign/browser.rs"]
 mod browser;
+#[path = "foreign/origins.rs"]
+mod origins;
+#[path = "foreign/pages.rs"]
+mod pages;
 #[path = "foreign/tools.rs"]
 mod tools;
+#[path = "foreign/uploads.rs"]
+mod uploads;
+#[path = "foreign/uppy.rs"]
+mod uppy;
 
 use std::path::Path;
 use std::process::Command;
 
-use driftline_testkit::TempFolder;
-use driftline_testkit::server::{Server, TokenFor, program};
-
-use crate::tools::{node, python, script, told};
-
-/// A server that takes a silent client for dead soon, because two scripts wait for it; and a token for many devices.
-fn server() -> (Server, String) {
-    let folder = TempFolder::new();
-    let config = folder.path().join("driftline.toml");
-    std::fs::write(&config, "[limits]\nheartbeat_s = 3\n").expect("it can be written");
-    let server = Server::with(&program(), &["--config", config.to_str().expect("a path is text")]);
-    let token = server.token(&TokenFor { tenant: "t1", sub: "u1", role: "admin", ..TokenFor::default() });
-    (server, token)
-}
+use crate::tools::{configured, node, python, script, token, told};
 
 /// Runs a script against a server of its own; it bounds its time itself.
 fn speaks(mut command: Command, name: &str, scheme: &str, path: &str) {
-    let (server, token) = server();
+    // It takes a silent client for dead soon, because two scripts wait for it.
+    let server = configured("[limits]\nheartbeat_s = 3\n");
+    let token = token(&server, "admin");
     let url = format!("{scheme}://{}{path}", server.address());
     let output = command.arg(script(name)).args([&url, &token]).output().expect("it runs");
     let told = told(&output);
@@ -51,6 +49,11 @@ fn node_http_sends_and_reads_every_coding() {
 #[test]
 fn python_http_sends_and_reads_every_coding() {
     speaks(python(), "codings.py", "http", "");
+}
+
+#[test]
+fn curl_uploads_in_chunks() {
+    speaks(Command::new("bash"), "uploads.sh", "http", "");
 }
 
 #[test]

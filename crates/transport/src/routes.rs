@@ -428,8 +428,6 @@ async fn refuse<S: Store>(app: &App<S>, request: Request, fault: Fault) -> Respo
         Err(fault) => no_host(fault),
     };
     let mut response = refused(refusal, &correlation).respond(Wishes::of(&parts.headers)).await;
-    if uploads::concerns(parts.uri.path()) {
-        uploads::decorate(app, &parts.headers, &mut response);
-    }
+    uploads::complete(app, &parts, &mut response);
     response
 }

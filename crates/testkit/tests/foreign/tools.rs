@@ -3,6 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use driftline_testkit::TempFolder;
+use driftline_testkit::server::{Server, TokenFor, program};
+
+/// Starts a server whose configuration file holds a text.
+pub(crate) fn configured(text: &str) -> Server {
+    let folder = TempFolder::new();
+    let config = folder.path().join("driftline.toml");
+    std::fs::write(&config, text).expect("it can be written");
+    Server::with(&program(), &["--config", config.to_str().expect("a path is text")])
+}
+
+/// Makes the token of a user of one tenant, with a role; empty: `user`.
+pub(crate) fn token(server: &Server, role: &str) -> String {
+    server.token(&TokenFor { tenant: "t1", sub: "u1", role, ..TokenFor::default() })
+}
+
 /// Finds a file of this folder.
 pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign").join(name)
@@ -23,14 +39,14 @@ pub(crate) fn installed(variable: &str, in_cache: &str) -> PathBuf {
     path
 }
 
-/// Node with `ws` and `@msgpack/msgpack`.
+/// Node with the packages of `package.json`.
 pub(crate) fn node() -> Command {
     let mut command = Command::new("node");
     command.env("NODE_PATH", installed("DRIFTLINE_NODE_MODULES", "foreign/node_modules"));
     command
 }
 
-/// Python with `websockets`, `msgpack` and `zstandard`. It writes no byte code beside the scripts.
+/// Python with `websockets`, `msgpack`, `zstandard` and `tuspy`. It writes no byte code beside the scripts.
 pub(crate) fn python() -> Command {
     let mut command = Command::new(installed("DRIFTLINE_PYTHON", "venv/bin/python"));
     command.env("PYTHONDONTWRITEBYTECODE", "1");

@@ -8,6 +8,7 @@ the first answer that is not as the protocol says.
 """
 
 import base64
+import faulthandler
 import hashlib
 import http.client
 import json
@@ -135,6 +136,8 @@ def empty():
 
 
 def main():
+    # `tuspy` waits for ever for an answer; this ends the script where it waits.
+    faulthandler.dump_traceback_later(60, exit=True)
     scenarios = {"resume": resume, "bad-checksum": bad_checksum, "conflict": conflict, "empty": empty}
     assert WANTED == "all" or WANTED in scenarios, f"the scenarios are all, {', '.join(scenarios)}"
     told = [scenario() for scenario in scenarios.values()] if WANTED == "all" else scenarios[WANTED]()

@@ -23,7 +23,7 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 
 /// Tells whether pages of other origins may come to a path.
-pub(crate) fn concerns(path: &str) -> bool {
+pub(super) fn concerns(path: &str) -> bool {
     ["/files", "/api/v1/uploads", "/api/v1/files"]
         .iter()
         .any(|prefix| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
@@ -31,7 +31,7 @@ pub(crate) fn concerns(path: &str) -> bool {
 
 /// Tells a browser what pages of the request's origin may do, on every answer, a refusal too. Tokens are never sent by the
 /// browser itself, so no credentials are allowed.
-pub(crate) fn decorate<S: Store>(app: &App<S>, asked: &HeaderMap, response: &mut Response<Body>) {
+pub(super) fn decorate<S: Store>(app: &App<S>, asked: &HeaderMap, response: &mut Response<Body>) {
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("origin"));
     let Some(origin) = asked.get(header::ORIGIN) else { return };

@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::request::Parts;
 use axum::http::{Method, Response, StatusCode};
 use driftline_engine::{Identity, Store, UploadRight};
 
-pub(crate) use cors::{concerns, decorate};
+use cors::{concerns, decorate};
 pub(crate) use secret::UploadSecret;
 
 use crate::app::App;
@@ -68,6 +69,18 @@ pub(crate) async fn answer<S: Store>(
         *response.body_mut() = Body::empty();
     }
     response
+}
+
+/// Adds what every answer about uploads says to one of a path or a method that no route knows, if it is about them.
+pub(crate) fn complete<S: Store>(app: &App<S>, asked: &Parts, response: &mut Response<Body>) {
+    let path = asked.uri.path();
+    if !concerns(path) {
+        return;
+    }
+    if !path.starts_with("/api/") {
+        tus::spoken(response);
+    }
+    decorate(app, &asked.headers, response);
 }
 
 /// A refusal, which is larger than what is mostly answered.

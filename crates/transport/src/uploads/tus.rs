@@ -89,7 +89,8 @@ fn sacred(mut refusal: Refused) -> Refused {
     refusal
 }
 
-fn spoken(response: &mut Response<Body>) {
+/// Says which version is spoken, and that no answer is to be kept.
+pub(super) fn spoken(response: &mut Response<Body>) {
     let headers = response.headers_mut();
     headers.insert("tus-resumable", VERSION);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
