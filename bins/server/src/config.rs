@@ -95,6 +95,7 @@ impl Config {
         if let Ok(url) = std::env::var("DRIFTLINE_STORE_URL") {
             config.store.url = Some(DatabaseUrl::new(url));
         }
+        config.uploads.take_credentials(|name| std::env::var(name).ok());
         config.store.check()?;
         Ok(config)
     }

@@ -3,6 +3,7 @@
 //! The program is [`main`]. [`Config`] is what a configuration file means, so that files can be read without starting
 //! anything.
 
+mod bucket;
 mod cli;
 mod commands;
 mod config;

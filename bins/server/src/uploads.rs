@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use driftline_engine::{Blobs, TenantUploads, UploadRules, Verify};
 use driftline_model::TenantId;
-use driftline_storage::LocalBlobs;
+use driftline_storage::{LocalBlobs, S3Blobs};
 use driftline_uploads::{AllowList, Disk, Durability, Expiry};
 use serde::Deserialize;
 
+use crate::bucket::BucketConfig;
 use crate::verify::Command;
 
 /// `[uploads]`
@@ -33,6 +34,8 @@ pub(crate) struct UploadsConfig {
     /// The program that looks at files before they are released, with its arguments.
     verify_command: Option<Vec<String>>,
     verify_s: Option<u64>,
+    /// `[uploads.s3]`: the bytes are kept in a bucket, and not on a disk.
+    s3: Option<BucketConfig>,
     /// `[uploads.tenants.<name>]`
     tenants: BTreeMap<String, TenantConfig>,
 }
@@ -147,7 +150,21 @@ impl UploadsConfig {
         if self.verify_command.is_none() && self.verify_s.is_some() {
             bail!("uploads.verify_s needs uploads.verify_command");
         }
-        Ok(())
+        self.check_bucket()
+    }
+
+    /// Checks what a bucket needs, and what only a disk has.
+    fn check_bucket(&self) -> anyhow::Result<()> {
+        let Some(bucket) = &self.s3 else { return Ok(()) };
+        let of_a_disk = [
+            ("dir", self.dir.is_some(), "the bytes are in the bucket"),
+            ("durability", self.durability.is_some(), "what S3 acknowledges is durable"),
+            ("chunk_bytes", self.chunk_bytes.is_some(), "set uploads.s3.chunk_bytes"),
+        ];
+        if let Some((name, _, why)) = of_a_disk.iter().find(|(_, given, _)| *given) {
+            bail!("uploads.{name} does not go with uploads.s3: {why}");
+        }
+        bucket.options().map(drop)
     }
 
     fn expiry(&self) -> Expiry {
@@ -167,6 +184,15 @@ impl UploadsConfig {
     /// A folder that cannot be made or opened, and what [`UploadsConfig::rules`] refuses.
     pub(crate) fn open(&self, config_folder: &Path, data: &Path) -> anyhow::Result<Uploads> {
         let rules = self.rules()?;
+        let sweep = Duration::from_secs(self.sweep_s.unwrap_or(SWEEP_S));
+        let blobs: Arc<dyn Blobs> = match &self.s3 {
+            Some(bucket) => Arc::new(S3Blobs::open(&bucket.options()?).context("uploads.s3")?),
+            None => Arc::new(self.open_disk(config_folder, data)?),
+        };
+        Ok(Uploads { blobs, rules, sweep })
+    }
+
+    fn open_disk(&self, config_folder: &Path, data: &Path) -> anyhow::Result<LocalBlobs<Disk>> {
         let folder = self.dir.as_ref().map_or_else(|| data.join("uploads"), |dir| config_folder.join(dir));
         let disk =
             Disk::open(&folder).with_context(|| format!("uploads cannot be kept in {}", folder.display()))?;
@@ -174,9 +200,14 @@ impl UploadsConfig {
             Some(DurabilityChoice::Os) => Durability::Os,
             None | Some(DurabilityChoice::Fsync) => Durability::Fsync,
         };
-        let blobs = LocalBlobs::new(disk, durability, self.chunk_bytes.unwrap_or(CHUNK_BYTES));
-        let sweep = Duration::from_secs(self.sweep_s.unwrap_or(SWEEP_S));
-        Ok(Uploads { blobs: Arc::new(blobs), rules, sweep })
+        Ok(LocalBlobs::new(disk, durability, self.chunk_bytes.unwrap_or(CHUNK_BYTES)))
+    }
+
+    /// Takes credentials of the environment, where a bucket is named.
+    pub(crate) fn take_credentials(&mut self, given: impl Fn(&str) -> Option<String>) {
+        if let Some(bucket) = &mut self.s3 {
+            bucket.take_credentials(given);
+        }
     }
 }
 
@@ -209,6 +240,49 @@ mod tests {
         assert_eq!((of("open").quota_bytes, of("open").allowed), (1000, AllowList::default()));
         assert_eq!((of("other").quota_bytes, of("other").allowed), (1000, images));
         assert_eq!(read("").unwrap().expiry, Expiry::default());
+    }
+
+    #[test]
+    fn a_bucket_takes_the_place_of_the_disk() {
+        let config = |text: &str| toml::from_str::<UploadsConfig>(text).unwrap();
+        let mut in_bucket = config(&format!("{BUCKET}chunk_bytes = 5242880"));
+        in_bucket.take_credentials(|_| Some("from the environment".into()));
+        let uploads = in_bucket.open(Path::new("/"), Path::new("/nowhere")).unwrap();
+        assert_eq!((uploads.blobs.chunk_bytes(), uploads.blobs.takes_streams()), (5 << 20, false));
+        assert!(!format!("{in_bucket:?}").contains("environment"), "secrets are not printed");
+
+        let folder = driftline_testkit::TempFolder::new();
+        let mut on_disk = config("");
+        on_disk.take_credentials(|_| Some("for another program".into()));
+        let uploads = on_disk.open(Path::new("/"), folder.path()).unwrap();
+        assert_eq!((uploads.blobs.chunk_bytes(), uploads.blobs.takes_streams()), (CHUNK_BYTES, true));
+    }
+
+    const BUCKET: &str = "[s3]\nbucket = \"files\"\naccess_key_id = \"a\"\nsecret_access_key = \"b\"\n";
+
+    #[test]
+    fn what_is_wrong_with_a_bucket_is_named() {
+        let table = [
+            ("dir = \"x\"", "", "uploads.dir does not go with uploads.s3"),
+            ("durability = \"os\"", "", "uploads.durability does not go with uploads.s3"),
+            ("chunk_bytes = 9000000", "", "set uploads.s3.chunk_bytes"),
+            ("", "chunk_bytes = 5000000", "uploads.s3: chunk_bytes is 5000000"),
+            ("", "memory_bytes = 5", "uploads.s3: memory_bytes is 5"),
+            ("", "prefix = \"/a\"", "uploads.s3: prefix"),
+            ("", "region = \"a/b\"", "uploads.s3: region"),
+            ("", "endpoint = \"minio:9000\"", "uploads.s3: endpoint"),
+            ("", "endpoint = \"http://10.0.0.1:9000\"\npath_style = false", "path_style is needed"),
+            ("", "secret = \"x\"", "secret"),
+        ];
+        for (above, below, named) in table {
+            let error = format!("{:#}", read(&format!("{above}\n{BUCKET}{below}")).unwrap_err());
+            assert!(error.contains(named), "{above} {below}: {error}");
+        }
+        let bare = format!("{:#}", read("[s3]\nbucket = \"files\"").unwrap_err());
+        assert!(bare.contains("access_key_id and secret_access_key"), "{bare}");
+        let unnamed = format!("{:#}", read("[s3]\nregion = \"eu-central-1\"").unwrap_err());
+        assert!(unnamed.contains("bucket"), "{unnamed}");
+        read(&format!("{BUCKET}endpoint = \"http://minio:9000\"")).unwrap();
     }
 
     #[test]

@@ -54,10 +54,11 @@ mod postgres;
 mod registry;
 mod rows;
 mod sqlite;
+mod tls;
 mod uploads;
 
 pub use any::AnyStore;
-pub use blobs::LocalBlobs;
+pub use blobs::{LocalBlobs, S3Blobs, S3Error, S3Options};
 pub use memory::MemoryStore;
 pub use postgres::{
     Failover, PostgresDiagnosis, PostgresError, PostgresOptions, PostgresStore, PostgresTarget,

@@ -6,6 +6,7 @@
 //! - [`conformance`]: the laws that every store keeps. [`Wrapped`]: a store that does one thing otherwise.
 //! - [`server`], [`memory`], [`http`] and [`socket`]: the real server as a process, what it holds, and clients as
 //!   hostile as a test wants.
+//! - [`s3`]: an S3 in memory that fails as it is told to.
 //! - [`postgres`]: a private PostgreSQL for a process, or for a test that kills it.
 //! - [`Rng`] and [`block_on`]: the same random history on every machine, and futures without a runtime.
 //!
@@ -26,6 +27,7 @@ pub mod memory;
 pub mod postgres;
 pub mod proxy;
 mod rng;
+pub mod s3;
 pub mod server;
 pub mod socket;
 mod wait;

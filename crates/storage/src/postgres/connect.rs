@@ -22,6 +22,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::PostgresError;
 use super::target::{PostgresTarget, Understood, understand};
 use super::timeline::Timeline;
+use crate::tls;
 
 /// The target, read and checked once.
 #[derive(Clone)]
@@ -258,13 +259,9 @@ fn tls_config(authorities: Option<&Path>) -> Result<ClientConfig, PostgresError>
             }
         }
         // A machine without any may still reach a database without TLS.
-        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        None => roots = tls::native_roots(),
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| PostgresError::Connect(error.to_string()))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    tls::client_config(roots).map_err(|error| PostgresError::Connect(error.to_string()))
 }
 
 /// A connection that listens to a channel, until it is dropped.

@@ -1,0 +1,117 @@
+//! An S3 that lies in memory: enough of its API for uploads in parts, and faults as a test orders them.
+//!
+//! It keeps S3's rules about parts: their order, their tags, and that no part but the last is shorter than 5 MiB. It
+//! checks no signature, but that there is one.
+//!
+//! ```
+//! use driftline_testkit::s3::{BUCKET, S3};
+//!
+//! let s3 = S3::start();
+//! assert!(s3.endpoint().starts_with("http://127.0.0.1:") && s3.objects().is_empty(), "{BUCKET} is empty");
+//! ```
+
+mod serve;
+mod state;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::oneshot;
+
+use state::{Fault, State};
+pub use state::{Multipart, PART_BYTES_MIN};
+
+/// The one bucket that there is; it is named in the path.
+pub const BUCKET: &str = "files";
+
+/// A running S3 with one empty bucket. It ends, and everything is gone, when it is dropped.
+#[derive(Debug)]
+pub struct S3 {
+    state: Arc<Mutex<State>>,
+    address: SocketAddr,
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl S3 {
+    /// Starts on a free port, on a thread of its own.
+    ///
+    /// # Panics
+    /// When the system has no port or no thread left.
+    #[must_use]
+    pub fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the system has a port");
+        listener.set_nonblocking(true).expect("a listener need not block");
+        let address = listener.local_addr().expect("it listens");
+        let state = Arc::new(Mutex::new(State::default()));
+        let (end, ended) = oneshot::channel();
+        let served = Arc::clone(&state);
+        let thread = thread::spawn(move || serve::run(listener, &served, ended));
+        Self { state, address, end: Some(end), thread: Some(thread) }
+    }
+
+    /// Returns where it answers, as a URL.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Returns all objects by their keys.
+    #[must_use]
+    pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
+        self.state().objects.clone()
+    }
+
+    /// Returns the multipart uploads that are open, by their names.
+    #[must_use]
+    pub fn open(&self) -> BTreeMap<String, Multipart> {
+        self.state().open.clone()
+    }
+
+    /// Returns what was asked so far, each with its method and its target, without what was refused by order.
+    #[must_use]
+    pub fn asked(&self) -> Vec<String> {
+        self.state().asked.clone()
+    }
+
+    /// Answers the next requests with a status and S3's code for it, and does nothing of what they ask for.
+    pub fn fail(&self, requests: usize, status: u16, code: &str) {
+        self.state().order(requests, Fault::Refuse(status, code.into()));
+    }
+
+    /// Closes the connections of the next requests, and does nothing of what they ask for.
+    pub fn hang_up(&self, requests: usize) {
+        self.state().order(requests, Fault::HangUp);
+    }
+
+    /// Does what the next requests ask for, and closes their connections instead of answering.
+    pub fn lose_answers(&self, requests: usize) {
+        self.state().order(requests, Fault::LoseAnswer);
+    }
+
+    /// Never answers the next requests, and does nothing of what they ask for.
+    pub fn stall(&self, requests: usize) {
+        self.state().order(requests, Fault::Stall);
+    }
+
+    /// Returns how many requests a fault was answered to.
+    #[must_use]
+    pub fn faults(&self) -> usize {
+        self.state().faults
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
