@@ -279,6 +279,7 @@ async fn keep_swept(app: Arc<App<AnyStore>>, pause: Duration) {
                 expired = swept.expired,
                 finished = swept.finished,
                 orphans = swept.orphans,
+                stuck = swept.stuck,
                 told = swept.told,
                 "swept uploads"
             ),

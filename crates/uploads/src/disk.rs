@@ -47,6 +47,39 @@ impl Disk {
         Ok(Self { staging, files })
     }
 
+    /// Gives what is staged its place among the files, unless something lies there.
+    fn rename(&self, shard: &OwnedFd, name: &str, staged: &File) -> Result<(), ShellError> {
+        let renamed = rustix::fs::renameat_with(&self.staging, name, shard, name, RenameFlags::NOREPLACE);
+        match renamed {
+            // File systems of networks mostly cannot rename without replacing, but all refuse a second link.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.link(shard, name, staged),
+            renamed => renamed.map_err(failed("renaming")),
+        }
+    }
+
+    /// Does the same with a second name, of which the first is taken away. A crash between leaves both names of one file,
+    /// and doing it again takes the first away.
+    fn link(&self, shard: &OwnedFd, name: &str, staged: &File) -> Result<(), ShellError> {
+        match rustix::fs::linkat(&self.staging, name, shard, name, AtFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::EXIST) if is_same(staged, &open_file(shard, name, OFlags::RDONLY)?)? => {}
+            Err(error) => return Err(failed("linking")(error)),
+        }
+        rustix::fs::fsync(shard).map_err(failed("syncing a folder"))?;
+        unlink(&self.staging, name).map(drop)
+    }
+
+    /// Makes durable that a file has its place, and its folder too.
+    fn settle(&self, shard: &OwnedFd, durability: Durability) -> Result<(), ShellError> {
+        if durability == Durability::Os {
+            return Ok(());
+        }
+        for folder in [shard, &self.files, &self.staging] {
+            rustix::fs::fsync(folder).map_err(failed("syncing a folder"))?;
+        }
+        Ok(())
+    }
+
     fn shard(&self, id: &UploadId) -> Result<OwnedFd, ShellError> {
         let name = shard_name(id);
         rustix::fs::openat(&self.files, name, FOLDER, Mode::empty())
@@ -94,6 +127,13 @@ fn open_file(folder: &OwnedFd, name: &str, flags: OFlags) -> Result<File, ShellE
     Ok(File::from(opened))
 }
 
+/// Tells whether two opened files are one.
+fn is_same(one: &File, other: &File) -> Result<bool, ShellError> {
+    let stat = |file: &File| rustix::fs::fstat(file).map_err(failed("looking at a file"));
+    let (one, other) = (stat(one)?, stat(other)?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
 fn unlink(folder: &OwnedFd, name: &str) -> Result<bool, ShellError> {
     match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
         Ok(()) => Ok(true),
@@ -109,7 +149,8 @@ impl Shell for Disk {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | ENTRY;
         let mode = Mode::RUSR | Mode::WUSR;
         rustix::fs::openat(&self.staging, id.to_string(), flags, mode).map_err(failed("making a file"))?;
-        Ok(())
+        // Syncing a file later does not promise that it has a name.
+        rustix::fs::fsync(&self.staging).map_err(failed("syncing a folder"))
     }
 
     fn stage(&self, id: &UploadId) -> Result<DiskBytes, ShellError> {
@@ -121,20 +162,18 @@ impl Shell for Disk {
         let shard = subfolder(&self.files, &shard_name(id))?;
         let staged = match open_file(&self.staging, &name, OFlags::RDONLY) {
             Ok(staged) => staged,
-            // It was published before.
-            Err(ShellError::Missing) => return open_file(&shard, &name, OFlags::RDONLY).map(|_| ()),
+            // It was published before, by somebody who may not have come to the end.
+            Err(ShellError::Missing) => {
+                open_file(&shard, &name, OFlags::RDONLY)?;
+                return self.settle(&shard, durability);
+            }
             Err(error) => return Err(error),
         };
         if durability == Durability::Fsync {
             staged.sync_all().map_err(io_failed("syncing a file"))?;
         }
-        rustix::fs::renameat_with(&self.staging, &name, &shard, &name, RenameFlags::NOREPLACE)
-            .map_err(failed("renaming"))?;
-        if durability == Durability::Fsync {
-            rustix::fs::fsync(&shard).map_err(failed("syncing a folder"))?;
-            rustix::fs::fsync(&self.staging).map_err(failed("syncing a folder"))?;
-        }
-        Ok(())
+        self.rename(&shard, &name, &staged)?;
+        self.settle(&shard, durability)
     }
 
     fn file(&self, id: &UploadId) -> Result<DiskBytes, ShellError> {

@@ -241,6 +241,7 @@ pub(super) async fn stream<S: Store>(
         return Err(refusal);
     }
     let kept = app.engine().finish_stream(*stream, app.now_ms()).await;
+    // Why the stream ended matters more than that nothing more was kept of it.
     came.map_err(Refused::from).and(kept.map_err(Refused::from))
 }
 

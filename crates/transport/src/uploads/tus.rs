@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCod
 use driftline_engine::{Finalized, Identity, Joining, NewUpload, Store, UploadRow};
 use driftline_model::{KindName, RecordId};
 use driftline_protocol::{ErrorCode, Fault};
-use driftline_uploads::{ContentType, State, UploadId};
+use driftline_uploads::{ContentType, Form, State, UploadId};
 use hyper::body::Body as _;
 
 use super::headers::{Concat, Metadata, checksum, last_segment, number, only, wrong};
@@ -57,7 +57,8 @@ pub(super) async fn answer<S: Store>(
     correlation: &str,
     wishes: Wishes,
 ) -> Response<Body> {
-    let is_head = request.method() == Method::HEAD;
+    let overridden = request.headers().get("x-http-method-override");
+    let is_head = request.method() == Method::HEAD || overridden.is_some_and(|method| method == "HEAD");
     let answered = match require_version(request.headers()) {
         Ok(()) if route == RouteId::TusCreate => create(app, request).await,
         Ok(()) => upload(app, names, request).await,
@@ -248,6 +249,11 @@ async fn upload<S: Store>(
     let segment = names.iter().find(|(name, _)| name == "upload").map_or("", |(_, value)| value);
     let id = app.upload_secret.open(segment);
     let id = id.ok_or_else(|| Fault::new(ErrorCode::NotFound, "there is no such upload here"))?;
+    // What comes in chunks is no upload over tus, whoever has its secret.
+    let row = app.engine().upload(Right::Secret.by(), id).await?;
+    if matches!(row.upload.form, Form::Chunks(_)) {
+        return Err(Fault::new(ErrorCode::NotFound, "there is no such upload here").into());
+    }
     if method == Method::HEAD {
         return head(app, id).await;
     }

@@ -107,7 +107,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
             index: Some(index),
             at,
             end: at + bytes,
-            running: row.running.clone(),
+            // A file of which nothing was hashed is hashed from its beginning.
+            running: Some(row.running.clone().unwrap_or_default()),
             digest: Some(digest),
             purpose,
         };
@@ -181,6 +182,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
         };
         if chunk.meeting == Meeting::Same {
             return Ok(self.told_of(chunk, chunk.row.upload.received));
+        }
+        // What was overtaken while it was written is not written down.
+        if let Some(held) = &mut chunk.held {
+            held.renewed_ms = 0;
         }
         self.hold_chunk(chunk, now_ms).await?;
         let receipt = ChunkReceipt {

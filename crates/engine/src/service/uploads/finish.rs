@@ -8,7 +8,7 @@ use driftline_protocol::{ErrorCode, Fault, UploadPlace};
 use driftline_uploads::{Digest, Form, Refused, State, UploadId};
 
 use super::chunk::Held;
-use super::{Engine, GAPS_MAX, LEASE_MS, UploadRight, busy, lost, mismatch, refused};
+use super::{Engine, FINALIZE_LEASE_MS, GAPS_MAX, UploadRight, busy, lost, mismatch, refused};
 use crate::events::{EventDraft, quoted};
 use crate::ports::{Observer, Store};
 use crate::service::unavailable;
@@ -49,7 +49,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             gone => return Err(refused(Refused::Gone(gone))),
         }
         let key = LeaseKey { id, slot: LeaseSlot::Finalize };
-        let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + LEASE_MS, false).await;
+        let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + FINALIZE_LEASE_MS, false).await;
         if leased.map_err(|error| unavailable(&error))? != Leased::Held {
             return Ok(Finalized::UnderWay);
         }
@@ -78,6 +78,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     ) -> Result<Finalized, Fault> {
         // Somebody may have finished it before the right was had.
         let mut row = self.upload(UploadRight::Secret, id).await?;
+        let claimed_now = claimed;
         let claimed = match row.upload.state_at(now_ms) {
             State::Done => return done_before(row, claimed),
             State::Open => {
@@ -110,7 +111,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
                     now_ms.saturating_sub(row.upload.opened_ms),
                 );
                 self.tell_done(&row, now_ms).await;
-                Ok(Finalized::Done(Box::new(row)))
+                // Whoever ends what another one began may have claimed something else.
+                done_before(row, claimed_now)
             }
             Err(Failed::Refused(why)) => {
                 self.give_up(&row, State::Finalizing, State::Cancelled, now_ms).await?;

@@ -27,6 +27,10 @@ pub use sweep::Swept;
 /// How long a right to write is held without being renewed, in milliseconds. It is renewed after a third of that.
 const LEASE_MS: u64 = 15_000;
 
+/// How long the right to finalize is held, in milliseconds: hashing a large file or verifying it takes long. Whoever takes
+/// longer may be joined by another one, and both come to the same.
+const FINALIZE_LEASE_MS: u64 = 120_000;
+
 /// Gaps that a status names.
 const GAPS_MAX: usize = 10_000;
 

@@ -76,7 +76,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         row.staged = uploads.blobs.create(row.id).await.map_err(|error| lost(&error))?;
         let once = once.and_then(remembered);
         let opened = self.upload_rows().open_upload(row.clone(), caps, once).await;
-        if !matches!(opened, Ok(UploadOpened::Opened)) {
+        // Whether a store that did not answer has opened it is not known: what is left is the sweeper's then.
+        if matches!(&opened, Ok(other) if *other != UploadOpened::Opened) {
             // What is left when this fails is an orphan, which the sweeper removes.
             let _ = uploads.blobs.discard(row.id, row.staged.clone()).await;
         }

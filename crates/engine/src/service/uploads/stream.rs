@@ -127,7 +127,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
             index: None,
             at: offset,
             end,
-            running: row.running.clone(),
+            // A file of which nothing was hashed is hashed from its beginning.
+            running: Some(row.running.clone().unwrap_or_default()),
             digest: None,
             // Of a finished upload nothing can come any more.
             purpose: if left == Some(0) { Purpose::Compare } else { Purpose::Write },
@@ -181,6 +182,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let kept = self.keep(&mut stream, now_ms).await;
         let mut row = stream.row.clone();
         row.upload.received = stream.kept;
+        row.upload.expires_ms = self.taken()?.rules.expiry.expires_ms(row.upload.opened_ms, now_ms);
         self.give_up_stream(stream).await;
         kept.map(|running| UploadRow { running, ..row })
     }
@@ -209,6 +211,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
     }
 
     async fn keep(&self, stream: &mut StreamUpload, now_ms: u64) -> Result<Option<RunningHash>, Fault> {
+        // Whoever lost the right to write has nothing to write down; whoever is asked for it lets go after this.
+        stream.held.renewed_ms = 0;
+        if self.hold(&mut stream.held, now_ms).await? == Renewed::Lost {
+            return Err(busy("another request has the upload by now"));
+        }
         let written = stream.sink.settle().await.map_err(|error| lost(&error))?;
         let uploads = self.taken()?;
         let receipt = StreamReceipt {

@@ -31,6 +31,8 @@ pub struct Swept {
     pub finished: u64,
     /// Staged bytes without an upload that were removed.
     pub orphans: u64,
+    /// Staged bytes without an upload that could not be removed.
+    pub stuck: u64,
     /// Users who were told late of a finished upload.
     pub told: u64,
 }
@@ -77,8 +79,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let live = rows.live_uploads(ids).await.map_err(|error| unavailable(&error))?;
             let live: HashSet<_> = live.into_iter().collect();
             for (id, name) in some.iter().filter(|(id, _)| !live.contains(id)) {
-                uploads.blobs.discard(*id, name.clone()).await.map_err(|error| lost(&error))?;
-                swept.orphans += 1;
+                // One that cannot be removed holds up no other.
+                match uploads.blobs.discard(*id, name.clone()).await {
+                    Ok(()) => swept.orphans += 1,
+                    Err(_) => swept.stuck += 1,
+                }
             }
         }
         let forget_ms = now_ms.saturating_sub(REMEMBERED_MS);
