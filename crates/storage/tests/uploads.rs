@@ -212,7 +212,7 @@ fn the_stores_cannot_be_told_apart() {
     let signs = ["Opened", "Before(", "Reused", "TooMany", "NoRoom {", "Overtaken", "NotOpen(Some", "Kept {"];
     let more = ["NoRoom", "Busy {", "Wanted", "Lost", "true", "Whole", "fault: Some", "running: Some"];
     let mut bites: Vec<(&str, usize)> = signs.into_iter().chain(more).map(|sign| (sign, 0)).collect();
-    for seed in 0..8 {
+    for seed in 0..10 {
         println!("seed {seed}");
         let worlds = [World::new(seed), World::new(seed), World::new(seed)];
         let stores =
@@ -226,7 +226,7 @@ fn the_stores_cannot_be_told_apart() {
         };
         let authors = ["acme", "other"].map(join);
         let mut history = History { rng: Rng::new(seed), authors, ids: Vec::new(), now_ms: World::BEGIN_MS };
-        for step in 0..700 {
+        for step in 0..1_000 {
             let ask = history.next(stores.0.uploads());
             for world in &worlds {
                 world.clock.set(history.now_ms);
