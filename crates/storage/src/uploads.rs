@@ -10,6 +10,9 @@ use driftline_uploads::{State, UploadId};
 
 use crate::once::{self, Met, meet_change};
 
+/// Chunks by their places, with the names that the place of the bytes has for them.
+pub(crate) type Tags = Vec<(u64, Option<Box<str>>)>;
+
 /// What decides whether an upload may be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Standing {

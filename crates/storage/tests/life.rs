@@ -12,7 +12,7 @@ use diesel::{Connection, SqliteConnection};
 use driftline_conflict::{Policy, Strategy};
 use driftline_engine::{
     Aggregate, DeviceAction, DeviceChange, DeviceChanged, DeviceNote, DeviceSign, Entry, EventDraft, Head,
-    Once, OnceKey, Store, Submission, Task, TopicRetention, TopicRules,
+    Kept, Once, OnceKey, Store, Submission, Task, TopicRetention, TopicRules,
 };
 use driftline_idempotency::Fingerprint;
 use driftline_insight::SeriesPoint;
@@ -20,6 +20,8 @@ use driftline_model::{Epoch, Seq, SyncId, TenantId};
 use driftline_protocol::ItemCode;
 use driftline_storage::{BackupError, Contents, Finding, OpenError, RestoreError, SqliteStore};
 use driftline_testkit::{Author, Rng, World, block_on, create, delete, patch, sample};
+use driftline_uploads::State;
+use support::uploads;
 
 /// A world with a store and somebody who writes.
 struct Scene {
@@ -68,6 +70,7 @@ impl Scene {
         assert_eq!(receipt.results[0].code, ItemCode::ConflictPending);
         measure(&store, &ada);
         tell(&store, &ada);
+        upload(&store, &ada);
         drop(store);
         let target = self.path("kept.db");
         SqliteStore::backup(&self.file, &target).expect("a backup");
@@ -140,6 +143,23 @@ fn tell(store: &SqliteStore, author: &Author) {
     let sign = DeviceSign::Acknowledged { epoch: Epoch::new(1), event: 1 };
     let note = DeviceNote { tenant: author.tenant, device: author.device, at_ms: 1, sign };
     block_on(store.note_devices(vec![note])).expect("notes");
+}
+
+/// Opens an upload of ten bytes in chunks, of which two come, one as a stream, of which five bytes come, and one that is
+/// given up.
+fn upload(store: &SqliteStore, author: &Author) {
+    for (number, form) in (1..).zip([uploads::chunks(10), uploads::stream(None), uploads::chunks(7)]) {
+        uploads::open(store, &uploads::row(author, number, form));
+    }
+    for (index, bytes) in [(0, 4), (2, 2)] {
+        let chunk = uploads::chunk(uploads::id(1), index, bytes);
+        let kept = block_on(store.uploads().keep_chunk(chunk)).expect("an answer");
+        assert!(matches!(kept, Kept::Kept { .. }), "{kept:?}");
+    }
+    let part = uploads::part(uploads::id(2), 0, 5);
+    assert_eq!(block_on(store.uploads().keep_stream(part)), Ok(Kept::Kept { received: 5 }));
+    let cancelled = uploads::turn(uploads::id(3), State::Open, State::Cancelled);
+    assert_eq!(block_on(store.uploads().turn_upload(cancelled)), Ok(true));
 }
 
 fn head(store: &SqliteStore, author: &Author) -> Head {
@@ -223,7 +243,7 @@ fn what_is_wrong_in_a_file_is_found() {
     assert_eq!(report.findings, []);
     assert_eq!((report.contents.tenants, report.contents.records), (2, 36));
     assert_eq!(report.contents.seq, Seq::new(62));
-    let table: [(&str, &str); 42] = [
+    let table: [(&str, &str); 60] = [
         ("UPDATE scope_sums SET sum = sum + 1 WHERE tenant_no = 1", "sums of kind note"),
         ("UPDATE scope_sums SET count = count - 1 WHERE tenant_no = 2", "sums of kind note"),
         ("DELETE FROM scope_sums WHERE tenant_no = 2", "sums of kind note"),
@@ -266,6 +286,30 @@ fn what_is_wrong_in_a_file_is_found() {
         ("UPDATE topics SET floor = 9 WHERE topic = 'gone'", "9 is above 5, where its tenant's log ends"),
         ("UPDATE event_versions SET at = -1", "event_versions: \"t\""),
         ("UPDATE event_devices SET device_no = 99", "event_devices: device 99"),
+        ("UPDATE upload_usage SET bytes = bytes + 1", "16 bytes are kept, and its uploads and files take 15"),
+        ("DELETE FROM upload_usage", "0 bytes are kept"),
+        (
+            "INSERT INTO upload_usage (tenant_no, bytes) VALUES (9, 0)",
+            "upload_usage: tenant 9: it belongs to no",
+        ),
+        ("DELETE FROM uploads WHERE received = 5", "15 bytes are kept, and its uploads and files take 10"),
+        ("DELETE FROM uploads WHERE received = 6", "chunk 2: there is no such chunk"),
+        ("UPDATE upload_chunks SET chunk_no = 3 WHERE chunk_no = 2", "chunk 3: there is no such chunk"),
+        ("UPDATE upload_chunks SET chunk_no = -1 WHERE chunk_no = 2", "chunk -1: there is no such chunk"),
+        ("UPDATE upload_chunks SET digest = x'00' WHERE chunk_no = 2", "chunk 2: there is no such chunk"),
+        (
+            "UPDATE upload_chunks SET upload = (SELECT id FROM uploads WHERE received = 5)",
+            "chunk 0: there is no such",
+        ),
+        ("DELETE FROM upload_chunks WHERE chunk_no = 2", "its chunks have 4 bytes, not 6"),
+        ("UPDATE uploads SET received = 7 WHERE received = 6", "its chunks have 6 bytes, not 7"),
+        ("UPDATE uploads SET tenant_no = 9 WHERE received = 5", "0000: it belongs to no tenant"),
+        ("UPDATE uploads SET reserved = 9 WHERE received = 6", "uploads: upload 01"),
+        ("UPDATE uploads SET state = 'expired' WHERE received = 6", "uploads: upload 01"),
+        ("UPDATE uploads SET received = 11, size = 4 WHERE received = 5", "uploads: upload 02"),
+        ("UPDATE uploads SET state = 'none' WHERE received = 6", "uploads: row "),
+        ("UPDATE uploads SET joining = '' WHERE received = 6", "uploads: row "),
+        ("UPDATE uploads SET size = NULL WHERE received = 6", "uploads: row "),
     ];
     for (statement, wanted) in table {
         let broken = scene.path("broken.db");
@@ -446,11 +490,11 @@ fn a_backup_of_an_older_schema_is_migrated() {
     let report = SqliteStore::check(&old);
     assert_eq!(
         (report.findings.len(), report.pending.len(), report.contents.tenants),
-        (0, 3, 1),
+        (0, 4, 1),
         "{report:?}"
     );
     let restored = SqliteStore::restore(&old, &scene.file, &*scene.world.random).expect("a restore");
-    assert_eq!((restored.migrated.len(), restored.replaced), (3, None));
+    assert_eq!((restored.migrated.len(), restored.replaced), (4, None));
     let (store, ada) = scene.open();
     assert_eq!((head(&store, &ada).seq, head(&store, &ada).epoch_seq), (Seq::new(7), Seq::new(7)));
 }

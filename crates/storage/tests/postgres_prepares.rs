@@ -14,6 +14,7 @@ use driftline_storage::{PostgresOptions, PostgresStore};
 use driftline_testkit::postgres::{Cluster, Database, Options, Template};
 use driftline_testkit::{World, block_on};
 use support::hot::Load;
+use support::uploads;
 
 /// What the log says since a place: statements that were parsed, and how many were executed.
 fn logged(cluster: &Cluster, since: usize) -> (Vec<String>, usize) {
@@ -95,6 +96,7 @@ fn the_hot_path_prepares_nothing() {
     load.run(3);
     publish_and_read(&load, &database, 11);
     publish_and_read(&load, &database, 3);
+    uploads::carry(&load.store, &load.ada, 0);
     let (parsed, executed) = logged(&cluster, begin);
     assert!(parsed.len() > 25 && executed > 100, "the log tells: {executed} executed, {parsed:#?}");
 
@@ -102,6 +104,7 @@ fn the_hot_path_prepares_nothing() {
     for size in [1, 2, 10, 37, 150] {
         load.run(size);
         publish_and_read(&load, &database, size);
+        uploads::carry(&load.store, &load.ada, size * 2);
     }
     let (parsed, executed) = logged(&cluster, warm);
     assert!(executed > 300, "the log tells: {executed} executed");

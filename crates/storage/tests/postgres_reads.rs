@@ -6,8 +6,8 @@ mod support;
 use std::thread;
 
 use driftline_engine::{
-    Aggregate, Entry, EventDraft, EventName, EventQuery, Left, Once, OnceKey, Only, Page, PageQuery, Place,
-    Row, Store, Submission, SumQuery, Task,
+    Aggregate, Entry, EventDraft, EventName, EventQuery, LeaseKey, LeaseSlot, Left, Once, OnceKey, Only,
+    Page, PageQuery, Place, Row, Store, Submission, SumQuery, Task, UploadRow,
 };
 use driftline_idempotency::Fingerprint;
 use driftline_insight::SeriesPoint;
@@ -15,6 +15,7 @@ use driftline_model::{DeviceNo, KindName, RecordId, ScopeName, SyncId};
 use driftline_storage::{PostgresOptions, PostgresStore};
 use driftline_testkit::postgres::Database;
 use driftline_testkit::{Author, Draft, Rng, World, block_on, create, delete, patch, sample};
+use support::uploads;
 
 const TEAMS: [&str; 3] = ["a", "b", "c"];
 const KINDS: [&str; 2] = ["note", "car"];
@@ -265,6 +266,56 @@ fn plans_of_an_empty_log_serve_a_full_one() {
     // Three ways in 24 pages: each looks up a page's worth in each topic, and its events; one of them their types too.
     // 5,500 states are found when they are looked up and again when they are replaced.
     assert!((10_000..40_000).contains(&read), "{read} entries of indexes were read");
+}
+
+#[test]
+fn plans_of_no_uploads_serve_many() {
+    const COUNT: u64 = 600;
+    let (database, world) = (support::migrated(), World::new(1));
+    let tables = ["uploads", "upload_chunks", "upload_usage", "upload_leases"];
+    for table in tables.iter().chain(&["tenants"]) {
+        database.sql(&format!("ALTER TABLE {table} SET (autovacuum_enabled = off)"));
+    }
+    let store = open(&database, &world);
+    let ada = Author::join(&store, "acme", "ada", "phone");
+    for number in 0..50 {
+        let _ = Author::join(&store, &format!("tenant {number}"), "ada", "phone");
+    }
+    // The plans are made for the first of them.
+    uploads::carry(&store, &ada, 1 << 40);
+    let rows = store.uploads();
+    for number in 0..COUNT {
+        // Each by a user of its own, who is looked for among all of them.
+        let row = UploadRow {
+            owner: format!("user {number}").into(),
+            ..uploads::row(&ada, number, uploads::chunks(8))
+        };
+        let id = uploads::open(&store, &row);
+        let key = LeaseKey { id, slot: LeaseSlot::Chunk(0) };
+        block_on(rows.lease(key, 1, 0, 10, false)).expect("an answer");
+        block_on(rows.renew(key, 1, 0, 10)).expect("an answer");
+        for index in [0, 1] {
+            block_on(rows.keep_chunk(uploads::chunk(id, index, 4))).expect("an answer");
+        }
+        block_on(rows.upload(id)).expect("a read");
+        block_on(rows.chunk(id, 1)).expect("a read");
+    }
+    block_on(rows.live_uploads((0..COUNT).map(uploads::id).collect())).expect("a list");
+    uploads::carry(&store, &ada, 2 << 40);
+    drop(store);
+
+    // A connection tells what it read when it ends.
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    assert!((0..1000).any(|_| database.sql(others).trim() == "0"), "the connections end");
+    let read = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname IN \
+         ('uploads', 'upload_chunks', 'upload_usage', 'upload_leases', 'tenants')";
+    let read: u64 = database.sql(read).trim().parse().expect("a number");
+    // Each upload is looked up seven times, its right twice, one of its chunks once, its tenant and what that uses twice or
+    // so; a row that changed may be met in its older states too.
+    assert!((COUNT * 10..COUNT * 60).contains(&read), "{read} entries of indexes were read");
+    let seen = "SELECT coalesce(sum(seq_tup_read), 0) FROM pg_stat_user_tables WHERE relname LIKE 'upload%'";
+    let seen: u64 = database.sql(seen).trim().parse().expect("a number");
+    assert!(seen < COUNT, "{seen} rows were read one after the other");
 }
 
 /// Nodes meet a new month at the same moment.

@@ -6,13 +6,17 @@
 mod support;
 
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
 
-use diesel::connection::set_default_instrumentation;
-use driftline_engine::{DeviceNote, DeviceSign, EventDraft, EventName, EventQuery, Store, Submission};
+use diesel::connection::{SimpleConnection, set_default_instrumentation};
+use diesel::{Connection, SqliteConnection};
+use driftline_engine::{DeviceNote, DeviceSign, EventDraft, EventName, EventQuery, Kept, Store, Submission};
 use driftline_model::{DeviceNo, Epoch};
 use driftline_storage::SqliteStore;
 use driftline_testkit::{World, block_on, create};
 use support::hot::{CONNECTIONS, Event, Load, cached, instrumentation, take, uncached};
+use support::uploads;
 
 #[test]
 fn the_hot_path_prepares_nothing() {
@@ -24,6 +28,7 @@ fn the_hot_path_prepares_nothing() {
     // Chunks of 100, 10 and 1.
     load.run(111);
     tell(&load, 111);
+    uploads::carry(&load.store, &load.ada, 0);
     let warm = take();
     let cached = cached(&warm);
     assert!(cached.len() > 15, "the instrumentation hears what is cached: {cached:#?}");
@@ -40,6 +45,7 @@ fn the_hot_path_prepares_nothing() {
     for size in [1, 2, 9, 10, 11, 37, 99, 100, 150] {
         load.run(size);
         tell(&load, size);
+        uploads::carry(&load.store, &load.ada, size * 2);
     }
     let hot = take();
     assert!(hot.len() > 300, "the instrumentation hears what runs: {}", hot.len());
@@ -49,6 +55,8 @@ fn the_hot_path_prepares_nothing() {
     assert!(uncached.is_empty(), "run without a cached statement: {uncached:#?}");
     assert_plain_pushes_ask_for_nothing_else(&load);
     assert_plain_publications_ask_for_nothing_else(&load);
+    assert_receipts_ask_for_nothing_else(&load);
+    assert_receipts_that_wait_are_committed_together(&load, &world);
 }
 
 fn publication(load: &Load<SqliteStore>, events: Vec<EventDraft>) -> Submission {
@@ -135,6 +143,46 @@ fn assert_plain_pushes_ask_for_nothing_else(load: &Load<SqliteStore>) {
         ["SELECT fingerprint, expires_at,", "SELECT fingerprint, at,", "INSERT INTO idempotency"]
     );
     assert_eq!(ran.len(), wanted.len() + more.len());
+}
+
+/// A chunk costs two statements; a stream costs two where nothing more is reserved.
+fn assert_receipts_ask_for_nothing_else(load: &Load<SqliteStore>) {
+    let rows = load.store.uploads();
+    let id = uploads::open(&load.store, &uploads::row(&load.ada, 1_000, uploads::chunks(4_000)));
+    let flow = uploads::open(&load.store, &uploads::row(&load.ada, 1_001, uploads::stream(Some(4_000))));
+    take();
+    block_on(rows.keep_chunk(uploads::chunk(id, 0, 4))).expect("an answer");
+    assert_eq!(ran(), ["BEGIN IMMEDIATE", "INSERT OR IGNORE", "UPDATE uploads SET", "COMMIT"]);
+    block_on(rows.keep_stream(uploads::part(flow, 0, 4))).expect("an answer");
+    assert_eq!(ran(), ["BEGIN IMMEDIATE", "SELECT tenant_no, state,", "UPDATE uploads SET", "COMMIT"]);
+}
+
+/// What comes while the writer is at something else is written in one transaction.
+fn assert_receipts_that_wait_are_committed_together(load: &Load<SqliteStore>, world: &World) {
+    let (rows, id) = (load.store.uploads(), uploads::id(1_000));
+    let file = support::file(world);
+    let mut other = SqliteConnection::establish(file.to_str().expect("UTF-8")).expect("a connection");
+    other.batch_execute("BEGIN IMMEDIATE").expect("the lock");
+    take();
+    thread::scope(|scope| {
+        // The writer stands at this one, because somebody else has the lock.
+        let probe = scope.spawn(|| block_on(load.store.probe()));
+        thread::sleep(Duration::from_millis(200));
+        let waiting: Vec<_> = (1..41)
+            .map(|index| scope.spawn(move || block_on(rows.keep_chunk(uploads::chunk(id, index, 4)))))
+            .collect();
+        thread::sleep(Duration::from_millis(300));
+        other.batch_execute("COMMIT").expect("it ends");
+        assert_eq!(probe.join().expect("it ends"), Ok(()));
+        for waiting in waiting {
+            assert!(matches!(waiting.join().expect("it ends"), Ok(Kept::Kept { .. })));
+        }
+    });
+    let ran = ran();
+    let count = |beginning: &str| ran.iter().filter(|sql| *sql == beginning).count();
+    assert_eq!((count("INSERT OR IGNORE"), count("UPDATE uploads SET")), (40, 40));
+    // Those of the connection beside, of the probe, and one of all receipts.
+    assert_eq!(count("COMMIT"), 3, "{ran:#?}");
 }
 
 /// The beginnings of the statements that ran since the last time.

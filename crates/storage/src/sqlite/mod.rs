@@ -15,6 +15,8 @@ mod names;
 mod once;
 mod open;
 mod pages;
+#[cfg(test)]
+mod plans;
 mod prune;
 mod queries;
 mod readers;

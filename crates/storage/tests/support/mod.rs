@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod hot;
+pub(crate) mod uploads;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

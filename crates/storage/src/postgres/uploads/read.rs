@@ -14,6 +14,7 @@ use super::super::snapshot::give_back;
 use super::super::sql::statement;
 use super::super::{Shared, store_error};
 use crate::rows::{UPLOAD_SELECT, UploadColumns, UploadSql, count_of, digest_of, id_of, id_sql, sql, sql_ms};
+use crate::uploads::Tags;
 
 /// Reads an upload.
 #[derive(QueryId)]
@@ -94,10 +95,7 @@ pub(super) async fn chunk(shared: &Shared, id: UploadId, index: u64) -> Result<O
     found.as_deref().map(digest_of).transpose()
 }
 
-pub(super) async fn chunks(
-    shared: &Shared,
-    id: UploadId,
-) -> Result<Vec<(u64, Option<Box<str>>)>, StoreError> {
+pub(super) async fn chunks(shared: &Shared, id: UploadId) -> Result<Tags, StoreError> {
     let lease = shared.reader().await?;
     let found = LoadChunks { id: id_sql(id) }.load::<(i64, Option<String>)>(&mut lease.pg()).await;
     let found = give_back(lease, found.map_err(store_error)).await?;

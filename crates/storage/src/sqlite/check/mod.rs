@@ -4,6 +4,7 @@ mod log;
 mod report;
 mod tables;
 mod telemetry;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -96,7 +96,7 @@ impl Tables {
             return;
         }
         self.secret(connection, report);
-        let tables: [(&'static str, Look); 16] = [
+        let tables: [(&'static str, Look); 19] = [
             ("stream_head", Self::heads),
             ("records", Self::records),
             ("op_results", Self::answers),
@@ -113,6 +113,9 @@ impl Tables {
             ("topics", Self::topics),
             ("event_versions", Self::event_versions),
             ("event_devices", Self::event_devices),
+            ("uploads", Self::uploads),
+            ("upload_chunks", Self::upload_chunks),
+            ("upload_usage", Self::upload_usage),
         ];
         for (table, check) in tables {
             if let Err(error) = check(&mut self, connection, report) {

@@ -1,35 +1,10 @@
-//! How SQLite goes about the statements of the log: by an index to the rows that are wanted, and in their order.
+//! How SQLite goes about the statements of the log.
 
-use diesel::prelude::*;
-use diesel::query_builder::QueryFragment;
-use diesel::sql_query;
-use diesel::sql_types::Text;
-use diesel::sqlite::Sqlite;
-use diesel_migrations::MigrationHarness as _;
-
-use super::super::open::MIGRATIONS;
+use super::super::plans::{check, text};
 use super::{devices, outbox, read, trim, write};
-
-#[derive(QueryableByName)]
-struct Step {
-    #[diesel(sql_type = Text)]
-    detail: String,
-}
-
-fn plan(connection: &mut SqliteConnection, sql: &str) -> Vec<String> {
-    let steps: Vec<Step> = sql_query(format!("EXPLAIN QUERY PLAN {sql}")).load(connection).expect("a plan");
-    steps.into_iter().map(|step| step.detail).collect()
-}
-
-fn text(statement: &impl QueryFragment<Sqlite>) -> String {
-    let text = diesel::debug_query::<Sqlite, _>(statement).to_string();
-    text.split(" -- binds").next().unwrap_or_default().to_owned()
-}
 
 #[test]
 fn every_statement_goes_straight_to_its_rows() {
-    let mut connection = SqliteConnection::establish(":memory:").expect("a connection");
-    connection.run_pending_migrations(MIGRATIONS).expect("the migrations");
     let (tenant_no, topic_no, above, through, limit) = (1, 1, 0, 9, 9);
     let any = String::new;
     let statements = [
@@ -54,19 +29,5 @@ fn every_statement_goes_straight_to_its_rows() {
         outbox::CLEAN.to_owned(),
         super::watch::LOOK.to_owned(),
     ];
-    for statement in &statements {
-        let steps = plan(&mut connection, statement);
-        assert!(steps.iter().any(|step| step.contains("USING")), "{statement}: {steps:#?}");
-        for step in &steps {
-            // An array that stands in the statement is gone through; tables are not.
-            let scans =
-                step.starts_with("SCAN") && !step.contains("VIRTUAL TABLE") && !step.contains("USING");
-            assert!(!scans && !step.contains("TEMP B-TREE"), "{statement}: {steps:#?}");
-        }
-    }
-    let sorted = plan(&mut connection, "SELECT event_id FROM events ORDER BY at");
-    assert!(
-        sorted.iter().any(|step| step.contains("TEMP B-TREE")),
-        "a plan that sorts is noticed: {sorted:#?}"
-    );
+    check(&statements);
 }

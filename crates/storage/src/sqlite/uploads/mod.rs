@@ -1,6 +1,8 @@
 //! The rows of uploads in the file.
 
 mod open;
+#[cfg(test)]
+mod plans;
 mod read;
 mod receipts;
 mod turn;

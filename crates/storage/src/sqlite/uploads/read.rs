@@ -14,11 +14,12 @@ use super::super::hot::statement;
 use super::super::load::json_array;
 use super::super::store_error;
 use crate::rows::{UPLOAD_SELECT, UploadColumns, UploadSql, count_of, digest_of, id_of, id_sql, sql, sql_ms};
+use crate::uploads::Tags;
 
 /// Reads an upload.
 #[derive(QueryId)]
-struct LoadUpload {
-    id: Vec<u8>,
+pub(super) struct LoadUpload {
+    pub(super) id: Vec<u8>,
 }
 
 impl QueryFragment<Sqlite> for LoadUpload {
@@ -98,29 +99,39 @@ pub(super) fn chunk(
     found.as_deref().map(digest_of).transpose()
 }
 
-/// The place of a chunk, and the name that the place of the bytes has for it.
-type ChunkTag = (u64, Option<Box<str>>);
-
-pub(super) fn chunks(connection: &mut SqliteConnection, id: UploadId) -> Result<Vec<ChunkTag>, StoreError> {
+pub(super) fn chunks(connection: &mut SqliteConnection, id: UploadId) -> Result<Tags, StoreError> {
     let found: Vec<(i64, Option<String>)> =
         LoadChunks { id: id_sql(id) }.load(connection).map_err(store_error)?;
     found.into_iter().map(|(chunk_no, tag)| Ok((count_of(chunk_no)?, tag.map(Into::into)))).collect()
 }
 
-/// Lists uploads by a condition and an order that one of the partial indexes has; the time, if there is one, and the
-/// number of rows are bound.
+/// Uploads whose time is over.
+const OVERDUE: &str = "u.state = 'open' AND u.expires_at <= ? ORDER BY u.expires_at, u.id";
+/// Uploads that are being finalized for long.
+const UNFINISHED: &str = "u.state = 'finalizing' AND u.changed_at < ? ORDER BY u.changed_at, u.id";
+/// Uploads that were done and of which nobody was told.
+const UNTOLD: &str = "u.state = 'done' AND u.told = 0 AND u.joining <> 'part' AND u.changed_at <= ? \
+     ORDER BY u.changed_at, u.id";
+
+#[cfg(test)]
+pub(super) const LISTS: [&str; 3] = [OVERDUE, UNFINISHED, UNTOLD];
+
+/// Makes the statement of a list, which takes a time and the number of rows.
+pub(super) fn listing(condition: &str) -> String {
+    format!("{UPLOAD_SELECT} WHERE {condition} LIMIT ?")
+}
+
 fn listed(
     connection: &mut SqliteConnection,
     condition: &str,
-    at_ms: Option<u64>,
+    at_ms: u64,
     rows: usize,
 ) -> Result<Vec<UploadRow>, StoreError> {
-    let mut query = sql_query(format!("{UPLOAD_SELECT} WHERE {condition} LIMIT ?")).into_boxed();
-    if let Some(at_ms) = at_ms {
-        query = query.bind::<BigInt, _>(sql_ms(at_ms));
-    }
-    let rows = i64::try_from(rows).unwrap_or(i64::MAX);
-    let found: Vec<UploadSql> = query.bind::<BigInt, _>(rows).load(connection).map_err(store_error)?;
+    let found: Vec<UploadSql> = sql_query(listing(condition))
+        .bind::<BigInt, _>(sql_ms(at_ms))
+        .bind::<BigInt, _>(i64::try_from(rows).unwrap_or(i64::MAX))
+        .load(connection)
+        .map_err(store_error)?;
     found.into_iter().map(UploadSql::row).collect()
 }
 
@@ -129,8 +140,7 @@ pub(super) fn overdue(
     now_ms: u64,
     rows: usize,
 ) -> Result<Vec<UploadRow>, StoreError> {
-    let condition = "u.state = 'open' AND u.expires_at <= ? ORDER BY u.expires_at, u.id";
-    listed(connection, condition, Some(now_ms), rows)
+    listed(connection, OVERDUE, now_ms, rows)
 }
 
 pub(super) fn unfinished(
@@ -138,13 +148,11 @@ pub(super) fn unfinished(
     before_ms: u64,
     rows: usize,
 ) -> Result<Vec<UploadRow>, StoreError> {
-    let condition = "u.state = 'finalizing' AND u.changed_at < ? ORDER BY u.changed_at, u.id";
-    listed(connection, condition, Some(before_ms), rows)
+    listed(connection, UNFINISHED, before_ms, rows)
 }
 
 pub(super) fn untold(connection: &mut SqliteConnection, rows: usize) -> Result<Vec<UploadRow>, StoreError> {
-    let condition = "u.state = 'done' AND u.told = 0 AND u.joining <> 'part' ORDER BY u.changed_at, u.id";
-    listed(connection, condition, None, rows)
+    listed(connection, UNTOLD, u64::MAX, rows)
 }
 
 pub(super) fn live(

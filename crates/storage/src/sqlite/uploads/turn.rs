@@ -77,16 +77,16 @@ pub(super) fn remove_file(connection: &mut SqliteConnection, id: UploadId) -> Re
     Ok(true)
 }
 
+pub(super) const FORGET: &str = "DELETE FROM uploads WHERE id IN \
+     (SELECT id FROM uploads WHERE state IN ('cancelled', 'expired') AND changed_at < ? ORDER BY changed_at, id LIMIT ?)";
+
 /// Forgets at most a step of the uploads that were given up or expired before a time, the oldest first. Their chunks and
 /// what they had reserved went when they were.
 pub(super) fn forget(connection: &mut SqliteConnection, before_ms: u64) -> Result<u64, StoreError> {
-    let removed = sql_query(
-        "DELETE FROM uploads WHERE id IN (SELECT id FROM uploads WHERE state IN ('cancelled', 'expired') \
-         AND changed_at < ? ORDER BY changed_at, id LIMIT ?)",
-    )
-    .bind::<BigInt, _>(sql_ms(before_ms))
-    .bind::<BigInt, _>(i64::try_from(STEP).unwrap_or(i64::MAX))
-    .execute(connection)
-    .map_err(store_error)?;
+    let removed = sql_query(FORGET)
+        .bind::<BigInt, _>(sql_ms(before_ms))
+        .bind::<BigInt, _>(i64::try_from(STEP).unwrap_or(i64::MAX))
+        .execute(connection)
+        .map_err(store_error)?;
     Ok(removed as u64)
 }

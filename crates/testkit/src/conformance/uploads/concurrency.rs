@@ -193,7 +193,8 @@ pub(in super::super) fn a_stream_is_not_torn<S: Store>(bed: &Bed<S>) {
                     (from, own) = (received, own + 1);
                 }
                 Kept::Overtaken => {
-                    from = block_on(rows.upload(id)).expect("a read").expect("a row").upload.received;
+                    let row = block_on(rows.upload(id)).expect("a read").expect("a row");
+                    from = row.upload.received;
                 }
                 other => panic!("{other:?}"),
             }
