@@ -124,11 +124,11 @@ fn databases_outside_storage(packages: &[Package]) -> Vec<String> {
 }
 
 /// Only `transport` serves HTTP and frames; what speaks to a server from outside may dial, and the layer of `idempotency`
-/// is shown and tested around somebody else's service.
+/// and the crate `uploads` are shown and tested in somebody else's service.
 fn wires_outside_transport(packages: &[Package]) -> Vec<String> {
     let may = ["driftline-transport", "driftline-client", "driftline-bench", "driftline-testkit"];
     direct(packages, |package, need, how| {
-        let shown = package == "driftline-idempotency" && how == Need::Dev;
+        let shown = ["driftline-idempotency", "driftline-uploads"].contains(&package) && how == Need::Dev;
         !may.contains(&package) && !shown && WIRES.contains(&need)
     })
 }

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use driftline_engine::{Blobs, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
-use driftline_model::TenantId;
 use driftline_testkit::http::{Request, Response, soon};
-use driftline_uploads::{AllowList, Digest, Expiry};
+use driftline_uploads::{Digest, Expiry};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
-use support::{Harness, Setup, grant, start, token, until};
+use support::{Harness, Setup, start, token, until};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
@@ -296,49 +295,6 @@ async fn a_file_without_bytes_is_a_file() {
     assert_eq!((done, &file["size"]), (200, &json!(0)));
     let bytes = harness.ask("t1", "ada", Request::get(&text(&file["url"]))).await;
     assert_eq!((bytes.status, bytes.body.len(), bytes.header("content-length")), (200, 0, Some("0")));
-}
-
-#[tokio::test]
-async fn what_a_client_says_of_a_file_is_made_harmless() {
-    let images = AllowList::new(["image/*"]).expect("a list");
-    let own = TenantUploads { allowed: images, ..TenantUploads::default() };
-    let tenants = [(TenantId::new("t2").expect("a tenant"), own)].into();
-    let harness = started(UploadRules { size_max: 100, tenants, ..UploadRules::default() }).await;
-    let table = [
-        (json!({"filename": "a", "size": 101}), 413, "MESSAGE_TOO_LARGE"),
-        (json!({"filename": "a", "size": -1}), 422, "VALIDATION_ERROR"),
-        (json!({"filename": "a", "size": "7"}), 422, "VALIDATION_ERROR"),
-        (json!({"filename": "a"}), 422, "VALIDATION_ERROR"),
-        (json!({"size": 1}), 422, "VALIDATION_ERROR"),
-        (json!({"filename": "a", "size": 1, "content_type": "x"}), 422, "VALIDATION_ERROR"),
-        (json!({"filename": "a", "size": 1, "sha256": "x"}), 422, "VALIDATION_ERROR"),
-    ];
-    for (body, status, wanted) in table {
-        let answer = init(&harness, &body).await;
-        assert_eq!((answer.status, answer.code().as_str()), (status, wanted), "{body}");
-    }
-    let body = json!({"filename": "a", "size": 1, "content_type": "text/html"});
-    let refused = harness.ask("t2", "ada", Request::post("/api/v1/uploads/init", &body)).await;
-    assert_eq!((refused.status, refused.code().as_str()), (415, "UNSUPPORTED_MEDIA_TYPE"));
-
-    let body = json!({"filename": "../../etc/\u{202e}pass\"wd\r\nx: y", "size": 4, "content_type": "text/html; a=b",
-                      "metadata": {"b": 1}, "record": {"kind": "note", "id": "n1"}});
-    let id = text(&init(&harness, &body).await.json()["upload_id"]);
-    assert_eq!(send(&harness, put(&id, 0, b"%PDF")).await.0, 200);
-    let (_, file) = send(&harness, finalize(&id, &sha256(b"%PDF"))).await;
-    assert_eq!(
-        (&file["filename"], &file["content_type"], &file["detected_type"]),
-        (&json!("pass\"wdx: y"), &json!("text/html"), &json!("application/pdf"))
-    );
-    assert_eq!(
-        (&file["metadata"], &file["record"]),
-        (&json!({"b": 1}), &json!({"kind": "note", "id": "n1"}))
-    );
-    let bytes = harness.ask("t1", "ada", Request::get(&text(&file["url"]))).await;
-    let disposition = bytes.header("content-disposition").expect("it is there");
-    assert_eq!(disposition, "attachment; filename=\"pass_wdx_ y\"; filename*=UTF-8''pass%22wdx%3A%20y");
-    assert_eq!(bytes.header("x-content-type-options"), Some("nosniff"));
-    assert_eq!(bytes.header("etag"), Some(&*format!("\"{}\"", sha256(b"%PDF"))));
 }
 
 #[tokio::test]
@@ -701,52 +657,6 @@ async fn a_file_is_looked_at_before_it_is_released() {
     assert_eq!(code(&harness, Request::get(&format!("/api/v1/files/{id}"))).await.0, 404);
     let good = uploaded(&harness).await;
     assert_eq!(send(&harness, Request::get(&format!("/api/v1/files/{}", good.id))).await.0, 200);
-}
-
-#[tokio::test]
-async fn parts_of_files_are_read_by_those_who_may() {
-    let harness = started(UploadRules::default()).await;
-    let Upload { id, .. } = uploaded(&harness).await;
-    let path = format!("/api/v1/files/{id}");
-    let tag = format!("\"{}\"", sha256(FILE));
-    let read = async |name: &str, value: &str| {
-        harness.ask("t1", "ada", Request::get(&path).header(name, value)).await
-    };
-    let part = read("range", "bytes=3-5").await;
-    assert_eq!((part.status, part.body.as_slice()), (206, &FILE[3..6]));
-    assert_eq!(part.header("content-range"), Some("bytes 3-5/20"));
-    let beyond = read("range", "bytes=20-").await;
-    assert_eq!((beyond.status, beyond.header("content-range")), (416, Some("bytes */20")));
-    assert_eq!(read("if-none-match", &tag).await.status, 304);
-    for (known, status) in [(tag.as_str(), 206), ("\"other\"", 200), (&format!("W/{tag}"), 200)] {
-        let request = Request::get(&path).header("range", "bytes=0-1").header("if-range", known);
-        assert_eq!(harness.ask("t1", "ada", request).await.status, status, "{known}");
-    }
-    let head = harness.ask("t1", "ada", Request::new("HEAD", &path)).await;
-    assert_eq!(
-        (head.status, head.header("content-length"), head.header("accept-ranges")),
-        (200, Some("20"), Some("bytes"))
-    );
-}
-
-#[tokio::test]
-async fn who_may_read_a_record_may_read_its_files() {
-    let harness = started(UploadRules::default()).await;
-    for (n, kind) in [(1, "note"), (2, "diary")] {
-        harness.push("phone", &[support::create(n, kind, "r-1", &json!({}))]).await;
-        let body = json!({"filename": "a", "size": 20, "record": {"kind": kind, "id": "r-1"}});
-        let id = text(&init(&harness, &body).await.json()["upload_id"]);
-        fill(&harness, &id).await;
-        assert_eq!(send(&harness, finalize(&id, &sha256(FILE))).await.0, 200);
-        let path = format!("/api/v1/files/{id}");
-        let read = async |tenant: &str, sub: &str| harness.ask(tenant, sub, Request::get(&path)).await.status;
-        let of_bob = if kind == "note" { 200 } else { 404 };
-        assert_eq!((read("t1", "bob").await, read("t2", "bob").await), (of_bob, 404), "{kind}");
-        let staff = harness.ask_as(&grant("t1", "sue", "staff"), Request::get(&path)).await;
-        assert_eq!(staff.status, 200);
-        let removed = harness.ask("t1", "bob", Request::new("DELETE", &path)).await;
-        assert_eq!(removed.status, 404, "reading is not removing");
-    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! A server in the process of the test, with a clock that the test moves.
 #![allow(dead_code, unreachable_pub, reason = "every test takes the part that it needs")]
 
+pub mod files;
 pub mod gated;
 pub mod sse;
 pub mod telemetry;
