@@ -153,7 +153,7 @@ fn assemble(
     let rules = config.rules(mode == Mode::Dev)?;
     let anonymous = config.open(&rules)?;
     let outbox = config.outbox()?;
-    let uploads = config.uploads(folder)?;
+    config.check_uploads()?;
     let retention = catalogue.retention();
     // What is counted before the recorder stands is lost.
     let metrics = install_metrics();
@@ -167,6 +167,8 @@ fn assemble(
         outbox_claims: config.claims()?,
     };
     let store = store::open(place, &config.store, &limits, surroundings)?;
+    // Where no database is, no folder is made.
+    let uploads = config.uploads(folder)?;
     let engine = Engine::new(store.clone(), hub, catalogue, limits, MetricsObserver::default());
     let engine = engine.with_windows(windows).with_rules(rules)?.with_uploads(uploads.blobs, uploads.rules);
     let settings =

@@ -391,7 +391,8 @@ async fn answer<S: Store>(app: Arc<App<S>>, route: Route, names: Names, request:
             Ok(response) => response,
             Err(refusal) => refused(refusal, &correlation).respond(wishes).await,
         },
-        Door::Upload => uploads::answer(app, route, &names, request, &correlation).await,
+        // It has a place of its own, so that it does not make that of every other request as large.
+        Door::Upload => Box::pin(uploads::answer(app, route, &names, request, &correlation)).await,
         Door::Http => {
             let handled = handlers::handle(&app, route, &names, request, &correlation).await;
             handled.unwrap_or_else(|refusal| refused(refusal, &correlation)).respond(wishes).await
