@@ -51,7 +51,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     ///
     /// # Errors
     /// `VALIDATION_ERROR`, `MESSAGE_TOO_LARGE`, `UNSUPPORTED_MEDIA_TYPE` for content types that the tenant does not take,
-    /// `QUOTA_EXCEEDED`, `RATE_LIMITED` for a user with too many open uploads, `IDEMPOTENCY_KEY_REUSED`, `STORAGE_FULL`,
+    /// `QUOTA_EXCEEDED` also for a user with too many open uploads, `IDEMPOTENCY_KEY_REUSED`, `STORAGE_FULL`,
     /// `STORE_UNAVAILABLE`.
     pub async fn open_upload(
         &self,
