@@ -21,6 +21,7 @@ use driftline_testkit::server::{Server, program};
 use driftline_testkit::socket::Incoming;
 use serde_json::json;
 use support::feed::{Publisher, Resume, Signer, Subscriber};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const SUBSCRIBERS: u64 = 200;
@@ -173,6 +174,8 @@ async fn whoever_breaks_off_at_random_gets_every_event_once() {
 const SLOW: usize = 8;
 const LARGE_EVENTS: u64 = 800;
 const LARGE_BYTES: usize = 16 << 10;
+/// How many events are published before the one that reads has read the first of them.
+const AHEAD: usize = 32;
 /// What waits for one connection at most, with the event that was too much and a page that was on its way.
 const QUEUE_BYTES: u64 = 2 << 20;
 
@@ -192,17 +195,26 @@ async fn who_stops_reading_slows_nobody_and_comes_back_without_loss() {
     let admin = signer.token("school", "root", &["admin"], &json!({}));
     let before = Memory::of(server.pid()).resident;
     let publishing = admin.clone();
+    // Who reads decides how fast it goes, so that it is never too slow on a machine that is: what is ahead of it is half
+    // of what may wait for it.
+    let ahead = Arc::new(Semaphore::new(AHEAD));
+    let pace = Arc::clone(&ahead);
     let publishing = tokio::spawn(async move {
         let mut publisher = Publisher::connect(to, &publishing).await;
         let pad = "x".repeat(LARGE_BYTES);
         for n in 1..=LARGE_EVENTS {
+            pace.acquire().await.expect("it stays open").forget();
             publisher.publish("cadet_1", &json!({"n": n, "pad": pad})).await;
         }
         publisher.settle().await;
     });
     let mut queued = 0;
-    for n in 1..=LARGE_EVENTS / 50 {
-        fast.read_until(&mut socket, n * 50).await;
+    for n in 1..=LARGE_EVENTS {
+        fast.read_until(&mut socket, n).await;
+        ahead.add_permits(1);
+        if !n.is_multiple_of(50) {
+            continue;
+        }
         let stats = Request::get("/ws/stats").bearer(&admin).send(to).await.json();
         queued = queued.max(stats["queued_bytes"].as_u64().unwrap_or_else(|| panic!("{stats}")));
     }
