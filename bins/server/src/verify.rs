@@ -18,6 +18,9 @@ pub(crate) struct Command {
     limit: Duration,
 }
 
+/// What a program is told of the server's surroundings.
+const KEPT: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ"];
+
 /// Bytes that are handed over at once.
 const STEP: usize = 64 << 10;
 
@@ -31,9 +34,18 @@ impl Command {
         Some(Self { program: program.clone(), arguments: arguments.to_vec(), limit })
     }
 
+    /// Logs why a file could not be looked at, which its uploader is not told.
+    fn later(&self, row: &UploadRow, why: &str) -> Verdict {
+        tracing::warn!(program = self.program, upload = %row.id, why, "a file was not verified");
+        Verdict::Later("ask again later".into())
+    }
+
     async fn run(&self, row: &UploadRow, blobs: &dyn Blobs) -> std::io::Result<Verdict> {
         let mut child = tokio::process::Command::new(&self.program)
             .args(&self.arguments)
+            // The server's own settings, its secrets among them, are none of the program's business.
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)))
             .env("DRIFTLINE_UPLOAD_ID", row.id.to_string())
             .env("DRIFTLINE_TENANT", row.tenant_id.as_str())
             .env("DRIFTLINE_OWNER", &*row.owner)
@@ -86,9 +98,10 @@ impl Verify for Command {
     fn verify<'a>(&'a self, row: &'a UploadRow, blobs: &'a dyn Blobs) -> BoxFuture<'a, Verdict> {
         async move {
             match tokio::time::timeout(self.limit, self.run(row, blobs)).await {
+                Ok(Ok(Verdict::Later(why))) => self.later(row, &why),
                 Ok(Ok(verdict)) => verdict,
-                Ok(Err(error)) => Verdict::Later(format!("{} cannot be run: {error}", self.program)),
-                Err(_) => Verdict::Later(format!("{} took longer than {:?}", self.program, self.limit)),
+                Ok(Err(error)) => self.later(row, &format!("it cannot be run: {error}")),
+                Err(_) => self.later(row, &format!("it took longer than {:?}", self.limit)),
             }
         }
         .boxed()
