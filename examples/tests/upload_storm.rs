@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use driftline_testkit::Rng;
+use driftline_uploads::Digest;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::memory::Memory;
 use driftline_testkit::server::{Server, TokenFor, program};
@@ -88,7 +89,12 @@ async fn uploads_outlive_a_kill_in_the_middle_of_each_tenth() {
     for (made, id, _) in done {
         let file = line.insist(&Request::get(&format!("/api/v1/uploads/{id}"))).await.json();
         assert_eq!((&file["state"], &file["size"]), (&json!("done"), &json!(made.size())), "{file}");
-        assert_eq!(file["file"]["sha256"], json!(made.digest(&noise).to_string()), "{}", made.number);
+        let wanted = made.digest(&noise);
+        assert_eq!(file["file"]["sha256"], json!(wanted.to_string()), "{}", made.number);
+        // What is said of the file was hashed on the way: the bytes are those on the disk.
+        let folder = server.data_dir().join("uploads/files").join(&id[..2]);
+        let bytes = fs::read(folder.join(&id)).expect("the file is there");
+        assert_eq!(Digest::hash(&bytes), wanted, "{}", made.number);
     }
     let staging = server.data_dir().join("uploads/staging");
     assert_eq!(files_in(&staging), 0, "nothing is left");
@@ -106,7 +112,7 @@ async fn slow(server: &Server, line: &mut Line, token: &str, number: usize) -> (
     let opened = line.insist(&Request::post("/api/v1/uploads/init", &body)).await;
     let id = opened.json()["upload_id"].as_str().expect("an upload").to_owned();
     let put = Request::new("PUT", &format!("/api/v1/uploads/{id}/chunk/0")).bearer(token);
-    let digest = driftline_uploads::Digest::hash(bytes).to_string();
+    let digest = Digest::hash(bytes).to_string();
     let request = put.header("x-chunk-sha256", &digest).body(bytes).encode(server.address());
     let mut stream = TcpStream::connect(server.address()).await.expect("it listens");
     let (last, most) = request.split_last().expect("there are bytes");

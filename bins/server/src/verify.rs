@@ -18,6 +18,9 @@ pub(crate) struct Command {
     limit: Duration,
 }
 
+/// What a program is told of the server's surroundings.
+const KEPT: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ"];
+
 /// Bytes that are handed over at once.
 const STEP: usize = 64 << 10;
 
@@ -31,9 +34,18 @@ impl Command {
         Some(Self { program: program.clone(), arguments: arguments.to_vec(), limit })
     }
 
+    /// Logs why a file could not be looked at, which its uploader is not told.
+    fn later(&self, row: &UploadRow, why: &str) -> Verdict {
+        tracing::warn!(program = self.program, upload = %row.id, why, "a file was not verified");
+        Verdict::Later("ask again later".into())
+    }
+
     async fn run(&self, row: &UploadRow, blobs: &dyn Blobs) -> std::io::Result<Verdict> {
         let mut child = tokio::process::Command::new(&self.program)
             .args(&self.arguments)
+            // The server's own settings, its secrets among them, are none of the program's business.
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)))
             .env("DRIFTLINE_UPLOAD_ID", row.id.to_string())
             .env("DRIFTLINE_TENANT", row.tenant_id.as_str())
             .env("DRIFTLINE_OWNER", &*row.owner)
@@ -86,11 +98,79 @@ impl Verify for Command {
     fn verify<'a>(&'a self, row: &'a UploadRow, blobs: &'a dyn Blobs) -> BoxFuture<'a, Verdict> {
         async move {
             match tokio::time::timeout(self.limit, self.run(row, blobs)).await {
+                Ok(Ok(Verdict::Later(why))) => self.later(row, &why),
                 Ok(Ok(verdict)) => verdict,
-                Ok(Err(error)) => Verdict::Later(format!("{} cannot be run: {error}", self.program)),
-                Err(_) => Verdict::Later(format!("{} took longer than {:?}", self.program, self.limit)),
+                Ok(Err(error)) => self.later(row, &format!("it cannot be run: {error}")),
+                Err(_) => self.later(row, &format!("it took longer than {:?}", self.limit)),
             }
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use driftline_engine::{Joining, UploadRow};
+    use driftline_model::{TenantId, TenantNo};
+    use driftline_storage::LocalBlobs;
+    use driftline_uploads::{
+        Bytes as _, Durability, Expiry, Form, MemoryShell, Shell as _, Upload, UploadId,
+    };
+
+    use super::*;
+
+    const ID: UploadId = UploadId::of([7; 16]);
+
+    fn row(received: u64) -> UploadRow {
+        let upload = Upload::open(Form::Stream { size: Some(received) }, 0, &Expiry::default());
+        UploadRow {
+            id: ID,
+            tenant: TenantNo::new(1),
+            tenant_id: TenantId::new("acme").unwrap(),
+            owner: "ada".into(),
+            upload: Upload { received, ..upload },
+            reserved: received,
+            file_name: "a.txt".into(),
+            content_type: "text/plain".into(),
+            metadata: None,
+            announced: None,
+            digest: None,
+            running: None,
+            staged: None,
+            record: None,
+            joining: Joining::Alone,
+            fault: None,
+            changed_ms: 0,
+        }
+    }
+
+    /// Has a shell's script look at a file.
+    fn looked(script: &str, file: &[u8], limit: Duration) -> Verdict {
+        let shell = MemoryShell::default();
+        shell.create(&ID).unwrap();
+        shell.stage(&ID).unwrap().write_at(0, file).unwrap();
+        let blobs = LocalBlobs::new(shell, Durability::Os, 8);
+        let command = Command::new(&["sh", "-c", script].map(str::to_owned), limit).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(command.verify(&row(file.len() as u64), &blobs))
+    }
+
+    #[test]
+    fn the_exit_code_decides_and_the_first_line_says_why() {
+        let long = vec![b'x'; 300_000];
+        let minute = Duration::from_secs(60);
+        let refused = |why: &str| Verdict::Refused(why.into());
+        let later = Verdict::Later("ask again later".into());
+        assert_eq!(looked("test $(wc -c) = 300000", &long, minute), Verdict::Released);
+        assert_eq!(looked("echo it bites; echo no; exit 1", b"x", minute), refused("it bites"));
+        assert_eq!(looked("exit 0", &long, minute), Verdict::Released, "it need not read to the end");
+        assert_eq!(looked("exit 2", b"x", minute), later);
+        assert_eq!(looked("kill -9 $$", b"x", minute), later);
+        assert_eq!(looked("sleep 60", b"x", Duration::from_millis(50)), later);
+        let told = "echo $DRIFTLINE_TENANT $DRIFTLINE_OWNER $DRIFTLINE_FILE_NAME $DRIFTLINE_SIZE; exit 1";
+        assert_eq!(looked(told, b"xyz", minute), refused("acme ada a.txt 3"));
+        // Cargo tells every test the name of its package; the program is told nothing of the sort.
+        assert_eq!(looked("echo [$CARGO_PKG_NAME]; exit 1", b"x", minute), refused("[]"));
+        assert!(std::env::var_os("CARGO_PKG_NAME").is_some());
     }
 }

@@ -20,6 +20,7 @@ pub(crate) struct Standing {
     pub(crate) received: u64,
     pub(crate) size: Option<u64>,
     pub(crate) reserved: u64,
+    pub(crate) expires_ms: u64,
 }
 
 impl Standing {
@@ -30,6 +31,7 @@ impl Standing {
             received: upload.received,
             size: upload.form.size(),
             reserved: row.reserved,
+            expires_ms: upload.expires_ms,
         }
     }
 }
@@ -113,7 +115,8 @@ pub(crate) struct Turned {
 pub(crate) fn turned(standing: Option<&Standing>, turn: &UploadTurn) -> Option<Turned> {
     let standing = standing.filter(|standing| standing.state == turn.from)?;
     let whole = standing.size == Some(standing.received);
-    if !turn.from.may_become(turn.to) || (turn.whole && !whole) {
+    let early = turn.overdue && turn.at_ms < standing.expires_ms;
+    if !turn.from.may_become(turn.to) || (turn.whole && !whole) || early {
         return None;
     }
     Some(match turn.to {
@@ -230,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_size_is_reserved_when_it_is_settled() {
-        let standing = Standing { state: State::Open, received: 3, size: None, reserved: 3 };
+        let standing = Standing { state: State::Open, received: 3, size: None, reserved: 3, expires_ms: 100 };
         let receipt = StreamReceipt {
             id: UploadId::of([0; 16]),
             from: 3,

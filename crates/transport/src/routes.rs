@@ -348,17 +348,22 @@ pub fn router<S: Store>(app: Arc<App<S>>) -> Router {
         let handler = move |State(app): State<Arc<App<S>>>,
                             names: Result<Path<Names>, PathRejection>,
                             request: Request| async move {
-            match names {
-                Ok(Path(names)) if route.access == Access::Public => {
-                    answer(app, *route, names, request).await
+            // A name that is not UTF-8 names nothing.
+            let Ok(Path(names)) = names else { return not_found(State(app), request).await };
+            let asked =
+                (route.door == Door::Upload).then(|| (request.uri().clone(), request.headers().clone()));
+            let door = Arc::clone(&app);
+            let mut response = match route.access {
+                Access::Public => answer(door, *route, names, request).await,
+                _ => {
+                    let rates = Arc::clone(&app);
+                    within_rates(rates, request, |request| answer(door, *route, names, request)).await
                 }
-                Ok(Path(names)) => {
-                    let door = Arc::clone(&app);
-                    within_rates(app, request, |request| answer(door, *route, names, request)).await
-                }
-                // A name that is not UTF-8 names nothing.
-                Err(_) => not_found(State(app), request).await,
+            };
+            if let Some((uri, headers)) = asked {
+                uploads::complete(&app, &uri, &headers, &mut response);
             }
+            response
         };
         router = router.route(route.path, on(filter, handler));
         router = router.route(&format!("{}/", route.path), on(filter, handler));
@@ -429,6 +434,6 @@ async fn refuse<S: Store>(app: &App<S>, request: Request, fault: Fault) -> Respo
         Err(fault) => no_host(fault),
     };
     let mut response = refused(refusal, &correlation).respond(Wishes::of(&parts.headers)).await;
-    uploads::complete(app, &parts, &mut response);
+    uploads::complete(app, &parts.uri, &parts.headers, &mut response);
     response
 }

@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use driftline_engine::{Blobs, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
+use driftline_engine::{Blobs, TenantUploads, UploadRight, UploadRow, UploadRules, Verdict, Verify};
 use driftline_testkit::http::{Request, Response, soon};
 use driftline_uploads::{Digest, Expiry};
 use futures_util::FutureExt as _;
@@ -287,6 +287,27 @@ async fn a_storm_of_chunks_while_it_is_finalized_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_comes_in_order_is_hashed_on_the_way() {
+    let harness = started(UploadRules::default()).await;
+    let hashed = async |id: &str| {
+        let id = id.parse().expect("an upload");
+        let row = harness.app.engine().upload(UploadRight::Secret, id).await.expect("it is there");
+        row.running.map_or(0, |running| running.through())
+    };
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    for (index, through) in [(0, 8), (2, 8), (1, 16)] {
+        assert_eq!(send(&harness, put(&id, index, chunk_of(index))).await.0, 200);
+        assert_eq!(hashed(&id).await, through, "after chunk {index}");
+    }
+    let created = create(&harness, |request| request.header("upload-length", "20")).await;
+    let place = created.header("location").expect("a place").to_owned();
+    for (from, to) in [(0, 5), (5, 19)] {
+        let answer = patch(&place, from as u64, &FILE[from..to]).send(harness.address).await;
+        assert_eq!((answer.status, hashed(&place[7..39]).await), (204, to as u64));
+    }
+}
+
+#[tokio::test]
 async fn a_file_without_bytes_is_a_file() {
     let harness = started(UploadRules::default()).await;
     let Upload { id, .. } = open(&harness, 0).await;
@@ -491,6 +512,14 @@ async fn the_secret_of_an_upload_opens_that_one_only() {
     assert_eq!((status.status, &status.json()["received"]), (200, &json!(2)));
     let file = Request::get(&format!("/api/v1/files/{}", own.id)).bearer(&own.secret);
     assert_eq!(file.send(harness.address).await.status, 401, "it opens no file");
+    // An upload in chunks is none over tus, and nobody ends its file there.
+    fill(&harness, &own.id).await;
+    assert_eq!(send(&harness, finalize(&own.id, &sha256(FILE))).await.0, 200);
+    for method in ["HEAD", "DELETE"] {
+        let over_tus = tus(Request::new(method, &format!("/files/{}{}", own.id, own.secret)));
+        assert_eq!(over_tus.send(harness.address).await.status, 404, "{method}");
+    }
+    assert_eq!(send(&harness, Request::get(&format!("/api/v1/files/{}", own.id))).await.0, 200);
 }
 
 #[tokio::test]
@@ -555,6 +584,15 @@ async fn a_full_disk_is_told_and_the_upload_goes_on_later() {
     let full = patch(&place, 0, FILE).send(harness.address).await;
     assert_eq!((full.status, full.code().as_str()), (507, "STORAGE_FULL"));
     assert_eq!(offset(&harness, &place).await, Some(0));
+    // Bytes that come with a creation do not fit either: the upload is there all the same.
+    let with_bytes = create(&harness, |request| {
+        let request = request.header("upload-length", "20");
+        request.header("content-type", "application/offset+octet-stream").body(FILE)
+    });
+    let refused = with_bytes.await;
+    assert_eq!((refused.status, refused.code().as_str()), (507, "STORAGE_FULL"));
+    let told = refused.header("location").expect("where to go on").to_owned();
+    assert_eq!(offset(&harness, &told).await, Some(0));
     harness.shell.set_room(1000);
     fill(&harness, &id).await;
     assert_eq!(send(&harness, finalize(&id, &sha256(FILE))).await.0, 200);
@@ -682,6 +720,7 @@ async fn the_user_is_told_how_it_goes() {
         (&data["file_id"], &data["size"], text(&data["sha256"])),
         (&json!(upload.id), &json!(20), sha256(FILE))
     );
+    harness.clock.advance(120_000);
     assert_eq!(harness.app.sweep_uploads().await.expect("a sweep").told, 0, "nobody is told twice");
 }
 

@@ -166,6 +166,8 @@ pub struct UploadTurn {
     pub to: State,
     /// Whether every byte has to be there.
     pub whole: bool,
+    /// Whether the upload's time has to be over at the time of the turn.
+    pub overdue: bool,
     /// The digest of the file, where it was checked.
     pub digest: Option<Digest>,
     /// Why it could not be finalized.

@@ -196,20 +196,21 @@ impl UploadWrite {
     }
 }
 
-/// The columns of what decides on an upload: tenant, state, received, size and reserved.
-pub(crate) type StandingColumns = (Integer, Text, BigInt, Nullable<BigInt>, BigInt);
+/// The columns of what decides on an upload: tenant, state, received, size, reserved and its end.
+pub(crate) type StandingColumns = (Integer, Text, BigInt, Nullable<BigInt>, BigInt, BigInt);
 
 /// What decides on an upload as a query gives it.
-pub(crate) type StandingRow = (i32, String, i64, Option<i64>, i64);
+pub(crate) type StandingRow = (i32, String, i64, Option<i64>, i64, i64);
 
 /// Reads what decides on an upload, with the number of its tenant.
 pub(crate) fn standing_of(row: &StandingRow) -> Result<(i32, Standing), StoreError> {
-    let (tenant_no, state, received, size, reserved) = row;
+    let (tenant_no, state, received, size, reserved, expires) = row;
     let standing = Standing {
         state: state_of(state)?,
         received: count_of(*received)?,
         size: size.map(count_of).transpose()?,
         reserved: count_of(*reserved)?,
+        expires_ms: count_of(*expires)?,
     };
     Ok((*tenant_no, standing))
 }

@@ -155,6 +155,7 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         upload_receipts::the_size_of_a_stream_is_settled_once,
         upload_receipts::a_stream_reserves_what_comes_beyond,
         upload_turns::uploads_turn_as_their_states_allow,
+        upload_turns::only_what_is_overdue_expires_as_overdue,
         upload_turns::a_turn_says_what_it_says,
         upload_turns::only_what_is_whole_is_begun,
         upload_turns::a_file_is_removed,

@@ -12,8 +12,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::request::Parts;
-use axum::http::{Method, Response, StatusCode};
+use axum::http::{HeaderMap, Method, Response, StatusCode, Uri};
 use driftline_engine::{Identity, Store, UploadRight};
 
 use cors::{concerns, decorate};
@@ -51,7 +50,7 @@ pub(crate) async fn answer<S: Store>(
     correlation: &str,
 ) -> Response<Body> {
     let wishes = Wishes::of(request.headers());
-    let (headers, is_head) = (request.headers().clone(), request.method() == Method::HEAD);
+    let is_head = request.method() == Method::HEAD;
     let mut response = match route.id {
         RouteId::UploadPreflight => nothing().respond(wishes).await,
         RouteId::TusOptions => tus::options(&app).await,
@@ -64,23 +63,26 @@ pub(crate) async fn answer<S: Store>(
             Err(refusal) => refused(*refusal, correlation).respond(wishes).await,
         },
     };
-    decorate(&app, &headers, &mut response);
     if is_head {
         *response.body_mut() = Body::empty();
     }
     response
 }
 
-/// Adds what every answer about uploads says to one of a path or a method that no route knows, if it is about them.
-pub(crate) fn complete<S: Store>(app: &App<S>, asked: &Parts, response: &mut Response<Body>) {
-    let path = asked.uri.path();
-    if !concerns(path) {
+/// Adds what every answer about uploads says, a refusal too, and that of a path or a method that no route knows.
+pub(crate) fn complete<S: Store>(
+    app: &App<S>,
+    uri: &Uri,
+    headers: &HeaderMap,
+    response: &mut Response<Body>,
+) {
+    if !concerns(uri.path()) {
         return;
     }
-    if !path.starts_with("/api/") {
+    if !uri.path().starts_with("/api/") {
         tus::spoken(response);
     }
-    decorate(app, &asked.headers, response);
+    decorate(app, headers, response);
 }
 
 /// A refusal, which is larger than what is mostly answered.

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use driftline_engine::{Finalized, Identity, Joining, NewUpload, Store, UploadRow, UploadStatus};
+use driftline_model::UserId;
 use driftline_protocol::{
     ChunkDoc, ErrorCode, Fault, FileDoc, RecordRefDoc, UploadDoc, UploadPost, UploadStatusDoc,
     decode_finalize, format_millis, raw_json, to_json,
@@ -104,10 +105,22 @@ async fn comer<S: Store>(app: &App<S>, asked: &Asked<'_>) -> Result<(UploadId, R
     if let (Some(id), Some(told)) = (id, told)
         && app.upload_secret.is(id, told)
     {
+        let row = app.engine().upload(driftline_engine::UploadRight::Secret, id).await?;
+        // Whoever comes by the secret is counted as the user who opened the upload.
+        let owner = owner(&row).ok_or_else(missing)?;
+        rate::admit(app, &asked.parts.extensions, (&row.tenant_id, &owner), false)?;
         return Ok((id, Right::Secret));
     }
     let identity = user(app, &asked.parts, &asked.pairs, false).await?;
     Ok((id.ok_or_else(missing)?, Right::User(Box::new(identity))))
+}
+
+/// The user who opened an upload, as tokens name users.
+fn owner(row: &UploadRow) -> Option<UserId> {
+    match row.owner.parse() {
+        Ok(number) => Some(UserId::Number(number)),
+        Err(_) => UserId::text(&row.owner).ok(),
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -294,7 +307,8 @@ async fn file_doc<S: Store>(app: &App<S>, row: &UploadRow) -> FileDoc {
     // Advice is not worth a failure.
     let first = app.engine().read_file(row.id, 0, MAGIC_BYTES).await.unwrap_or_default();
     let detected = infer::get(&first).map(|found| found.mime_type());
-    let metadata = row.metadata.as_deref().filter(|text| text.starts_with('{'));
+    // What came over tus told its metadata in another way.
+    let metadata = row.metadata.as_deref().filter(|_| matches!(row.upload.form, Form::Chunks(_)));
     FileDoc {
         file_id: row.id.to_string(),
         size: row.upload.received,

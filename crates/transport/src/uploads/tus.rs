@@ -194,14 +194,27 @@ async fn create<S: Store>(app: &Arc<App<S>>, request: Request) -> Result<Respons
     let path = format!("/files/{}", app.upload_secret.segment(row.id));
     set(&mut response, header::LOCATION, &path);
     let brings = brings_bytes(&parts.headers) && row.joining != Joining::Whole;
+    // Whatever becomes of the bytes, the upload is there: its client is told where, and goes on.
+    let placed = |mut refusal: Refused| {
+        if let Ok(place) = HeaderValue::from_str(&path) {
+            refusal.headers.insert(header::LOCATION, place);
+        }
+        refusal
+    };
     if brings {
-        let came = append(app, row.id, 0, &parts, body).await?;
+        let came = append(app, row.id, 0, &parts, body).await.map_err(placed)?;
         response.headers_mut().insert("upload-offset", came.upload.received.into());
         expires(&mut response, &came);
-    } else {
-        expires(&mut response, &row);
-        if row.upload.is_whole() {
-            finish(app, &row).await?;
+        return Ok(response);
+    }
+    expires(&mut response, &row);
+    if row.upload.is_whole() {
+        match finish(app, &row).await {
+            // It is finished when its client asks for the offset.
+            Err(refusal) if refusal.fault.code.is_retryable() => {
+                tracing::warn!(upload = %row.id, detail = %refusal.fault.message, "finishing waits");
+            }
+            finished => finished.map_err(placed)?,
         }
     }
     Ok(response)
@@ -292,7 +305,7 @@ async fn head<S: Store>(app: &Arc<App<S>>, id: UploadId) -> Result<Response<Body
         Some(size) => headers.insert("upload-length", size.into()),
         None => headers.insert("upload-defer-length", HeaderValue::from_static("1")),
     };
-    let told = row.metadata.as_deref().filter(|told| !told.starts_with('{')).unwrap_or_default();
+    let told = row.metadata.as_deref().unwrap_or_default();
     let (metadata, parts) = told.split_once(LINES).unwrap_or((told, ""));
     if !metadata.is_empty() {
         set(&mut response, HeaderName::from_static("upload-metadata"), metadata);

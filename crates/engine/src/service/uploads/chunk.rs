@@ -209,7 +209,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 Err(busy("the upload is being finalized"))
             }
             Kept::NotOpen(_) => Err(Fault::new(ErrorCode::UploadGone, "the upload was ended meanwhile")),
-            Kept::Overtaken => Err(conflict(chunk.index)),
+            // Somebody received it meanwhile: the same one, or another.
+            Kept::Overtaken => {
+                let known = self.upload_rows().chunk(chunk.row.id, chunk.index).await;
+                match meet(known.map_err(|error| unavailable(&error))?, chunk.digest) {
+                    Meeting::Same => Ok(self.told_of(chunk, chunk.row.upload.received)),
+                    _ => Err(conflict(chunk.index)),
+                }
+            }
             Kept::NoRoom => Err(Fault::new(ErrorCode::QuotaExceeded, "the tenant's quota is used up")),
         }
     }

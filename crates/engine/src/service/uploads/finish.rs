@@ -177,6 +177,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
         // What is left when this fails is an orphan, which the sweeper removes.
         let _ = uploads.blobs.discard(row.id, row.staged.clone()).await;
+        // Somebody else may have published it before it was refused.
+        let _ = uploads.blobs.remove(row.id).await;
         Ok(true)
     }
 
@@ -285,5 +287,14 @@ fn done_before(row: UploadRow, claimed: Option<Digest>) -> Result<Finalized, Fau
 }
 
 pub(super) fn turn(row: &UploadRow, from: State, to: State, now_ms: u64) -> UploadTurn {
-    UploadTurn { id: row.id, from, to, whole: false, digest: None, fault: None, at_ms: now_ms }
+    UploadTurn {
+        id: row.id,
+        from,
+        to,
+        whole: false,
+        overdue: to == State::Expired,
+        digest: None,
+        fault: None,
+        at_ms: now_ms,
+    }
 }

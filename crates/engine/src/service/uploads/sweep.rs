@@ -58,7 +58,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let mut swept = Swept::default();
         let rows = self.upload_rows();
         for row in rows.overdue_uploads(now_ms, ROWS).await.map_err(|error| unavailable(&error))? {
-            // Bytes that come at this moment move the end: the row decides.
+            // Bytes that came at this moment have moved the end, and then it is not turned.
             swept.expired += u64::from(self.give_up(&row, State::Open, State::Expired, now_ms).await?);
         }
         let before_ms = now_ms.saturating_sub(FINALIZING_MS);

@@ -33,7 +33,7 @@ use crate::uploads::Standing;
 statement! {
     /// Locks an upload; gives what decides on it.
     LockUpload { id: Vec<u8> => Binary } =
-    "SELECT tenant_no, state, received, size, reserved FROM uploads WHERE id = " ? id: Binary
+    "SELECT tenant_no, state, received, size, reserved, expires_at FROM uploads WHERE id = " ? id: Binary
     " FOR UPDATE"
 }
 

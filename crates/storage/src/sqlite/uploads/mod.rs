@@ -41,7 +41,7 @@ impl Held {
 statement! {
     /// What decides on an upload.
     LoadStanding { id: Vec<u8> => Binary } =
-    "SELECT tenant_no, state, received, size, reserved FROM uploads WHERE id = " ? id: Binary
+    "SELECT tenant_no, state, received, size, reserved, expires_at FROM uploads WHERE id = " ? id: Binary
 }
 
 impl Query for LoadStanding {

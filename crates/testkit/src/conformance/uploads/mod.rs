@@ -82,7 +82,7 @@ fn part(id: UploadId, from: u64, to: u64) -> StreamReceipt {
 }
 
 fn turn(id: UploadId, from: State, to: State) -> UploadTurn {
-    UploadTurn { id, from, to, whole: false, digest: None, fault: None, at_ms: at(2) }
+    UploadTurn { id, from, to, whole: false, overdue: false, digest: None, fault: None, at_ms: at(2) }
 }
 
 /// Everything of a row as text, with what its running hash comes to.

@@ -27,7 +27,7 @@ pub(in super::super) fn chunks_come_in_any_order<S: Store>(bed: &Bed<S>) {
     let row = yard.read(id);
     assert_eq!((row.upload.received, row.reserved), (2, 10), "its whole size is reserved");
     assert_eq!((row.changed_ms, row.upload.expires_ms), (at(10), at(2 * HOUR_MS)));
-    assert_eq!(digest(2), Some(last.digest));
+    assert_eq!((digest(2), digest(1), digest(3)), (Some(last.digest), None, None));
     // The same again, and another one in its place, change nothing.
     let seen = shown(&row);
     let other = ChunkReceipt {

@@ -1,6 +1,6 @@
 //! How uploads come into other states.
 
-use driftline_engine::{Joining, Store, UploadRow, UploadTurn};
+use driftline_engine::{ChunkReceipt, Joining, Store, UploadRow, UploadTurn};
 use driftline_uploads::{Digest, State};
 
 use super::super::Bed;
@@ -49,6 +49,21 @@ pub(in super::super) fn uploads_turn_as_their_states_allow<S: Store>(bed: &Bed<S
     }
     assert_eq!(turned, legal.len());
     assert!(!yard.turn(turn(id_of(1 << 40), Open, Cancelled)), "there is none");
+}
+
+pub(in super::super) fn only_what_is_overdue_expires_as_overdue<S: Store>(bed: &Bed<S>) {
+    let yard = Yard::new(bed);
+    let id = yard.open(1, chunks(4));
+    let ends_ms = yard.read(id).upload.expires_ms;
+    let expire = |at_ms| UploadTurn { overdue: true, at_ms, ..turn(id, State::Open, State::Expired) };
+    assert!(!yard.turn(expire(ends_ms - 1)), "its time is not over");
+    // A chunk that came moves the end, and whoever saw the old one comes too early.
+    let moved = ends_ms + 1000;
+    yard.keep(ChunkReceipt { expires_ms: moved, ..chunk(id, 0, 4) });
+    assert!(!yard.turn(expire(ends_ms)) && !yard.turn(expire(moved - 1)));
+    assert_eq!(yard.read(id).upload.state, State::Open);
+    assert!(yard.turn(expire(moved)));
+    yard.check_sums();
 }
 
 pub(in super::super) fn a_turn_says_what_it_says<S: Store>(bed: &Bed<S>) {
