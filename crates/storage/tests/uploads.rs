@@ -137,6 +137,7 @@ impl History {
             from,
             to: *self.rng.pick(&State::ALL),
             whole: self.rng.percent(20),
+            overdue: self.rng.percent(20),
             digest: chance(&mut self.rng, "digest").map(|text| Digest::hash(text.as_bytes())),
             fault: chance(&mut self.rng, "fault").map(Into::into),
             at_ms: self.now_ms,
