@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use driftline_testkit::Rng;
-use driftline_uploads::Digest;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::memory::Memory;
 use driftline_testkit::server::{Server, TokenFor, program};
+use driftline_uploads::Digest;
 use serde_json::json;
 use support::files::{CHUNK_BYTES, Line, Made, noise, upload_chunks, upload_stream};
 use tokio::io::AsyncWriteExt as _;

@@ -111,8 +111,8 @@ pub use service::{
 };
 pub use session::{Close, Greeting, Output, Preset, Session};
 pub use uploads::{
-    BlobAnswer, BlobError, Blobs, ChunkReceipt, Joining, Kept, LeaseKey, LeaseSlot, Leased, PartPlace,
-    PartSink, PartWritten, Purpose, Renewed, StreamReceipt, TenantUploads, UploadCaps, UploadOnce,
+    BlobAnswer, BlobError, Blobs, ChunkReceipt, ChunkThere, Joining, Kept, LeaseKey, LeaseSlot, Leased,
+    PartPlace, PartSink, PartWritten, Purpose, Renewed, StreamReceipt, TenantUploads, UploadCaps, UploadOnce,
     UploadOpened, UploadRow, UploadRows, UploadRules, UploadTurn, UploadUsage, Verdict, Verify,
 };
 pub use work::{Done, Prepared, PreparedPush, Pulled, Started, SyncAnswer, SyncFault, Work};

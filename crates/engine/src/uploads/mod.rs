@@ -6,7 +6,7 @@ mod rules;
 
 pub use blobs::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, PartWritten, Purpose};
 pub use rows::{
-    ChunkReceipt, Joining, Kept, LeaseKey, LeaseSlot, Leased, Renewed, StreamReceipt, UploadCaps, UploadOnce,
-    UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
+    ChunkReceipt, ChunkThere, Joining, Kept, LeaseKey, LeaseSlot, Leased, Renewed, StreamReceipt, UploadCaps,
+    UploadOnce, UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
 };
 pub use rules::{TenantUploads, UploadRules, Verdict, Verify};

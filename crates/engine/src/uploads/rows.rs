@@ -112,10 +112,23 @@ pub struct ChunkReceipt {
     pub tag: Option<Box<str>>,
     /// The hash of the file up to the chunk's end, if it came in order.
     pub running: Option<RunningHash>,
+    /// Who wrote it, under the right to write this chunk.
+    pub holder: u64,
     /// When, in Unix milliseconds.
     pub at_ms: u64,
     /// When the upload goes from now on, in Unix milliseconds.
     pub expires_ms: u64,
+}
+
+/// A chunk that was received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkThere {
+    /// The chunk.
+    pub index: u64,
+    /// Its digest.
+    pub digest: Digest,
+    /// What the place of the bytes calls it, if it has a name for it.
+    pub tag: Option<Box<str>>,
 }
 
 /// More of a stream whose bytes are safe.
@@ -131,6 +144,8 @@ pub struct StreamReceipt {
     pub size: Option<u64>,
     /// The hash of the file up to its end, if it is known.
     pub running: Option<RunningHash>,
+    /// Who wrote it, under the right to write at the end of the stream.
+    pub holder: u64,
     /// When, in Unix milliseconds.
     pub at_ms: u64,
     /// When the upload goes from now on, in Unix milliseconds.
@@ -151,6 +166,8 @@ pub enum Kept {
     NotOpen(Option<State>),
     /// Nothing was written: the chunk was received before, or the stream goes on elsewhere.
     Overtaken,
+    /// Nothing was written: the right to write there is not, or not any more, the one's who wrote it.
+    Lost,
     /// Nothing was written: the tenant's quota has no room.
     NoRoom,
 }
@@ -172,6 +189,11 @@ pub struct UploadTurn {
     pub digest: Option<Digest>,
     /// Why it could not be finalized.
     pub fault: Option<Box<str>>,
+    /// Who has to have the right to finalize; none: nobody has to.
+    pub holder: Option<u64>,
+    /// Chunks that turned out not to be what was received, with their bytes: they count as missing from now on, and of the
+    /// file's hash nothing is known.
+    pub missing: Vec<(u64, u64)>,
     /// When, in Unix milliseconds.
     pub at_ms: u64,
 }
@@ -247,20 +269,25 @@ pub trait UploadRows: Send + Sync {
     /// Reads the digest of a chunk that was received.
     fn chunk(&self, id: UploadId, index: u64) -> Answer<'_, Option<Digest>>;
 
-    /// Lists the chunks that were received in the order of their places, with the names that the place of the bytes has
-    /// for them.
-    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<(u64, Option<Box<str>>)>>;
+    /// Lists the chunks that were received, in the order of their places. Of an upload that is not under way any more there
+    /// are none.
+    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<ChunkThere>>;
 
-    /// Writes down that a chunk was received, if the upload is open and the chunk is not there. The stored hash is
-    /// replaced only by one that goes farther. Receipts that wait are committed together.
+    /// Writes down that a chunk was received, if the upload is open, the chunk is not there, and whoever wrote it has the
+    /// right to it: a right that ended and that nobody took is still theirs. The stored hash is replaced only by one that
+    /// goes farther.
     fn keep_chunk(&self, receipt: ChunkReceipt) -> Answer<'_, Kept>;
 
-    /// Writes down how far a stream came, if the upload is open and ended where the receipt says it did. What comes
-    /// beyond the reserved bytes is reserved.
+    /// Writes down how far a stream came, if the upload is open and ended where the receipt says it did, and whoever wrote
+    /// it has the right to it, as with a chunk. What comes beyond the reserved bytes is reserved.
     fn keep_stream(&self, receipt: StreamReceipt) -> Answer<'_, Kept>;
 
-    /// Brings an upload into another state; tells whether it was in the one that it had to be in. An upload that is
-    /// given up or expires gives back what it had reserved and forgets its chunks.
+    /// Reserves bytes for an open upload whose size is not known yet, so many in all, if its tenant's quota has room; tells
+    /// whether it has them. What is reserved already stays.
+    fn reserve_upload(&self, id: UploadId, bytes: u64, quota_bytes: u64) -> Answer<'_, bool>;
+
+    /// Brings an upload into another state; tells whether it was in the one that it had to be in. An upload that is done,
+    /// given up or expires forgets its chunks; one that is given up or expires gives back what it had reserved.
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool>;
 
     /// Takes the right to write at a place until a time, unless somebody else has it. `holder` tells callers apart.
@@ -286,8 +313,8 @@ pub trait UploadRows: Send + Sync {
     /// Lists uploads that began to be finalized before a time in Unix milliseconds and are not done.
     fn unfinished_uploads(&self, before_ms: u64, rows: usize) -> Answer<'_, Vec<UploadRow>>;
 
-    /// Tells which of these uploads are open or being finalized.
-    fn live_uploads(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<UploadId>>;
+    /// Tells in which states these uploads are; those that there are not are left out.
+    fn upload_states(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<(UploadId, State)>>;
 
     /// Lists uploads that were done and of which nobody was told, oldest first.
     fn untold_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>>;

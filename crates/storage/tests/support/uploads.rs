@@ -90,7 +90,16 @@ pub(crate) fn part(id: UploadId, from: u64, to: u64) -> StreamReceipt {
 }
 
 pub(crate) fn turn(id: UploadId, from: State, to: State) -> UploadTurn {
-    UploadTurn { id, from, to, whole: false, overdue: false, digest: None, fault: None, at_ms: World::BEGIN_MS }
+    UploadTurn {
+        id,
+        from,
+        to,
+        whole: false,
+        overdue: false,
+        digest: None,
+        fault: None,
+        at_ms: World::BEGIN_MS,
+    }
 }
 
 /// Goes through everything that an upload needs on its way, for one in chunks and one as a stream; `number` and the one

@@ -195,6 +195,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             digest: chunk.digest,
             tag: written.tag,
             running: written.running,
+            holder: chunk.held.map_or(0, |held| held.holder),
             at_ms: now_ms,
             expires_ms: self.taken()?.rules.expiry.expires_ms(chunk.row.upload.opened_ms, now_ms),
         };
@@ -217,6 +218,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
                     _ => Err(conflict(chunk.index)),
                 }
             }
+            Kept::Lost => Err(busy("somebody else writes this chunk by now")),
             Kept::NoRoom => Err(Fault::new(ErrorCode::QuotaExceeded, "the tenant's quota is used up")),
         }
     }

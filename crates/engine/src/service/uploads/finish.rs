@@ -133,7 +133,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     async fn checked(&self, row: &UploadRow, claimed: Option<Digest>) -> Result<Digest, Failed> {
         let uploads = self.taken()?;
         let chunks = self.upload_rows().chunks(row.id).await.map_err(|error| unavailable(&error))?;
-        let tags = chunks.into_iter().filter_map(|(_, tag)| tag).collect();
+        let tags = chunks.into_iter().filter_map(|chunk| chunk.tag).collect();
         let digest = uploads.blobs.assemble(row, tags).await?;
         if let Some(claimed) = claimed.filter(|claimed| *claimed != digest) {
             return Err(mismatch(claimed, digest).into());
@@ -295,6 +295,8 @@ pub(super) fn turn(row: &UploadRow, from: State, to: State, now_ms: u64) -> Uplo
         overdue: to == State::Expired,
         digest: None,
         fault: None,
+        holder: None,
+        missing: Vec::new(),
         at_ms: now_ms,
     }
 }

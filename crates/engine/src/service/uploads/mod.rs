@@ -160,7 +160,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
 
     async fn received_chunks(&self, id: UploadId) -> Result<Ranges, Fault> {
         let chunks = self.upload_rows().chunks(id).await.map_err(|error| unavailable(&error))?;
-        Ok(chunks.into_iter().map(|(index, _)| index).collect())
+        Ok(chunks.into_iter().map(|chunk| chunk.index).collect())
     }
 }
 

@@ -194,6 +194,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             to: size,
             size: Some(size),
             running: None,
+            holder: 0,
             at_ms: now_ms,
             expires_ms: row.upload.expires_ms,
             quota_bytes: self.taken()?.rules.of(&row.tenant_id).quota_bytes,

@@ -224,6 +224,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             to: stream.end,
             size: stream.size,
             running: written.running.clone(),
+            holder: stream.held.holder,
             at_ms: now_ms,
             expires_ms: uploads.rules.expiry.expires_ms(stream.row.upload.opened_ms, now_ms),
             quota_bytes: uploads.rules.of(&stream.row.tenant_id).quota_bytes,
@@ -239,7 +240,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             // Nothing more came for a stream that is at its end.
             Kept::NotOpen(Some(_)) if stream.end == stream.kept => Ok(written.running),
             Kept::NotOpen(_) => Err(Fault::new(ErrorCode::UploadGone, "the upload was ended meanwhile")),
-            Kept::Overtaken => Err(busy("another request goes on with the upload")),
+            Kept::Overtaken | Kept::Lost => Err(busy("another request goes on with the upload")),
             Kept::NoRoom => {
                 self.observer.quota_refused();
                 Err(Fault::new(ErrorCode::QuotaExceeded, "the tenant's quota has no room for more"))

@@ -76,8 +76,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let staged = staged.map_err(|error| lost(&error))?;
         for some in staged.chunks(ROWS) {
             let ids = some.iter().map(|(id, _)| *id).collect();
-            let live = rows.live_uploads(ids).await.map_err(|error| unavailable(&error))?;
-            let live: HashSet<_> = live.into_iter().collect();
+            let states = rows.upload_states(ids).await.map_err(|error| unavailable(&error))?;
+            let under_way = |state: &State| matches!(state, State::Open | State::Finalizing);
+            let live: HashSet<_> =
+                states.into_iter().filter(|(_, state)| under_way(state)).map(|(id, _)| id).collect();
             for (id, name) in some.iter().filter(|(id, _)| !live.contains(id)) {
                 // One that cannot be removed holds up no other.
                 match uploads.blobs.discard(*id, name.clone()).await {
