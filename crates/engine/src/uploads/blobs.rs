@@ -100,12 +100,16 @@ pub trait Blobs: Send + Sync + 'static {
     /// Begins to write a part.
     fn begin(&self, place: PartPlace) -> BlobAnswer<'_, Box<dyn PartSink>>;
 
-    /// Makes one upload of the bytes of others, in their order, in the staging place of a new one.
-    fn join(&self, into: UploadId, parts: Vec<UploadId>) -> BlobAnswer<'_, u64>;
+    /// Makes one upload of the bytes of others, of so many of each and in their order, in the staging place of another one.
+    /// Doing it again comes to the same.
+    fn join(&self, into: UploadId, parts: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()>;
 
-    /// Puts the whole together and hashes what was not hashed yet; it is no file before it is published. `tags` are the
-    /// names of the chunks in their order.
+    /// Puts the whole together and hashes what was not hashed yet; it is no file before it is published. What lies behind
+    /// its end is cut off. `tags` are the names of the chunks in their order.
     fn assemble(&self, row: &UploadRow, tags: Vec<Box<str>>) -> BlobAnswer<'_, Digest>;
+
+    /// Tells which of these chunks do not have their digest where they lie. A place that watches over them itself has none.
+    fn damaged(&self, row: &UploadRow, chunks: Vec<(u64, Digest)>) -> BlobAnswer<'_, Vec<u64>>;
 
     /// Makes a file of what was assembled, durably. Doing it again does nothing.
     fn publish(&self, id: UploadId) -> BlobAnswer<'_, ()>;
@@ -122,4 +126,7 @@ pub trait Blobs: Send + Sync + 'static {
     /// Lists what is staged and was last written before a time in Unix milliseconds, with the names that the place has
     /// for it.
     fn staged_before(&self, before_ms: u64) -> BlobAnswer<'_, Vec<(UploadId, Option<Box<str>>)>>;
+
+    /// Lists the files that were last written before a time in Unix milliseconds and whose names begin with a byte.
+    fn files_before(&self, shard: u8, before_ms: u64) -> BlobAnswer<'_, Vec<UploadId>>;
 }

@@ -34,6 +34,8 @@ pub struct UploadRules {
     pub size_max: u64,
     /// Uploads of one user that may be under way.
     pub open_max: u64,
+    /// Bodies of one user that a node receives at once; more are sent later.
+    pub bodies_max: u64,
     /// When an upload that nobody finishes goes.
     pub expiry: Expiry,
     /// Of tenants that have no rules of their own.
@@ -55,6 +57,7 @@ impl Default for UploadRules {
         Self {
             size_max: 10 << 30,
             open_max: 64,
+            bodies_max: 256,
             expiry: Expiry::default(),
             tenant: TenantUploads::default(),
             tenants: BTreeMap::new(),

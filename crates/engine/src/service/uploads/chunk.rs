@@ -3,7 +3,7 @@
 use driftline_protocol::{ErrorCode, Fault};
 use driftline_uploads::{Digest, Meeting, UploadId, meet};
 
-use super::{Engine, LEASE_MS, UploadRight, busy, lost, refused};
+use super::{Engine, LEASE_MS, Receiving, UploadRight, busy, lost, refused};
 use crate::ports::{Observer, Store};
 use crate::service::unavailable;
 use crate::uploads::{
@@ -20,6 +20,8 @@ pub struct ChunkUpload {
     meeting: Meeting,
     sink: Box<dyn PartSink>,
     held: Option<Held>,
+    /// It ends when nothing is being written any more.
+    receiving: Receiving,
 }
 
 /// A right to write that is held.
@@ -101,6 +103,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
             return Err(conflict(index));
         }
         let purpose = if meeting == Meeting::New { Purpose::Write } else { Purpose::Compare };
+        let uploads = self.taken()?;
+        let (receiving, _) = uploads.receive(&row, Some(&held).filter(|_| purpose == Purpose::Write))?;
         let place = PartPlace {
             id: row.id,
             staged: row.staged.clone(),
@@ -112,7 +116,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             digest: Some(digest),
             purpose,
         };
-        let sink = self.taken()?.blobs.begin(place).await.map_err(|error| lost(&error))?;
+        let sink = uploads.blobs.begin(place).await.map_err(|error| lost(&error))?;
         // What is only compared may be compared by several.
         let held = match purpose {
             Purpose::Write => Some(held),
@@ -121,7 +125,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 None
             }
         };
-        Ok(ChunkUpload { row, index, bytes, digest, meeting, sink, held })
+        Ok(ChunkUpload { row, index, bytes, digest, meeting, sink, held, receiving })
     }
 
     /// Takes the next bytes of a chunk.
@@ -170,6 +174,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Gives a chunk up; what came of it counts for nothing.
     pub async fn give_up_chunk(&self, mut chunk: ChunkUpload) {
         chunk.sink.stop().await;
+        drop(chunk.receiving);
         if let Some(held) = chunk.held.take() {
             self.let_go(held).await;
         }
@@ -183,11 +188,6 @@ impl<S: Store, O: Observer> Engine<S, O> {
         if chunk.meeting == Meeting::Same {
             return Ok(self.told_of(chunk, chunk.row.upload.received));
         }
-        // What was overtaken while it was written is not written down.
-        if let Some(held) = &mut chunk.held {
-            held.renewed_ms = 0;
-        }
-        self.hold_chunk(chunk, now_ms).await?;
         let receipt = ChunkReceipt {
             id: chunk.row.id,
             index: chunk.index,

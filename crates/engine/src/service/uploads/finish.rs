@@ -1,14 +1,15 @@
 //! Finalizing: from an upload to a file.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use driftline_model::ObjectBuilder;
 use driftline_protocol::{ErrorCode, Fault, UploadPlace};
-use driftline_uploads::{Digest, Form, Refused, State, UploadId};
+use driftline_uploads::{Digest, Form, Ranges, Refused, State, UploadId};
 
 use super::chunk::Held;
-use super::{Engine, FINALIZE_LEASE_MS, GAPS_MAX, UploadRight, busy, lost, mismatch, refused};
+use super::{Engine, GAPS_MAX, LEASE_MS, UploadRight, busy, lost, mismatch, refused};
 use crate::events::{EventDraft, quoted};
 use crate::ports::{Observer, Store};
 use crate::service::unavailable;
@@ -27,8 +28,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Makes a file of an upload whose bytes are all there and have the claimed digest: the one that is claimed now, else
     /// the announced one. Doing it again tells of the file.
     ///
-    /// It may take long and is not to be dropped: it runs in a task of its own. What a crash leaves behind,
-    /// [`Engine::sweep_uploads`] ends.
+    /// It may take long and is not to be dropped: it runs in a task of its own, beside which [`Engine::hold_finalizing`] is
+    /// called every few seconds. What a crash leaves behind is ended by whoever calls [`Engine::sweep_uploads`].
     ///
     /// # Errors
     /// `NOT_FOUND`, `UPLOAD_GONE`, `UPLOAD_INCOMPLETE` with what is missing, `DIGEST_MISMATCH`: the upload stays open,
@@ -49,13 +50,24 @@ impl<S: Store, O: Observer> Engine<S, O> {
             gone => return Err(refused(Refused::Gone(gone))),
         }
         let key = LeaseKey { id, slot: LeaseSlot::Finalize };
-        let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + FINALIZE_LEASE_MS, false).await;
+        let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + LEASE_MS, false).await;
         if leased.map_err(|error| unavailable(&error))? != Leased::Held {
             return Ok(Finalized::UnderWay);
         }
-        let finished = self.finalize_held(id, claimed, now_ms).await;
-        self.let_go(Held { key, holder, renewed_ms: now_ms }).await;
+        let held = Held { key, holder, renewed_ms: now_ms };
+        let finished = self.finalize_held(held, claimed, now_ms).await;
+        self.let_go(held).await;
         finished
+    }
+
+    /// Holds on to the right to finalize for whoever does; it does nothing for anybody else.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`: the right may end, and then somebody else finalizes.
+    pub async fn hold_finalizing(&self, id: UploadId, (now_ms, holder): (u64, u64)) -> Result<(), Fault> {
+        let key = LeaseKey { id, slot: LeaseSlot::Finalize };
+        let renewed = self.upload_rows().renew(key, holder, now_ms, now_ms + LEASE_MS).await;
+        renewed.map(drop).map_err(|error| unavailable(&error))
     }
 
     async fn incomplete(&self, row: &UploadRow) -> Result<Fault, Fault> {
@@ -72,10 +84,15 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Finalizes with the right to do so.
     async fn finalize_held(
         &self,
-        id: UploadId,
+        held: Held,
         claimed: Option<Digest>,
         now_ms: u64,
     ) -> Result<Finalized, Fault> {
+        let id = held.key.id;
+        // What a receipt no longer counts for may still be on its way to the disk.
+        if self.taken()?.writers.is_written(id) {
+            return Err(busy("bytes of the upload are still being written"));
+        }
         // Somebody may have finished it before the right was had.
         let mut row = self.upload(UploadRight::Secret, id).await?;
         let claimed_now = claimed;
@@ -85,6 +102,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 let turn = UploadTurn {
                     whole: true,
                     digest: claimed,
+                    holder: Some(held.holder),
                     ..turn(&row, State::Open, State::Finalizing, now_ms)
                 };
                 if !self.turn_upload(turn).await? {
@@ -100,10 +118,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Ok(digest) => {
                 row.digest = Some(digest);
                 row.upload.state = State::Done;
-                let turn =
-                    UploadTurn { digest: Some(digest), ..turn(&row, State::Finalizing, State::Done, now_ms) };
+                let turn = UploadTurn {
+                    digest: Some(digest),
+                    holder: Some(held.holder),
+                    ..turn(&row, State::Finalizing, State::Done, now_ms)
+                };
                 if !self.turn_upload(turn).await? {
-                    return Err(busy("the upload changed meanwhile"));
+                    return Err(overtaken());
                 }
                 self.observer.upload_ended(
                     State::Done,
@@ -115,18 +136,50 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 done_before(row, claimed_now)
             }
             Err(Failed::Refused(why)) => {
-                self.give_up(&row, State::Finalizing, State::Cancelled, now_ms).await?;
+                let turn = UploadTurn {
+                    holder: Some(held.holder),
+                    ..turn(&row, State::Finalizing, State::Cancelled, now_ms)
+                };
+                if !self.give_up(&row, turn).await? {
+                    return Err(overtaken());
+                }
                 Err(Fault::new(ErrorCode::ValidationError, format!("the file was refused: {why}")))
             }
             Err(Failed::Again(fault)) => {
+                let (fault, missing) = match fault.code {
+                    ErrorCode::DigestMismatch => self.looked_through(&row, fault).await?,
+                    _ => (fault, Vec::new()),
+                };
                 let turn = UploadTurn {
                     fault: Some(fault.message.as_str().into()),
+                    holder: Some(held.holder),
+                    missing,
                     ..turn(&row, State::Finalizing, State::Open, now_ms)
                 };
                 self.turn_upload(turn).await?;
                 Err(fault)
             }
         }
+    }
+
+    /// Looks which chunks of a file with another digest are to blame: those whose bytes are not what was received. Gives
+    /// them with their bytes, and what is told then.
+    async fn looked_through(&self, row: &UploadRow, fault: Fault) -> Result<(Fault, Vec<(u64, u64)>), Fault> {
+        let Form::Chunks(plan) = row.upload.form else { return Ok((fault, Vec::new())) };
+        let chunks = self.upload_rows().chunks(row.id).await.map_err(|error| unavailable(&error))?;
+        let digests = chunks.iter().map(|chunk| (chunk.index, chunk.digest)).collect();
+        let damaged = self.taken()?.blobs.damaged(row, digests).await.map_err(|error| lost(&error))?;
+        if damaged.is_empty() {
+            // The client claims another file than it sent.
+            return Ok((fault, Vec::new()));
+        }
+        let damaged: HashSet<u64> = damaged.into_iter().collect();
+        let there: Ranges =
+            chunks.iter().map(|chunk| chunk.index).filter(|index| !damaged.contains(index)).collect();
+        let missing = damaged.iter().filter_map(|index| Some((*index, plan.chunk(*index)?.1))).collect();
+        let message = "chunks were damaged where they lay: send them again";
+        let gaps = there.missing(plan.chunks(), GAPS_MAX);
+        Ok((Fault::new(ErrorCode::UploadIncomplete, message).at(UploadPlace::Missing(gaps)), missing))
     }
 
     /// Checks the whole file, has it looked at, and publishes it.
@@ -159,14 +212,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
 
     /// Gives an upload up: its bytes go, and what it had of the quota comes back. Tells whether it was in the state that
     /// it had to be in.
-    pub(super) async fn give_up(
-        &self,
-        row: &UploadRow,
-        from: State,
-        to: State,
-        now_ms: u64,
-    ) -> Result<bool, Fault> {
-        if !self.turn_upload(turn(row, from, to, now_ms)).await? {
+    pub(super) async fn give_up(&self, row: &UploadRow, turn: UploadTurn) -> Result<bool, Fault> {
+        let (to, now_ms) = (turn.to, turn.at_ms);
+        if !self.turn_upload(turn).await? {
             return Ok(false);
         }
         let uploads = self.taken()?;
@@ -194,7 +242,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     ) -> Result<(), Fault> {
         let row = self.upload(right, id).await?;
         row.upload.require_open(now_ms).map_err(refused)?;
-        if self.give_up(&row, State::Open, State::Cancelled, now_ms).await? {
+        if self.give_up(&row, turn(&row, State::Open, State::Cancelled, now_ms)).await? {
             return Ok(());
         }
         Err(busy("the upload changed meanwhile"))
@@ -276,6 +324,11 @@ impl From<BlobError> for Failed {
     fn from(error: BlobError) -> Self {
         Self::Again(lost(&error))
     }
+}
+
+/// Somebody else finalizes, since the right to do so had ended.
+fn overtaken() -> Fault {
+    busy("another request finalizes the upload")
 }
 
 /// Tells of a file that was finished before.

@@ -1,16 +1,19 @@
 //! Uploads: opening, chunks, streams, finalizing, files and the sweeper.
 
 mod chunk;
+mod concat;
 mod files;
 mod finish;
 mod open;
 mod stream;
 mod sweep;
+mod writers;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicU8;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use driftline_protocol::{ErrorCode, Fault, UploadPlace};
+use driftline_protocol::{ErrorCode, Fault, Throttle, ThrottleScope, UploadPlace};
 use driftline_uploads::{Digest, Form, Ranges, Refused, State, UploadId};
 use futures_channel::oneshot;
 
@@ -18,18 +21,16 @@ use super::{Engine, unavailable};
 use crate::ports::{Identity, Observer, Store};
 use crate::uploads::{BlobError, Blobs, UploadRow, UploadRows, UploadRules};
 
+use chunk::Held;
 pub use chunk::{ChunkKept, ChunkUpload};
 pub use finish::Finalized;
 pub use open::{NewUpload, OpenedUpload};
 pub use stream::{StreamUpload, Streaming};
 pub use sweep::Swept;
+use writers::{Kept, Receiving, Writers};
 
 /// How long a right to write is held without being renewed, in milliseconds. It is renewed after a third of that.
 const LEASE_MS: u64 = 15_000;
-
-/// How long the right to finalize is held, in milliseconds: hashing a large file or verifying it takes long. Whoever takes
-/// longer may be joined by another one, and both come to the same.
-const FINALIZE_LEASE_MS: u64 = 120_000;
 
 /// Gaps that a status names.
 const GAPS_MAX: usize = 10_000;
@@ -44,15 +45,32 @@ const PROGRESS_MAX: usize = 10_000;
 pub(crate) struct Uploads {
     pub(super) blobs: Arc<dyn Blobs>,
     pub(super) rules: UploadRules,
-    /// Who is to be told that another request wants the end of a stream. The lock is held for one look-up.
-    streams: Mutex<HashMap<UploadId, oneshot::Sender<()>>>,
+    /// Who receives and writes on this node.
+    writers: Arc<Writers>,
+    /// Which files the sweeper looks at next, by the first byte of their names.
+    shard: AtomicU8,
     /// When listeners were told of uploads last. The lock is held for one look-up.
     told: Mutex<HashMap<UploadId, u64>>,
 }
 
 impl Uploads {
-    fn streams(&self) -> MutexGuard<'_, HashMap<UploadId, oneshot::Sender<()>>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Begins to receive a body for an upload; with a right to write, nobody else may be writing at that place.
+    fn receive(
+        &self,
+        row: &UploadRow,
+        held: Option<&Held>,
+    ) -> Result<(Receiving, oneshot::Receiver<()>), Fault> {
+        let place = held.map(|held| (row.id, held.key.slot, held.holder));
+        let bodies_max = self.rules.bodies_max;
+        self.writers.enter((row.tenant, &row.owner), bodies_max, place).map_err(|kept| match kept {
+            Kept::Busy => busy("what came before is still being written"),
+            Kept::Full => Fault::throttled(Throttle {
+                // Nobody knows when one ends; a short one does by then.
+                retry_after_ms: 1000,
+                limit: format!("{bodies_max} bodies of uploads at once"),
+                scope: ThrottleScope::User,
+            }),
+        })
     }
 
     /// Tells whether listeners are to be told of an upload now.
@@ -99,7 +117,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Takes uploads, with their bytes in a place and within rules.
     #[must_use]
     pub fn with_uploads(self, blobs: Arc<dyn Blobs>, rules: UploadRules) -> Self {
-        let uploads = Uploads { blobs, rules, streams: Mutex::default(), told: Mutex::default() };
+        let uploads = Uploads {
+            blobs,
+            rules,
+            writers: Arc::default(),
+            shard: AtomicU8::default(),
+            told: Mutex::default(),
+        };
         Self { uploads: Some(uploads), ..self }
     }
 

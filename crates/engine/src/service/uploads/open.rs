@@ -4,13 +4,13 @@ use std::num::NonZeroU64;
 
 use driftline_model::{KindName, RecordId};
 use driftline_protocol::{ErrorCode, Fault};
-use driftline_uploads::{ContentType, Digest, Form, Plan, RunningHash, State, Upload, UploadId, file_name};
+use driftline_uploads::{ContentType, Digest, Form, Plan, RunningHash, Upload, UploadId, file_name};
 
-use super::{Engine, is_own, lost, not_found, refused};
+use super::{Engine, is_own, lost, not_found};
 use crate::group::{Once, OnceKey};
 use crate::ports::{Identity, Observer, Store};
 use crate::service::unavailable;
-use crate::uploads::{Joining, Kept, StreamReceipt, UploadCaps, UploadOnce, UploadOpened, UploadRow};
+use crate::uploads::{Joining, UploadCaps, UploadOnce, UploadOpened, UploadRow};
 
 /// An upload that somebody wants to open.
 #[derive(Debug, Clone)]
@@ -71,7 +71,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let message = format!("files of the type {} are not taken", new.content_type.as_str());
             return Err(Fault::new(ErrorCode::UnsupportedMediaType, message));
         }
-        let caps = UploadCaps { open_max: uploads.rules.open_max, quota_bytes: rules.quota_bytes };
+        // What a concatenation takes, its parts have reserved.
+        let open_max = if new.joining == Joining::Whole { u64::MAX } else { uploads.rules.open_max };
+        let caps = UploadCaps { open_max, quota_bytes: rules.quota_bytes };
         let mut row = self.row_of(identity, new, now_ms)?;
         row.staged = uploads.blobs.create(row.id).await.map_err(|error| lost(&error))?;
         let once = once.and_then(remembered);
@@ -83,7 +85,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
         match opened.map_err(|error| unavailable(&error))? {
             UploadOpened::Opened => {
-                self.observer.upload_opened();
+                if row.joining != Joining::Part {
+                    self.observer.upload_opened();
+                }
                 Ok(OpenedUpload { row, replayed: false })
             }
             UploadOpened::Before(id) => {
@@ -94,18 +98,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
             UploadOpened::Reused => {
                 Err(Fault::new(ErrorCode::IdempotencyKeyReused, "the key was used for another request"))
             }
-            UploadOpened::TooMany => Err(self.too_many(caps.open_max)),
+            UploadOpened::TooMany => Err(too_many(caps.open_max)),
             UploadOpened::NoRoom { left_bytes } => {
                 self.observer.quota_refused();
                 let message = format!("the tenant's quota has room for {left_bytes} bytes more");
                 Err(Fault::new(ErrorCode::QuotaExceeded, message))
             }
         }
-    }
-
-    fn too_many(&self, open_max: u64) -> Fault {
-        let message = format!("a user may have {open_max} uploads under way: finish or cancel one");
-        Fault::new(ErrorCode::QuotaExceeded, message)
     }
 
     fn row_of(&self, identity: &Identity, new: NewUpload, now_ms: u64) -> Result<UploadRow, Fault> {
@@ -124,7 +123,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             tenant_id: identity.tenant_id.clone(),
             owner: identity.user.to_string().into(),
             upload: Upload::open(form, now_ms, &uploads.rules.expiry),
-            reserved: new.size.unwrap_or(0),
+            reserved: new.size.filter(|_| new.joining != Joining::Whole).unwrap_or(0),
             file_name: file_name(&new.file_name).into(),
             content_type: new.content_type.as_str().into(),
             metadata: new.metadata,
@@ -138,76 +137,15 @@ impl<S: Store, O: Observer> Engine<S, O> {
             changed_ms: now_ms,
         })
     }
-
-    /// Makes an upload of parts that are whole, in their order, and begins nothing else with it: it is finalized as any
-    /// other. The parts are given up.
-    ///
-    /// It is not to be dropped: it runs in a task of its own.
-    ///
-    /// # Errors
-    /// As [`Engine::open_upload`]; `NOT_FOUND` for a part that is none of the caller's, `UPLOAD_INCOMPLETE` for one that
-    /// is not whole.
-    pub async fn join_uploads(
-        &self,
-        identity: &Identity,
-        mut new: NewUpload,
-        parts: Vec<UploadId>,
-        now_ms: u64,
-    ) -> Result<UploadRow, Fault> {
-        let mut size = 0_u64;
-        for part in &parts {
-            let row = self.upload(super::UploadRight::User(identity), *part).await?;
-            if row.joining != Joining::Part {
-                return Err(not_found());
-            }
-            row.upload.require_open(now_ms).map_err(refused)?;
-            if !row.upload.is_whole() {
-                let message = "a part of the concatenation is not complete";
-                return Err(Fault::new(ErrorCode::UploadIncomplete, message));
-            }
-            size = size.saturating_add(row.upload.received);
-        }
-        new.size = Some(size);
-        let OpenedUpload { mut row, .. } = self.open_upload(identity, new, None, now_ms).await?;
-        let uploads = self.taken()?;
-        let joined = match uploads.blobs.join(row.id, parts.clone()).await {
-            Ok(joined) if joined == size => self.keep_joined(&row, size, now_ms).await,
-            Ok(_) => Err(Fault::new(ErrorCode::HandlerError, "the parts are not as long as they were")),
-            Err(error) => Err(lost(&error)),
-        };
-        if let Err(fault) = joined {
-            self.give_up(&row, State::Open, State::Cancelled, now_ms).await?;
-            return Err(fault);
-        }
-        for part in parts {
-            let part = self.upload(super::UploadRight::User(identity), part).await?;
-            self.give_up(&part, State::Open, State::Cancelled, now_ms).await?;
-        }
-        row.upload.received = size;
-        Ok(row)
-    }
-
-    async fn keep_joined(&self, row: &UploadRow, size: u64, now_ms: u64) -> Result<(), Fault> {
-        let receipt = StreamReceipt {
-            id: row.id,
-            from: 0,
-            to: size,
-            size: Some(size),
-            running: None,
-            holder: 0,
-            at_ms: now_ms,
-            expires_ms: row.upload.expires_ms,
-            quota_bytes: self.taken()?.rules.of(&row.tenant_id).quota_bytes,
-        };
-        match self.upload_rows().keep_stream(receipt).await.map_err(|error| unavailable(&error))? {
-            Kept::Kept { .. } => Ok(()),
-            _ => Err(Fault::new(ErrorCode::UploadGone, "the upload was given up meanwhile")),
-        }
-    }
 }
 
 /// Names the key for the rows.
 fn remembered(once: Once) -> Option<UploadOnce> {
     let Once { key: OnceKey::Request { owner, key }, fingerprint, window_ms } = once else { return None };
     Some(UploadOnce { owner, key, fingerprint, window_ms })
+}
+
+fn too_many(open_max: u64) -> Fault {
+    let message = format!("a user may have {open_max} uploads under way: finish or cancel one");
+    Fault::new(ErrorCode::QuotaExceeded, message)
 }

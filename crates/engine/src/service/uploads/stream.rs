@@ -1,11 +1,11 @@
 //! Streams: bytes that go on where the last ones ended.
 
 use driftline_protocol::{ErrorCode, Fault};
-use driftline_uploads::{RunningHash, UploadId};
+use driftline_uploads::{Refused, RunningHash, State, UploadId};
 use futures_channel::oneshot;
 
 use super::chunk::Held;
-use super::{Engine, LEASE_MS, UploadRight, busy, lost, refused};
+use super::{Engine, LEASE_MS, Receiving, UploadRight, busy, lost, refused};
 use crate::ports::{Observer, Store};
 use crate::service::unavailable;
 use crate::uploads::{
@@ -28,8 +28,12 @@ pub struct StreamUpload {
     end: u64,
     /// What came before it is judged is not written down.
     checked: bool,
+    /// Bytes that are reserved for it of its tenant's quota.
+    reserved: u64,
     /// Tells that another request wants the stream.
     wanted: Option<oneshot::Receiver<()>>,
+    /// It ends when nothing is being written any more.
+    receiving: Receiving,
 }
 
 impl std::fmt::Debug for StreamUpload {
@@ -92,13 +96,16 @@ impl<S: Store, O: Observer> Engine<S, O> {
     async fn lease_stream(&self, id: UploadId, (now_ms, holder): (u64, u64)) -> Result<Option<Held>, Fault> {
         let key = LeaseKey { id, slot: LeaseSlot::Stream };
         let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + LEASE_MS, true).await;
+        let writers = &self.taken()?.writers;
         if leased.map_err(|error| unavailable(&error))? == Leased::Held {
-            return Ok(Some(Held { key, holder, renewed_ms: now_ms }));
+            let held = Held { key, holder, renewed_ms: now_ms };
+            if !writers.is_writing(id, LeaseSlot::Stream) {
+                return Ok(Some(held));
+            }
+            // Its right has ended, and its last bytes are still on their way.
+            self.let_go(held).await;
         }
-        if let Some(wanted) = self.taken()?.streams().remove(&id) {
-            // Who is gone by itself needs not be asked.
-            let _ = wanted.send(());
-        }
+        writers.ask(id, LeaseSlot::Stream);
         Ok(None)
     }
 
@@ -133,11 +140,21 @@ impl<S: Store, O: Observer> Engine<S, O> {
             // Of a finished upload nothing can come any more.
             purpose: if left == Some(0) { Purpose::Compare } else { Purpose::Write },
         };
+        let (receiving, wanted) = uploads.receive(&row, Some(&held))?;
         let sink = uploads.blobs.begin(place).await.map_err(|error| lost(&error))?;
-        let (wake, wanted) = oneshot::channel();
-        uploads.streams().insert(id, wake);
-        let size = row.upload.form.size();
-        Ok(StreamUpload { row, sink, held, size, kept: offset, end: offset, checked, wanted: Some(wanted) })
+        let (size, reserved) = (row.upload.form.size(), row.reserved);
+        Ok(StreamUpload {
+            row,
+            sink,
+            held,
+            size,
+            kept: offset,
+            end: offset,
+            checked,
+            reserved,
+            wanted: Some(wanted),
+            receiving,
+        })
     }
 
     /// Takes the next bytes of a stream.
@@ -152,15 +169,42 @@ impl<S: Store, O: Observer> Engine<S, O> {
         now_ms: u64,
     ) -> Result<(), Fault> {
         self.hold_stream(stream, now_ms).await?;
+        let end = stream.end + bytes.len() as u64;
+        if end > stream.reserved {
+            self.reserve(stream, end).await?;
+        }
         stream.sink.write(bytes).await.map_err(|error| match error {
             crate::uploads::BlobError::Length => too_long(),
             other => lost(&other),
         })?;
-        stream.end += bytes.len() as u64;
+        stream.end = end;
         if !stream.checked && stream.end - stream.kept >= CHECKPOINT_BYTES {
             self.keep(stream, now_ms).await?;
         }
         Ok(())
+    }
+
+    /// Reserves what a stream takes before it is written: its size where that is known by now, else a step more.
+    async fn reserve(&self, stream: &mut StreamUpload, end: u64) -> Result<(), Fault> {
+        let quota_bytes = self.taken()?.rules.of(&stream.row.tenant_id).quota_bytes;
+        let steps = match stream.size {
+            Some(size) => [size.max(end); 2],
+            None => [end + CHECKPOINT_BYTES, end],
+        };
+        for bytes in steps {
+            let reserved = self.upload_rows().reserve_upload(stream.row.id, bytes, quota_bytes).await;
+            if reserved.map_err(|error| unavailable(&error))? {
+                stream.reserved = bytes;
+                return Ok(());
+            }
+        }
+        // An upload that was ended meanwhile reserves nothing either.
+        let row = self.upload(UploadRight::Secret, stream.row.id).await?;
+        if row.upload.state != State::Open {
+            return Err(refused(Refused::Gone(row.upload.state)));
+        }
+        self.observer.quota_refused();
+        Err(no_room())
     }
 
     /// Holds on to the right to write while nothing comes.
@@ -190,9 +234,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Gives a stream up; what came since the last checkpoint counts for nothing.
     pub async fn give_up_stream(&self, mut stream: StreamUpload) {
         stream.sink.stop().await;
-        if let Ok(uploads) = self.taken() {
-            uploads.streams().remove(&stream.row.id);
-        }
+        drop(stream.receiving);
         self.let_go(stream.held).await;
     }
 
@@ -211,11 +253,6 @@ impl<S: Store, O: Observer> Engine<S, O> {
     }
 
     async fn keep(&self, stream: &mut StreamUpload, now_ms: u64) -> Result<Option<RunningHash>, Fault> {
-        // Whoever lost the right to write has nothing to write down; whoever is asked for it lets go after this.
-        stream.held.renewed_ms = 0;
-        if self.hold(&mut stream.held, now_ms).await? == Renewed::Lost {
-            return Err(busy("another request has the upload by now"));
-        }
         let written = stream.sink.settle().await.map_err(|error| lost(&error))?;
         let uploads = self.taken()?;
         let receipt = StreamReceipt {
@@ -243,10 +280,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Kept::Overtaken | Kept::Lost => Err(busy("another request goes on with the upload")),
             Kept::NoRoom => {
                 self.observer.quota_refused();
-                Err(Fault::new(ErrorCode::QuotaExceeded, "the tenant's quota has no room for more"))
+                Err(no_room())
             }
         }
     }
+}
+
+fn no_room() -> Fault {
+    Fault::new(ErrorCode::QuotaExceeded, "the tenant's quota has no room for more")
 }
 
 fn too_long() -> Fault {

@@ -1,13 +1,16 @@
 //! The sweeper: what expired, what a crash left behind, and who was not told.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use driftline_protocol::Fault;
-use driftline_uploads::State;
+use driftline_uploads::{State, UploadId};
 
-use super::{Engine, UploadRight, lost};
+use super::finish::turn;
+use super::{Engine, lost};
 use crate::ports::{Observer, Store};
 use crate::service::unavailable;
+use crate::uploads::BlobError;
 
 /// Uploads that one look takes.
 const ROWS: usize = 100;
@@ -27,12 +30,12 @@ const REMEMBERED_MS: u64 = 24 * 3_600_000;
 pub struct Swept {
     /// Uploads that expired.
     pub expired: u64,
-    /// Uploads that were finalized after a crash.
-    pub finished: u64,
-    /// Staged bytes without an upload that were removed.
+    /// Staged bytes and files without an upload that were removed.
     pub orphans: u64,
-    /// Staged bytes without an upload that could not be removed.
+    /// Staged bytes and files without an upload that could not be removed.
     pub stuck: u64,
+    /// Files that were published again: the machine had lost that they were.
+    pub published: u64,
     /// Users who were told late of a finished upload.
     pub told: u64,
 }
@@ -43,55 +46,121 @@ impl Swept {
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
+
+    fn removed(&mut self, removed: &Result<(), BlobError>) {
+        match removed {
+            Ok(()) => self.orphans += 1,
+            Err(_) => self.stuck += 1,
+        }
+    }
 }
 
 impl<S: Store, O: Observer> Engine<S, O> {
-    /// Ends uploads whose time is over, removes staged bytes that belong to none, and ends what a crash interrupted.
-    /// Several nodes may do it at once. `holder` tells this attempt from all others.
+    /// Ends uploads whose time is over, removes bytes that belong to none, and tells who was not told. Several nodes may do
+    /// it at once. Of the files each call looks at the 256th part.
+    ///
+    /// Uploads of which nobody knows whether they are still finalized are [`Engine::unfinished_uploads`].
     ///
     /// Dropping the future leaves the rest to the next time.
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE`; what was done stays done.
-    pub async fn sweep_uploads(&self, now_ms: u64, holder: u64) -> Result<Swept, Fault> {
-        let Some(uploads) = &self.uploads else { return Ok(Swept::default()) };
-        let mut swept = Swept::default();
+    pub async fn sweep_uploads(&self, now_ms: u64) -> Result<Swept, Fault> {
+        if self.uploads.is_none() {
+            return Ok(Swept::default());
+        }
+        let mut swept = Swept { expired: self.expire_uploads(now_ms).await?, ..Swept::default() };
         let rows = self.upload_rows();
-        for row in rows.overdue_uploads(now_ms, ROWS).await.map_err(|error| unavailable(&error))? {
-            // Bytes that came at this moment have moved the end, and then it is not turned.
-            swept.expired += u64::from(self.give_up(&row, State::Open, State::Expired, now_ms).await?);
-        }
         let before_ms = now_ms.saturating_sub(FINALIZING_MS);
-        for row in rows.unfinished_uploads(before_ms, ROWS).await.map_err(|error| unavailable(&error))? {
-            let ended = self.finalize_upload(UploadRight::Secret, row.id, None, (now_ms, holder)).await;
-            swept.finished += u64::from(matches!(ended, Ok(super::Finalized::Done(_))));
-        }
         for row in rows.untold_uploads(ROWS).await.map_err(|error| unavailable(&error))? {
             if row.changed_ms < before_ms {
                 self.tell_done(&row, now_ms).await;
                 swept.told += 1;
             }
         }
-        let staged = uploads.blobs.staged_before(now_ms.saturating_sub(LEFT_MS)).await;
-        let staged = staged.map_err(|error| lost(&error))?;
-        for some in staged.chunks(ROWS) {
-            let ids = some.iter().map(|(id, _)| *id).collect();
-            let states = rows.upload_states(ids).await.map_err(|error| unavailable(&error))?;
-            let under_way = |state: &State| matches!(state, State::Open | State::Finalizing);
-            let live: HashSet<_> =
-                states.into_iter().filter(|(_, state)| under_way(state)).map(|(id, _)| id).collect();
-            for (id, name) in some.iter().filter(|(id, _)| !live.contains(id)) {
-                // One that cannot be removed holds up no other.
-                match uploads.blobs.discard(*id, name.clone()).await {
-                    Ok(()) => swept.orphans += 1,
-                    Err(_) => swept.stuck += 1,
-                }
-            }
-        }
+        self.sweep_staged(now_ms, &mut swept).await?;
+        self.sweep_files(now_ms, &mut swept).await?;
         let forget_ms = now_ms.saturating_sub(REMEMBERED_MS);
         rows.forget_uploads(forget_ms).await.map_err(|error| unavailable(&error))?;
         let usage = rows.upload_usage().await.map_err(|error| unavailable(&error))?;
         self.observer.upload_usage(usage);
         Ok(swept)
+    }
+
+    async fn expire_uploads(&self, now_ms: u64) -> Result<u64, Fault> {
+        let mut expired = 0;
+        loop {
+            let overdue = self.upload_rows().overdue_uploads(now_ms, ROWS).await;
+            let overdue = overdue.map_err(|error| unavailable(&error))?;
+            let (found, before) = (overdue.len(), expired);
+            for row in overdue {
+                // Bytes that came at this moment have moved the end, and then it is not turned.
+                let ended = self.give_up(&row, turn(&row, State::Open, State::Expired, now_ms)).await?;
+                expired += u64::from(ended);
+            }
+            if found < ROWS || expired == before {
+                return Ok(expired);
+            }
+        }
+    }
+
+    /// Removes staged bytes of which no upload is under way.
+    async fn sweep_staged(&self, now_ms: u64, swept: &mut Swept) -> Result<(), Fault> {
+        let blobs = &self.taken()?.blobs;
+        let staged =
+            blobs.staged_before(now_ms.saturating_sub(LEFT_MS)).await.map_err(|error| lost(&error))?;
+        for some in staged.chunks(ROWS) {
+            let states = self.states_of(some.iter().map(|(id, _)| *id).collect()).await?;
+            for (id, name) in some {
+                match states.get(id) {
+                    Some(State::Open | State::Finalizing) => {}
+                    // A machine without power may forget a place that it was not told to make durable.
+                    Some(State::Done) => match blobs.publish(*id).await {
+                        Ok(()) => swept.published += 1,
+                        Err(_) => swept.stuck += 1,
+                    },
+                    // One that cannot be removed holds up no other.
+                    Some(State::Cancelled | State::Expired) | None => {
+                        swept.removed(&blobs.discard(*id, name.clone()).await);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes files of which no upload was done, among the 256th part of all.
+    async fn sweep_files(&self, now_ms: u64, swept: &mut Swept) -> Result<(), Fault> {
+        let uploads = self.taken()?;
+        let shard = uploads.shard.fetch_add(1, Ordering::Relaxed);
+        let files = uploads.blobs.files_before(shard, now_ms.saturating_sub(LEFT_MS)).await;
+        for some in files.map_err(|error| lost(&error))?.chunks(ROWS) {
+            let states = self.states_of(some.to_vec()).await?;
+            for id in some {
+                if !matches!(states.get(id), Some(State::Open | State::Finalizing | State::Done)) {
+                    swept.removed(&uploads.blobs.remove(*id).await);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn states_of(&self, ids: Vec<UploadId>) -> Result<HashMap<UploadId, State>, Fault> {
+        let states = self.upload_rows().upload_states(ids).await.map_err(|error| unavailable(&error))?;
+        Ok(states.into_iter().collect())
+    }
+
+    /// Lists uploads that began to be finalized more than a minute ago and are not done: whoever serves finalizes them
+    /// again, which does nothing where somebody is still at it.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn unfinished_uploads(&self, now_ms: u64) -> Result<Vec<UploadId>, Fault> {
+        if self.uploads.is_none() {
+            return Ok(Vec::new());
+        }
+        let before_ms = now_ms.saturating_sub(FINALIZING_MS);
+        let rows = self.upload_rows().unfinished_uploads(before_ms, ROWS).await;
+        Ok(rows.map_err(|error| unavailable(&error))?.into_iter().map(|row| row.id).collect())
     }
 }
