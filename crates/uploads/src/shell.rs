@@ -83,6 +83,13 @@ pub trait Shell: Send + Sync + 'static {
     /// # Errors
     /// [`ShellError::Failed`].
     fn staged_before(&self, before_ms: u64) -> Result<Vec<UploadId>, ShellError>;
+
+    /// Lists the files whose ids begin with a byte and whose bytes were last written before a time in Unix milliseconds.
+    /// All files are listed by 256 calls.
+    ///
+    /// # Errors
+    /// [`ShellError::Failed`].
+    fn files_before(&self, shard: u8, before_ms: u64) -> Result<Vec<UploadId>, ShellError>;
 }
 
 /// Opened bytes.
@@ -99,7 +106,13 @@ pub trait Bytes: Send + 'static {
     /// [`ShellError`] says why not.
     fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, ShellError>;
 
-    /// Waits until what was written is on the disk. After an error these bytes are to be opened and written again.
+    /// Cuts off what lies behind a length. Bytes that end before it stay as they are.
+    ///
+    /// # Errors
+    /// [`ShellError`] says why not.
+    fn set_len(&mut self, len: u64) -> Result<(), ShellError>;
+
+    /// Waits until what was written or cut is on the disk. After an error these bytes are to be opened and written again.
     ///
     /// # Errors
     /// [`ShellError`] says why not.
