@@ -1,7 +1,9 @@
 //! What holds on a disk as in memory.
 #![allow(clippy::unwrap_used, reason = "what cannot go on fails the test")]
 
-use driftline_uploads::{Bytes, Durability, MemoryShell, Shell, ShellError, UploadId};
+use std::num::NonZeroU64;
+
+use driftline_uploads::{Bytes, Digest, Durability, MemoryShell, Plan, Shell, ShellError, UploadId, rehash};
 
 mod support;
 
@@ -65,6 +67,53 @@ fn listing(shell: &impl Shell) {
 fn files_are_listed_by_the_first_byte_of_their_ids() {
     listing(&MemoryShell::default());
     listing(&Folder::new().disk());
+}
+
+/// Chunks that are longer than what is read at once, and no multiple of it.
+fn rehashing(shell: &impl Shell) {
+    const CHUNK: u64 = 300_000;
+    let file: Vec<u8> = (0..=u8::MAX).cycle().take(3 * 300_000 + 5).collect();
+    let plan = Plan::new(file.len() as u64, NonZeroU64::new(CHUNK).unwrap());
+    let digests: Vec<(u64, Digest)> = (0..).zip(file.chunks(300_000).map(Digest::hash)).collect();
+    let mut bytes = staged(shell, &ID, &file);
+    let wrong = |bytes: &_| rehash(bytes, &plan, digests.iter().copied());
+    assert_eq!(wrong(&bytes), Ok(vec![]));
+
+    // The first and the last byte of a chunk, and the bytes on both sides of a border.
+    for (at, bad) in
+        [(0, 0), (CHUNK - 1, 0), (CHUNK, 1), (2 * CHUNK - 1, 1), (3 * CHUNK, 3), (3 * CHUNK + 4, 3)]
+    {
+        let good = file[usize::try_from(at).unwrap()];
+        for bit in 0..8 {
+            bytes.write_at(at, &[good ^ 1 << bit]).unwrap();
+            assert_eq!(wrong(&bytes), Ok(vec![bad]), "bit {bit} of byte {at}");
+        }
+        bytes.write_at(at, &[good]).unwrap();
+    }
+    let two = [digests[2], digests[0]].into_iter();
+    bytes.write_at(0, &[!file[0]]).unwrap();
+    bytes.write_at(2 * CHUNK, &[!file[0]]).unwrap();
+    assert_eq!(rehash(&bytes, &plan, two), Ok(vec![2, 0]), "as they were asked for, and no others");
+    bytes.write_at(0, &file).unwrap();
+    assert_eq!(wrong(&bytes), Ok(vec![]));
+
+    // The last chunk lacks a byte, and then the one before does.
+    bytes.set_len(3 * CHUNK + 4).unwrap();
+    assert_eq!(wrong(&bytes), Ok(vec![3]));
+    bytes.set_len(3 * CHUNK - 1).unwrap();
+    assert_eq!(wrong(&bytes), Ok(vec![2, 3]));
+    bytes.set_len(0).unwrap();
+    assert_eq!(wrong(&bytes), Ok(vec![0, 1, 2, 3]));
+
+    // Chunks that the plan does not have.
+    let beyond = [(4, Digest::hash(b"")), (u64::MAX, Digest::hash(b""))].into_iter();
+    assert_eq!(rehash(&bytes, &plan, beyond), Ok(vec![4, u64::MAX]));
+}
+
+#[test]
+fn chunks_that_rotted_are_found() {
+    rehashing(&MemoryShell::default());
+    rehashing(&Folder::new().disk());
 }
 
 #[test]
