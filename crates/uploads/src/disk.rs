@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::id::UploadId;
@@ -16,7 +16,7 @@ use crate::shell::{Bytes, Durability, Shell, ShellError};
 ///
 /// ```text
 /// staging/<id>            one file for each upload that is under way, written in place
-/// files/<first two>/<id>  one file for each finished upload
+/// files/<first two>/<id>  one file for each finished upload, in one of 256 folders
 /// ```
 ///
 /// The folders are opened once, every path below them is made of digits and the letters `a` to `f`, and no link is ever
@@ -80,15 +80,19 @@ impl Disk {
         Ok(())
     }
 
-    fn shard(&self, id: &UploadId) -> Result<OwnedFd, ShellError> {
-        let name = shard_name(id);
-        rustix::fs::openat(&self.files, name, FOLDER, Mode::empty())
+    /// Opens one of the 256 folders of files.
+    fn shard(&self, shard: u8) -> Result<OwnedFd, ShellError> {
+        rustix::fs::openat(&self.files, shard_name(shard), FOLDER, Mode::empty())
             .map_err(failed("opening a folder of files"))
     }
 }
 
-fn shard_name(id: &UploadId) -> String {
-    format!("{:02x}", id.as_bytes()[0])
+const fn shard_of(id: &UploadId) -> u8 {
+    id.as_bytes()[0]
+}
+
+fn shard_name(shard: u8) -> String {
+    format!("{shard:02x}")
 }
 
 /// Opens a folder in a folder; one that is not there is made, durably.
@@ -127,6 +131,32 @@ fn open_file(folder: &OwnedFd, name: &str, flags: OFlags) -> Result<File, ShellE
     Ok(File::from(opened))
 }
 
+/// Lists what lies in a folder under the name of an upload and was last written before a time in Unix milliseconds.
+fn written_before(folder: &OwnedFd, before_ms: u64) -> Result<Vec<UploadId>, ShellError> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(folder).map_err(failed("reading a folder"))? {
+        let entry = entry.map_err(failed("reading a folder"))?;
+        // What has another name is not ours.
+        let Some(id) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        match rustix::fs::statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if written_ms(&stat) < before_ms => found.push(id),
+            // It is new, or it is gone since the folder was read.
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(failed("looking at a file")(error)),
+        }
+    }
+    Ok(found)
+}
+
+/// Returns when bytes were last written, in Unix milliseconds; what was written before 1970 is as old as that.
+fn written_ms(stat: &Stat) -> u64 {
+    // The types of both differ between systems.
+    let ms = i128::from(stat.st_mtime) * 1_000 + i128::from(stat.st_mtime_nsec) / 1_000_000;
+    u64::try_from(ms.max(0)).unwrap_or(u64::MAX)
+}
+
 /// Tells whether two opened files are one.
 fn is_same(one: &File, other: &File) -> Result<bool, ShellError> {
     let stat = |file: &File| rustix::fs::fstat(file).map_err(failed("looking at a file"));
@@ -159,7 +189,7 @@ impl Shell for Disk {
 
     fn publish(&self, id: &UploadId, durability: Durability) -> Result<(), ShellError> {
         let name = id.to_string();
-        let shard = subfolder(&self.files, &shard_name(id))?;
+        let shard = subfolder(&self.files, &shard_name(shard_of(id)))?;
         let staged = match open_file(&self.staging, &name, OFlags::RDONLY) {
             Ok(staged) => staged,
             // It was published before, by somebody who may not have come to the end.
@@ -177,7 +207,7 @@ impl Shell for Disk {
     }
 
     fn file(&self, id: &UploadId) -> Result<DiskBytes, ShellError> {
-        open_file(&self.shard(id)?, &id.to_string(), OFlags::RDONLY).map(DiskBytes)
+        open_file(&self.shard(shard_of(id))?, &id.to_string(), OFlags::RDONLY).map(DiskBytes)
     }
 
     fn discard(&self, id: &UploadId) -> Result<bool, ShellError> {
@@ -185,7 +215,7 @@ impl Shell for Disk {
     }
 
     fn remove(&self, id: &UploadId) -> Result<bool, ShellError> {
-        match self.shard(id) {
+        match self.shard(shard_of(id)) {
             Ok(shard) => unlink(&shard, &id.to_string()),
             Err(ShellError::Missing) => Ok(false),
             Err(error) => Err(error),
@@ -193,25 +223,18 @@ impl Shell for Disk {
     }
 
     fn staged_before(&self, before_ms: u64) -> Result<Vec<UploadId>, ShellError> {
-        let mut found = Vec::new();
-        let entries = Dir::read_from(&self.staging).map_err(failed("reading the staging folder"))?;
-        for entry in entries {
-            let entry = entry.map_err(failed("reading the staging folder"))?;
-            // What has another name is not ours.
-            let Some(id) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let looked = rustix::fs::statat(&self.staging, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
-            let stat = match looked {
-                Ok(stat) => stat,
-                Err(Errno::NOENT) => continue,
-                Err(error) => return Err(failed("looking at a file")(error)),
-            };
-            let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
-            if seconds.saturating_mul(1000) < before_ms {
-                found.push(id);
-            }
-        }
+        written_before(&self.staging, before_ms)
+    }
+
+    fn files_before(&self, shard: u8, before_ms: u64) -> Result<Vec<UploadId>, ShellError> {
+        let folder = match self.shard(shard) {
+            Ok(folder) => folder,
+            Err(ShellError::Missing) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut found = written_before(&folder, before_ms)?;
+        // What somebody moved into another folder is not found by its id.
+        found.retain(|id| shard_of(id) == shard);
         Ok(found)
     }
 }
@@ -244,6 +267,13 @@ impl Bytes for DiskBytes {
             }
         }
         Ok(read)
+    }
+
+    fn set_len(&mut self, len: u64) -> Result<(), ShellError> {
+        if self.0.metadata().map_err(io_failed("looking at a file"))?.len() > len {
+            self.0.set_len(len).map_err(io_failed("cutting"))?;
+        }
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<(), ShellError> {

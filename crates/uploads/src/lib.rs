@@ -39,7 +39,7 @@ pub use memory::{MemoryBytes, MemoryShell};
 pub use name::{AllowList, ContentType, ContentTypeError, NAME_BYTES_MAX, file_name};
 pub use plan::{CHUNKS_MAX, Plan};
 pub use ranges::Ranges;
-pub use shell::{Bytes, Durability, PartError, PartWriter, Shell, ShellError, hash_rest};
+pub use shell::{Bytes, Durability, PartError, PartWriter, Shell, ShellError, hash_rest, rehash};
 pub use upload::{Expiry, Form, Meeting, Refused, State, Upload, meet};
 
 #[cfg(doctest)]

@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use crate::hash::{Digest, RunningHash};
 use crate::id::UploadId;
+use crate::plan::Plan;
 
 /// Why bytes were not written or read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -83,6 +84,13 @@ pub trait Shell: Send + Sync + 'static {
     /// # Errors
     /// [`ShellError::Failed`].
     fn staged_before(&self, before_ms: u64) -> Result<Vec<UploadId>, ShellError>;
+
+    /// Lists the files whose ids begin with a byte and whose bytes were last written before a time in Unix milliseconds.
+    /// All files are listed by 256 calls.
+    ///
+    /// # Errors
+    /// [`ShellError::Failed`].
+    fn files_before(&self, shard: u8, before_ms: u64) -> Result<Vec<UploadId>, ShellError>;
 }
 
 /// Opened bytes.
@@ -99,7 +107,13 @@ pub trait Bytes: Send + 'static {
     /// [`ShellError`] says why not.
     fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, ShellError>;
 
-    /// Waits until what was written is on the disk. After an error these bytes are to be opened and written again.
+    /// Cuts off what lies behind a length. Bytes that end before it stay as they are.
+    ///
+    /// # Errors
+    /// [`ShellError`] says why not.
+    fn set_len(&mut self, len: u64) -> Result<(), ShellError>;
+
+    /// Waits until what was written or cut is on the disk. After an error these bytes are to be opened and written again.
     ///
     /// # Errors
     /// [`ShellError`] says why not.
@@ -197,14 +211,72 @@ const STEP: usize = 128 << 10;
 /// # Errors
 /// [`ShellError::Missing`] when it is shorter, and whatever reading fails with.
 pub fn hash_rest(bytes: &impl Bytes, mut running: RunningHash, size: u64) -> Result<Digest, ShellError> {
-    let mut step = vec![0; STEP];
-    while running.through() < size {
-        let left = usize::try_from(size - running.through()).unwrap_or(STEP).min(STEP);
-        let len = bytes.read_at(running.through(), &mut step[..left])?;
-        if len == 0 {
-            return Err(ShellError::Missing);
-        }
-        running.update(&step[..len]);
+    let left = size.saturating_sub(running.through());
+    if read_steps(bytes, running.through(), left, |step| running.update(step))? {
+        Ok(running.digest())
+    } else {
+        Err(ShellError::Missing)
     }
-    Ok(running.digest())
+}
+
+/// Reads chunks again; gives the indexes of those whose bytes do not have their digest, in the order in which they were
+/// asked for. A chunk that is not wholly there is among them, and so is one that the plan does not have.
+///
+/// ```
+/// use std::num::NonZeroU64;
+///
+/// use driftline_uploads::{Bytes as _, Digest, MemoryShell, Plan, Shell as _, UploadId, rehash};
+///
+/// let (shell, id) = (MemoryShell::default(), UploadId::of([7; 16]));
+/// shell.create(&id)?;
+/// let mut bytes = shell.stage(&id)?;
+/// bytes.write_at(0, b"01234x6789")?;
+/// let plan = Plan::new(10, NonZeroU64::new(4).expect("four"));
+/// let digests = [b"0123", b"4567"].map(|chunk| Digest::hash(chunk));
+/// assert_eq!(rehash(&bytes, &plan, (0..).zip(digests))?, [1]);
+/// # Ok::<(), driftline_uploads::ShellError>(())
+/// ```
+///
+/// # Errors
+/// Whatever reading fails with.
+pub fn rehash(
+    bytes: &impl Bytes,
+    plan: &Plan,
+    digests: impl Iterator<Item = (u64, Digest)>,
+) -> Result<Vec<u64>, ShellError> {
+    let mut wrong = Vec::new();
+    for (index, digest) in digests {
+        let is_right = match plan.chunk(index) {
+            Some((at, len)) => {
+                let mut hasher = Sha256::new();
+                let is_whole = read_steps(bytes, at, len, |step| hasher.update(step))?;
+                is_whole && Digest::of(hasher.finalize().into()) == digest
+            }
+            None => false,
+        };
+        if !is_right {
+            wrong.push(index);
+        }
+    }
+    Ok(wrong)
+}
+
+/// Reads so many bytes from a place on, step by step; tells whether all of them are there.
+fn read_steps(
+    bytes: &impl Bytes,
+    mut at: u64,
+    mut left: u64,
+    mut take: impl FnMut(&[u8]),
+) -> Result<bool, ShellError> {
+    let mut step = vec![0; usize::try_from(left).unwrap_or(STEP).min(STEP)];
+    while left > 0 {
+        let room = usize::try_from(left).unwrap_or(STEP).min(STEP);
+        let len = bytes.read_at(at, &mut step[..room])?;
+        if len == 0 {
+            return Ok(false);
+        }
+        take(&step[..len]);
+        (at, left) = (at + len as u64, left - len as u64);
+    }
+    Ok(true)
 }
