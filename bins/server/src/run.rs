@@ -282,6 +282,7 @@ async fn keep_swept(app: Arc<App<AnyStore>>, pause: Duration) {
                 finished = swept.finished,
                 orphans = swept.orphans,
                 stuck = swept.stuck,
+                published = swept.published,
                 told = swept.told,
                 "swept uploads"
             ),

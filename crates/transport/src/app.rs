@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use driftline_engine::{Buckets, Clock, Engine, Preset, Random, Store, Swept};
+use driftline_engine::{Buckets, Clock, Engine, Finalized, Preset, Random, Store, Swept, UploadRight};
 use driftline_model::{DeviceNo, TenantId, TenantNo};
 use driftline_protocol::Fault;
+use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, watch};
 
 use crate::auth::Authenticate;
@@ -19,6 +20,9 @@ use crate::sessions::Sessions;
 use crate::tickets::Tickets;
 use crate::traffic::Traffic;
 use crate::uploads::UploadSecret;
+
+/// Uploads that the sweeper finalizes at one time.
+const FINALIZING: usize = 4;
 
 /// How the doors behave.
 #[derive(Debug, Clone, Default)]
@@ -163,7 +167,16 @@ impl<S: Store> App<S> {
     /// # Errors
     /// `STORE_UNAVAILABLE`; what was done stays done.
     pub async fn sweep_uploads(&self) -> Result<Swept, Fault> {
-        self.engine.sweep_uploads(self.now_ms(), self.holder()).await
+        let mut swept = self.engine.sweep_uploads(self.now_ms()).await?;
+        let unfinished = self.engine.unfinished_uploads(self.now_ms()).await?;
+        let finished = futures_util::stream::iter(unfinished)
+            .map(|id| crate::uploads::finalize(self, UploadRight::Secret, id, None))
+            .buffer_unordered(FINALIZING);
+        swept.finished = finished
+            .filter(|ended| std::future::ready(matches!(ended, Ok(Finalized::Done(_)))))
+            .count()
+            .await as u64;
+        Ok(swept)
     }
 
     /// Starts to shut down: readiness fails, sessions end with `server_draining`.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use driftline_engine::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, PartWritten, Purpose, UploadRow};
 use driftline_uploads::{
-    Bytes, Digest, Durability, PartError, PartWriter, RunningHash, Shell, ShellError, UploadId, hash_rest,
+    Bytes, Digest, Durability, Form, PartError, PartWriter, RunningHash, Shell, ShellError, UploadId,
+    hash_rest, rehash,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -21,6 +22,9 @@ const PIECE_BYTES_FIRST: usize = 8 << 10;
 /// Pieces that are written at one time; more wait. A disk does not become faster by more.
 const WRITERS: usize = 16;
 
+/// Whole files that are hashed or copied at one time; more wait.
+const READERS: usize = 4;
+
 /// Bytes that joining copies at once.
 const COPY_BYTES: usize = 256 << 10;
 
@@ -31,13 +35,15 @@ pub struct LocalBlobs<S> {
     durability: Durability,
     chunk_bytes: u64,
     writers: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
 }
 
 impl<S: Shell> LocalBlobs<S> {
     /// Puts bytes behind a shell.
     pub fn new(shell: S, durability: Durability, chunk_bytes: u64) -> Self {
         let writers = Arc::new(Semaphore::new(WRITERS));
-        Self { shell: Arc::new(shell), durability, chunk_bytes, writers }
+        let readers = Arc::new(Semaphore::new(READERS));
+        Self { shell: Arc::new(shell), durability, chunk_bytes, writers, readers }
     }
 
     /// Asks the shell on a thread that may block.
@@ -112,22 +118,37 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
         .boxed()
     }
 
-    fn join(&self, into: UploadId, parts: Vec<UploadId>) -> BlobAnswer<'_, u64> {
-        self.ask(move |shell| join(shell, into, &parts).map_err(of_shell))
+    fn join(&self, into: UploadId, parts: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()> {
+        in_turn(Arc::clone(&self.readers), self.ask(move |shell| join(shell, into, &parts).map_err(of_shell)))
     }
 
     fn assemble(&self, row: &UploadRow, _: Vec<Box<str>>) -> BlobAnswer<'_, Digest> {
         let (id, size) = (row.id, row.upload.received);
         let running = row.running.clone().filter(|running| running.through() <= size);
-        self.ask(move |shell| {
+        let slow = Arc::clone(&self.readers);
+        let asked = self.ask(move |shell| {
             let bytes = match shell.stage(&id) {
                 // It was published, and nobody learned of it.
                 Err(ShellError::Missing) => shell.file(&id),
+                Ok(mut staged) => staged.set_len(size).map(|()| staged),
                 staged => staged,
             };
             let running = running.unwrap_or_default();
             bytes.and_then(|bytes| hash_rest(&bytes, running, size)).map_err(of_shell)
-        })
+        });
+        in_turn(slow, asked)
+    }
+
+    fn damaged(&self, row: &UploadRow, chunks: Vec<(u64, Digest)>) -> BlobAnswer<'_, Vec<u64>> {
+        let (id, form) = (row.id, row.upload.form);
+        let asked = self.ask(move |shell| match form {
+            Form::Chunks(plan) => {
+                let bytes = shell.stage(&id).map_err(of_shell)?;
+                rehash(&bytes, &plan, chunks.into_iter()).map_err(of_shell)
+            }
+            Form::Stream { .. } => Ok(Vec::new()),
+        });
+        in_turn(Arc::clone(&self.readers), asked)
     }
 
     fn publish(&self, id: UploadId) -> BlobAnswer<'_, ()> {
@@ -163,25 +184,39 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
             Ok(staged.into_iter().map(|id| (id, None)).collect())
         })
     }
+
+    fn files_before(&self, shard: u8, before_ms: u64) -> BlobAnswer<'_, Vec<UploadId>> {
+        self.ask(move |shell| shell.files_before(shard, before_ms).map_err(of_shell))
+    }
 }
 
-/// Copies the staged bytes of uploads one behind the other; gives how many there are.
-fn join<S: Shell>(shell: &S, into: UploadId, parts: &[UploadId]) -> Result<u64, ShellError> {
+/// Does what reads whole files, a few at a time.
+fn in_turn<T: Send>(readers: Arc<Semaphore>, asked: BlobAnswer<'_, T>) -> BlobAnswer<'_, T> {
+    async move {
+        let turn = readers.acquire_owned().await;
+        let _turn = turn.map_err(|_| BlobError::Failed("reading has ended".into()))?;
+        asked.await
+    }
+    .boxed()
+}
+
+/// Copies the staged bytes of uploads, so many of each, one behind the other.
+fn join<S: Shell>(shell: &S, into: UploadId, parts: &[(UploadId, u64)]) -> Result<(), ShellError> {
     let mut whole = shell.stage(&into)?;
     let (mut at, mut step) = (0, vec![0; COPY_BYTES]);
-    for part in parts {
+    for (part, len) in parts {
         let (part, mut from) = (shell.stage(part)?, 0);
-        loop {
-            let len = part.read_at(from, &mut step)?;
-            if len == 0 {
-                break;
+        while from < *len {
+            let left = usize::try_from(len - from).unwrap_or(COPY_BYTES).min(COPY_BYTES);
+            let read = part.read_at(from, &mut step[..left])?;
+            if read == 0 {
+                return Err(ShellError::Missing);
             }
-            whole.write_at(at, &step[..len])?;
-            (from, at) = (from + len as u64, at + len as u64);
+            whole.write_at(at, &step[..read])?;
+            (from, at) = (from + read as u64, at + read as u64);
         }
     }
-    whole.sync()?;
-    Ok(at)
+    whole.sync()
 }
 
 /// Where the bytes of a part go.
@@ -210,6 +245,13 @@ impl<B: Bytes> Bytes for Target<B> {
     fn sync(&mut self) -> Result<(), ShellError> {
         match self {
             Self::Shell(target) => target.sync(),
+            Self::Nowhere => Ok(()),
+        }
+    }
+
+    fn set_len(&mut self, len: u64) -> Result<(), ShellError> {
+        match self {
+            Self::Shell(target) => target.set_len(len),
             Self::Nowhere => Ok(()),
         }
     }

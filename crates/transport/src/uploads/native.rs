@@ -17,7 +17,7 @@ use driftline_protocol::{
 };
 use driftline_uploads::{ContentType, Digest, Form, State, UploadId};
 
-use super::receive::{ChunkRequest, chunk, to_its_end, told_bytes};
+use super::receive::{self, ChunkRequest, chunk, to_its_end, told_bytes};
 use super::{Refused, Right, with_status};
 use crate::app::App;
 use crate::idempotency::{fingerprint, key, mark_replayed};
@@ -247,9 +247,7 @@ async fn finalize<S: Store>(app: &Arc<App<S>>, asked: &Asked<'_>, body: Body) ->
         return Err(Fault::new(ErrorCode::DigestMissing, message).into());
     }
     let task = Arc::clone(app);
-    let now = (app.now_ms(), app.holder());
-    let finalizing =
-        to_its_end(app, async move { task.engine().finalize_upload(right.by(), id, claimed, now).await });
+    let finalizing = to_its_end(app, async move { receive::finalize(&task, right.by(), id, claimed).await });
     let finalized = match tokio::time::timeout(FINALIZE, finalizing).await {
         Ok(finalized) => finalized??,
         Err(_) => Finalized::UnderWay,

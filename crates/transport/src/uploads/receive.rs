@@ -6,7 +6,9 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
-use driftline_engine::{ChunkKept, ChunkUpload, Store, StreamUpload, Streaming, UploadRow};
+use driftline_engine::{
+    ChunkKept, ChunkUpload, Finalized, Store, StreamUpload, Streaming, UploadRight, UploadRow,
+};
 use driftline_protocol::{ErrorCode, Fault};
 use driftline_uploads::{Digest, UploadId};
 use futures_util::FutureExt as _;
@@ -105,6 +107,29 @@ pub(super) async fn to_its_end<S: Store, T: Send + 'static>(
         done
     });
     task.await.map_err(|_| Fault::new(ErrorCode::HandlerError, "the request failed"))
+}
+
+/// Finalizes an upload, and holds the right to it as long as that takes.
+///
+/// It is not to be dropped.
+pub(crate) async fn finalize<S: Store>(
+    app: &App<S>,
+    right: UploadRight<'_>,
+    id: UploadId,
+    claimed: Option<Digest>,
+) -> Result<Finalized, Fault> {
+    let holder = app.holder();
+    let mut finalizing =
+        std::pin::pin!(app.engine().finalize_upload(right, id, claimed, (app.now_ms(), holder)));
+    loop {
+        if let Ok(finalized) = tokio::time::timeout(QUIET, finalizing.as_mut()).await {
+            return finalized;
+        }
+        // Where it is lost, what comes of it is refused.
+        if let Err(fault) = app.engine().hold_finalizing(id, (app.now_ms(), holder)).await {
+            tracing::debug!(upload = %id, error = fault.message, "the right to finalize is not held on to");
+        }
+    }
 }
 
 /// A chunk that a request brings.

@@ -17,7 +17,7 @@ use driftline_uploads::{ContentType, Form, State, UploadId};
 use hyper::body::Body as _;
 
 use super::headers::{Concat, Metadata, checksum, last_segment, number, only, wrong};
-use super::receive::{Checksum, StreamRequest, stream, to_its_end, told_bytes, wait_for_quiet};
+use super::receive::{self, Checksum, StreamRequest, stream, to_its_end, told_bytes, wait_for_quiet};
 use super::{Refused, Right, native, with_status};
 use crate::app::App;
 use crate::negotiate::Wishes;
@@ -182,7 +182,7 @@ async fn create<S: Store>(app: &Arc<App<S>>, request: Request) -> Result<Respons
     let creation = Creation::read(&parts.headers)?;
     let new = creation.upload(UploadId::of(app.random_u128().to_be_bytes()));
     let row = match &creation.concat {
-        Some(Concat::Whole(places)) => join(app, identity, new, places).await?,
+        Some(Concat::Whole(places)) => return concatenate(app, identity, new, places).await,
         _ => {
             let (task, now_ms) = (Arc::clone(app), app.now_ms());
             let opened =
@@ -193,47 +193,64 @@ async fn create<S: Store>(app: &Arc<App<S>>, request: Request) -> Result<Respons
     let mut response = empty(StatusCode::CREATED);
     let path = format!("/files/{}", app.upload_secret.segment(row.id));
     set(&mut response, header::LOCATION, &path);
-    let brings = brings_bytes(&parts.headers) && row.joining != Joining::Whole;
-    // Whatever becomes of the bytes, the upload is there: its client is told where, and goes on.
-    let placed = |mut refusal: Refused| {
-        if let Ok(place) = HeaderValue::from_str(&path) {
-            refusal.headers.insert(header::LOCATION, place);
-        }
-        refusal
-    };
-    if brings {
-        let came = append(app, row.id, 0, &parts, body).await.map_err(placed)?;
+    if brings_bytes(&parts.headers) {
+        let came = append(app, row.id, 0, &parts, body).await.map_err(|refusal| placed(refusal, &path))?;
         response.headers_mut().insert("upload-offset", came.upload.received.into());
         expires(&mut response, &came);
         return Ok(response);
     }
     expires(&mut response, &row);
     if row.upload.is_whole() {
-        match finish(app, &row).await {
-            // It is finished when its client asks for the offset.
-            Err(refusal) if refusal.fault.code.is_retryable() => {
-                tracing::warn!(upload = %row.id, detail = %refusal.fault.message, "finishing waits");
-            }
-            finished => finished.map_err(placed)?,
-        }
+        later(finish(app, &row).await, &row).map_err(|refusal| placed(refusal, &path))?;
     }
     Ok(response)
 }
 
-async fn join<S: Store>(
+/// Makes one upload of several, and a file of it. Its client may ask for it again when it heard no answer.
+async fn concatenate<S: Store>(
     app: &Arc<App<S>>,
     identity: Identity,
     new: NewUpload,
     places: &[&str],
-) -> Result<UploadRow, Refused> {
+) -> Result<Response<Body>, Refused> {
     let open = |place: &&str| last_segment(place).and_then(|segment| app.upload_secret.open(segment));
     let parts: Option<Vec<UploadId>> = places.iter().map(open).collect();
     let parts =
         parts.ok_or_else(|| Fault::new(ErrorCode::NotFound, "a part of the concatenation is not there"))?;
-    let (task, now_ms) = (Arc::clone(app), app.now_ms());
-    let joined =
-        to_its_end(app, async move { task.engine().join_uploads(&identity, new, parts, now_ms).await });
-    Ok(joined.await??)
+    let task = Arc::clone(app);
+    let joined = to_its_end(app, async move {
+        let now = (task.now_ms(), task.holder());
+        let row = task.engine().join_uploads(&identity, new, &parts, now).await?;
+        let finished = finish(&task, &row).await;
+        task.engine().give_up_parts(&identity, &parts, task.now_ms()).await;
+        Ok::<_, Refused>((row, finished))
+    });
+    let (row, finished) = joined.await??;
+    let mut response = empty(StatusCode::CREATED);
+    let path = format!("/files/{}", app.upload_secret.segment(row.id));
+    set(&mut response, header::LOCATION, &path);
+    expires(&mut response, &row);
+    later(finished, &row).map_err(|refusal| placed(refusal, &path))?;
+    Ok(response)
+}
+
+/// Says where an upload is also with a refusal: whatever becomes of its bytes, its client goes on there.
+fn placed(mut refusal: Refused, path: &str) -> Refused {
+    if let Ok(place) = HeaderValue::from_str(path) {
+        refusal.headers.insert(header::LOCATION, place);
+    }
+    refusal
+}
+
+/// Takes what may be tried again for done: it is finished when its client asks for the offset.
+fn later(finished: Result<(), Refused>, row: &UploadRow) -> Result<(), Refused> {
+    match finished {
+        Err(refusal) if refusal.fault.code.is_retryable() => {
+            tracing::warn!(upload = %row.id, detail = %refusal.fault.message, "finishing waits");
+            Ok(())
+        }
+        finished => finished,
+    }
 }
 
 fn brings_bytes(headers: &HeaderMap) -> bool {
@@ -368,12 +385,9 @@ async fn finish<S: Store>(app: &Arc<App<S>>, row: &UploadRow) -> Result<(), Refu
     if row.joining == Joining::Part {
         return Ok(());
     }
-    let (task, id, now) = (Arc::clone(app), row.id, (app.now_ms(), app.holder()));
+    let (task, id) = (Arc::clone(app), row.id);
     let finalized =
-        to_its_end(
-            app,
-            async move { task.engine().finalize_upload(Right::Secret.by(), id, None, now).await },
-        );
+        to_its_end(app, async move { receive::finalize(&task, Right::Secret.by(), id, None).await });
     match finalized.await?? {
         Finalized::Done(row) => {
             tracing::info!(upload = %id, bytes = row.upload.received, "upload done");

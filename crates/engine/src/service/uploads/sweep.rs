@@ -30,6 +30,8 @@ const REMEMBERED_MS: u64 = 24 * 3_600_000;
 pub struct Swept {
     /// Uploads that expired.
     pub expired: u64,
+    /// Uploads that were finalized after a crash, by whoever serves.
+    pub finished: u64,
     /// Staged bytes and files without an upload that were removed.
     pub orphans: u64,
     /// Staged bytes and files without an upload that could not be removed.

@@ -17,11 +17,13 @@ use std::time::Duration;
 
 use driftline_engine::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, Purpose, UploadRow};
 use driftline_uploads::{Digest, Form, RunningHash, UploadId};
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, TryStreamExt as _};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path;
-use object_store::{BackoffConfig, ObjectStoreExt as _, PutPayload, RetryConfig};
+use object_store::{
+    BackoffConfig, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutPayload, RetryConfig,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use dial::{COMPLETE, Dial, is_behind_the_end, meaning, travel};
@@ -110,13 +112,18 @@ impl Blobs for S3Blobs {
         .boxed()
     }
 
-    fn join(&self, _: UploadId, _: Vec<UploadId>) -> BlobAnswer<'_, u64> {
+    fn join(&self, _: UploadId, _: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()> {
         std::future::ready(Err(no_streams())).boxed()
     }
 
     fn assemble(&self, row: &UploadRow, tags: Vec<Box<str>>) -> BlobAnswer<'_, Digest> {
         let row = row.clone();
         async move { self.bucket.assemble(&row, tags).await }.boxed()
+    }
+
+    /// Finds none: S3 watches over its parts.
+    fn damaged(&self, _: &UploadRow, _: Vec<(u64, Digest)>) -> BlobAnswer<'_, Vec<u64>> {
+        std::future::ready(Ok(Vec::new())).boxed()
     }
 
     /// Does nothing: what was put together is there.
@@ -146,6 +153,10 @@ impl Blobs for S3Blobs {
     /// Lists nothing: the library knows no way to list multipart uploads, and the bucket's lifecycle rule ends them.
     fn staged_before(&self, _: u64) -> BlobAnswer<'_, Vec<(UploadId, Option<Box<str>>)>> {
         std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    fn files_before(&self, shard: u8, before_ms: u64) -> BlobAnswer<'_, Vec<UploadId>> {
+        self.bucket.files_before(shard, before_ms).boxed()
     }
 }
 
@@ -196,6 +207,23 @@ impl Bucket {
         asked: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, BlobError> {
         in_time((self.timeout + travel(bytes)) * PATIENCE, asked).await
+    }
+
+    /// Lists the files on one shelf.
+    async fn files_before(&self, shard: u8, before_ms: u64) -> Result<Vec<UploadId>, BlobError> {
+        let shelf = self.folder.clone().join(format!("{shard:02x}"));
+        let listed = self.store.list(Some(&shelf)).try_collect::<Vec<_>>();
+        let old = |object: &ObjectMeta| {
+            u64::try_from(object.last_modified.timestamp_millis())
+                .is_ok_and(|written_ms| written_ms < before_ms)
+        };
+        let found = in_time(COMPLETE + self.timeout, listed).await?;
+        // What has another name is not ours.
+        Ok(found
+            .iter()
+            .filter(|object| old(object))
+            .filter_map(|object| object.location.filename()?.parse().ok())
+            .collect())
     }
 
     async fn create(&self, id: UploadId) -> Result<Option<Box<str>>, BlobError> {

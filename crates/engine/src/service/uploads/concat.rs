@@ -1,0 +1,158 @@
+//! Concatenation: one file of several uploads.
+
+use std::collections::HashSet;
+
+use driftline_protocol::{ErrorCode, Fault};
+use driftline_uploads::{Refused, RunningHash, State, UploadId};
+
+use super::chunk::Held;
+use super::finish::turn;
+use super::open::{NewUpload, OpenedUpload};
+use super::{Engine, LEASE_MS, UploadRight, busy, is_own, lost, not_found, refused};
+use crate::ports::{Identity, Observer, Store};
+use crate::service::unavailable;
+use crate::uploads::{Joining, Kept, LeaseKey, LeaseSlot, Leased, StreamReceipt, UploadRow};
+
+impl<S: Store, O: Observer> Engine<S, O> {
+    /// Makes an upload of parts that are whole, in their order, and begins nothing else with it: it is finalized as any
+    /// other. The same parts in the same order make one upload, however often they are joined: who did not hear the answer
+    /// asks again. The parts stay until [`Engine::give_up_parts`].
+    ///
+    /// While both are there the tenant's quota may be exceeded by what the parts have of it.
+    ///
+    /// It is not to be dropped: it runs in a task of its own.
+    ///
+    /// # Errors
+    /// As [`Engine::open_upload`]; `NOT_FOUND` for a part that is none of the caller's, `VALIDATION_ERROR` for one that is
+    /// named twice, `UPLOAD_INCOMPLETE` for one that is not whole, `UPLOAD_GONE` for a concatenation that was given up,
+    /// `IDEMPOTENCY_IN_PROGRESS` while another request joins the same parts.
+    pub async fn join_uploads(
+        &self,
+        identity: &Identity,
+        new: NewUpload,
+        parts: &[UploadId],
+        (now_ms, holder): (u64, u64),
+    ) -> Result<UploadRow, Fault> {
+        let mut named = HashSet::new();
+        if !parts.iter().all(|part| named.insert(part)) {
+            return Err(Fault::new(ErrorCode::ValidationError, "a part of the concatenation is named twice"));
+        }
+        let new = NewUpload { id: whole_id(identity, parts), ..new };
+        let key = LeaseKey { id: new.id, slot: LeaseSlot::Stream };
+        let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + LEASE_MS, false).await;
+        if leased.map_err(|error| unavailable(&error))? != Leased::Held {
+            return Err(busy("another request joins these parts"));
+        }
+        let joined = self.join_held(identity, new, parts, (now_ms, holder)).await;
+        self.let_go(Held { key, holder, renewed_ms: now_ms }).await;
+        joined
+    }
+
+    async fn join_held(
+        &self,
+        identity: &Identity,
+        mut new: NewUpload,
+        parts: &[UploadId],
+        (now_ms, holder): (u64, u64),
+    ) -> Result<UploadRow, Fault> {
+        let uploads = self.taken()?;
+        let begun = self.upload_rows().upload(new.id).await.map_err(|error| unavailable(&error))?;
+        if let Some(row) = &begun {
+            match row.upload.state_at(now_ms) {
+                State::Open if !row.upload.is_whole() => {}
+                State::Open | State::Finalizing | State::Done => return Ok(row.clone()),
+                gone => return Err(refused(Refused::Gone(gone))),
+            }
+        }
+        let lengths = self.lengths_of(identity, parts, now_ms).await?;
+        let size = lengths.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let mut row = match begun {
+            Some(row) => row,
+            None => {
+                new.size = Some(size);
+                // A crash may have left a staging place before there was a row.
+                uploads.blobs.discard(new.id, None).await.map_err(|error| lost(&error))?;
+                let OpenedUpload { row, .. } = self.open_upload(identity, new, None, now_ms).await?;
+                row
+            }
+        };
+        uploads.blobs.join(row.id, lengths).await.map_err(|error| lost(&error))?;
+        let receipt = StreamReceipt {
+            id: row.id,
+            from: 0,
+            to: size,
+            size: Some(size),
+            running: None,
+            holder,
+            at_ms: now_ms,
+            expires_ms: row.upload.expires_ms,
+            // The parts were admitted, and go when the whole is there.
+            quota_bytes: uploads.rules.of(&row.tenant_id).quota_bytes.saturating_add(size),
+        };
+        match self.upload_rows().keep_stream(receipt).await.map_err(|error| unavailable(&error))? {
+            Kept::Kept { received } => {
+                row.upload.received = received;
+                Ok(row)
+            }
+            Kept::Overtaken | Kept::Lost => Err(busy("another request joins these parts")),
+            Kept::NoRoom => {
+                self.observer.quota_refused();
+                Err(Fault::new(ErrorCode::QuotaExceeded, "the tenant's quota has no room for the whole"))
+            }
+            Kept::NotOpen(_) => Err(Fault::new(ErrorCode::UploadGone, "the upload was given up meanwhile")),
+        }
+    }
+
+    /// Finds the parts, all of them whole and the caller's own; gives their lengths.
+    async fn lengths_of(
+        &self,
+        identity: &Identity,
+        parts: &[UploadId],
+        now_ms: u64,
+    ) -> Result<Vec<(UploadId, u64)>, Fault> {
+        let mut lengths = Vec::with_capacity(parts.len());
+        for part in parts {
+            let row = self.upload(UploadRight::User(identity), *part).await?;
+            if row.joining != Joining::Part {
+                return Err(not_found());
+            }
+            row.upload.require_open(now_ms).map_err(refused)?;
+            if !row.upload.is_whole() {
+                let message = "a part of the concatenation is not complete";
+                return Err(Fault::new(ErrorCode::UploadIncomplete, message));
+            }
+            lengths.push((*part, row.upload.received));
+        }
+        Ok(lengths)
+    }
+
+    /// Gives up the parts of a concatenation, once it is a file. Those that cannot be given up now expire.
+    pub async fn give_up_parts(&self, identity: &Identity, parts: &[UploadId], now_ms: u64) {
+        let whole = self.upload_rows().upload(whole_id(identity, parts)).await;
+        if !matches!(whole, Ok(Some(row)) if row.upload.state == State::Done && is_own(identity, &row)) {
+            return;
+        }
+        for part in parts {
+            let Ok(row) = self.upload(UploadRight::User(identity), *part).await else { continue };
+            if row.joining == Joining::Part {
+                let _ = self.give_up(&row, turn(&row, State::Open, State::Cancelled, now_ms)).await;
+            }
+        }
+    }
+}
+
+/// The name of the upload that parts of a user make. Whoever knows all their names, and nobody else, can tell it.
+fn whole_id(identity: &Identity, parts: &[UploadId]) -> UploadId {
+    let mut hash = RunningHash::default();
+    let (tenant, user) = (identity.tenant_id.as_str(), identity.user.to_string());
+    for text in [tenant, &user] {
+        hash.update(&(text.len() as u64).to_be_bytes());
+        hash.update(text.as_bytes());
+    }
+    for part in parts {
+        hash.update(part.as_bytes());
+    }
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.digest().as_bytes()[..16]);
+    UploadId::of(id)
+}
