@@ -24,6 +24,7 @@ pub(crate) struct UploadsConfig {
     chunk_bytes: Option<u64>,
     size_max: Option<u64>,
     open_max: Option<u64>,
+    bodies_max: Option<u64>,
     durability: Option<DurabilityChoice>,
     expiry: Option<ExpiryChoice>,
     expires_after_s: Option<u64>,
@@ -120,6 +121,7 @@ impl UploadsConfig {
         Ok(UploadRules {
             size_max: self.size_max.unwrap_or(defaults.size_max),
             open_max: self.open_max.unwrap_or(defaults.open_max),
+            bodies_max: self.bodies_max.unwrap_or(defaults.bodies_max),
             expiry: self.expiry(),
             tenant,
             tenants,
@@ -132,6 +134,7 @@ impl UploadsConfig {
             ("chunk_bytes", self.chunk_bytes),
             ("size_max", self.size_max),
             ("open_max", self.open_max),
+            ("bodies_max", self.bodies_max),
             ("expires_after_s", self.expires_after_s),
             ("expires_latest_s", self.expires_latest_s),
             ("sweep_s", self.sweep_s),
