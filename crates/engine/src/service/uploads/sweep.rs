@@ -1,6 +1,6 @@
 //! The sweeper: what expired, what a crash left behind, and who was not told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use driftline_protocol::Fault;
@@ -17,6 +17,10 @@ const ROWS: usize = 100;
 
 /// How long nothing may have happened before something is taken for left behind, in milliseconds.
 const LEFT_MS: u64 = 3_600_000;
+
+/// How long a file of which there is no row is kept after it was written, in milliseconds: a database that was restored from
+/// a backup does not know the files that came after it, and somebody may want them.
+const UNKNOWN_MS: u64 = 30 * 24 * 3_600_000;
 
 /// How long finalizing may take before somebody looks whether it goes on, in milliseconds.
 const FINALIZING_MS: u64 = 60_000;
@@ -135,11 +139,18 @@ impl<S: Store, O: Observer> Engine<S, O> {
     async fn sweep_files(&self, now_ms: u64, swept: &mut Swept) -> Result<(), Fault> {
         let uploads = self.taken()?;
         let shard = uploads.shard.fetch_add(1, Ordering::Relaxed);
-        let files = uploads.blobs.files_before(shard, now_ms.saturating_sub(LEFT_MS)).await;
-        for some in files.map_err(|error| lost(&error))?.chunks(ROWS) {
+        let files = |age_ms| uploads.blobs.files_before(shard, now_ms.saturating_sub(age_ms));
+        let unknown = files(UNKNOWN_MS).await.map_err(|error| lost(&error))?;
+        let unknown: HashSet<UploadId> = unknown.into_iter().collect();
+        for some in files(LEFT_MS).await.map_err(|error| lost(&error))?.chunks(ROWS) {
             let states = self.states_of(some.to_vec()).await?;
             for id in some {
-                if !matches!(states.get(id), Some(State::Open | State::Finalizing | State::Done)) {
+                let is_orphan = match states.get(id) {
+                    Some(State::Open | State::Finalizing | State::Done) => false,
+                    Some(State::Cancelled | State::Expired) => true,
+                    None => unknown.contains(id),
+                };
+                if is_orphan {
                     swept.removed(&uploads.blobs.remove(*id).await);
                 }
             }
