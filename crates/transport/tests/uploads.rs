@@ -6,95 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use driftline_engine::{Blobs, TenantUploads, UploadRight, UploadRow, UploadRules, Verdict, Verify};
-use driftline_testkit::http::{Request, Response, soon};
+use driftline_testkit::http::{Request, Response};
 use driftline_uploads::{Digest, Expiry};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use serde_json::{Value, json};
+use serde_json::json;
+use support::uploading::{
+    FILE, Upload, bounded, chunk_of, code, create, fill, finalize, init, offset, open, patch, put, send, sha256, started,
+    status, text, tus, uploaded,
+};
 use support::{Harness, Setup, start, token, until};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-
-/// 20 bytes: two chunks of 8 and one of 4.
-const FILE: &[u8] = b"0123456789abcdefghij";
-
-fn chunk_of(index: usize) -> &'static [u8] {
-    FILE.chunks(8).nth(index).expect("there are three")
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Digest::hash(bytes).to_string()
-}
-
-/// An upload of ada's, of the tenant t1.
-struct Upload {
-    id: String,
-    secret: String,
-}
-
-async fn open(harness: &Harness, size: usize) -> Upload {
-    let answer = init(harness, &json!({"filename": "a.txt", "size": size})).await;
-    assert_eq!(answer.status, 201, "{}", answer.text());
-    let doc = answer.json();
-    assert_eq!(answer.header("location"), Some(&*format!("/api/v1/uploads/{}", text(&doc["upload_id"]))));
-    assert_eq!((&doc["chunk_size"], &doc["total_chunks"]), (&json!(8), &json!(size.div_ceil(8))));
-    Upload { id: text(&doc["upload_id"]), secret: text(&doc["upload_token"]) }
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().expect("a text").to_owned()
-}
-
-async fn init(harness: &Harness, body: &Value) -> Response {
-    harness.ask("t1", "ada", Request::post("/api/v1/uploads/init", body)).await
-}
-
-fn put(id: &str, index: usize, bytes: &[u8]) -> Request {
-    let request = Request::new("PUT", &format!("/api/v1/uploads/{id}/chunk/{index}"));
-    request.header("x-chunk-sha256", &sha256(bytes)).body(bytes)
-}
-
-async fn send(harness: &Harness, request: Request) -> (u16, Value) {
-    let answer = harness.ask("t1", "ada", request).await;
-    (answer.status, serde_json::from_slice(&answer.body).unwrap_or(Value::Null))
-}
-
-async fn code(harness: &Harness, request: Request) -> (u16, String) {
-    let (status, body) = send(harness, request).await;
-    (status, body["code"].as_str().unwrap_or_default().to_owned())
-}
-
-fn finalize(id: &str, claimed: &str) -> Request {
-    Request::post(&format!("/api/v1/uploads/{id}/finalize"), &json!({"sha256": claimed}))
-}
-
-async fn status(harness: &Harness, id: &str) -> Value {
-    send(harness, Request::get(&format!("/api/v1/uploads/{id}"))).await.1
-}
-
-async fn fill(harness: &Harness, id: &str) {
-    for index in 0..3 {
-        assert_eq!(send(harness, put(id, index, chunk_of(index))).await.0, 200);
-    }
-}
-
-async fn uploaded(harness: &Harness) -> Upload {
-    let upload = open(harness, FILE.len()).await;
-    fill(harness, &upload.id).await;
-    assert_eq!(send(harness, finalize(&upload.id, &sha256(FILE))).await.0, 200);
-    upload
-}
-
-fn bounded(quota_bytes: u64) -> UploadRules {
-    UploadRules {
-        tenant: TenantUploads { quota_bytes, ..TenantUploads::default() },
-        ..UploadRules::default()
-    }
-}
-
-async fn started(uploads: UploadRules) -> Harness {
-    start(Setup { uploads, ..Setup::default() }).await
-}
 
 #[tokio::test]
 async fn chunks_come_in_any_order_and_count_once() {
@@ -225,68 +148,6 @@ async fn a_chunk_that_does_not_say_how_long_it_is_is_measured() {
 }
 
 #[tokio::test]
-async fn one_connection_writes_a_chunk_at_a_time() {
-    let harness = started(UploadRules::default()).await;
-    let Upload { id, .. } = open(&harness, FILE.len()).await;
-    let mut slow = TcpStream::connect(harness.address).await.expect("it listens");
-    let request = put(&id, 0, chunk_of(0)).bearer(&token("t1", "ada")).encode(harness.address);
-    let (most, last) = request.split_at(request.len() - 1);
-    slow.write_all(most).await.expect("it reads");
-    // Whoever comes before the first one has begun has the chunk to itself, and sends another one than it says.
-    let lying = put(&id, 0, chunk_of(0)).body(&b"01234568"[..]);
-    let refused = soon("the refusal of the second", async {
-        loop {
-            let answer = harness.ask("t1", "ada", lying.clone()).await;
-            if answer.status == 409 {
-                break answer;
-            }
-            assert_eq!(answer.status, 422, "{}", answer.text());
-        }
-    })
-    .await;
-    assert_eq!(refused.code(), "IDEMPOTENCY_IN_PROGRESS");
-    assert!(refused.header("retry-after").is_some());
-    slow.write_all(last).await.expect("it reads");
-    let first = Response::read(&mut slow, &mut Vec::new()).await.expect("an answer");
-    assert_eq!(first.status, 200, "{}", first.text());
-    assert_eq!(send(&harness, put(&id, 0, chunk_of(0))).await.0, 200, "the same again is fine");
-}
-
-#[tokio::test]
-async fn a_storm_of_chunks_while_it_is_finalized_changes_nothing() {
-    let harness = Arc::new(started(UploadRules::default()).await);
-    for _ in 0..20 {
-        let Upload { id, .. } = open(&harness, FILE.len()).await;
-        fill(&harness, &id).await;
-        let mut storm = tokio::task::JoinSet::new();
-        for n in 0..24 {
-            let (harness, id) = (Arc::clone(&harness), id.clone());
-            storm.spawn(async move {
-                match n % 4 {
-                    0 => {
-                        let (done, body) = send(&harness, finalize(&id, &sha256(FILE))).await;
-                        assert!(matches!(done, 200 | 202), "{body}");
-                    }
-                    1 => {
-                        let (done, body) = send(&harness, put(&id, n % 3, b"BADBADBA")).await;
-                        assert!(matches!(done, 409 | 410 | 422), "{done} {body}");
-                    }
-                    _ => {
-                        let (done, body) = send(&harness, put(&id, n % 3, chunk_of(n % 3))).await;
-                        assert!(matches!(done, 200 | 409 | 410), "{done} {body}");
-                    }
-                }
-            });
-        }
-        while let Some(done) = storm.join_next().await {
-            done.expect("no assertion fails");
-        }
-        let bytes = harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{id}"))).await;
-        assert_eq!(bytes.body, FILE);
-    }
-}
-
-#[tokio::test]
 async fn what_comes_in_order_is_hashed_on_the_way() {
     let harness = started(UploadRules::default()).await;
     let hashed = async |id: &str| {
@@ -365,24 +226,6 @@ async fn names_that_are_paths_lead_nowhere() {
     let alone = alone.header("location").expect("a place").to_owned();
     let joined = create(&harness, |request| request.header("upload-concat", &format!("final;{alone}"))).await;
     assert_eq!(joined.status, 404);
-}
-
-fn tus(request: Request) -> Request {
-    request.header("tus-resumable", "1.0.0")
-}
-
-async fn create(harness: &Harness, with: impl FnOnce(Request) -> Request) -> Response {
-    harness.ask("t1", "ada", with(tus(Request::new("POST", "/files")))).await
-}
-
-fn patch(place: &str, offset: u64, bytes: &[u8]) -> Request {
-    let request = tus(Request::new("PATCH", place)).header("upload-offset", &offset.to_string());
-    request.header("content-type", "application/offset+octet-stream").body(bytes)
-}
-
-async fn offset(harness: &Harness, place: &str) -> Option<u64> {
-    let head = tus(Request::new("HEAD", place)).send(harness.address).await;
-    head.header("upload-offset").and_then(|text| text.parse().ok())
 }
 
 #[tokio::test]
@@ -570,6 +413,25 @@ async fn quotas_and_caps_hold_and_come_back() {
     let refused = patch(&place, 30, b"x").send(harness.address).await;
     assert_eq!((refused.status, refused.code().as_str()), (413, "QUOTA_EXCEEDED"));
     assert_eq!(offset(&harness, &place).await, Some(30));
+    // Nothing is written that is not reserved, also of bytes that are judged at their end.
+    let cancel = tus(Request::new("DELETE", &place)).send(harness.address).await;
+    assert_eq!(cancel.status, 204);
+    let created = create(&harness, |request| request.header("upload-defer-length", "1")).await;
+    let place = created.header("location").expect("a place").to_owned();
+    for (bytes, wanted) in [(31, 413), (30, 460)] {
+        let checked = patch(&place, 0, &vec![7; bytes]).header("upload-checksum", "sha1 AAAA");
+        assert_eq!(checked.send(harness.address).await.status, wanted);
+    }
+    let told = patch(&place, 0, &[7; 31]).header("upload-length", "31").send(harness.address).await;
+    assert_eq!((told.status, told.code().as_str()), (413, "QUOTA_EXCEEDED"));
+    assert_eq!(offset(&harness, &place).await, Some(0));
+    assert_eq!(init(&harness, &json!({"filename": "a", "size": 1})).await.status, 413, "what lies there is reserved");
+    // What was written and did not count is no part of the file.
+    let last = patch(&place, 0, b"ninebytes").header("upload-length", "9").send(harness.address).await;
+    assert_eq!(last.status, 204);
+    let file = harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{}", &place[7..39]))).await;
+    assert_eq!((file.body.as_slice(), harness.shell.staged()), (&b"ninebytes"[..], 0));
+    assert_eq!(init(&harness, &json!({"filename": "a", "size": 21})).await.status, 201);
 }
 
 #[tokio::test]
@@ -630,32 +492,6 @@ async fn what_nobody_finishes_goes_and_what_comes_holds_it() {
     // The user's token has ended meanwhile; the upload's own secret has not.
     let known = Request::get(&format!("/api/v1/uploads/{id}?upload_token={secret}"));
     assert_eq!(known.send(harness.address).await.status, 404, "it is forgotten");
-}
-
-#[tokio::test]
-async fn sweeping_and_finalizing_at_once_end_in_one_of_both() {
-    for round in 0..30 {
-        let expiry = Expiry::Fixed { whole_ms: 10_000 };
-        let harness = Arc::new(started(UploadRules { expiry, ..UploadRules::default() }).await);
-        let Upload { id, .. } = open(&harness, FILE.len()).await;
-        fill(&harness, &id).await;
-        harness.clock.advance(if round % 2 == 0 { 9_999 } else { 10_000 });
-        let sweeper = Arc::clone(&harness);
-        let sweeping = tokio::spawn(async move {
-            sweeper.clock.advance(1);
-            sweeper.app.sweep_uploads().await.expect("a sweep")
-        });
-        let (done, _) = send(&harness, finalize(&id, &sha256(FILE))).await;
-        sweeping.await.expect("it ends");
-        harness.app.sweep_uploads().await.expect("a sweep");
-        let state = status(&harness, &id).await["state"].clone();
-        let file = harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{id}"))).await;
-        match done {
-            200 => assert_eq!((state, file.body.as_slice()), (json!("done"), FILE)),
-            _ => assert_eq!((state, file.status), (json!("expired"), 404)),
-        }
-        assert_eq!(harness.shell.staged(), 0);
-    }
 }
 
 /// Looks at files as it is told.

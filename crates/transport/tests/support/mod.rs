@@ -5,6 +5,8 @@ pub mod files;
 pub mod gated;
 pub mod sse;
 pub mod telemetry;
+pub mod trial;
+pub mod uploading;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,10 +25,11 @@ use driftline_transport::{
     App, Grant, MetricsHandle, MetricsObserver, RouteId, ServeError, Settings, SharedSecret, install_metrics,
     serve,
 };
-use driftline_uploads::{Durability, MemoryShell};
+use driftline_uploads::Durability;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use trial::TrialShell;
 
 /// A name for sync sessions.
 pub const SYNC_ID: &str = "6f9f2d0e-2f3a-4c57-9d0b-0d8a8f7a4c11";
@@ -41,6 +44,8 @@ pub struct Setup {
     pub kinds: Vec<(&'static str, KindRule)>,
     /// What uploads may be.
     pub uploads: UploadRules,
+    /// Where their bytes are.
+    pub shell: TrialShell,
 }
 
 /// The bytes of a chunk in these tests.
@@ -53,6 +58,7 @@ impl Default for Setup {
             settings: Settings::default(),
             kinds: Vec::new(),
             uploads: UploadRules::default(),
+            shell: TrialShell::default(),
         }
     }
 }
@@ -69,7 +75,7 @@ pub struct Harness<S: Store = MemoryStore> {
     pub address: SocketAddr,
     pub clock: Arc<FixedClock>,
     /// Where the bytes of uploads are.
-    pub shell: MemoryShell,
+    pub shell: TrialShell,
     pub serving: JoinHandle<Result<(), ServeError>>,
 }
 
@@ -87,7 +93,7 @@ pub async fn start_limited(limit: impl FnOnce(&mut Limits)) -> Harness {
 
 /// Starts a server on what is put around a store in memory.
 pub async fn start_on<S: Store>(setup: Setup, around: impl FnOnce(MemoryStore) -> S) -> Harness<S> {
-    let Setup { limits, settings, kinds, uploads } = setup;
+    let Setup { limits, settings, kinds, uploads, shell } = setup;
     let clock = Arc::new(FixedClock::new(World::BEGIN_MS));
     let random: Arc<dyn Random> = Arc::new(SeededRandom::new(1));
     let hub = Arc::new(Hub::new(limits.pending_deltas));
@@ -101,7 +107,6 @@ pub async fn start_on<S: Store>(setup: Setup, around: impl FnOnce(MemoryStore) -
     let metrics = metrics();
     let engine =
         Engine::new(around(store), Arc::clone(&hub), catalogue(kinds), limits, MetricsObserver::default());
-    let shell = MemoryShell::default();
     let blobs = Arc::new(LocalBlobs::new(shell.clone(), Durability::Fsync, CHUNK_BYTES));
     let engine = engine.with_uploads(blobs, uploads);
     let auth = Box::new(SharedSecret::new(SECRET).expect("it is long enough"));

@@ -1,0 +1,159 @@
+//! Files that are put together of several uploads, over tus.
+
+mod support;
+
+use std::sync::Arc;
+
+use driftline_engine::UploadRules;
+use driftline_testkit::http::{Request, Response};
+use serde_json::json;
+use support::Harness;
+use support::uploading::{FILE, bounded, create, init, offset, patch, started};
+use tokio::task::JoinSet;
+
+/// Creates parts with these bytes; gives their places.
+async fn parts<const N: usize>(harness: &Harness, all: [&[u8]; N]) -> [String; N] {
+    let mut places = Vec::new();
+    for bytes in all {
+        let created = create(harness, |request| {
+            request.header("upload-length", &bytes.len().to_string()).header("upload-concat", "partial")
+        });
+        let created = created.await;
+        assert_eq!(created.status, 201, "{}", created.text());
+        let place = created.header("location").expect("a place").to_owned();
+        assert_eq!(patch(&place, 0, bytes).send(harness.address).await.status, 204);
+        places.push(place);
+    }
+    places.try_into().expect("as many")
+}
+
+async fn join(harness: &Harness, places: &[String]) -> Response {
+    let concat = format!("final;{}", places.join(" "));
+    let metadata = "filename YS50eHQ=";
+    create(harness, |request| request.header("upload-concat", &concat).header("upload-metadata", metadata)).await
+}
+
+fn place_of(answer: &Response) -> String {
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    answer.header("location").expect("a place").to_owned()
+}
+
+async fn file_of(harness: &Harness, place: &str) -> Response {
+    harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{}", &place[7..39]))).await
+}
+
+#[tokio::test]
+async fn parts_make_one_file_and_asking_again_makes_no_other() {
+    let harness = started(UploadRules::default()).await;
+    let places = parts(&harness, [&FILE[..9], &FILE[9..], b"rest"]).await;
+    let whole = place_of(&join(&harness, &places[..2]).await);
+    assert_eq!(file_of(&harness, &whole).await.body, FILE);
+    assert_eq!(offset(&harness, &whole).await, Some(20));
+    assert_eq!(patch(&whole, 20, b"x").send(harness.address).await.status, 403);
+    for part in &places[..2] {
+        assert_eq!(patch(part, 0, b"x").send(harness.address).await.status, 410, "it went with the whole");
+    }
+    // Whoever did not hear the answer asks again.
+    assert_eq!(place_of(&join(&harness, &places[..2]).await), whole);
+    assert_eq!(file_of(&harness, &whole).await.body, FILE);
+    // The parts are in no other file.
+    let refused = join(&harness, &places).await;
+    assert_eq!((refused.status, refused.code().as_str()), (410, "UPLOAD_GONE"));
+    let alone = place_of(&join(&harness, &places[2..]).await);
+    assert_eq!((file_of(&harness, &alone).await.body.as_slice(), harness.shell.staged()), (&b"rest"[..], 0));
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_parts_is_told_and_costs_nothing() {
+    let harness = started(UploadRules::default()).await;
+    let places = parts(&harness, [&FILE[..9], &FILE[9..]]).await;
+    let short = create(&harness, |request| {
+        request.header("upload-length", "5").header("upload-concat", "partial")
+    });
+    let short = place_of(&short.await);
+    let other = create(&harness, |request| request.header("upload-length", "0"));
+    let other = place_of(&other.await);
+    let [first, second] = &places;
+    let table = [
+        (vec![first.clone(), first.clone()], 422, "VALIDATION_ERROR"),
+        (vec![first.clone(), short], 409, "UPLOAD_INCOMPLETE"),
+        (vec![first.clone(), other], 404, "NOT_FOUND"),
+        (vec![first.clone(), "/files/nothing".into()], 404, "NOT_FOUND"),
+        (vec![first.clone(), "/files/../../etc/passwd".into()], 404, "NOT_FOUND"),
+    ];
+    for (places, status, code) in table {
+        let refused = join(&harness, &places).await;
+        assert_eq!((refused.status, refused.code().as_str()), (status, code), "{places:?}");
+    }
+    // Another user's parts are none.
+    let concat = format!("final;{first} {second}");
+    let request = Request::new("POST", "/files").header("tus-resumable", "1.0.0");
+    let foreign = harness.ask("t1", "bob", request.header("upload-concat", &concat)).await;
+    assert_eq!((foreign.status, foreign.code().as_str()), (404, "NOT_FOUND"));
+    let whole = place_of(&join(&harness, &places).await);
+    assert_eq!(file_of(&harness, &whole).await.body, FILE);
+}
+
+#[tokio::test]
+async fn a_whole_needs_no_more_room_than_its_parts() {
+    let harness = started(UploadRules { open_max: 2, ..bounded(20) }).await;
+    let places = parts(&harness, [&FILE[..9], &FILE[9..]]).await;
+    let whole = place_of(&join(&harness, &places).await);
+    assert_eq!(file_of(&harness, &whole).await.body, FILE);
+    let refused = init(&harness, &json!({"filename": "a", "size": 1})).await;
+    assert_eq!((refused.status, refused.code().as_str()), (413, "QUOTA_EXCEEDED"), "the file takes its size");
+    let file = format!("/api/v1/files/{}", &whole[7..39]);
+    assert_eq!(harness.ask("t1", "ada", Request::new("DELETE", &file)).await.status, 204);
+    assert_eq!(init(&harness, &json!({"filename": "a", "size": 20})).await.status, 201, "and nothing else");
+}
+
+#[tokio::test]
+async fn wherever_the_disk_fails_the_parts_stay_until_there_is_a_file() {
+    let untroubled = {
+        let harness = started(UploadRules::default()).await;
+        let places = parts(&harness, [&FILE[..9], &FILE[9..]]).await;
+        let before = harness.shell.calls();
+        place_of(&join(&harness, &places).await);
+        harness.shell.calls() - before
+    };
+    assert!(untroubled >= 6, "{untroubled}");
+    for call in 0..untroubled {
+        let harness = started(UploadRules::default()).await;
+        let places = parts(&harness, [&FILE[..9], &FILE[9..]]).await;
+        harness.shell.fail_after(call);
+        let answer = join(&harness, &places).await;
+        assert!(matches!(answer.status, 201 | 500 | 503), "{} {}", answer.status, answer.text());
+        assert!(harness.shell.mend(), "call {call} did not fail");
+        let whole = place_of(&join(&harness, &places).await);
+        assert_eq!(offset(&harness, &whole).await, Some(20));
+        assert_eq!(file_of(&harness, &whole).await.body, FILE, "call {call}");
+        harness.clock.advance(2 * 3_600_000);
+        harness.app.sweep_uploads().await.expect("a sweep");
+        assert_eq!(harness.shell.staged(), 0, "after call {call}");
+    }
+}
+
+#[tokio::test]
+async fn many_that_join_the_same_parts_make_one_file() {
+    let harness = Arc::new(started(UploadRules::default()).await);
+    for _ in 0..10 {
+        let places = parts(&harness, [&FILE[..9], &FILE[9..]]).await;
+        let mut joining = JoinSet::new();
+        for _ in 0..8 {
+            let (harness, places) = (Arc::clone(&harness), places.clone());
+            joining.spawn(async move { join(&harness, &places).await });
+        }
+        let mut made = Vec::new();
+        for answer in joining.join_all().await {
+            match answer.status {
+                201 => made.push(place_of(&answer)),
+                409 => assert_eq!(answer.code(), "IDEMPOTENCY_IN_PROGRESS"),
+                other => panic!("{other} {}", answer.text()),
+            }
+        }
+        made.dedup();
+        let [whole] = made.as_slice() else { panic!("one file, and not {made:?}") };
+        assert_eq!(file_of(&harness, whole).await.body, FILE);
+        assert_eq!(harness.shell.staged(), 0);
+    }
+}

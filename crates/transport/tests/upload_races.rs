@@ -1,0 +1,432 @@
+//! Uploads that several requests, or a crash, come to at the same time.
+
+mod support;
+
+use std::sync::Arc;
+
+use driftline_engine::{Blobs, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
+use driftline_model::Limits;
+use driftline_testkit::http::{Request, Response, soon};
+use driftline_testkit::socket::Socket;
+use driftline_uploads::{Durability, Expiry, Shell as _};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use serde_json::json;
+use support::trial::TrialShell;
+use support::uploading::{
+    FILE, Upload, chunk_of, code, create, fill, finalize, offset, open, patch, put, send, sha256, started, status,
+    text, uploaded,
+};
+use support::{Harness, Setup, start, start_on, token, until};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+#[tokio::test]
+async fn one_connection_writes_a_chunk_at_a_time() {
+    let harness = started(UploadRules::default()).await;
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    let mut slow = TcpStream::connect(harness.address).await.expect("it listens");
+    let request = put(&id, 0, chunk_of(0)).bearer(&token("t1", "ada")).encode(harness.address);
+    let (most, last) = request.split_at(request.len() - 1);
+    slow.write_all(most).await.expect("it reads");
+    // Whoever comes before the first one has begun has the chunk to itself, and sends another one than it says.
+    let lying = put(&id, 0, chunk_of(0)).body(&b"01234568"[..]);
+    let refused = soon("the refusal of the second", async {
+        loop {
+            let answer = harness.ask("t1", "ada", lying.clone()).await;
+            if answer.status == 409 {
+                break answer;
+            }
+            assert_eq!(answer.status, 422, "{}", answer.text());
+        }
+    })
+    .await;
+    assert_eq!(refused.code(), "IDEMPOTENCY_IN_PROGRESS");
+    assert!(refused.header("retry-after").is_some());
+    slow.write_all(last).await.expect("it reads");
+    let first = Response::read(&mut slow, &mut Vec::new()).await.expect("an answer");
+    assert_eq!(first.status, 200, "{}", first.text());
+    assert_eq!(send(&harness, put(&id, 0, chunk_of(0))).await.0, 200, "the same again is fine");
+}
+
+/// Sends requests at once; gives their answers in the order in which they came.
+async fn at_once(harness: &Arc<Harness>, requests: Vec<Request>) -> Vec<Response> {
+    let mut sending = JoinSet::new();
+    for request in requests {
+        let harness = Arc::clone(harness);
+        sending.spawn(async move { harness.ask("t1", "ada", request).await });
+    }
+    sending.join_all().await
+}
+
+async fn file_of(harness: &Harness, id: &str) -> Response {
+    harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{id}"))).await
+}
+
+/// Listens to everything that a user is told.
+async fn listen(harness: &Harness, user: &str) -> Socket {
+    let mut socket = Socket::connect(harness.address, &format!("/ws?token={}", token("t1", user))).await;
+    socket.expect("connection_established").await;
+    socket
+}
+
+/// Counts the messages of a type that come before an answer.
+async fn heard(socket: &mut Socket, kind: &str) -> usize {
+    socket.send(&json!({"type": "ping", "id": "last"})).await;
+    let mut count = 0;
+    loop {
+        let message = socket.receive().await;
+        if message["type"] == "pong" {
+            return count;
+        }
+        count += usize::from(message["type"] == kind);
+    }
+}
+
+#[tokio::test]
+async fn a_storm_of_chunks_while_it_is_finalized_changes_nothing() {
+    let harness = Arc::new(started(UploadRules::default()).await);
+    let mut late = 0;
+    for round in 0..40 {
+        let Upload { id, .. } = open(&harness, FILE.len()).await;
+        // The last chunk is still on its way in every other round.
+        for index in 0..(3 - round % 2) {
+            assert_eq!(send(&harness, put(&id, index, chunk_of(index))).await.0, 200);
+        }
+        let storm = (0..24).map(|n| match n % 4 {
+            0 => finalize(&id, &sha256(FILE)),
+            1 => put(&id, n % 3, b"BADBADBA"),
+            _ => put(&id, n % 3, chunk_of(n % 3)),
+        });
+        for answer in at_once(&harness, storm.collect()).await {
+            let known = [200, 202, 409, 410, 422].contains(&answer.status);
+            assert!(known, "{} {}", answer.status, answer.text());
+        }
+        late += usize::from(status(&harness, &id).await["state"] != "done");
+        // Whoever finalized too early asks again.
+        fill_again(&harness, &id).await;
+        assert_eq!(file_of(&harness, &id).await.body, FILE);
+    }
+    println!("{late} of 40 were finalized later");
+    assert_eq!(harness.shell.staged(), 0);
+}
+
+/// Sends what is missing and finalizes, as a client does that heard no answer.
+async fn fill_again(harness: &Harness, id: &str) {
+    if status(harness, id).await["state"] == "done" {
+        return;
+    }
+    for index in 0..3 {
+        let (kept, body) = send(harness, put(id, index, chunk_of(index))).await;
+        assert_eq!(kept, 200, "{body}");
+    }
+    let (done, body) = send(harness, finalize(id, &sha256(FILE))).await;
+    assert_eq!(done, 200, "{body}");
+}
+
+#[tokio::test]
+async fn many_finalizers_make_one_file_and_tell_of_it_once() {
+    let harness = Arc::new(started(UploadRules::default()).await);
+    let (mut ada, mut bob) = (listen(&harness, "ada").await, listen(&harness, "bob").await);
+    for _ in 0..10 {
+        let Upload { id, .. } = open(&harness, FILE.len()).await;
+        fill(&harness, &id).await;
+        let answers = at_once(&harness, vec![finalize(&id, &sha256(FILE)); 16]).await;
+        let done = answers.iter().filter(|answer| answer.status == 200).count();
+        let waits = answers.iter().filter(|answer| answer.status == 202).count();
+        assert!(done >= 1 && done + waits == 16, "{done} and {waits}");
+        assert_eq!(file_of(&harness, &id).await.body, FILE);
+    }
+    assert_eq!(heard(&mut ada, "upload_completed").await, 10);
+    assert_eq!(heard(&mut bob, "upload_completed").await, 0, "that is nobody else's");
+}
+
+/// Looks at a file when it is let.
+struct Slow(Semaphore);
+
+impl Verify for Slow {
+    fn verify<'a>(&'a self, _: &'a UploadRow, _: &'a dyn Blobs) -> BoxFuture<'a, Verdict> {
+        async move {
+            self.0.acquire().await.expect("it stays open").forget();
+            Verdict::Released
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn who_was_overtaken_while_finalizing_ends_nothing() {
+    let slow = Arc::new(Slow(Semaphore::new(0)));
+    let verifier: Arc<dyn Verify> = Arc::<Slow>::clone(&slow);
+    let tenant = TenantUploads { verified: true, ..TenantUploads::default() };
+    let rules = UploadRules { tenant, verifier: Some(verifier), ..UploadRules::default() };
+    let harness = Arc::new(started(rules).await);
+    let mut ada = listen(&harness, "ada").await;
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    fill(&harness, &id).await;
+    let first = {
+        let (harness, id) = (Arc::clone(&harness), id.clone());
+        tokio::spawn(async move { send(&harness, finalize(&id, &sha256(FILE))).await })
+    };
+    until("it is finalized", || async { status(&harness, &id).await["state"] == "finalizing" }).await;
+    // Who asks again is told where to look, and nothing else goes on meanwhile.
+    let again = harness.ask("t1", "ada", finalize(&id, &sha256(FILE))).await;
+    assert_eq!((again.status, again.json()["state"].clone()), (202, json!("finalizing")));
+    assert_eq!(again.header("location"), Some(&*format!("/api/v1/uploads/{id}")));
+    assert!(again.header("retry-after").is_some());
+    assert_eq!(code(&harness, put(&id, 0, chunk_of(0))).await, (409, "IDEMPOTENCY_IN_PROGRESS".into()));
+    let cancel = Request::new("DELETE", &format!("/api/v1/uploads/{id}"));
+    assert_eq!(code(&harness, cancel).await, (409, "IDEMPOTENCY_IN_PROGRESS".into()));
+    assert_eq!(file_of(&harness, &id).await.status, 404, "nobody has looked at it yet");
+    // Its right ends, and the sweeper finalizes. Whichever of them looks at the file first, only one makes it a file.
+    harness.clock.advance(61_000);
+    let sweeping = {
+        let harness = Arc::clone(&harness);
+        tokio::spawn(async move { harness.app.sweep_uploads().await.expect("a sweep").finished })
+    };
+    until("both look", || async { slow.0.available_permits() == 0 && harness.shell.staged() == 1 }).await;
+    slow.0.add_permits(2);
+    let (finished, (answer, body)) = (sweeping.await.expect("it ends"), first.await.expect("it ends"));
+    assert!(matches!((finished, answer), (1, 409 | 200) | (0, 200)), "{finished}, {answer} {body}");
+    assert_eq!((status(&harness, &id).await["state"].clone(), harness.shell.staged()), (json!("done"), 0));
+    assert_eq!(heard(&mut ada, "upload_completed").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_to_a_place_waits_for_the_last_bytes_of_whoever_had_it() {
+    let harness = Arc::new(started(UploadRules::default()).await);
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    harness.shell.hold(chunk_of(0));
+    let stale = {
+        let (harness, id) = (Arc::clone(&harness), id.clone());
+        tokio::spawn(async move { code(&harness, put(&id, 0, chunk_of(0))).await })
+    };
+    until("it writes", || async { harness.shell.waiting() == 1 }).await;
+    // The disk stands still until its right has ended. Somebody else may have it, but not while those bytes are to come.
+    harness.clock.advance(60_000);
+    let refused = code(&harness, put(&id, 0, b"01234568")).await;
+    assert_eq!(refused, (409, "IDEMPOTENCY_IN_PROGRESS".into()));
+    harness.shell.release();
+    assert_eq!(stale.await.expect("it ends"), (409, "IDEMPOTENCY_IN_PROGRESS".into()), "somebody took its right");
+    assert_eq!(status(&harness, &id).await["received"], 0);
+    fill(&harness, &id).await;
+    assert_eq!(send(&harness, finalize(&id, &sha256(FILE))).await.0, 200);
+    assert_eq!(file_of(&harness, &id).await.body, FILE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_that_a_node_damages_late_are_sent_again() {
+    let mut store = None;
+    let first = start_on(Setup::default(), |own| store.insert(own).clone()).await;
+    let setup = Setup { shell: first.shell.clone(), ..Setup::default() };
+    let store = store.expect("it was made");
+    let (first, second) = (Arc::new(first), start_on(setup, |_| store).await);
+    let Upload { id, .. } = open(&first, FILE.len()).await;
+    // The first node stands still in the middle of bytes that are not those of the file.
+    first.shell.hold(b"LATELATE");
+    let stale = {
+        let (first, id) = (Arc::clone(&first), id.clone());
+        tokio::spawn(async move { code(&first, put(&id, 0, b"LATELATE")).await })
+    };
+    until("it writes", || async { first.shell.waiting() == 1 }).await;
+    // Meanwhile the second one receives everything.
+    second.clock.advance(60_000);
+    fill(&second, &id).await;
+    let refused = code(&first, finalize(&id, &sha256(FILE))).await;
+    assert_eq!(refused, (409, "IDEMPOTENCY_IN_PROGRESS".into()), "its bytes are still to come");
+    first.shell.release();
+    assert_eq!(stale.await.expect("it ends"), (409, "CHUNK_CONFLICT".into()));
+    // They came late, and are found.
+    let (status_, problem) = send(&second, finalize(&id, &sha256(FILE))).await;
+    assert_eq!(
+        (status_, &problem["code"], &problem["missing"]),
+        (409, &json!("UPLOAD_INCOMPLETE"), &json!([[0, 0]])),
+        "{problem}"
+    );
+    let now = status(&second, &id).await;
+    assert_eq!((&now["state"], &now["received"], &now["bytes_received"]), (&json!("open"), &json!(2), &json!(12)));
+    assert_eq!(send(&second, put(&id, 0, chunk_of(0))).await.0, 200);
+    assert_eq!(send(&second, finalize(&id, &sha256(FILE))).await.0, 200);
+    assert_eq!(file_of(&second, &id).await.body, FILE);
+}
+
+#[tokio::test]
+async fn what_is_damaged_where_it_lies_is_never_published_as_what_was_sent() {
+    let harness = started(UploadRules::default()).await;
+    // In another order than that of the file, so that it is read when it is finalized.
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    for index in [2, 1, 0] {
+        assert_eq!(send(&harness, put(&id, index, chunk_of(index))).await.0, 200);
+    }
+    harness.shell.damage(&id, 9);
+    harness.shell.damage(&id, 17);
+    let (refused, problem) = send(&harness, finalize(&id, &sha256(FILE))).await;
+    assert_eq!((refused, &problem["missing"]), (409, &json!([[1, 2]])));
+    fill(&harness, &id).await;
+    assert_eq!(send(&harness, finalize(&id, &sha256(FILE))).await.0, 200);
+    assert_eq!(file_of(&harness, &id).await.body, FILE);
+}
+
+/// Uploads as a client does that tries again whatever fails, and counts how often it had to.
+async fn insist(harness: &Harness) -> u32 {
+    let (mut failed, mut place) = (0, None);
+    loop {
+        assert!(failed < 20, "it never ends");
+        let id: &str = match &place {
+            Some(Upload { id, .. }) => id,
+            None => {
+                let body = json!({"filename": "a", "size": FILE.len()});
+                let opened = harness.ask("t1", "ada", Request::post("/api/v1/uploads/init", &body)).await;
+                if opened.status == 201 {
+                    let doc = opened.json();
+                    place = Some(Upload { id: text(&doc["upload_id"]), secret: String::new() });
+                } else {
+                    failed += 1;
+                    harness.shell.mend();
+                }
+                continue;
+            }
+        };
+        let mut requests: Vec<Request> = (0..3).map(|index| put(id, index, chunk_of(index))).collect();
+        requests.push(finalize(id, &sha256(FILE)));
+        let mut done = true;
+        for request in requests {
+            let (answer, body) = send(harness, request).await;
+            if answer != 200 {
+                assert!(matches!(answer, 409 | 410 | 500 | 503), "{answer} {body}");
+                // What failed on the way to the end may have come to it all the same.
+                done = answer == 410;
+                failed += u32::from(!done);
+                harness.shell.mend();
+            }
+        }
+        if done && status(harness, id).await["state"] == "done" {
+            assert_eq!(file_of(harness, id).await.body, FILE);
+            return failed;
+        }
+    }
+}
+
+#[tokio::test]
+async fn wherever_the_disk_fails_the_upload_goes_on() {
+    let untroubled = {
+        let harness = started(UploadRules::default()).await;
+        insist(&harness).await;
+        harness.shell.calls()
+    };
+    assert!(untroubled >= 8, "{untroubled}");
+    for call in 0..untroubled {
+        let harness = started(UploadRules::default()).await;
+        harness.shell.fail_after(call);
+        let failed = insist(&harness).await;
+        assert!(failed > 0, "call {call} did not fail");
+        harness.clock.advance(2 * 3_600_000);
+        harness.app.sweep_uploads().await.expect("a sweep");
+        assert_eq!(harness.shell.staged(), 0, "after call {call}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_sends_only_so_many_bodies_at_once() {
+    let harness = started(UploadRules { bodies_max: 1, ..UploadRules::default() }).await;
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    let mut slow = TcpStream::connect(harness.address).await.expect("it listens");
+    let request = put(&id, 0, chunk_of(0)).bearer(&token("t1", "ada")).encode(harness.address);
+    let (most, last) = request.split_at(request.len() - 1);
+    slow.write_all(most).await.expect("it reads");
+    let refused = soon("the refusal of the second", async {
+        loop {
+            let answer = harness.ask("t1", "ada", put(&id, 1, chunk_of(1))).await;
+            if answer.status != 200 {
+                break answer;
+            }
+        }
+    })
+    .await;
+    assert_eq!((refused.status, refused.code().as_str()), (429, "RATE_LIMITED"));
+    assert!(refused.header("retry-after").is_some());
+    slow.write_all(last).await.expect("it reads");
+    let first = Response::read(&mut slow, &mut Vec::new()).await.expect("an answer");
+    assert_eq!(first.status, 200, "{}", first.text());
+    until("the second", || async { send(&harness, put(&id, 1, chunk_of(1))).await.0 == 200 }).await;
+}
+
+#[tokio::test]
+async fn a_body_of_which_nothing_comes_is_given_up() {
+    let limits = Limits { body_frame_ms: 50, ..support::unhurried(Limits::default()) };
+    let harness = start(Setup { limits, ..Setup::default() }).await;
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    let created = create(&harness, |request| request.header("upload-length", "20")).await;
+    let place = created.header("location").expect("a place").to_owned();
+    let requests = [put(&id, 0, chunk_of(0)).bearer(&token("t1", "ada")), patch(&place, 0, FILE)];
+    for request in requests {
+        let mut stream = TcpStream::connect(harness.address).await.expect("it listens");
+        let bytes = request.encode(harness.address);
+        stream.write_all(&bytes[..bytes.len() - 3]).await.expect("it reads");
+        let late = Response::read(&mut stream, &mut Vec::new()).await.expect("an answer");
+        assert_eq!(late.status, 408, "{}", late.text());
+    }
+    // Of a chunk nothing is kept, of a stream all that came.
+    assert_eq!(offset(&harness, &place).await, Some(17));
+    assert_eq!(status(&harness, &id).await["received"], 0);
+    fill(&harness, &id).await;
+}
+
+#[tokio::test]
+async fn files_of_nobody_go_and_files_that_were_forgotten_come_back() {
+    let harness = started(UploadRules::default()).await;
+    let known = uploaded(&harness).await;
+    let shell: &TrialShell = &harness.shell;
+    // A power cut made the machine forget that the file was moved.
+    let id = known.id.parse().expect("an upload");
+    shell.remove(&id).expect("it is there");
+    shell.create(&id).expect("nothing is there");
+    let mut staged = shell.stage(&id).expect("it is staged");
+    driftline_uploads::Bytes::write_at(&mut staged, 0, FILE).expect("there is room");
+    // And a crash left a file without a row.
+    let unknown = "ff00000000000000000000000000000f".parse().expect("an upload");
+    shell.create(&unknown).expect("nothing is there");
+    shell.publish(&unknown, Durability::Os).expect("it is staged");
+    harness.clock.advance(31 * 24 * 3_600_000);
+    let mut all = (0, 0);
+    for _ in 0..256 {
+        let swept = harness.app.sweep_uploads().await.expect("a sweep");
+        all = (all.0 + swept.published, all.1 + swept.orphans);
+    }
+    assert_eq!((all, shell.staged()), ((1, 1), 0));
+    assert!(shell.file(&unknown).is_err());
+    let bytes = shell.file(&id).map(|bytes| {
+        let mut read = [0; 20];
+        driftline_uploads::Bytes::read_at(&bytes, 0, &mut read).expect("it can be read");
+        read
+    });
+    assert_eq!(bytes.expect("it is published").as_slice(), FILE);
+}
+
+#[tokio::test]
+async fn sweeping_and_finalizing_at_once_end_in_one_of_both() {
+    for round in 0..30 {
+        let expiry = Expiry::Fixed { whole_ms: 10_000 };
+        let harness = Arc::new(started(UploadRules { expiry, ..UploadRules::default() }).await);
+        let Upload { id, .. } = open(&harness, FILE.len()).await;
+        fill(&harness, &id).await;
+        harness.clock.advance(if round % 2 == 0 { 9_999 } else { 10_000 });
+        let sweeper = Arc::clone(&harness);
+        let sweeping = tokio::spawn(async move {
+            sweeper.clock.advance(1);
+            sweeper.app.sweep_uploads().await.expect("a sweep")
+        });
+        let (done, _) = send(&harness, finalize(&id, &sha256(FILE))).await;
+        sweeping.await.expect("it ends");
+        harness.app.sweep_uploads().await.expect("a sweep");
+        let state = status(&harness, &id).await["state"].clone();
+        let file = harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{id}"))).await;
+        match done {
+            200 => assert_eq!((state, file.body.as_slice()), (json!("done"), FILE)),
+            _ => assert_eq!((state, file.status), (json!("expired"), 404)),
+        }
+        assert_eq!(harness.shell.staged(), 0);
+    }
+}
