@@ -186,7 +186,7 @@ async fn attend<S: Store>(stream: TcpStream, app: &App<S>, router: Router) {
     let mut builder = http1::Builder::new();
     builder
         .max_header_size(limits.header_bytes)
-        .max_buf_size(limits.header_bytes.max(8 << 10))
+        .max_buf_size(limits.header_bytes.max(BODY_BYTES))
         .max_headers(HEADERS);
     let done = {
         let connection = builder.serve_connection(TokioIo::new(guard), service).with_upgrades();
@@ -207,6 +207,9 @@ async fn attend<S: Store>(stream: TcpStream, app: &App<S>, router: Router) {
         part(parting, app).await;
     }
 }
+
+/// Bytes of a body that are read at once. It begins with fewer, and long bodies come to it.
+const BODY_BYTES: usize = 64 << 10;
 
 /// Headers that one request may have.
 const HEADERS: usize = 64;

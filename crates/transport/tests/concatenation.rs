@@ -30,7 +30,8 @@ async fn parts<const N: usize>(harness: &Harness, all: [&[u8]; N]) -> [String; N
 async fn join(harness: &Harness, places: &[String]) -> Response {
     let concat = format!("final;{}", places.join(" "));
     let metadata = "filename YS50eHQ=";
-    create(harness, |request| request.header("upload-concat", &concat).header("upload-metadata", metadata)).await
+    create(harness, |request| request.header("upload-concat", &concat).header("upload-metadata", metadata))
+        .await
 }
 
 fn place_of(answer: &Response) -> String {
@@ -67,9 +68,8 @@ async fn parts_make_one_file_and_asking_again_makes_no_other() {
 async fn what_is_wrong_with_parts_is_told_and_costs_nothing() {
     let harness = started(UploadRules::default()).await;
     let places = parts(&harness, [&FILE[..9], &FILE[9..]]).await;
-    let short = create(&harness, |request| {
-        request.header("upload-length", "5").header("upload-concat", "partial")
-    });
+    let short =
+        create(&harness, |request| request.header("upload-length", "5").header("upload-concat", "partial"));
     let short = place_of(&short.await);
     let other = create(&harness, |request| request.header("upload-length", "0"));
     let other = place_of(&other.await);

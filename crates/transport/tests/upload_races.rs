@@ -14,8 +14,8 @@ use futures_util::future::BoxFuture;
 use serde_json::json;
 use support::trial::TrialShell;
 use support::uploading::{
-    FILE, Upload, chunk_of, code, create, fill, finalize, offset, open, patch, put, send, sha256, started, status,
-    text, uploaded,
+    FILE, Upload, chunk_of, code, create, fill, finalize, offset, open, patch, put, send, sha256, started,
+    status, text, uploaded,
 };
 use support::{Harness, Setup, start, start_on, token, until};
 use tokio::io::AsyncWriteExt as _;
@@ -209,7 +209,11 @@ async fn who_comes_to_a_place_waits_for_the_last_bytes_of_whoever_had_it() {
     let refused = code(&harness, put(&id, 0, b"01234568")).await;
     assert_eq!(refused, (409, "IDEMPOTENCY_IN_PROGRESS".into()));
     harness.shell.release();
-    assert_eq!(stale.await.expect("it ends"), (409, "IDEMPOTENCY_IN_PROGRESS".into()), "somebody took its right");
+    assert_eq!(
+        stale.await.expect("it ends"),
+        (409, "IDEMPOTENCY_IN_PROGRESS".into()),
+        "somebody took its right"
+    );
     assert_eq!(status(&harness, &id).await["received"], 0);
     fill(&harness, &id).await;
     assert_eq!(send(&harness, finalize(&id, &sha256(FILE))).await.0, 200);
@@ -246,7 +250,10 @@ async fn chunks_that_a_node_damages_late_are_sent_again() {
         "{problem}"
     );
     let now = status(&second, &id).await;
-    assert_eq!((&now["state"], &now["received"], &now["bytes_received"]), (&json!("open"), &json!(2), &json!(12)));
+    assert_eq!(
+        (&now["state"], &now["received"], &now["bytes_received"]),
+        (&json!("open"), &json!(2), &json!(12))
+    );
     assert_eq!(send(&second, put(&id, 0, chunk_of(0))).await.0, 200);
     assert_eq!(send(&second, finalize(&id, &sha256(FILE))).await.0, 200);
     assert_eq!(file_of(&second, &id).await.body, FILE);

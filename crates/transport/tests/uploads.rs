@@ -12,8 +12,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::json;
 use support::uploading::{
-    FILE, Upload, bounded, chunk_of, code, create, fill, finalize, init, offset, open, patch, put, send, sha256, started,
-    status, text, tus, uploaded,
+    FILE, Upload, bounded, chunk_of, code, create, fill, finalize, init, offset, open, patch, put, send,
+    sha256, started, status, text, tus, uploaded,
 };
 use support::{Harness, Setup, start, token, until};
 use tokio::io::AsyncWriteExt as _;
@@ -425,7 +425,11 @@ async fn quotas_and_caps_hold_and_come_back() {
     let told = patch(&place, 0, &[7; 31]).header("upload-length", "31").send(harness.address).await;
     assert_eq!((told.status, told.code().as_str()), (413, "QUOTA_EXCEEDED"));
     assert_eq!(offset(&harness, &place).await, Some(0));
-    assert_eq!(init(&harness, &json!({"filename": "a", "size": 1})).await.status, 413, "what lies there is reserved");
+    assert_eq!(
+        init(&harness, &json!({"filename": "a", "size": 1})).await.status,
+        413,
+        "what lies there is reserved"
+    );
     // What was written and did not count is no part of the file.
     let last = patch(&place, 0, b"ninebytes").header("upload-length", "9").send(harness.address).await;
     assert_eq!(last.status, 204);

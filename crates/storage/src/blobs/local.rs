@@ -9,12 +9,18 @@ use driftline_uploads::{
 };
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
-/// Bytes that are handed to a writing thread at once; two pieces of an upload are held, one that is written and one that
+/// Bytes that are handed to a writing thread at once; two pieces of a part are held, one that is written and one that
 /// fills.
 const PIECE_BYTES: usize = 64 << 10;
+
+/// Bytes of a piece where few parts come: a hand-over costs two changes of threads, however long the piece is.
+const LONG_PIECE_BYTES: usize = 256 << 10;
+
+/// Parts that have long pieces at one time; they hold 32 MiB together.
+const LONG_PARTS: usize = 64;
 
 /// How much of a piece is made room for at first: most slow uploads never fill one.
 const PIECE_BYTES_FIRST: usize = 8 << 10;
@@ -36,6 +42,7 @@ pub struct LocalBlobs<S> {
     chunk_bytes: u64,
     writers: Arc<Semaphore>,
     readers: Arc<Semaphore>,
+    long: Arc<Semaphore>,
 }
 
 impl<S: Shell> LocalBlobs<S> {
@@ -43,7 +50,8 @@ impl<S: Shell> LocalBlobs<S> {
     pub fn new(shell: S, durability: Durability, chunk_bytes: u64) -> Self {
         let writers = Arc::new(Semaphore::new(WRITERS));
         let readers = Arc::new(Semaphore::new(READERS));
-        Self { shell: Arc::new(shell), durability, chunk_bytes, writers, readers }
+        let long = Arc::new(Semaphore::new(LONG_PARTS));
+        Self { shell: Arc::new(shell), durability, chunk_bytes, writers, readers, long }
     }
 
     /// Asks the shell on a thread that may block.
@@ -93,7 +101,7 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
 
     fn begin(&self, place: PartPlace) -> BlobAnswer<'_, Box<dyn PartSink>> {
         let (shell, durability) = (Arc::clone(&self.shell), self.durability);
-        let writers = Arc::clone(&self.writers);
+        let (writers, long) = (Arc::clone(&self.writers), Arc::clone(&self.long));
         let PartPlace { id, at, end, running, digest, index, purpose, .. } = place;
         async move {
             let bytes = match purpose {
@@ -106,6 +114,8 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
                 stage: Stage::Idle(Box::new(writer)),
                 filling: Vec::new(),
                 empty: Vec::new(),
+                piece_bytes: PIECE_BYTES,
+                long: Long::Asks(long),
                 left: end - at,
                 whole: index.is_some(),
                 digest,
@@ -264,6 +274,9 @@ struct Part<B> {
     filling: Vec<u8>,
     /// An empty buffer, while nothing is being written.
     empty: Vec<u8>,
+    /// The bytes of a piece.
+    piece_bytes: usize,
+    long: Long,
     /// Bytes that may still come.
     left: u64,
     /// Whether all of them have to.
@@ -271,6 +284,16 @@ struct Part<B> {
     digest: Option<Digest>,
     durability: Durability,
     writers: Arc<Semaphore>,
+}
+
+/// Whether a part has long pieces.
+enum Long {
+    /// It asks when it has filled a first piece.
+    Asks(Arc<Semaphore>),
+    /// It does, until it ends.
+    Has(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit),
+    /// Too many others do.
+    HasNot,
 }
 
 enum Stage<B> {
@@ -320,6 +343,21 @@ impl<B: Bytes> Part<B> {
                 Err(BlobError::Failed("the part is not at rest".into()))
             }
         }
+    }
+
+    /// Makes the next pieces long ones, unless many parts have them or too little is to come.
+    fn lengthen(&mut self) {
+        let Long::Asks(long) = &self.long else { return };
+        if self.left < LONG_PIECE_BYTES as u64 {
+            return;
+        }
+        self.long = match Arc::clone(long).try_acquire_owned() {
+            Ok(held) => {
+                self.piece_bytes = LONG_PIECE_BYTES;
+                Long::Has(held)
+            }
+            Err(_) => Long::HasNot,
+        };
     }
 
     /// Hands what came to a thread.
@@ -386,13 +424,14 @@ impl<B: Bytes> PartSink for Part<B> {
                 if self.filling.capacity() == 0 {
                     self.filling.reserve_exact(PIECE_BYTES_FIRST);
                 }
-                let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.filling.len()));
+                let (now, later) = bytes.split_at(bytes.len().min(self.piece_bytes - self.filling.len()));
                 if self.filling.len() + now.len() > self.filling.capacity() {
-                    self.filling.reserve_exact(PIECE_BYTES - self.filling.len());
+                    self.filling.reserve_exact(self.piece_bytes - self.filling.len());
                 }
                 self.filling.extend_from_slice(now);
                 bytes = later;
-                if self.filling.len() == PIECE_BYTES {
+                if self.filling.len() == self.piece_bytes {
+                    self.lengthen();
                     self.pass_on().await?;
                 }
             }

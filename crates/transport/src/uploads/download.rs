@@ -44,14 +44,17 @@ async fn file<S: Store>(
     let id = id.ok_or_else(|| Fault::new(ErrorCode::NotFound, "there is no such upload or file here"))?;
     let row = app.engine().file(&identity, id).await?;
     let (size, tag) = (row.upload.received, tag_of(&row));
+    let is_head = parts.method == Method::HEAD;
     let (status, from, until) = match wanted(&parts.headers, size, &tag) {
+        // A range is one of GET alone (RFC 9110 §14.2).
+        Wanted::Part { .. } | Wanted::Beyond if is_head => (StatusCode::OK, 0, size),
         Wanted::Whole => (StatusCode::OK, 0, size),
         Wanted::Known => (StatusCode::NOT_MODIFIED, 0, 0),
         Wanted::Part { from, until } => (StatusCode::PARTIAL_CONTENT, from, until),
         Wanted::Beyond => (StatusCode::RANGE_NOT_SATISFIABLE, 0, 0),
     };
-    let empty = parts.method == Method::HEAD || from == until;
-    let body = if empty { Body::empty() } else { bytes(app, &row, from, until) };
+    let empty = is_head || from == until;
+    let body = if empty { Body::empty() } else { bytes(app, &row, from, until).await? };
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -136,7 +139,10 @@ fn wanted(headers: &HeaderMap, size: u64, tag: &str) -> Wanted {
 
 /// Reads a single range; several are answered with the whole, as is what is no range of bytes.
 fn part(range: &str, size: u64) -> Wanted {
-    let Some(range) = range.strip_prefix("bytes=") else { return Wanted::Whole };
+    let Some((unit, range)) = range.split_once('=') else { return Wanted::Whole };
+    if !unit.eq_ignore_ascii_case("bytes") {
+        return Wanted::Whole;
+    }
     let Some((first, last)) = range.trim().split_once('-').filter(|_| !range.contains(',')) else {
         return Wanted::Whole;
     };
@@ -154,24 +160,30 @@ fn part(range: &str, size: u64) -> Wanted {
     if from >= until { Wanted::Beyond } else { Wanted::Part { from, until } }
 }
 
-/// Reads a file piece by piece, each when the last one was taken.
-fn bytes<S: Store>(app: &Arc<App<S>>, row: &UploadRow, from: u64, until: u64) -> Body {
+/// Reads a file piece by piece, each when the last one was taken; the first one at once, so that a file which cannot be read
+/// is refused, and not cut off.
+async fn bytes<S: Store>(app: &Arc<App<S>>, row: &UploadRow, from: u64, until: u64) -> Result<Body, Refused> {
     let (app, id) = (Arc::clone(app), row.id);
-    Body::from_stream(stream::try_unfold(from, move |at| {
+    let step = move |at: u64| usize::try_from(until - at).unwrap_or(STEP).min(STEP);
+    let first = app.engine().read_file(id, from, step(from)).await?;
+    if first.is_empty() {
+        return Err(Fault::new(ErrorCode::HandlerError, "the bytes of the file are not there").into());
+    }
+    Ok(Body::from_stream(stream::try_unfold((from, Some(first)), move |(at, read)| {
         let app = Arc::clone(&app);
         async move {
-            let left = usize::try_from(until - at).unwrap_or(STEP).min(STEP);
-            if left == 0 {
-                return Ok(None);
-            }
-            let piece = app.engine().read_file(id, at, left).await.map_err(std::io::Error::other)?;
+            let piece = match read {
+                Some(piece) => piece,
+                None if at == until => return Ok(None),
+                None => app.engine().read_file(id, at, step(at)).await.map_err(std::io::Error::other)?,
+            };
             if piece.is_empty() {
                 return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
             }
             let next = at + piece.len() as u64;
-            Ok(Some((bytes::Bytes::from(piece), next)))
+            Ok(Some((bytes::Bytes::from(piece), (next, None))))
         }
-    }))
+    })))
 }
 
 #[cfg(test)]
@@ -185,6 +197,7 @@ mod tests {
             ("bytes=0-", some(0, 10)),
             ("bytes=0-0", some(0, 1)),
             ("bytes=3-5", some(3, 6)),
+            ("Bytes=3-5", some(3, 6)),
             ("bytes=9-99", some(9, 10)),
             ("bytes=-3", some(7, 10)),
             ("bytes=-99", some(0, 10)),
