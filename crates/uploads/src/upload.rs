@@ -292,7 +292,7 @@ impl Upload {
             return Err(Refused::WrongOffset { offset: self.received });
         }
         let Some(size) = size else { return Ok(None) };
-        let left = size - self.received;
+        let left = size.saturating_sub(self.received);
         if told_bytes.is_some_and(|told| told > left) {
             Err(Refused::TooLong { size })
         } else {
@@ -300,10 +300,12 @@ impl Upload {
         }
     }
 
-    /// Settles the size of a stream of which it was not told.
+    /// Settles the size of a stream of which it was not told. It says nothing of the state: whoever appends asks
+    /// [`Upload::admit_append`].
     ///
     /// # Errors
-    /// [`Refused::SizeSettled`] when another one was told before, or more bytes have come.
+    /// [`Refused::SizeSettled`] when another one was told before, or more bytes have come; [`Refused::OtherForm`] of an
+    /// upload in chunks.
     pub fn settle_size(&mut self, told: u64) -> Result<(), Refused> {
         match &mut self.form {
             Form::Chunks(_) => Err(Refused::OtherForm),
@@ -386,6 +388,12 @@ mod tests {
         upload.received = 10;
         assert!(upload.begin(NOW_MS).is_ok() && upload.turn(State::Done));
         assert_eq!(upload.admit_append(10, Some(0), NOW_MS), Ok(Some(0)), "nothing more, and no fault");
+        upload.received = 11;
+        assert_eq!(
+            upload.admit_append(11, None, NOW_MS),
+            Ok(Some(0)),
+            "a row that says too much takes nothing"
+        );
     }
 
     #[test]
