@@ -107,7 +107,8 @@ fn subfolder(parent: &OwnedFd, name: &str) -> Result<OwnedFd, ShellError> {
 
 fn failed(what: &'static str) -> impl Fn(Errno) -> ShellError {
     move |error| match error {
-        Errno::NOSPC | Errno::DQUOT => ShellError::Full,
+        // A file that the system takes no longer has no room either.
+        Errno::NOSPC | Errno::DQUOT | Errno::FBIG => ShellError::Full,
         Errno::NOENT => ShellError::Missing,
         Errno::EXIST => ShellError::Taken,
         error => ShellError::Failed(format!("{what}: {error}")),
@@ -251,12 +252,23 @@ impl DiskBytes {
     }
 }
 
+/// Tells whether a file can have bytes at a place: places are signed to the system.
+fn is_place(at: u64, bytes: usize) -> bool {
+    at.checked_add(bytes as u64).is_some_and(|end| i64::try_from(end).is_ok())
+}
+
 impl Bytes for DiskBytes {
     fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), ShellError> {
+        if !is_place(at, bytes.len()) {
+            return Err(ShellError::Full);
+        }
         self.0.write_all_at(bytes, at).map_err(io_failed("writing"))
     }
 
     fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, ShellError> {
+        if !is_place(at, buffer.len()) {
+            return Ok(0);
+        }
         let mut read = 0;
         while read < buffer.len() {
             match self.0.read_at(&mut buffer[read..], at + read as u64) {

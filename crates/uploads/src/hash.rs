@@ -80,6 +80,9 @@ pub struct RunningHashError;
 /// The bytes of a place before the state.
 const PLACE: usize = size_of::<u64>();
 
+/// How far a hash may have come to go on: the standard ends at twice as many bytes, and no file is as long.
+const THROUGH_MAX: u64 = 1 << 60;
+
 impl RunningHash {
     /// Returns how many bytes of the file are hashed.
     #[must_use]
@@ -108,14 +111,28 @@ impl RunningHash {
     /// Goes on with a state that was put away.
     ///
     /// # Errors
-    /// [`RunningHashError`] when it is none.
+    /// [`RunningHashError`] when it is none, or not one of so many bytes.
     pub fn resume(state: &[u8]) -> Result<Self, RunningHashError> {
-        let (through, state) = state.split_at_checked(PLACE).ok_or(RunningHashError)?;
-        let through = u64::from_le_bytes(through.try_into().map_err(|_| RunningHashError)?);
+        let (through, state) = state.split_first_chunk::<PLACE>().ok_or(RunningHashError)?;
+        let through = u64::from_le_bytes(*through);
+        if through > THROUGH_MAX || hashed(state) != Some(through) {
+            return Err(RunningHashError);
+        }
         let state = state.try_into().map_err(|_| RunningHashError)?;
         let hasher = Sha256::deserialize(&state).map_err(|_| RunningHashError)?;
         Ok(Self { hasher, through })
     }
+}
+
+/// Returns how many bytes a state of the hasher says it took: 32 bytes of values are followed by the number of whole blocks,
+/// in 8 bytes, and by that of the bytes behind them, in one. Should another version of the hasher write it in another
+/// way, every state is refused, and the file is read again.
+fn hashed(state: &[u8]) -> Option<u64> {
+    const BLOCK_BYTES: u64 = 64;
+    let (_, counts) = state.split_at_checked(32)?;
+    let (blocks, behind) = counts.split_first_chunk()?;
+    let whole = u64::from_le_bytes(*blocks).checked_mul(BLOCK_BYTES)?;
+    whole.checked_add(u64::from(*behind.first()?))
 }
 
 impl fmt::Debug for RunningHash {
@@ -153,6 +170,25 @@ mod tests {
         let state = RunningHash::default().put_away();
         for bad in [&state[1..], &state[..7], &[][..]] {
             assert_eq!(RunningHash::resume(bad).map(|hash| hash.through()), Err(RunningHashError));
+        }
+    }
+
+    #[test]
+    fn a_state_that_took_another_number_of_bytes_is_refused() {
+        let mut running = RunningHash::default();
+        running.update(&[7; 100]);
+        let state = running.put_away();
+        // The place, the number of blocks, that of the bytes behind them, and what lies behind those.
+        for at in (0..8).chain(40..49).chain([85, 111]) {
+            let mut damaged = state.clone();
+            damaged[at] ^= 1;
+            assert!(RunningHash::resume(&damaged).is_err(), "byte {at} of {}", state.len());
+        }
+        // More than can be hashed, in a state that agrees with itself.
+        for through in [1_u64 << 61, u64::MAX - 63] {
+            let counts = [&(through / 64).to_le_bytes()[..], &[0; 64]].concat();
+            let far = [&through.to_le_bytes()[..], &state[8..40], &counts].concat();
+            assert_eq!((far.len(), RunningHash::resume(&far).is_err()), (state.len(), true));
         }
     }
 }

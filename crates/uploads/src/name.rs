@@ -31,7 +31,8 @@ pub fn file_name(told: &str) -> String {
         name.push(letter);
     }
     let kept = name.trim();
-    if kept.is_empty() || kept.chars().all(|letter| letter == '.') { "file".into() } else { kept.into() }
+    let says_nothing = kept.chars().all(|letter| letter == '.' || letter.is_whitespace());
+    if says_nothing { "file".into() } else { kept.into() }
 }
 
 /// Control characters, separators of lines, and what steers or hides text: direction marks, joiners, byte order marks,
@@ -132,6 +133,7 @@ mod tests {
             ("e\u{301}", "\u{e9}"),
             ("", "file"),
             ("...", "file"),
+            (". .", "file"),
             (" / ", "file"),
             ("  a b  ", "a b"),
             (".profile", ".profile"),

@@ -159,12 +159,11 @@ impl<B: Bytes> PartWriter<B> {
     /// Writes the next bytes.
     ///
     /// # Errors
-    /// [`PartError`] says why not. What is not acknowledged is written again by whoever sends it again.
+    /// [`PartError`] says why not; then none of them are hashed. What is not acknowledged is written again by whoever
+    /// sends it again.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), PartError> {
-        let end = self.at + bytes.len() as u64;
-        if end > self.end {
-            return Err(PartError::TooLong);
-        }
+        let end = self.at.checked_add(bytes.len() as u64).filter(|end| *end <= self.end);
+        let end = end.ok_or(PartError::TooLong)?;
         self.bytes.write_at(self.at, bytes)?;
         self.at = end;
         if let Some(digest) = &mut self.digest {
@@ -206,12 +205,14 @@ impl<B: Bytes> PartWriter<B> {
 /// Bytes that are read at once to hash them.
 const STEP: usize = 128 << 10;
 
-/// Hashes the rest of a file behind what is hashed already, up to its size.
+/// Hashes the rest of a file behind what is hashed already, up to its size. Where more is hashed than the file has, it is
+/// hashed from its beginning.
 ///
 /// # Errors
 /// [`ShellError::Missing`] when it is shorter, and whatever reading fails with.
-pub fn hash_rest(bytes: &impl Bytes, mut running: RunningHash, size: u64) -> Result<Digest, ShellError> {
-    let left = size.saturating_sub(running.through());
+pub fn hash_rest(bytes: &impl Bytes, running: RunningHash, size: u64) -> Result<Digest, ShellError> {
+    let mut running = if running.through() > size { RunningHash::default() } else { running };
+    let left = size - running.through();
     if read_steps(bytes, running.through(), left, |step| running.update(step))? {
         Ok(running.digest())
     } else {

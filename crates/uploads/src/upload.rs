@@ -108,6 +108,14 @@ pub enum Expiry {
 
 const HOUR_MS: u64 = 3_600_000;
 
+/// The last millisecond of the year 9999. Later times have no date in RFC 3339.
+const LAST_MS: u64 = 253_402_300_799_999;
+
+/// Returns a time so long after another one; what would come after the year 9999 comes at its end.
+fn later(than_ms: u64, by_ms: u64) -> u64 {
+    than_ms.saturating_add(by_ms).min(LAST_MS)
+}
+
 impl Default for Expiry {
     /// 24 hours after the last byte, and 7 days after the opening.
     fn default() -> Self {
@@ -116,22 +124,23 @@ impl Default for Expiry {
 }
 
 impl Expiry {
-    /// Returns when an upload goes whose last byte came at a time; all in Unix milliseconds.
+    /// Returns when an upload goes whose last byte came at a time; all in Unix milliseconds. It is never later than the
+    /// end of the year 9999.
     #[must_use]
     pub fn expires_ms(&self, opened_ms: u64, last_byte_ms: u64) -> u64 {
         match self {
             Self::Sliding { idle_ms, whole_ms } => {
-                last_byte_ms.saturating_add(*idle_ms).min(opened_ms.saturating_add(*whole_ms))
+                later(last_byte_ms, *idle_ms).min(later(opened_ms, *whole_ms))
             }
-            Self::Fixed { whole_ms } => opened_ms.saturating_add(*whole_ms),
+            Self::Fixed { whole_ms } => later(opened_ms, *whole_ms),
         }
     }
 
-    /// Returns when an upload goes at the latest, in Unix milliseconds.
+    /// Returns when an upload goes at the latest, in Unix milliseconds, and never later than the end of the year 9999.
     #[must_use]
     pub fn at_the_latest_ms(&self, opened_ms: u64) -> u64 {
         match self {
-            Self::Sliding { whole_ms, .. } | Self::Fixed { whole_ms } => opened_ms.saturating_add(*whole_ms),
+            Self::Sliding { whole_ms, .. } | Self::Fixed { whole_ms } => later(opened_ms, *whole_ms),
         }
     }
 }
@@ -283,7 +292,7 @@ impl Upload {
             return Err(Refused::WrongOffset { offset: self.received });
         }
         let Some(size) = size else { return Ok(None) };
-        let left = size - self.received;
+        let left = size.saturating_sub(self.received);
         if told_bytes.is_some_and(|told| told > left) {
             Err(Refused::TooLong { size })
         } else {
@@ -291,10 +300,12 @@ impl Upload {
         }
     }
 
-    /// Settles the size of a stream of which it was not told.
+    /// Settles the size of a stream of which it was not told. It says nothing of the state: whoever appends asks
+    /// [`Upload::admit_append`].
     ///
     /// # Errors
-    /// [`Refused::SizeSettled`] when another one was told before, or more bytes have come.
+    /// [`Refused::SizeSettled`] when another one was told before, or more bytes have come; [`Refused::OtherForm`] of an
+    /// upload in chunks.
     pub fn settle_size(&mut self, told: u64) -> Result<(), Refused> {
         match &mut self.form {
             Form::Chunks(_) => Err(Refused::OtherForm),
@@ -377,6 +388,12 @@ mod tests {
         upload.received = 10;
         assert!(upload.begin(NOW_MS).is_ok() && upload.turn(State::Done));
         assert_eq!(upload.admit_append(10, Some(0), NOW_MS), Ok(Some(0)), "nothing more, and no fault");
+        upload.received = 11;
+        assert_eq!(
+            upload.admit_append(11, None, NOW_MS),
+            Ok(Some(0)),
+            "a row that says too much takes nothing"
+        );
     }
 
     #[test]
@@ -417,5 +434,22 @@ mod tests {
         assert_eq!(upload.require_open(NOW_MS + 9), Ok(()));
         assert_eq!(upload.require_open(NOW_MS + 10), Err(Refused::Gone(State::Expired)));
         assert_eq!(Upload { state: State::Done, ..upload }.state_at(u64::MAX), State::Done);
+    }
+
+    #[test]
+    fn no_time_is_after_the_year_9999() {
+        let far = Expiry::Sliding { idle_ms: u64::MAX, whole_ms: u64::MAX };
+        let table = [
+            (far, 0),
+            (far, u64::MAX),
+            (Expiry::Fixed { whole_ms: u64::MAX }, NOW_MS),
+            (Expiry::Fixed { whole_ms: 1 }, LAST_MS),
+        ];
+        for (expiry, opened) in table {
+            let told = (expiry.expires_ms(opened, opened), expiry.at_the_latest_ms(opened));
+            assert_eq!(told, (LAST_MS, LAST_MS), "{expiry:?} from {opened}");
+        }
+        let short = Expiry::Fixed { whole_ms: 1 };
+        assert_eq!(short.expires_ms(LAST_MS - 2, 0), LAST_MS - 1, "the last ones are told as they are");
     }
 }

@@ -3,7 +3,9 @@
 
 use std::num::NonZeroU64;
 
-use driftline_uploads::{Bytes, Digest, Durability, MemoryShell, Plan, Shell, ShellError, UploadId, rehash};
+use driftline_uploads::{
+    Bytes, Digest, Durability, MemoryShell, PartError, PartWriter, Plan, Shell, ShellError, UploadId, rehash,
+};
 
 mod support;
 
@@ -49,6 +51,25 @@ fn cutting(shell: &impl Shell) {
 fn bytes_are_cut_and_not_lengthened() {
     cutting(&MemoryShell::default());
     cutting(&Folder::new().disk());
+}
+
+fn far_places(shell: &impl Shell) {
+    let mut bytes = staged(shell, &ID, b"0123");
+    for at in [5, 1 << 62, i64::MAX as u64, 1 << 63, u64::MAX] {
+        assert_eq!(bytes.read_at(at, &mut [0; 10]), Ok(0), "nothing lies at {at}");
+    }
+    for at in [i64::MAX as u64, 1 << 63, u64::MAX - 1, u64::MAX] {
+        assert_eq!(bytes.write_at(at, b"xx"), Err(ShellError::Full), "there is no room at {at}");
+    }
+    let mut writer = PartWriter::new(bytes, u64::MAX - 1, u64::MAX, None);
+    assert_eq!(writer.write(b"xx"), Err(PartError::TooLong));
+    assert_eq!(read(&shell.stage(&ID).unwrap()), b"0123");
+}
+
+#[test]
+fn places_that_no_file_has_are_empty_and_full() {
+    far_places(&MemoryShell::default());
+    far_places(&Folder::new().disk());
 }
 
 fn listing(shell: &impl Shell) {

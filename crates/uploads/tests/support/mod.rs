@@ -1,4 +1,4 @@
-//! What the tests of shells share.
+//! What the tests share: folders, and a generator.
 #![allow(dead_code, reason = "each test takes its part")]
 
 use std::fs;
@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use driftline_uploads::Disk;
+
+pub(crate) mod rng;
 
 /// A folder that goes with the test.
 pub(crate) struct Folder(pub(crate) PathBuf);
