@@ -4,49 +4,23 @@
 mod support;
 
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use driftline_engine::{Listeners as _, Store as _, StoreError};
+use driftline_engine::{Listeners as _, Store as _};
 use driftline_model::TenantId;
 use driftline_protocol::Inbound;
 use driftline_storage::MemoryStore;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::socket::Socket;
-use driftline_testkit::{Hook, World, Wrapped};
+use driftline_testkit::{World, Wrapped};
 use driftline_transport::{Access, Door, Grant, ROUTES, Route, RouteId};
 use serde_json::{Value, json};
+use support::leaving::Leaving;
 use support::{Harness, SYNC_ID, Setup, create, grant, patch, sign, start_on, telemetry, told};
 use tokio::time::timeout;
 
-/// What a driver says of a database that is away. It is for the log, not for clients.
-const REASON: &str = "no route to db-7.internal:5432";
-
 /// More calls than one request ever makes.
 const CALLS_MAX: usize = 20;
-
-/// A database that answers so many more calls and is away then.
-#[derive(Clone)]
-struct Leaving(Arc<AtomicUsize>);
-
-impl Leaving {
-    fn answers(&self, calls: usize) {
-        self.0.store(calls, Ordering::SeqCst);
-    }
-
-    fn stays(&self) {
-        self.answers(usize::MAX);
-    }
-}
-
-impl Hook<MemoryStore> for Leaving {
-    fn admit(&self) -> Result<(), StoreError> {
-        let less = |left: usize| if left == usize::MAX { Some(left) } else { left.checked_sub(1) };
-        let left = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
-        left.map(drop).map_err(|_| StoreError::Unavailable(REASON.into()))
-    }
-}
 
 /// A server whose database leaves when it is told to. It holds the record `r-1`, an open conflict about it, a
 /// policy, and a notification.
@@ -59,7 +33,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let database = Leaving(Arc::new(AtomicUsize::new(usize::MAX)));
+        let database = Leaving::default();
         let around = |store| Wrapped::new(store, database.clone());
         let manual = support::decided_by(&json!({"strategy": "manual"}));
         let kinds = telemetry::kinds().into_iter().chain([("ticket", manual)]).collect();

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use driftline_engine::{Blobs, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
 use driftline_model::Limits;
 use driftline_testkit::http::{Request, Response, soon};
+use driftline_testkit::Wrapped;
 use driftline_testkit::socket::Socket;
 use driftline_uploads::{Durability, Expiry, Shell as _};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::json;
+use support::leaving::Leaving;
 use support::trial::TrialShell;
 use support::uploading::{
     FILE, Upload, chunk_of, code, create, fill, finalize, offset, open, patch, put, send, sha256, started,
@@ -276,62 +278,50 @@ async fn what_is_damaged_where_it_lies_is_never_published_as_what_was_sent() {
     assert_eq!(file_of(&harness, &id).await.body, FILE);
 }
 
-/// Uploads as a client does that tries again whatever fails, and counts how often it had to.
-async fn insist(harness: &Harness) -> u32 {
-    let (mut failed, mut place) = (0, None);
-    loop {
-        assert!(failed < 20, "it never ends");
-        let id: &str = match &place {
-            Some(Upload { id, .. }) => id,
-            None => {
-                let body = json!({"filename": "a", "size": FILE.len()});
-                let opened = harness.ask("t1", "ada", Request::post("/api/v1/uploads/init", &body)).await;
-                if opened.status == 201 {
-                    let doc = opened.json();
-                    place = Some(Upload { id: text(&doc["upload_id"]), secret: String::new() });
-                } else {
-                    failed += 1;
-                    harness.shell.mend();
-                }
-                continue;
+#[tokio::test]
+async fn wherever_the_disk_fails_an_upload_goes_on() {
+    for over_tus in [false, true] {
+        let mut call = 0;
+        loop {
+            let harness = started(UploadRules::default()).await;
+            harness.shell.fail_after(call);
+            let mend = || drop(harness.shell.mend());
+            let failed =
+                if over_tus { insist_over_tus(&harness, mend).await } else { insist(&harness, mend).await };
+            if failed == 0 {
+                break;
             }
-        };
-        let mut requests: Vec<Request> = (0..3).map(|index| put(id, index, chunk_of(index))).collect();
-        requests.push(finalize(id, &sha256(FILE)));
-        let mut done = true;
-        for request in requests {
-            let (answer, body) = send(harness, request).await;
-            if answer != 200 {
-                assert!(matches!(answer, 409 | 410 | 500 | 503), "{answer} {body}");
-                // What failed on the way to the end may have come to it all the same.
-                done = answer == 410;
-                failed += u32::from(!done);
-                harness.shell.mend();
-            }
+            harness.clock.advance(2 * 3_600_000);
+            harness.app.sweep_uploads().await.expect("a sweep");
+            assert_eq!(harness.shell.staged(), 0, "after call {call}");
+            call += 1;
         }
-        if done && status(harness, id).await["state"] == "done" {
-            assert_eq!(file_of(harness, id).await.body, FILE);
-            return failed;
-        }
+        assert!(call >= 8, "{call}");
     }
 }
 
 #[tokio::test]
-async fn wherever_the_disk_fails_the_upload_goes_on() {
-    let untroubled = {
-        let harness = started(UploadRules::default()).await;
-        insist(&harness).await;
-        harness.shell.calls()
-    };
-    assert!(untroubled >= 8, "{untroubled}");
-    for call in 0..untroubled {
-        let harness = started(UploadRules::default()).await;
-        harness.shell.fail_after(call);
-        let failed = insist(&harness).await;
-        assert!(failed > 0, "call {call} did not fail");
-        harness.clock.advance(2 * 3_600_000);
-        harness.app.sweep_uploads().await.expect("a sweep");
-        assert_eq!(harness.shell.staged(), 0, "after call {call}");
+async fn wherever_the_database_leaves_an_upload_goes_on() {
+    for over_tus in [false, true] {
+        let mut call = 0;
+        loop {
+            let database = Leaving::default();
+            let harness = start_on(Setup::default(), |store| Wrapped::new(store, database.clone())).await;
+            // What nobody asks twice for is known before.
+            assert_eq!(harness.ask("t1", "ada", Request::get("/api/v1/uploads/none")).await.status, 404);
+            database.answers(call);
+            let mend = || drop(database.stays());
+            let failed =
+                if over_tus { insist_over_tus(&harness, mend).await } else { insist(&harness, mend).await };
+            if failed == 0 {
+                break;
+            }
+            harness.clock.advance(2 * 3_600_000);
+            harness.app.sweep_uploads().await.expect("a sweep");
+            assert_eq!(harness.shell.staged(), 0, "after call {call}");
+            call += 1;
+        }
+        assert!(call >= 20, "{call}");
     }
 }
 

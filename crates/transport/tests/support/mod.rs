@@ -3,6 +3,7 @@
 
 pub mod files;
 pub mod gated;
+pub mod leaving;
 pub mod sse;
 pub mod telemetry;
 pub mod trial;
