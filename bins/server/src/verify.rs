@@ -6,8 +6,8 @@ use std::time::Duration;
 use driftline_engine::{Blobs, UploadRow, Verdict, Verify};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::ChildStdin;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{ChildStdin, ChildStdout};
 
 /// A program that reads a file from its standard input and says with its exit code what it is: 0 releases the file, 1
 /// refuses it, and anything else says that it could not look now. The first line that it prints is the reason.
@@ -23,6 +23,9 @@ const KEPT: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ"];
 
 /// Bytes that are handed over at once.
 const STEP: usize = 64 << 10;
+
+/// Bytes of what a program prints that are kept; the rest is read and forgotten.
+const PRINTED: u64 = 4096;
 
 /// The most of a reason that is told.
 const REASON_CHARS: usize = 200;
@@ -57,25 +60,35 @@ impl Command {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()?;
-        let stdin = child.stdin.take();
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let fed = async {
             match stdin {
                 Some(stdin) => feed(stdin, row, blobs).await,
                 None => Ok(()),
             }
         };
-        let (fed, output) = tokio::join!(fed, child.wait_with_output());
-        let output = output?;
-        let printed = String::from_utf8_lossy(&output.stdout);
+        let (fed, printed, status) = tokio::join!(fed, printed(stdout), child.wait());
+        let (printed, status) = (printed?, status?);
+        let printed = String::from_utf8_lossy(&printed);
         let first = printed.lines().next().unwrap_or_default();
         let reason: String = first.chars().filter(|letter| !letter.is_control()).take(REASON_CHARS).collect();
-        Ok(match (output.status.code(), fed) {
+        Ok(match (status.code(), fed) {
             (_, Err(error)) => Verdict::Later(error),
             (Some(0), Ok(())) => Verdict::Released,
             (Some(1), Ok(())) => Verdict::Refused(reason),
             (code, Ok(())) => Verdict::Later(format!("the program ended with {code:?}: {reason}")),
         })
     }
+}
+
+/// Reads what a program prints, to its end.
+async fn printed(stdout: Option<ChildStdout>) -> std::io::Result<Vec<u8>> {
+    let mut printed = Vec::new();
+    if let Some(mut stdout) = stdout {
+        (&mut stdout).take(PRINTED).read_to_end(&mut printed).await?;
+        tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await?;
+    }
+    Ok(printed)
 }
 
 /// Writes a file to a program. One that has seen enough may close its end.

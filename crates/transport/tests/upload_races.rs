@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use driftline_engine::{Blobs, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
 use driftline_model::Limits;
-use driftline_testkit::http::{Request, Response, soon};
 use driftline_testkit::Wrapped;
+use driftline_testkit::http::{Request, Response, soon};
 use driftline_testkit::socket::Socket;
 use driftline_uploads::{Durability, Expiry, Shell as _};
 use futures_util::FutureExt as _;

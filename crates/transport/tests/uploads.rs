@@ -355,6 +355,21 @@ async fn the_secret_of_an_upload_opens_that_one_only() {
     assert_eq!((status.status, &status.json()["received"]), (200, &json!(2)));
     let file = Request::get(&format!("/api/v1/files/{}", own.id)).bearer(&own.secret);
     assert_eq!(file.send(harness.address).await.status, 401, "it opens no file");
+    // Over tus the secret is the end of the path. With another one there is nothing, whoever asks.
+    let created = create(&harness, |request| request.header("upload-length", "20")).await;
+    let place = created.header("location").expect("a place").to_owned();
+    let last = if place.ends_with('0') { "1" } else { "0" };
+    let wrong = format!("{}{last}", &place[..place.len() - 1]);
+    let none = wrong[..39].to_owned();
+    for place in [wrong, none, format!("{place}0"), place.to_uppercase().replace("FILES", "files")] {
+        for request in
+            [tus(Request::new("HEAD", &place)), patch(&place, 0, FILE), tus(Request::new("DELETE", &place))]
+        {
+            let refused = harness.ask("t1", "ada", request).await;
+            assert_eq!(refused.status, 404, "{place}");
+        }
+    }
+    assert_eq!(offset(&harness, &place).await, Some(0));
     // An upload in chunks is none over tus, and nobody ends its file there.
     fill(&harness, &own.id).await;
     assert_eq!(send(&harness, finalize(&own.id, &sha256(FILE))).await.0, 200);

@@ -1,8 +1,9 @@
 //! `load upload`: files in chunks, one connection for each, with SHA-256; the plain dialect writes the same chunks.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use driftline_uploads::Digest;
 use serde::Serialize;
@@ -43,7 +44,13 @@ pub(crate) struct Options {
     /// Chunks of a file, each of 1 MiB: an item of the report is one of them.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
     chunks: u64,
+    /// Each connection holds one chunk open and sends 1 KiB of it every second: an item of the report is one of these.
+    #[arg(long)]
+    slow: bool,
 }
+
+/// The bytes that a slow upload sends at once, and the time between two times.
+const SLOW: (usize, Duration) = (1 << 10, Duration::from_secs(1));
 
 /// The bytes of a chunk.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -77,7 +84,11 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
             name: format!("{:x}-{index}", run_number()),
         };
         let way = (options.common.dialect, options.front);
-        tasks.spawn(uploader.upload_on(way, window));
+        if options.slow {
+            tasks.spawn(uploader.hold_open(way, window));
+        } else {
+            tasks.spawn(uploader.upload_on(way, window));
+        }
     }
     let (seen, tally) = observe(window, &options.common.pid, tasks).await?;
     let report = Report::new(("upload", Unit::Items), (options, &options.common), &seen, tally)?;
@@ -129,6 +140,37 @@ impl Uploader {
             }
         }
         tally
+    }
+
+    /// Sends one chunk slowly until the window ends.
+    async fn hold_open(mut self, way: (Dialect, Front), window: Window) -> Tally {
+        let mut tally = Tally::new(window);
+        if let Err(error) = self.dribble(way, window, &mut tally).await {
+            tally.errors.add(&error.to_string(), 1);
+        }
+        tally
+    }
+
+    async fn dribble(&mut self, way: (Dialect, Front), window: Window, tally: &mut Tally) -> Result<()> {
+        let (path, headers) = match way {
+            (Dialect::Driftline, Front::Native) => {
+                (format!("{}/chunk/0", self.open().await?), format!("x-chunk-sha256: {}\r\n", self.digest))
+            }
+            (Dialect::Driftline, Front::Tus) => (self.create().await?, tus_headers(0)),
+            (Dialect::Plain, _) => bail!("the plain dialect has no slow uploads"),
+        };
+        let method = if way.1 == Front::Tus { "PATCH" } else { "PUT" };
+        self.begin(method, &path, &headers, CHUNK_BYTES).await?;
+        for piece in self.chunk.chunks(SLOW.0) {
+            let due = now();
+            if due >= window.until {
+                break;
+            }
+            self.stream.write_all(piece).await?;
+            tally.done(due, now(), 1);
+            tokio::time::sleep(SLOW.1).await;
+        }
+        Ok(())
     }
 
     async fn upload(
@@ -194,13 +236,18 @@ impl Uploader {
         Ok(place.split_once("://").map_or(place, |(_, rest)| &rest[rest.find('/').unwrap_or(0)..]).to_owned())
     }
 
-    async fn ask(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> Result<Answer> {
+    /// Sends the head of a request whose body has so many bytes.
+    async fn begin(&mut self, method: &str, path: &str, headers: &str, bytes: usize) -> Result<()> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n{headers}", self.host);
         if !self.token.is_empty() {
             write!(head, "authorization: Bearer {}\r\n", self.token)?;
         }
-        write!(head, "content-length: {}\r\n\r\n", body.len())?;
-        self.stream.write_all(head.as_bytes()).await?;
+        write!(head, "content-length: {bytes}\r\n\r\n")?;
+        Ok(self.stream.write_all(head.as_bytes()).await?)
+    }
+
+    async fn ask(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> Result<Answer> {
+        self.begin(method, path, headers, body.len()).await?;
         self.stream.write_all(body).await?;
         loop {
             if let Some(end) = self.input.windows(4).position(|four| four == b"\r\n\r\n") {

@@ -172,7 +172,8 @@ pub async fn insist_over_tus(harness: &Harness<impl Store>, mend: impl Fn()) -> 
             continue;
         };
         if at == 20 {
-            let file = harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{}", &place[7..39]))).await;
+            let file =
+                harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{}", &place[7..39]))).await;
             if file.status == 200 {
                 assert_eq!(file.body, FILE);
                 return failed;
