@@ -212,8 +212,8 @@ const STEP: usize = 128 << 10;
 /// [`ShellError::Missing`] when it is shorter, and whatever reading fails with.
 pub fn hash_rest(bytes: &impl Bytes, running: RunningHash, size: u64) -> Result<Digest, ShellError> {
     let mut running = if running.through() > size { RunningHash::default() } else { running };
-    let left = size - running.through();
-    if read_steps(bytes, running.through(), left, |step| running.update(step))? {
+    let (at, left) = (running.through(), size - running.through());
+    if read_steps(bytes, (at, left), &mut step_for(left), |step| running.update(step))? {
         Ok(running.digest())
     } else {
         Err(ShellError::Missing)
@@ -246,11 +246,12 @@ pub fn rehash(
     digests: impl Iterator<Item = (u64, Digest)>,
 ) -> Result<Vec<u64>, ShellError> {
     let mut wrong = Vec::new();
+    let mut room = step_for(plan.chunk_bytes());
     for (index, digest) in digests {
         let is_right = match plan.chunk(index) {
-            Some((at, len)) => {
+            Some(place) => {
                 let mut hasher = Sha256::new();
-                let is_whole = read_steps(bytes, at, len, |step| hasher.update(step))?;
+                let is_whole = read_steps(bytes, place, &mut room, |step| hasher.update(step))?;
                 is_whole && Digest::of(hasher.finalize().into()) == digest
             }
             None => false,
@@ -262,21 +263,25 @@ pub fn rehash(
     Ok(wrong)
 }
 
-/// Reads so many bytes from a place on, step by step; tells whether all of them are there.
+/// Makes room for what is read at once of so many bytes.
+fn step_for(bytes: u64) -> Vec<u8> {
+    vec![0; usize::try_from(bytes).unwrap_or(STEP).min(STEP)]
+}
+
+/// Reads from a place on so many bytes, step by step; tells whether all of them are there.
 fn read_steps(
     bytes: &impl Bytes,
-    mut at: u64,
-    mut left: u64,
+    (mut at, mut left): (u64, u64),
+    room: &mut [u8],
     mut take: impl FnMut(&[u8]),
 ) -> Result<bool, ShellError> {
-    let mut step = vec![0; usize::try_from(left).unwrap_or(STEP).min(STEP)];
     while left > 0 {
-        let room = usize::try_from(left).unwrap_or(STEP).min(STEP);
-        let len = bytes.read_at(at, &mut step[..room])?;
+        let most = usize::try_from(left).unwrap_or(room.len()).min(room.len());
+        let len = bytes.read_at(at, &mut room[..most])?;
         if len == 0 {
             return Ok(false);
         }
-        take(&step[..len]);
+        take(&room[..len]);
         (at, left) = (at + len as u64, left - len as u64);
     }
     Ok(true)

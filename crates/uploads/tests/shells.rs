@@ -126,6 +126,10 @@ fn rehashing(shell: &impl Shell) {
     bytes.set_len(0).unwrap();
     assert_eq!(wrong(&bytes), Ok(vec![0, 1, 2, 3]));
 
+    // What is there of a chunk does not stand for it.
+    let beginning = [(0, Digest::hash(b""))].into_iter();
+    assert_eq!(rehash(&bytes, &plan, beginning), Ok(vec![0]));
+
     // Chunks that the plan does not have.
     let beyond = [(4, Digest::hash(b"")), (u64::MAX, Digest::hash(b""))].into_iter();
     assert_eq!(rehash(&bytes, &plan, beyond), Ok(vec![4, u64::MAX]));
