@@ -1,6 +1,6 @@
 //! What becomes of uploads and of the rights to write them, the same in every store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use driftline_engine::{
     Joining, Kept, LeaseKey, Leased, Renewed, StoreError, StreamReceipt, UploadCaps, UploadOnce,
@@ -9,9 +9,6 @@ use driftline_engine::{
 use driftline_uploads::{State, UploadId};
 
 use crate::once::{self, Met, meet_change};
-
-/// Chunks by their places, with the names that the place of the bytes has for them.
-pub(crate) type Tags = Vec<(u64, Option<Box<str>>)>;
 
 /// What decides whether an upload may be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +77,17 @@ pub(crate) fn refused(row: &UploadRow, caps: UploadCaps, open: u64, used: u64) -
     }
 }
 
+/// Tells why a chunk is not taken of somebody who may not have the right to it. What is said of every receipt is said in
+/// one order: that the upload is not open, that somebody else was there before, that the right is lost, that there is no
+/// room.
+pub(crate) fn chunk_refused(state: Option<State>, is_there: bool) -> Kept {
+    match state {
+        Some(State::Open) if is_there => Kept::Overtaken,
+        Some(State::Open) => Kept::Lost,
+        other => Kept::NotOpen(other),
+    }
+}
+
 /// What a receipt of a stream makes of its upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Streamed {
@@ -87,8 +95,13 @@ pub(crate) struct Streamed {
     pub(crate) reserved: u64,
 }
 
-/// Tells how a stream goes on, if its tenant's quota has room for what it reserves beyond what it has.
-pub(crate) fn go_on(standing: Option<&Standing>, receipt: &StreamReceipt) -> Result<Streamed, Kept> {
+/// Tells how a stream goes on, if its tenant's quota has room for what it reserves beyond what it has. `holds` tells
+/// whether whoever wrote has the right to it; the order of what is refused is that of [`chunk_refused`].
+pub(crate) fn go_on(
+    standing: Option<&Standing>,
+    receipt: &StreamReceipt,
+    holds: impl FnOnce() -> bool,
+) -> Result<Streamed, Kept> {
     let Some(standing) = standing else { return Err(Kept::NotOpen(None)) };
     if standing.state != State::Open {
         return Err(Kept::NotOpen(Some(standing.state)));
@@ -98,41 +111,72 @@ pub(crate) fn go_on(standing: Option<&Standing>, receipt: &StreamReceipt) -> Res
     if standing.received != receipt.from || other {
         return Err(Kept::Overtaken);
     }
+    if !holds() {
+        return Err(Kept::Lost);
+    }
     let size = standing.size.or(receipt.size);
-    let reserved = standing.reserved.max(receipt.to).max(size.unwrap_or(0));
+    // What was reserved beyond the size is given back once that is settled.
+    let reserved = size.unwrap_or(standing.reserved).max(receipt.to);
     Ok(Streamed { size, reserved })
 }
 
+/// Tells what an upload has reserved when it asks for so many bytes in all, if its tenant's quota has room; nothing: it
+/// cannot have them.
+pub(crate) fn reserved(standing: Option<&Standing>, bytes: u64) -> Option<u64> {
+    let standing = standing.filter(|standing| standing.state == State::Open)?;
+    match standing.size {
+        // It has what it needs, and gets no more.
+        Some(_) => (standing.reserved >= bytes).then_some(standing.reserved),
+        None => Some(standing.reserved.max(bytes)),
+    }
+}
+
 /// What a turn makes of an upload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Turned {
     pub(crate) reserved: u64,
     /// Whether its chunks are of no use any more.
     pub(crate) forgets: bool,
+    /// The bytes of chunks that are taken back, if there are such, and with them what is known of the file's hash.
+    pub(crate) missing: Option<BTreeMap<u64, u64>>,
 }
 
-/// Tells what a turn makes of an upload; nothing: it may not be made.
-pub(crate) fn turned(standing: Option<&Standing>, turn: &UploadTurn) -> Option<Turned> {
+/// Tells what a turn makes of an upload; nothing: it may not be made. `holds` tells whether somebody has the right to
+/// finalize.
+pub(crate) fn turned(
+    standing: Option<&Standing>,
+    turn: &UploadTurn,
+    holds: impl FnOnce(u64) -> bool,
+) -> Option<Turned> {
     let standing = standing.filter(|standing| standing.state == turn.from)?;
     let whole = standing.size == Some(standing.received);
     let early = turn.overdue && turn.at_ms < standing.expires_ms;
-    if !turn.from.may_become(turn.to) || (turn.whole && !whole) || early {
+    if !turn.from.may_become(turn.to) || (turn.whole && !whole) || early || !turn.holder.is_none_or(holds) {
         return None;
     }
-    Some(match turn.to {
-        State::Cancelled | State::Expired => Turned { reserved: 0, forgets: true },
-        State::Done => Turned { reserved: standing.size.unwrap_or(standing.reserved), forgets: false },
-        State::Open | State::Finalizing => Turned { reserved: standing.reserved, forgets: false },
-    })
+    let reserved = match turn.to {
+        State::Cancelled | State::Expired => 0,
+        State::Done => standing.size.unwrap_or(standing.reserved),
+        State::Open | State::Finalizing => standing.reserved,
+    };
+    let is_back = turn.to == State::Open && !turn.missing.is_empty();
+    let missing = is_back.then(|| turn.missing.iter().copied().collect());
+    Some(Turned { reserved, forgets: !is_live(turn.to), missing })
 }
 
 /// Leases below which it is not worth looking for ended ones.
 const LEASES_MIN: usize = 1024;
 
 /// The rights to write that one process gives.
+///
+/// One that ended is its holder's until somebody takes it. It may be forgotten before when there are many: then what the
+/// holder wrote is refused, which is safe.
 #[derive(Debug, Clone)]
 pub(crate) struct Leases {
     held: HashMap<LeaseKey, Lease>,
+    /// Those by which something is being committed. Nobody takes one of them over: he would read what was before the
+    /// commit, and write where bytes are about to be acknowledged.
+    settling: HashSet<LeaseKey>,
     /// How many there may be before those that ended are removed.
     sweep_at: usize,
 }
@@ -153,7 +197,7 @@ impl Lease {
 
 impl Default for Leases {
     fn default() -> Self {
-        Self { held: HashMap::new(), sweep_at: LEASES_MIN }
+        Self { held: HashMap::new(), settling: HashSet::new(), sweep_at: LEASES_MIN }
     }
 }
 
@@ -165,8 +209,14 @@ impl Leases {
         (now_ms, until_ms): (u64, u64),
         evict: bool,
     ) -> Leased {
-        let held = self.held.get_mut(&key).filter(|held| now_ms < held.until_ms);
+        let settling = self.settling.contains(&key) && !self.holds(key, holder);
+        let held = self.held.get_mut(&key).filter(|held| settling || now_ms < held.until_ms);
         match held {
+            // The commit will not take long.
+            None if settling => return Leased::Busy { until_ms: now_ms + 1 },
+            Some(held) if settling && held.until_ms <= now_ms => {
+                return Leased::Busy { until_ms: now_ms + 1 };
+            }
             Some(held) if held.holder == holder => held.until_ms = until_ms,
             Some(held) => {
                 held.wanted |= evict;
@@ -191,9 +241,28 @@ impl Leases {
     }
 
     pub(crate) fn release(&mut self, key: LeaseKey, holder: u64) {
-        if self.held.get(&key).is_some_and(|held| held.holder == holder) {
+        if self.holds(key, holder) {
             self.held.remove(&key);
         }
+    }
+
+    /// Tells whether a right is somebody's: nobody took it, and it was not given back.
+    pub(crate) fn holds(&self, key: LeaseKey, holder: u64) -> bool {
+        self.held.get(&key).is_some_and(|held| held.holder == holder)
+    }
+
+    /// Keeps everybody else from a right until [`Leases::settled`], if it is somebody's; tells whether it is.
+    pub(crate) fn settle(&mut self, key: LeaseKey, holder: u64) -> bool {
+        let holds = self.holds(key, holder);
+        if holds {
+            self.settling.insert(key);
+        }
+        holds
+    }
+
+    /// Ends what [`Leases::settle`] began.
+    pub(crate) fn settled(&mut self, key: LeaseKey) {
+        self.settling.remove(&key);
     }
 
     /// Removes what ended, once as much has come again as was left the last time.
@@ -240,19 +309,130 @@ mod tests {
             to: 5,
             size: None,
             running: None,
+            holder: 0,
             at_ms: 0,
             expires_ms: 0,
             quota_bytes: 0,
         };
-        let on = |size, receipt_size| {
+        let on = |size, reserved, receipt_size| {
             let receipt = StreamReceipt { size: receipt_size, ..receipt.clone() };
-            let reserved = if size == Some(9) { 9 } else { 3 };
-            go_on(Some(&Standing { size, reserved, ..standing }), &receipt)
+            go_on(Some(&Standing { size, reserved, ..standing }), &receipt, || true)
         };
-        assert_eq!(on(None, None), Ok(Streamed { size: None, reserved: 5 }));
-        assert_eq!(on(None, Some(9)), Ok(Streamed { size: Some(9), reserved: 9 }));
-        assert_eq!(on(Some(9), None), Ok(Streamed { size: Some(9), reserved: 9 }));
-        assert_eq!(on(Some(9), Some(9)), Ok(Streamed { size: Some(9), reserved: 9 }));
-        assert_eq!(on(Some(9), Some(8)), Err(Kept::Overtaken));
+        assert_eq!(on(None, 3, None), Ok(Streamed { size: None, reserved: 5 }));
+        assert_eq!(on(None, 3, Some(9)), Ok(Streamed { size: Some(9), reserved: 9 }));
+        assert_eq!(on(Some(9), 9, None), Ok(Streamed { size: Some(9), reserved: 9 }));
+        assert_eq!(on(Some(9), 9, Some(9)), Ok(Streamed { size: Some(9), reserved: 9 }));
+        assert_eq!(on(Some(9), 9, Some(8)), Err(Kept::Overtaken));
+        // What was reserved ahead stays until the size is settled.
+        assert_eq!(on(None, 20, None), Ok(Streamed { size: None, reserved: 20 }));
+        assert_eq!(on(None, 20, Some(9)), Ok(Streamed { size: Some(9), reserved: 9 }));
+    }
+
+    #[test]
+    fn what_is_refused_has_an_order() {
+        let standing = Standing { state: State::Open, received: 3, size: None, reserved: 3, expires_ms: 100 };
+        let receipt = StreamReceipt {
+            id: UploadId::of([0; 16]),
+            from: 3,
+            to: 5,
+            size: None,
+            running: None,
+            holder: 0,
+            at_ms: 0,
+            expires_ms: 0,
+            quota_bytes: 0,
+        };
+        let on = |state, from| {
+            let receipt = StreamReceipt { from, ..receipt.clone() };
+            go_on(Some(&Standing { state, ..standing }), &receipt, || false)
+        };
+        assert_eq!(on(State::Done, 2), Err(Kept::NotOpen(Some(State::Done))));
+        assert_eq!((on(State::Open, 2), on(State::Open, 3)), (Err(Kept::Overtaken), Err(Kept::Lost)));
+        assert_eq!(go_on(None, &receipt, || false), Err(Kept::NotOpen(None)));
+        let of = |state, is_there| chunk_refused(state, is_there);
+        for is_there in [false, true] {
+            assert_eq!(of(None, is_there), Kept::NotOpen(None));
+            assert_eq!(of(Some(State::Done), is_there), Kept::NotOpen(Some(State::Done)));
+        }
+        assert_eq!(
+            (of(Some(State::Open), true), of(Some(State::Open), false)),
+            (Kept::Overtaken, Kept::Lost)
+        );
+    }
+
+    #[test]
+    fn bytes_are_reserved_while_the_size_is_not_known() {
+        let standing = Standing { state: State::Open, received: 3, size: None, reserved: 5, expires_ms: 100 };
+        let of = |standing: Standing, bytes| reserved(Some(&standing), bytes);
+        assert_eq!((of(standing, 9), of(standing, 4), of(standing, 0)), (Some(9), Some(5), Some(5)));
+        let sized = Standing { size: Some(5), ..standing };
+        assert_eq!((of(sized, 5), of(sized, 6)), (Some(5), None));
+        for state in State::ALL.into_iter().filter(|state| *state != State::Open) {
+            assert_eq!(of(Standing { state, ..standing }, 4), None);
+        }
+        assert_eq!(reserved(None, 0), None);
+    }
+
+    #[test]
+    fn a_turn_may_need_the_right_to_finalize() {
+        let (id, reserved) = (UploadId::of([0; 16]), 5);
+        let standing =
+            Standing { state: State::Finalizing, received: 5, size: Some(5), reserved, expires_ms: 100 };
+        let turn = UploadTurn {
+            id,
+            from: State::Finalizing,
+            to: State::Open,
+            whole: false,
+            overdue: false,
+            digest: None,
+            fault: None,
+            holder: None,
+            missing: Vec::new(),
+            at_ms: 0,
+        };
+        let plain = Turned { reserved, forgets: false, missing: None };
+        let of = |turn: &UploadTurn| turned(Some(&standing), turn, |holder| holder == 1);
+        assert_eq!(of(&turn), Some(plain.clone()));
+        assert_eq!(of(&UploadTurn { holder: Some(1), ..turn.clone() }), Some(plain.clone()));
+        assert_eq!(of(&UploadTurn { holder: Some(2), ..turn.clone() }), None);
+        // Chunks are taken back by no other turn.
+        let missing = vec![(2, 1), (0, 4), (2, 1)];
+        let back = UploadTurn { missing, ..turn };
+        let taken = Some(BTreeMap::from([(0, 4), (2, 1)]));
+        assert_eq!(of(&back), Some(Turned { missing: taken, ..plain.clone() }));
+        assert_eq!(
+            of(&UploadTurn { to: State::Done, ..back.clone() }),
+            Some(Turned { forgets: true, ..plain })
+        );
+        let cancelled = Turned { reserved: 0, forgets: true, missing: None };
+        assert_eq!(of(&UploadTurn { to: State::Cancelled, ..back }), Some(cancelled));
+    }
+
+    #[test]
+    fn nobody_takes_over_what_is_being_committed() {
+        let (mut leases, one) = (Leases::default(), key(0));
+        let take = |leases: &mut Leases, holder, now| leases.lease(one, holder, (now, now + 10), false);
+        assert!(!leases.settle(one, 1), "it is nobody's");
+        assert_eq!(take(&mut leases, 2, 0), Leased::Held);
+        assert!(!leases.settle(one, 1) && leases.settle(one, 2));
+        assert_eq!(take(&mut leases, 1, 5), Leased::Busy { until_ms: 10 });
+        // Neither when it ended, nor when there are many, nor when it was given back.
+        assert_eq!(take(&mut leases, 1, 10), Leased::Busy { until_ms: 11 });
+        for other in 1..100_000 {
+            leases.lease(key(other), 1, (10 + other, 20 + other), false);
+        }
+        assert!(!leases.holds(one, 2), "it was forgotten");
+        assert_eq!(take(&mut leases, 1, 20), Leased::Busy { until_ms: 21 });
+        leases.settled(one);
+        assert_eq!(take(&mut leases, 1, 20), Leased::Held);
+        assert!(leases.settle(one, 1));
+        leases.release(one, 1);
+        assert!(!leases.holds(one, 1) && !leases.settle(one, 1));
+        assert_eq!(take(&mut leases, 2, 21), Leased::Busy { until_ms: 22 });
+        leases.settled(one);
+        assert_eq!(take(&mut leases, 2, 21), Leased::Held);
+        // Its holder goes on with it.
+        assert!(leases.settle(one, 2));
+        assert_eq!((take(&mut leases, 2, 40), leases.renew(one, 2, (41, 60))), (Leased::Held, Renewed::Held));
     }
 }

@@ -151,6 +151,8 @@ fn upload(store: &SqliteStore, author: &Author) {
     for (number, form) in (1..).zip([uploads::chunks(10), uploads::stream(None), uploads::chunks(7)]) {
         uploads::open(store, &uploads::row(author, number, form));
     }
+    uploads::take_rights(store, uploads::id(1), 3);
+    uploads::take_right(store, uploads::id(2), LeaseSlot::Stream);
     for (index, bytes) in [(0, 4), (2, 2)] {
         let chunk = uploads::chunk(uploads::id(1), index, bytes);
         let kept = block_on(store.uploads().keep_chunk(chunk)).expect("an answer");
@@ -307,6 +309,7 @@ fn what_is_wrong_in_a_file_is_found() {
         ("UPDATE uploads SET reserved = 9 WHERE received = 6", "uploads: upload 01"),
         ("UPDATE uploads SET state = 'expired' WHERE received = 6", "uploads: upload 01"),
         ("UPDATE uploads SET received = 11, size = 4 WHERE received = 5", "uploads: upload 02"),
+        ("UPDATE uploads SET state = 'done' WHERE received = 6", "chunk 2: there is no such chunk"),
         ("UPDATE uploads SET state = 'none' WHERE received = 6", "uploads: row "),
         ("UPDATE uploads SET joining = '' WHERE received = 6", "uploads: row "),
         ("UPDATE uploads SET size = NULL WHERE received = 6", "uploads: row "),

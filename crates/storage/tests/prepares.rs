@@ -150,6 +150,8 @@ fn assert_receipts_ask_for_nothing_else(load: &Load<SqliteStore>) {
     let rows = load.store.uploads();
     let id = uploads::open(&load.store, &uploads::row(&load.ada, 1_000, uploads::chunks(4_000)));
     let flow = uploads::open(&load.store, &uploads::row(&load.ada, 1_001, uploads::stream(Some(4_000))));
+    uploads::take_rights(&load.store, id, 41);
+    uploads::take_right(&load.store, flow, LeaseSlot::Stream);
     take();
     block_on(rows.keep_chunk(uploads::chunk(id, 0, 4))).expect("an answer");
     assert_eq!(ran(), ["BEGIN IMMEDIATE", "INSERT OR IGNORE", "UPDATE uploads SET", "COMMIT"]);

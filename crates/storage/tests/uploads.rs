@@ -27,6 +27,7 @@ enum Ask {
     Lease(LeaseKey, u64, u64, bool),
     Renew(LeaseKey, u64, u64),
     Release(LeaseKey, u64),
+    Reserve(UploadId, u64, u64),
     Lists(u64, usize),
     Told(UploadId),
     Remove(UploadId),
@@ -55,14 +56,15 @@ fn answer(rows: &dyn UploadRows, ask: &Ask, ids: &[UploadId], now_ms: u64) -> St
         }
         Ask::Renew(key, holder, until) => told(block_on(rows.renew(key, holder, now_ms, now_ms + until))),
         Ask::Release(key, holder) => told(block_on(rows.release(key, holder))),
+        Ask::Reserve(id, bytes, quota_bytes) => told(block_on(rows.reserve_upload(id, bytes, quota_bytes))),
         Ask::Lists(at_ms, most) => {
             let lists = [
                 block_on(rows.overdue_uploads(at_ms, most)),
                 block_on(rows.unfinished_uploads(at_ms, most)),
                 block_on(rows.untold_uploads(most)),
             ];
-            let live = block_on(rows.live_uploads(ids.to_vec()));
-            format!("{lists:?} {live:?} {:?}", block_on(rows.upload_usage()))
+            let states = block_on(rows.upload_states(ids.to_vec()));
+            format!("{lists:?} {states:?} {:?}", block_on(rows.upload_usage()))
         }
         Ask::Told(id) => told(block_on(rows.upload_told(id))),
         Ask::Remove(id) => told(block_on(rows.remove_file_row(id))),
@@ -70,12 +72,17 @@ fn answer(rows: &dyn UploadRows, ask: &Ask, ids: &[UploadId], now_ms: u64) -> St
     }
 }
 
+/// Who asks.
+const HOLDERS: u64 = 3;
+
 /// What may be asked about a few uploads of two tenants.
 struct History {
     rng: Rng,
     authors: [Author; 2],
     ids: Vec<UploadId>,
     now_ms: u64,
+    /// What is asked before anything else is drawn.
+    then: Vec<Ask>,
 }
 
 impl History {
@@ -132,16 +139,45 @@ impl History {
             _ => *self.rng.pick(&State::ALL),
         };
         let chance = |rng: &mut Rng, text: &str| rng.percent(30).then(|| text.to_owned());
-        Ask::Turn(UploadTurn {
-            id: now.map_or(uploads::id(1 << 40), |row| row.id),
+        let id = now.map_or(uploads::id(1 << 40), |row| row.id);
+        let to = if self.rng.percent(20) { State::Open } else { *self.rng.pick(&State::ALL) };
+        let holder = self.rng.percent(40).then(|| self.rng.below(HOLDERS));
+        let missing = if self.rng.percent(40) { self.missing(now) } else { Vec::new() };
+        let turn = Ask::Turn(UploadTurn {
+            id,
             from,
-            to: *self.rng.pick(&State::ALL),
+            to,
+            holder,
+            missing,
             whole: self.rng.percent(20),
             overdue: self.rng.percent(20),
             digest: chance(&mut self.rng, "digest").map(|text| Digest::hash(text.as_bytes())),
             fault: chance(&mut self.rng, "fault").map(Into::into),
             at_ms: self.now_ms,
-        })
+        });
+        match holder {
+            Some(holder) => self.by_right(id, LeaseSlot::Finalize, holder, turn),
+            None => turn,
+        }
+    }
+
+    /// Chunks of an upload, of which not all are there, with their bytes.
+    fn missing(&mut self, now: Option<&UploadRow>) -> Vec<(u64, u64)> {
+        let plan = match now.map(|row| row.upload.form) {
+            Some(Form::Chunks(plan)) => plan,
+            _ => return vec![(0, 4)],
+        };
+        let some = (0..plan.chunks() + 1).filter(|_| self.rng.percent(30));
+        some.map(|index| (index, plan.chunk(index).map_or(4, |(_, bytes)| bytes))).collect()
+    }
+
+    /// Asks for a right first, mostly, so that what is asked by it is done.
+    fn by_right(&mut self, id: UploadId, slot: LeaseSlot, holder: u64, ask: Ask) -> Ask {
+        if self.rng.percent(15) {
+            return ask;
+        }
+        self.then.push(ask);
+        Ask::Lease(LeaseKey { id, slot }, holder, self.rng.below(20), self.rng.percent(60))
     }
 
     /// One of the chunks that an upload has.
@@ -155,7 +191,10 @@ impl History {
         let running = self.running(begin + bytes);
         let tag = self.rng.percent(30).then(|| format!("tag {index}").into());
         let (at_ms, expires_ms) = (self.now_ms, self.now_ms + self.rng.below(60));
-        Ask::Chunk(ChunkReceipt { running, tag, at_ms, expires_ms, ..uploads::chunk(id, index, bytes) })
+        let holder = self.rng.below(HOLDERS);
+        let chunk = uploads::chunk(id, index, bytes);
+        let receipt = ChunkReceipt { running, tag, holder, at_ms, expires_ms, ..chunk };
+        self.by_right(id, LeaseSlot::Chunk(index), holder, Ask::Chunk(receipt))
     }
 
     /// More of a stream, up to its size.
@@ -168,24 +207,31 @@ impl History {
         let (at_ms, expires_ms) = (self.now_ms, self.now_ms + self.rng.below(60));
         let quota_bytes = self.rng.between(20, 300);
         let part = uploads::part(id, from, to);
-        Ask::Stream(StreamReceipt { size, running, at_ms, expires_ms, quota_bytes, ..part })
+        let holder = self.rng.below(HOLDERS);
+        let receipt = StreamReceipt { size, running, holder, at_ms, expires_ms, quota_bytes, ..part };
+        self.by_right(id, LeaseSlot::Stream, holder, Ask::Stream(receipt))
     }
 
     fn key(&mut self) -> LeaseKey {
-        let slot = *self.rng.pick(&[LeaseSlot::Chunk(0), LeaseSlot::Stream]);
-        LeaseKey { id: uploads::id(0), slot }
+        let slot = *self.rng.pick(&[LeaseSlot::Chunk(0), LeaseSlot::Stream, LeaseSlot::Finalize]);
+        let id = if self.rng.percent(50) { uploads::id(0) } else { self.id() };
+        LeaseKey { id, slot }
     }
 
     /// Draws the next thing to ask. `now` tells of an upload that is likely to be the one.
     fn next(&mut self, model: &dyn UploadRows) -> Ask {
+        if let Some(ask) = self.then.pop() {
+            return ask;
+        }
         self.now_ms += self.rng.below(4);
         let id = self.id();
         let now = block_on(model.upload(id)).expect("a read");
         let is_stream = now.as_ref().is_none_or(|row| matches!(row.upload.form, Form::Stream { .. }));
-        let holder = self.rng.below(2);
+        let holder = self.rng.below(HOLDERS);
         match self.rng.below(100) {
             0..15 => self.open(),
-            15..25 => Ask::Read(id),
+            15..22 => Ask::Read(id),
+            22..25 => Ask::Reserve(id, self.rng.below(60), self.rng.between(20, 300)),
             25..45 if !is_stream => self.chunk(id, now.as_ref()),
             25..62 if is_stream => self.stream(id, now.as_ref()),
             25..62 => Ask::Read(id),
@@ -226,7 +272,13 @@ fn the_stores_cannot_be_told_apart() {
             author
         };
         let authors = ["acme", "other"].map(join);
-        let mut history = History { rng: Rng::new(seed), authors, ids: Vec::new(), now_ms: World::BEGIN_MS };
+        let mut history = History {
+            rng: Rng::new(seed),
+            authors,
+            ids: Vec::new(),
+            now_ms: World::BEGIN_MS,
+            then: Vec::new(),
+        };
         for step in 0..1_000 {
             let ask = history.next(stores.0.uploads());
             for world in &worlds {
@@ -290,6 +342,7 @@ fn a_bad_receipt_fails_alone() {
     let store = support::sqlite(&world);
     let ada = Author::join(&store, "acme", "ada", "phone");
     let id = uploads::open(&store, &uploads::row(&ada, 1, uploads::chunks(400)));
+    uploads::take_rights(&store, id, 100);
     let mut other = beside(&world);
     other
         .batch_execute(
@@ -337,6 +390,7 @@ fn a_receipt_is_written_whoever_waits() {
         let store = open(&world);
         let ada = Author::join(&store, "acme", "ada", "phone");
         let id = uploads::open(&store, &uploads::row(&ada, 1, uploads::chunks(8)));
+        uploads::take_rights(&store, id, 1);
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         let mut answer = store.uploads().keep_chunk(uploads::chunk(id, 0, 4));
         assert!(answer.as_mut().poll(&mut context).is_pending());
@@ -376,6 +430,7 @@ fn nodes_share_uploads_and_rights() {
     let nodes: Vec<_> = (0..3).map(|_| support::postgres(&world)).collect();
     let ada = Author::join(&nodes[0], "acme", "ada", "phone");
     let id = uploads::open(&nodes[0], &uploads::row(&ada, 1, uploads::chunks(CHUNKS * 4)));
+    uploads::take_rights(&nodes[0], id, CHUNKS);
     let kept: u64 = thread::scope(|scope| {
         let senders: Vec<_> = (0..6)
             .map(|sender| {
@@ -407,6 +462,22 @@ fn nodes_share_uploads_and_rights() {
         openers.into_iter().map(|opener| opener.join().expect("an opener")).sum()
     });
     assert_eq!(opened, 4, "one was open before");
+
+    // Whoever had a right on one node keeps nothing once it was taken over on another one.
+    let other = uploads::open(&nodes[0], &uploads::row(&ada, 2, uploads::chunks(8)));
+    let chunk = LeaseKey { id: other, slot: LeaseSlot::Chunk(0) };
+    let take = |node: usize, now_ms| {
+        block_on(nodes[node].uploads().lease(chunk, node as u64, now_ms, now_ms + 10, false))
+    };
+    assert_eq!((take(0, 0), take(1, 10)), (Ok(Leased::Held), Ok(Leased::Held)));
+    for (holder, kept) in [(0, Kept::Lost), (1, Kept::Kept { received: 4 }), (0, Kept::Overtaken)] {
+        let receipt = ChunkReceipt { holder, ..uploads::chunk(other, 0, 4) };
+        assert_eq!(block_on(nodes[2].uploads().keep_chunk(receipt)), Ok(kept));
+    }
+    for (node, slot) in [(1, chunk.slot)].into_iter().chain((0..CHUNKS).map(|at| (0, LeaseSlot::Chunk(at)))) {
+        let (id, holder) = if node == 1 { (other, 1) } else { (id, uploads::WRITER) };
+        block_on(nodes[node].uploads().release(LeaseKey { id, slot }, holder)).expect("an answer");
+    }
 
     let key = LeaseKey { id, slot: LeaseSlot::Chunk(3) };
     let lease = |node: usize, now, until, evict| {

@@ -5,10 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use driftline_engine::{
-    Answer, AuditEntry, AuditQuery, ChunkReceipt, ConflictQuery, ConflictRow, DeviceChange, DeviceChanged,
-    DeviceEvents, DeviceNote, DeviceOnce, DeviceQuery, DeviceRow, Drained, Event, EventLog, EventName,
-    EventPage, EventQuery, Head, History, Kept, LeaseKey, Leased, OutboxRouter, Page, PageQuery, PartSum,
-    Receipt, Remembered, Renewed, Retention, Row, SampleQuery, SampleRow, SeriesQuery, SeriesRow,
+    Answer, AuditEntry, AuditQuery, ChunkReceipt, ChunkThere, ConflictQuery, ConflictRow, DeviceChange,
+    DeviceChanged, DeviceEvents, DeviceNote, DeviceOnce, DeviceQuery, DeviceRow, Drained, Event, EventLog,
+    EventName, EventPage, EventQuery, Head, History, Kept, LeaseKey, Leased, OutboxRouter, Page, PageQuery,
+    PartSum, Receipt, Remembered, Renewed, Retention, Row, SampleQuery, SampleRow, SeriesQuery, SeriesRow,
     SessionProgress, Store, StoreError, StoredPolicy, StreamReceipt, Submission, SumQuery, TopicRules,
     UploadCaps, UploadOnce, UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
 };
@@ -16,7 +16,7 @@ use driftline_idempotency::Record;
 use driftline_model::{
     ConflictId, DeviceKey, DeviceNo, Epoch, KindName, RecordId, SyncId, TenantId, TenantNo,
 };
-use driftline_uploads::{Digest, UploadId};
+use driftline_uploads::{Digest, State, UploadId};
 
 /// What a [`Wrapped`] store does otherwise than the one inside; each hook may still ask that one.
 pub trait Hook<S: Store>: Send + Sync + 'static {
@@ -331,7 +331,7 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
         self.admitted_to_uploads(|uploads| uploads.chunk(id, index))
     }
 
-    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<(u64, Option<Box<str>>)>> {
+    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<ChunkThere>> {
         self.admitted_to_uploads(|uploads| uploads.chunks(id))
     }
 
@@ -341,6 +341,10 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
 
     fn keep_stream(&self, receipt: StreamReceipt) -> Answer<'_, Kept> {
         self.admitted_to_uploads(|uploads| uploads.keep_stream(receipt))
+    }
+
+    fn reserve_upload(&self, id: UploadId, bytes: u64, quota_bytes: u64) -> Answer<'_, bool> {
+        self.admitted_to_uploads(|uploads| uploads.reserve_upload(id, bytes, quota_bytes))
     }
 
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {
@@ -374,8 +378,8 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
         self.admitted_to_uploads(|uploads| uploads.unfinished_uploads(before_ms, rows))
     }
 
-    fn live_uploads(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<UploadId>> {
-        self.admitted_to_uploads(|uploads| uploads.live_uploads(ids))
+    fn upload_states(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<(UploadId, State)>> {
+        self.admitted_to_uploads(|uploads| uploads.upload_states(ids))
     }
 
     fn untold_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::future::ready;
 
 use driftline_engine::{
-    Answer, ChunkReceipt, Kept, LeaseKey, Leased, Renewed, StoreError, StreamReceipt, UploadCaps, UploadOnce,
-    UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
+    Answer, ChunkReceipt, ChunkThere, Kept, LeaseKey, LeaseSlot, Leased, Renewed, StoreError, StreamReceipt,
+    UploadCaps, UploadOnce, UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
 };
 use driftline_model::TenantNo;
 use driftline_uploads::{Digest, Form, RunningHash, State as Stage, UploadId};
 
 use super::{MemoryStore, State};
 use crate::codec::corrupt;
-use crate::uploads::{Leases, Standing, go_on, is_live, is_to_be_told, kept_of, met, refused, turned};
+use crate::uploads::{
+    Leases, Standing, chunk_refused, go_on, is_live, is_to_be_told, kept_of, met, refused, reserved, turned,
+};
 
 /// Everything of uploads.
 #[derive(Clone, Default)]
@@ -55,14 +57,20 @@ impl Uploads {
         self.rows().filter(|row| row.tenant == tenant).map(|row| row.reserved).sum()
     }
 
+    /// Tells whether a tenant's quota has room for what its upload is to reserve.
+    fn has_room(&self, row: &UploadRow, reserved: u64, quota_bytes: u64) -> bool {
+        let more = reserved.saturating_sub(row.reserved);
+        more == 0 || self.used(row.tenant).saturating_add(more) <= quota_bytes
+    }
+
     fn keep_chunk(&mut self, receipt: ChunkReceipt) -> Kept {
-        let Some(stored) = self.stored.get_mut(&receipt.id) else { return Kept::NotOpen(None) };
+        let slot = LeaseSlot::Chunk(receipt.index);
+        let holds = self.leases.holds(LeaseKey { id: receipt.id, slot }, receipt.holder);
+        let Some(stored) = self.stored.get_mut(&receipt.id) else { return chunk_refused(None, false) };
         let state = stored.row.upload.state;
-        if state != Stage::Open {
-            return Kept::NotOpen(Some(state));
-        }
-        if stored.chunks.contains_key(&receipt.index) {
-            return Kept::Overtaken;
+        let is_there = stored.chunks.contains_key(&receipt.index);
+        if !holds || is_there || state != Stage::Open {
+            return chunk_refused(Some(state), is_there);
         }
         stored.chunks.insert(receipt.index, (receipt.digest, receipt.tag));
         stored.row.upload.received += receipt.bytes;
@@ -73,13 +81,14 @@ impl Uploads {
 
     fn keep_stream(&mut self, receipt: &StreamReceipt) -> Kept {
         let standing = self.stored.get(&receipt.id).map(|stored| Standing::of(&stored.row));
-        let streamed = match go_on(standing.as_ref(), receipt) {
+        let key = LeaseKey { id: receipt.id, slot: LeaseSlot::Stream };
+        let holds = || self.leases.holds(key, receipt.holder);
+        let streamed = match go_on(standing.as_ref(), receipt, holds) {
             Ok(streamed) => streamed,
             Err(kept) => return kept,
         };
         let Some(stored) = self.stored.get(&receipt.id) else { return Kept::NotOpen(None) };
-        let more = streamed.reserved - stored.row.reserved;
-        if more > 0 && self.used(stored.row.tenant).saturating_add(more) > receipt.quota_bytes {
+        if !self.has_room(&stored.row, streamed.reserved, receipt.quota_bytes) {
             return Kept::NoRoom;
         }
         let Some(stored) = self.stored.get_mut(&receipt.id) else { return Kept::NotOpen(None) };
@@ -93,11 +102,31 @@ impl Uploads {
         Kept::Kept { received: receipt.to }
     }
 
+    fn reserve(&mut self, id: UploadId, bytes: u64, quota_bytes: u64) -> bool {
+        let Some(stored) = self.stored.get(&id) else { return false };
+        let Some(reserved) = reserved(Some(&Standing::of(&stored.row)), bytes) else { return false };
+        if !self.has_room(&stored.row, reserved, quota_bytes) {
+            return false;
+        }
+        self.stored.get_mut(&id).is_some_and(|stored| {
+            stored.row.reserved = reserved;
+            true
+        })
+    }
+
     fn turn(&mut self, turn: UploadTurn) -> bool {
         let Some(stored) = self.stored.get_mut(&turn.id) else { return false };
-        let Some(turned) = turned(Some(&Standing::of(&stored.row)), &turn) else { return false };
+        let key = LeaseKey { id: turn.id, slot: LeaseSlot::Finalize };
+        let holds = |holder| self.leases.holds(key, holder);
+        let Some(turned) = turned(Some(&Standing::of(&stored.row)), &turn, holds) else { return false };
         if turned.forgets {
             stored.chunks.clear();
+        }
+        if let Some(missing) = turned.missing {
+            let gone = missing.iter().filter(|(index, _)| stored.chunks.remove(index).is_some());
+            let upload = &mut stored.row.upload;
+            upload.received = upload.received.saturating_sub(gone.map(|(_, bytes)| bytes).sum());
+            stored.row.running = None;
         }
         let row = &mut stored.row;
         (row.upload.state, row.reserved) = (turn.to, turned.reserved);
@@ -139,8 +168,8 @@ impl Uploads {
         self.listed(|stored| !stored.told && is_to_be_told(&stored.row), |row| row.changed_ms, rows)
     }
 
-    fn is_live(&self, id: UploadId) -> bool {
-        self.stored.get(&id).is_some_and(|stored| is_live(stored.row.upload.state))
+    fn state_of(&self, id: UploadId) -> Option<Stage> {
+        self.stored.get(&id).map(|stored| stored.row.upload.state)
     }
 
     fn remove_file(&mut self, id: UploadId) -> bool {
@@ -237,10 +266,15 @@ impl UploadRows for MemoryStore {
         answer(Ok(chunk.map(|(digest, _)| *digest)))
     }
 
-    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<(u64, Option<Box<str>>)>> {
+    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<ChunkThere>> {
         let state = self.state();
         let chunks = state.uploads.stored.get(&id).into_iter().flat_map(|stored| &stored.chunks);
-        answer(Ok(chunks.map(|(index, (_, tag))| (*index, tag.clone())).collect()))
+        let shown = chunks.map(|(index, (digest, tag))| ChunkThere {
+            index: *index,
+            digest: *digest,
+            tag: tag.clone(),
+        });
+        answer(Ok(shown.collect()))
     }
 
     fn keep_chunk(&self, receipt: ChunkReceipt) -> Answer<'_, Kept> {
@@ -249,6 +283,10 @@ impl UploadRows for MemoryStore {
 
     fn keep_stream(&self, receipt: StreamReceipt) -> Answer<'_, Kept> {
         answer(Ok(self.state().uploads.keep_stream(&receipt)))
+    }
+
+    fn reserve_upload(&self, id: UploadId, bytes: u64, quota_bytes: u64) -> Answer<'_, bool> {
+        answer(Ok(self.state().uploads.reserve(id, bytes, quota_bytes)))
     }
 
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {
@@ -285,9 +323,10 @@ impl UploadRows for MemoryStore {
         answer(state.shown_uploads(&state.uploads.unfinished(before_ms, rows)))
     }
 
-    fn live_uploads(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<UploadId>> {
+    fn upload_states(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<(UploadId, Stage)>> {
         let state = self.state();
-        answer(Ok(ids.into_iter().filter(|id| state.uploads.is_live(*id)).collect()))
+        let states = ids.into_iter().filter_map(|id| Some((id, state.uploads.state_of(id)?)));
+        answer(Ok(states.collect()))
     }
 
     fn untold_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {

@@ -173,6 +173,8 @@ struct Shared {
     writers: Pool,
     readers: Pool,
     lanes: Lanes,
+    /// Receipts of uploads that wait.
+    receipts: uploads::Waiting,
     caches: Arc<Caches>,
     clock: Option<Arc<dyn Clock>>,
     random: Arc<dyn Random>,

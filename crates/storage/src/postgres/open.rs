@@ -89,6 +89,7 @@ fn shared(
         writers: pool(options.write_connections),
         readers: pool(options.read_connections),
         lanes: super::Lanes::default(),
+        receipts: super::uploads::Waiting::default(),
         caches,
         clock: options.clock,
         random: options.random,

@@ -25,8 +25,9 @@ pub(crate) use device::DeviceSql;
 pub(crate) use events::{EventColumns, EventInsert, EventRow, event_of, topics_of, topics_sql};
 pub(crate) use samples::{SampleInsert, SeriesInsert, point_of, sample_mark_of};
 pub(crate) use upload::{
-    StandingColumns, StandingRow, UPLOAD_SELECT, UploadColumns, UploadSql, UploadWrite, count_of, digest_of,
-    digest_sql, id_of, id_sql, running_sql, standing_of,
+    ChunkColumns, ChunkRow, StandingColumns, StandingRow, UPLOAD_SELECT, UploadColumns, UploadSql,
+    UploadWrite, chunk_of, count_of, digest_of, digest_sql, id_of, id_sql, running_sql, standing_of,
+    state_of,
 };
 
 /// The columns of a record as a query gives them.

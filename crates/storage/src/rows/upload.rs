@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use diesel::prelude::*;
 use diesel::query_builder::QueryId;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
-use driftline_engine::{Joining, StoreError, UploadRow};
+use driftline_engine::{ChunkThere, Joining, StoreError, UploadRow};
 use driftline_model::{KindName, RecordId, TenantId};
 use driftline_uploads::{Digest, Form, Plan, RunningHash, State, Upload, UploadId};
 
@@ -213,6 +213,16 @@ pub(crate) fn standing_of(row: &StandingRow) -> Result<(i32, Standing), StoreErr
         expires_ms: count_of(*expires)?,
     };
     Ok((*tenant_no, standing))
+}
+
+/// The columns of a chunk: its place, its digest and its tag.
+pub(crate) type ChunkColumns = (BigInt, Binary, Nullable<Text>);
+
+/// A chunk as a query gives it.
+pub(crate) type ChunkRow = (i64, Vec<u8>, Option<String>);
+
+pub(crate) fn chunk_of((chunk_no, digest, tag): ChunkRow) -> Result<ChunkThere, StoreError> {
+    Ok(ChunkThere { index: count_of(chunk_no)?, digest: digest_of(&digest)?, tag: tag.map(Into::into) })
 }
 
 const JOININGS: [(Joining, &str); 3] =

@@ -89,7 +89,7 @@ struct Shared {
     /// Receipts of uploads that wait for the writer.
     receipts: Arc<uploads::Waiting>,
     /// Rights to write uploads.
-    held: uploads::Held,
+    held: Arc<uploads::Held>,
     /// The columns of the outbox that hold claims.
     outbox_claims: Arc<[Box<str>]>,
     /// The last one to go: everything else is closed before somebody else may open the file.

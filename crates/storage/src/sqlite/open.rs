@@ -180,7 +180,7 @@ impl SqliteStore {
             side: Some(side),
             watch,
             receipts: Arc::default(),
-            held: super::uploads::Held::default(),
+            held: Arc::default(),
             outbox_claims: options.outbox_claims.into(),
             _lock: lock,
         };

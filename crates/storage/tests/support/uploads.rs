@@ -17,6 +17,9 @@ pub(crate) const PLENTY: UploadCaps = UploadCaps { open_max: u64::MAX, quota_byt
 /// When an upload goes that nobody brings on.
 pub(crate) const EXPIRES_MS: u64 = World::BEGIN_MS + 3_600_000;
 
+/// Who writes.
+pub(crate) const WRITER: u64 = 1;
+
 /// The name of an upload, which begins with its number.
 pub(crate) fn id(number: u64) -> UploadId {
     let mut bytes = [0; 16];
@@ -71,6 +74,7 @@ pub(crate) fn chunk(id: UploadId, index: u64, bytes: u64) -> ChunkReceipt {
         digest: Digest::hash(&index.to_le_bytes()),
         tag: None,
         running: None,
+        holder: WRITER,
         at_ms: World::BEGIN_MS,
         expires_ms: EXPIRES_MS,
     }
@@ -83,6 +87,7 @@ pub(crate) fn part(id: UploadId, from: u64, to: u64) -> StreamReceipt {
         to,
         size: None,
         running: None,
+        holder: WRITER,
         at_ms: World::BEGIN_MS,
         expires_ms: EXPIRES_MS,
         quota_bytes: u64::MAX,
@@ -98,8 +103,24 @@ pub(crate) fn turn(id: UploadId, from: State, to: State) -> UploadTurn {
         overdue: false,
         digest: None,
         fault: None,
+        holder: None,
+        missing: Vec::new(),
         at_ms: World::BEGIN_MS,
     }
+}
+
+/// Takes the right to write at a place.
+#[track_caller]
+pub(crate) fn take_right(store: &impl Store, id: UploadId, slot: LeaseSlot) {
+    let key = LeaseKey { id, slot };
+    let leased = block_on(store.uploads().lease(key, WRITER, World::BEGIN_MS, EXPIRES_MS, false));
+    assert_eq!(leased, Ok(Leased::Held));
+}
+
+/// Takes the rights to the first chunks of an upload.
+#[track_caller]
+pub(crate) fn take_rights(store: &impl Store, id: UploadId, chunks: u64) {
+    (0..chunks).for_each(|index| take_right(store, id, LeaseSlot::Chunk(index)));
 }
 
 /// Goes through everything that an upload needs on its way, for one in chunks and one as a stream; `number` and the one
@@ -122,6 +143,9 @@ pub(crate) fn carry(store: &impl Store, author: &Author, number: u64) {
     assert_eq!(block_on(rows.lease(key, 1, 0, 10, true)), Ok(Leased::Held));
     assert_eq!(block_on(rows.renew(key, 1, 5, 20)), Ok(Renewed::Held));
     block_on(rows.release(key, 1)).expect("an answer");
+    take_rights(store, id, 2);
+    take_right(store, id, LeaseSlot::Finalize);
+    take_right(store, flow, LeaseSlot::Stream);
     let mut running = RunningHash::default();
     running.update(b"abcd");
     for (index, received) in
@@ -137,13 +161,19 @@ pub(crate) fn carry(store: &impl Store, author: &Author, number: u64) {
     assert!(block_on(rows.upload(id)).expect("a read").is_some());
     assert!(block_on(rows.chunk(id, 1)).expect("a read").is_some());
     assert_eq!(block_on(rows.chunks(id)).expect("a list").len(), 2);
-    assert_eq!(block_on(rows.live_uploads(vec![id, flow])).expect("a list").len(), 2);
+    assert_eq!(block_on(rows.upload_states(vec![id, flow])).expect("a list").len(), 2);
+    assert_eq!(block_on(rows.reserve_upload(flow, 20, u64::MAX)), Ok(true));
     for (id, from, to) in [
+        (id, State::Open, State::Finalizing),
+        (id, State::Finalizing, State::Open),
         (id, State::Open, State::Finalizing),
         (id, State::Finalizing, State::Done),
         (flow, State::Open, State::Cancelled),
     ] {
-        assert_eq!(block_on(rows.turn_upload(turn(id, from, to))), Ok(true));
+        let missing = if to == State::Open { vec![(1, 4)] } else { Vec::new() };
+        let holder = (id != flow).then_some(WRITER);
+        let turn = UploadTurn { missing, holder, ..turn(id, from, to) };
+        assert_eq!(block_on(rows.turn_upload(turn)), Ok(true));
     }
     block_on(rows.upload_told(id)).expect("an answer");
     assert_eq!(block_on(rows.remove_file_row(id)), Ok(true));

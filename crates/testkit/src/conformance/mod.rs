@@ -33,8 +33,8 @@ use crate::wait::block_on;
 use crate::world::World;
 use events::{devices as events_devices, read as events_read, trim as events_trim};
 use uploads::{
-    concurrency as uploads_at_once, leases as upload_leases, lists as upload_lists,
-    opening as upload_opening, receipts as upload_receipts, turns as upload_turns,
+    concurrency as uploads_at_once, fence as upload_fence, leases as upload_leases, lists as upload_lists,
+    opening as upload_opening, receipts as upload_receipts, reserve as upload_reserve, turns as upload_turns,
 };
 
 /// One law.
@@ -157,15 +157,23 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         upload_turns::uploads_turn_as_their_states_allow,
         upload_turns::only_what_is_overdue_expires_as_overdue,
         upload_turns::a_turn_says_what_it_says,
+        upload_turns::chunks_that_are_missing_are_taken_back,
         upload_turns::only_what_is_whole_is_begun,
         upload_turns::a_file_is_removed,
         upload_leases::a_right_is_one_holders,
         upload_leases::every_place_has_a_right_of_its_own,
         upload_leases::a_right_that_ended_is_lost,
         upload_leases::a_holder_is_asked_to_let_go,
+        upload_fence::a_chunk_is_kept_by_right,
+        upload_fence::a_stream_goes_on_by_right,
+        upload_fence::who_was_taken_over_from_keeps_nothing,
+        upload_fence::a_turn_is_made_by_right,
+        upload_reserve::bytes_are_reserved_within_the_quota,
+        upload_reserve::what_is_reserved_ends_with_the_size,
+        upload_reserve::only_what_is_open_reserves,
         upload_lists::overdue_uploads_are_listed,
         upload_lists::unfinished_uploads_are_listed,
-        upload_lists::live_uploads_are_told,
+        upload_lists::states_are_told,
         upload_lists::untold_uploads_are_listed,
         upload_lists::what_is_over_is_forgotten,
         upload_lists::many_are_forgotten,
@@ -175,6 +183,8 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         uploads_at_once::sums_stand_under_load,
         uploads_at_once::a_stream_is_not_torn,
         uploads_at_once::a_right_is_taken_once,
+        uploads_at_once::who_takes_over_sees_what_was_kept,
+        uploads_at_once::reserves_at_once_keep_within,
     ]
 }
 

@@ -1,9 +1,12 @@
 //! The rows of uploads.
 //!
-//! Whoever changes an upload locks its row first, then its chunks, and at last what its tenant's uploads take. Opening one
+//! Whoever changes an upload locks its row first, then the rights by which he does, its chunks, and at last what its
+//! tenant's uploads take. A right is given, held on to or given back by a statement of its own, which locks nothing else,
+//! and whoever removes those that ended goes by the locked ones. Opening an upload
 //! locks what the tenant's take, behind the tenant's head where a key is remembered: the row of the upload is nobody else's
 //! yet. So nobody waits for somebody who waits for him.
 
+mod chunks;
 mod open;
 mod read;
 mod receipts;
@@ -18,10 +21,10 @@ use diesel::sql_types::{BigInt, Binary, Integer};
 use diesel::{OptionalExtension, QueryResult};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use driftline_engine::{
-    Answer, ChunkReceipt, Kept, LeaseKey, Leased, Renewed, StoreError, StreamReceipt, UploadCaps, UploadOnce,
-    UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
+    Answer, ChunkReceipt, ChunkThere, Kept, LeaseKey, Leased, Renewed, StoreError, StreamReceipt, UploadCaps,
+    UploadOnce, UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
 };
-use driftline_uploads::{Digest, UploadId};
+use driftline_uploads::{Digest, State, UploadId};
 use tokio::join;
 
 use super::connect::Lease;
@@ -29,6 +32,9 @@ use super::sql::statement;
 use super::{PostgresStore, store_error};
 use crate::rows::{StandingColumns, StandingRow, count_of, id_sql, standing_of};
 use crate::uploads::Standing;
+use rights::LockRight;
+
+pub(super) use chunks::Waiting;
 
 statement! {
     /// Locks an upload; gives what decides on it.
@@ -85,6 +91,23 @@ async fn begin_with(lease: &Lease, id: UploadId) -> Result<Option<(i32, Standing
     found.optional().map_err(store_error)?.as_ref().map(standing_of).transpose()
 }
 
+/// Begins a transaction, locks an upload in it, and then a right; gives what decides on the upload, with the number of its
+/// tenant, and whether the right is somebody's. It stays so until the transaction is over: whoever asks for it waits, and
+/// reads what was written.
+async fn begin_by_right(
+    lease: &Lease,
+    key: LeaseKey,
+    holder: u64,
+) -> Result<(Option<(i32, Standing)>, bool), StoreError> {
+    let right = LockRight::new(key, holder);
+    let (found, locked) = join!(
+        biased;
+        begin_with(lease, key.id),
+        right.get_result::<i64>(&mut { lease.pg() })
+    );
+    Ok((found?, locked.optional().map_err(store_error)?.is_some()))
+}
+
 /// Locks what a tenant's uploads and files take.
 async fn lock_usage(pg: &AsyncPgConnection, tenant_no: i32) -> Result<u64, StoreError> {
     let (made, bytes) = join!(
@@ -94,6 +117,22 @@ async fn lock_usage(pg: &AsyncPgConnection, tenant_no: i32) -> Result<u64, Store
     );
     made.map_err(store_error)?;
     count_of(bytes.map_err(store_error)?)
+}
+
+/// Takes down what an upload reserves now, if its tenant's quota has room for what is more than before; tells whether it
+/// has.
+async fn reserve_more(
+    pg: &AsyncPgConnection,
+    tenant_no: i32,
+    (before, after): (u64, u64),
+    quota_bytes: u64,
+) -> Result<bool, StoreError> {
+    let more = after.saturating_sub(before);
+    if more > 0 && lock_usage(pg, tenant_no).await?.saturating_add(more) > quota_bytes {
+        return Ok(false);
+    }
+    move_usage(pg, tenant_no, (before, after)).await?;
+    Ok(true)
 }
 
 /// Takes down that an upload reserves more, or less, than before.
@@ -134,19 +173,24 @@ impl UploadRows for PostgresStore {
         Box::pin(self.run(async move { read::chunk(&shared, id, index).await }))
     }
 
-    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<(u64, Option<Box<str>>)>> {
+    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<ChunkThere>> {
         let shared = Arc::clone(&self.shared);
         Box::pin(self.run(async move { read::chunks(&shared, id).await }))
     }
 
     fn keep_chunk(&self, receipt: ChunkReceipt) -> Answer<'_, Kept> {
-        let shared = Arc::clone(&self.shared);
-        Box::pin(self.run(async move { receipts::keep_chunk(&shared, &receipt).await }))
+        let waiting = Waiting::keep(&self.shared, receipt);
+        Box::pin(async move { self.answer(waiting?).await })
     }
 
     fn keep_stream(&self, receipt: StreamReceipt) -> Answer<'_, Kept> {
         let shared = Arc::clone(&self.shared);
         Box::pin(self.run(async move { receipts::keep_stream(&shared, &receipt).await }))
+    }
+
+    fn reserve_upload(&self, id: UploadId, bytes: u64, quota_bytes: u64) -> Answer<'_, bool> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(self.run(async move { open::reserve(&shared, id, (bytes, quota_bytes)).await }))
     }
 
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {
@@ -187,9 +231,9 @@ impl UploadRows for PostgresStore {
         Box::pin(self.run(async move { read::unfinished(&shared, before_ms, rows).await }))
     }
 
-    fn live_uploads(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<UploadId>> {
+    fn upload_states(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<(UploadId, State)>> {
         let shared = Arc::clone(&self.shared);
-        Box::pin(self.run(async move { read::live(&shared, ids).await }))
+        Box::pin(self.run(async move { read::states(&shared, ids).await }))
     }
 
     fn untold_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {

@@ -6,6 +6,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use driftline_engine::{StoreError, UploadCaps, UploadOnce, UploadOpened, UploadRow};
+use driftline_uploads::UploadId;
 use tokio::join;
 
 use super::super::connect::Lease;
@@ -15,11 +16,11 @@ use super::super::prune::DatabaseClock;
 use super::super::queries::finish;
 use super::super::sql::statement;
 use super::super::{Shared, store_error};
-use super::{lock_usage, move_usage};
+use super::{begin_with, lock_usage, move_usage, reserve_more};
 use crate::codec::corrupt;
 use crate::names::tenant_sql;
-use crate::rows::{UploadWrite, count_of};
-use crate::uploads::{kept_of, met, refused};
+use crate::rows::{UploadWrite, count_of, id_sql, sql};
+use crate::uploads::{kept_of, met, refused, reserved};
 
 statement! {
     /// How many uploads of a user are open or being finalized.
@@ -31,6 +32,14 @@ statement! {
 
 impl Query for CountLive<'_> {
     type SqlType = BigInt;
+}
+
+statement! {
+    /// Takes down what an upload reserves.
+    Reserve { reserved: i64 => BigInt, id: Vec<u8> => Binary } =
+    "UPDATE uploads SET reserved = " ? reserved: BigInt
+    " WHERE id = " ? id: Binary
+    ""
 }
 
 /// Writes the row of an upload.
@@ -126,4 +135,25 @@ async fn open_within(lease: &Lease, row: &UploadRow, caps: UploadCaps) -> Result
     put.map_err(store_error)?;
     moved?;
     Ok(UploadOpened::Opened)
+}
+
+pub(super) async fn reserve(shared: &Shared, id: UploadId, bytes: (u64, u64)) -> Result<bool, StoreError> {
+    let lease = shared.writer().await?;
+    let reserved = reserve_within(&lease, id, bytes).await;
+    finish(lease, reserved).await
+}
+
+async fn reserve_within(
+    lease: &Lease,
+    id: UploadId,
+    (bytes, quota_bytes): (u64, u64),
+) -> Result<bool, StoreError> {
+    let Some((tenant_no, standing)) = begin_with(lease, id).await? else { return Ok(false) };
+    let Some(reserved) = reserved(Some(&standing), bytes) else { return Ok(false) };
+    if !reserve_more(lease.pg(), tenant_no, (standing.reserved, reserved), quota_bytes).await? {
+        return Ok(false);
+    }
+    let reserve = Reserve { reserved: sql(reserved), id: id_sql(id) };
+    reserve.execute(&mut { lease.pg() }).await.map_err(store_error)?;
+    Ok(true)
 }

@@ -1,20 +1,22 @@
 //! What is read of uploads.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Text};
 use diesel::{OptionalExtension, QueryResult, sql_query};
 use diesel_async::RunQueryDsl;
-use driftline_engine::{StoreError, UploadRow, UploadUsage};
-use driftline_uploads::{Digest, UploadId};
+use driftline_engine::{ChunkThere, StoreError, UploadRow, UploadUsage};
+use driftline_uploads::{Digest, State, UploadId};
 
 use super::super::snapshot::give_back;
 use super::super::sql::statement;
 use super::super::{Shared, store_error};
-use crate::rows::{UPLOAD_SELECT, UploadColumns, UploadSql, count_of, digest_of, id_of, id_sql, sql, sql_ms};
-use crate::uploads::Tags;
+use crate::rows::{
+    ChunkColumns, ChunkRow, UPLOAD_SELECT, UploadColumns, UploadSql, chunk_of, count_of, digest_of, id_of,
+    id_sql, sql, sql_ms, state_of,
+};
 
 /// Reads an upload.
 #[derive(QueryId)]
@@ -49,24 +51,23 @@ impl Query for LoadChunk {
 statement! {
     /// The chunks of an upload in their order.
     LoadChunks { id: Vec<u8> => Binary } =
-    "SELECT chunk_no, tag FROM upload_chunks WHERE upload = " ? id: Binary
+    "SELECT chunk_no, digest, tag FROM upload_chunks WHERE upload = " ? id: Binary
     " ORDER BY chunk_no"
 }
 
 impl Query for LoadChunks {
-    type SqlType = (BigInt, Nullable<Text>);
+    type SqlType = ChunkColumns;
 }
 
 statement! {
-    /// Of uploads those that are open or being finalized.
-    LoadLive { ids: Vec<Vec<u8>> => Array<Binary> } =
-    "SELECT u.id FROM unnest(" ? ids: Array<Binary>
-    ") AS w(id) CROSS JOIN LATERAL (SELECT id, state FROM uploads WHERE id >= w.id AND id <= w.id ORDER BY id LIMIT 1) \
-     AS u WHERE u.state IN ('open', 'finalizing')"
+    /// The states of uploads.
+    LoadStates { ids: Vec<Vec<u8>> => Array<Binary> } =
+    "SELECT u.id, u.state FROM unnest(" ? ids: Array<Binary>
+    ") AS w(id) CROSS JOIN LATERAL (SELECT id, state FROM uploads WHERE id >= w.id AND id <= w.id ORDER BY id LIMIT 1) AS u"
 }
 
-impl Query for LoadLive {
-    type SqlType = Binary;
+impl Query for LoadStates {
+    type SqlType = (Binary, Text);
 }
 
 statement! {
@@ -95,11 +96,11 @@ pub(super) async fn chunk(shared: &Shared, id: UploadId, index: u64) -> Result<O
     found.as_deref().map(digest_of).transpose()
 }
 
-pub(super) async fn chunks(shared: &Shared, id: UploadId) -> Result<Tags, StoreError> {
+pub(super) async fn chunks(shared: &Shared, id: UploadId) -> Result<Vec<ChunkThere>, StoreError> {
     let lease = shared.reader().await?;
-    let found = LoadChunks { id: id_sql(id) }.load::<(i64, Option<String>)>(&mut lease.pg()).await;
+    let found = LoadChunks { id: id_sql(id) }.load::<ChunkRow>(&mut lease.pg()).await;
     let found = give_back(lease, found.map_err(store_error)).await?;
-    found.into_iter().map(|(chunk_no, tag)| Ok((count_of(chunk_no)?, tag.map(Into::into)))).collect()
+    found.into_iter().map(chunk_of).collect()
 }
 
 /// Lists uploads by a condition and an order that one of the partial indexes has, and that takes a time and the number
@@ -140,13 +141,17 @@ pub(super) async fn untold(shared: &Shared, rows: usize) -> Result<Vec<UploadRow
     listed(shared, condition, u64::MAX, rows).await
 }
 
-pub(super) async fn live(shared: &Shared, ids: Vec<UploadId>) -> Result<Vec<UploadId>, StoreError> {
+pub(super) async fn states(
+    shared: &Shared,
+    ids: Vec<UploadId>,
+) -> Result<Vec<(UploadId, State)>, StoreError> {
     let lease = shared.reader().await?;
-    let load = LoadLive { ids: ids.iter().map(|id| id_sql(*id)).collect() };
-    let found = load.load::<Vec<u8>>(&mut lease.pg()).await;
+    let load = LoadStates { ids: ids.iter().map(|id| id_sql(*id)).collect() };
+    let found = load.load::<(Vec<u8>, String)>(&mut lease.pg()).await;
     let found = give_back(lease, found.map_err(store_error)).await?;
-    let found: HashSet<UploadId> = found.iter().map(|id| id_of(id)).collect::<Result<_, _>>()?;
-    Ok(ids.into_iter().filter(|id| found.contains(id)).collect())
+    let found = found.iter().map(|(id, state)| Ok((id_of(id)?, state_of(state)?)));
+    let found: HashMap<UploadId, State> = found.collect::<Result<_, StoreError>>()?;
+    Ok(ids.into_iter().filter_map(|id| Some((id, *found.get(&id)?))).collect())
 }
 
 pub(super) async fn usage(shared: &Shared) -> Result<UploadUsage, StoreError> {

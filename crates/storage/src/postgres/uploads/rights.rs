@@ -62,6 +62,25 @@ statement! {
     ""
 }
 
+statement! {
+    /// Locks a right, if it is somebody's, so that nobody else is given it before the end of the transaction.
+    LockRight { id: Vec<u8> => Binary, slot: i64 => BigInt, holder: i64 => BigInt } =
+    "SELECT slot FROM upload_leases WHERE upload = " ? id: Binary
+    " AND slot = " ? slot: BigInt
+    " AND holder = " ? holder: BigInt
+    " FOR SHARE"
+}
+
+impl Query for LockRight {
+    type SqlType = BigInt;
+}
+
+impl LockRight {
+    pub(super) fn new(key: LeaseKey, holder: u64) -> Self {
+        Self { id: id_sql(key.id), slot: slot_sql(key.slot), holder: holder.cast_signed() }
+    }
+}
+
 fn slot_sql(slot: LeaseSlot) -> i64 {
     match slot {
         LeaseSlot::Chunk(index) => sql(index),

@@ -1,11 +1,13 @@
 //! How uploads come into other states, and how they go.
 
+use std::collections::BTreeMap;
+
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
 use diesel::{OptionalExtension, QueryResult, sql_query};
-use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
-use driftline_engine::{StoreError, UploadTurn};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use driftline_engine::{LeaseKey, LeaseSlot, StoreError, UploadTurn};
 use driftline_uploads::UploadId;
 use tokio::join;
 
@@ -14,7 +16,7 @@ use super::super::queries::finish;
 use super::super::snapshot::give_back;
 use super::super::sql::statement;
 use super::super::{Shared, store_error};
-use super::{begin_with, forget_chunks, move_usage};
+use super::{begin_by_right, begin_with, forget_chunks, move_usage};
 use crate::rows::{count_of, digest_sql, id_sql, sql, sql_ms};
 use crate::uploads::turned;
 
@@ -30,6 +32,26 @@ statement! {
     ", digest), fault = " ? fault: Nullable<Binary>
     ", changed_at = " ? at: BigInt
     " WHERE id = " ? id: Binary
+    ""
+}
+
+statement! {
+    /// Takes chunks back; gives those that were there.
+    TakeChunksBack { id: Vec<u8> => Binary, chunks: Vec<i64> => Array<BigInt> } =
+    "DELETE FROM upload_chunks WHERE upload = " ? id: Binary
+    " AND chunk_no = ANY(" ? chunks: Array<BigInt>
+    ") RETURNING chunk_no"
+}
+
+impl Query for TakeChunksBack {
+    type SqlType = BigInt;
+}
+
+statement! {
+    /// Takes down how many bytes are there once chunks were taken back.
+    TakeBytesBack { received: i64 => BigInt, id: Vec<u8> => Binary } =
+    "UPDATE uploads SET received = " ? received: BigInt
+    ", running = NULL, hashed = 0 WHERE id = " ? id: Binary
     ""
 }
 
@@ -58,8 +80,13 @@ pub(super) async fn turn(shared: &Shared, turn: &UploadTurn) -> Result<bool, Sto
 }
 
 async fn turn_within(lease: &Lease, turn: &UploadTurn) -> Result<bool, StoreError> {
-    let Some((tenant_no, standing)) = begin_with(lease, turn.id).await? else { return Ok(false) };
-    let Some(turned) = turned(Some(&standing), turn) else { return Ok(false) };
+    let key = LeaseKey { id: turn.id, slot: LeaseSlot::Finalize };
+    let (found, holds) = match turn.holder {
+        Some(holder) => begin_by_right(lease, key, holder).await?,
+        None => (begin_with(lease, turn.id).await?, false),
+    };
+    let Some((tenant_no, standing)) = found else { return Ok(false) };
+    let Some(turned) = turned(Some(&standing), turn, |_| holds) else { return Ok(false) };
     let statement = TurnUpload {
         state: turn.to.as_str(),
         reserved: sql(turned.reserved),
@@ -73,8 +100,28 @@ async fn turn_within(lease: &Lease, turn: &UploadTurn) -> Result<bool, StoreErro
     if turned.forgets {
         forget_chunks(pg, turn.id).await?;
     }
+    if let Some(missing) = turned.missing {
+        take_back(pg, (turn.id, standing.received), &missing).await?;
+    }
     move_usage(pg, tenant_no, (standing.reserved, turned.reserved)).await?;
     Ok(true)
+}
+
+/// Takes chunks back of an upload that has so many bytes. Those that are not there do not count.
+async fn take_back(
+    pg: &AsyncPgConnection,
+    (id, received): (UploadId, u64),
+    missing: &BTreeMap<u64, u64>,
+) -> Result<(), StoreError> {
+    let chunks = missing.keys().map(|index| sql(*index)).collect();
+    let gone =
+        TakeChunksBack { id: id_sql(id), chunks }.load::<i64>(&mut { pg }).await.map_err(store_error)?;
+    let mut left = received;
+    for chunk_no in gone {
+        left = left.saturating_sub(missing.get(&count_of(chunk_no)?).copied().unwrap_or_default());
+    }
+    let take = TakeBytesBack { received: sql(left), id: id_sql(id) };
+    take.execute(&mut { pg }).await.map(drop).map_err(store_error)
 }
 
 pub(super) async fn told(shared: &Shared, id: UploadId) -> Result<(), StoreError> {
@@ -128,10 +175,14 @@ pub(super) async fn forget(shared: &Shared, before_ms: u64) -> Result<u64, Store
         }
     }
     let lease = shared.writer().await?;
-    let ended = sql_query("DELETE FROM upload_leases WHERE until < $1")
-        .bind::<BigInt, _>(sql_ms(before_ms))
-        .execute(&mut lease.pg())
-        .await;
+    // Those by which somebody writes at this moment are left to the next time.
+    let ended = sql_query(
+        "WITH gone AS MATERIALIZED (SELECT upload, slot FROM upload_leases WHERE until < $1 FOR UPDATE SKIP LOCKED) \
+         DELETE FROM upload_leases AS l USING gone WHERE l.upload = gone.upload AND l.slot = gone.slot",
+    )
+    .bind::<BigInt, _>(sql_ms(before_ms))
+    .execute(&mut lease.pg())
+    .await;
     give_back(lease, ended.map_err(store_error)).await?;
     Ok(forgotten)
 }

@@ -26,11 +26,11 @@ impl Query for StrayUploads {
 }
 
 statement! {
-    /// The uploads that came in chunks and are not over, with what is received of each by its row and by its chunks.
+    /// The uploads that come in chunks, with what is received of each by its row and by its chunks.
     AllReceived {} =
     "SELECT lower(hex(u.id)), u.received, coalesce(sum(min(u.chunk_bytes, u.size - c.chunk_no * u.chunk_bytes)), 0) \
      FROM uploads AS u LEFT JOIN upload_chunks AS c ON c.upload = u.id \
-     WHERE u.chunk_bytes IS NOT NULL AND u.state IN ('open', 'finalizing', 'done') GROUP BY u.id"
+     WHERE u.chunk_bytes IS NOT NULL AND u.state IN ('open', 'finalizing') GROUP BY u.id"
 }
 
 impl Query for AllReceived {
@@ -38,10 +38,10 @@ impl Query for AllReceived {
 }
 
 statement! {
-    /// Chunks that no upload has, that are of a place that it does not have, or whose digest is none.
+    /// Chunks that no upload has which is under way, that are of a place that it does not have, or whose digest is none.
     StrayChunks {} =
     "SELECT lower(hex(c.upload)), c.chunk_no FROM upload_chunks AS c LEFT JOIN uploads AS u ON u.id = c.upload \
-     WHERE u.id IS NULL OR u.state IN ('cancelled', 'expired') OR coalesce(c.chunk_no * u.chunk_bytes >= u.size, 1) \
+     WHERE u.id IS NULL OR u.state NOT IN ('open', 'finalizing') OR coalesce(c.chunk_no * u.chunk_bytes >= u.size, 1) \
      OR c.chunk_no < 0 OR length(c.digest) <> 32"
 }
 

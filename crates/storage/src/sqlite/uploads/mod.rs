@@ -7,17 +7,17 @@ mod read;
 mod receipts;
 mod turn;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Binary, Integer};
 use diesel::sqlite::Sqlite;
 use driftline_engine::{
-    Answer, ChunkReceipt, Kept, LeaseKey, Leased, Renewed, StoreError, StreamReceipt, UploadCaps, UploadOnce,
-    UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
+    Answer, ChunkReceipt, ChunkThere, Kept, LeaseKey, Leased, Renewed, StoreError, StreamReceipt, UploadCaps,
+    UploadOnce, UploadOpened, UploadRow, UploadRows, UploadTurn, UploadUsage,
 };
-use driftline_uploads::{Digest, UploadId};
+use driftline_uploads::{Digest, State, UploadId};
 use futures_util::future::ready;
 
 use super::hot::statement;
@@ -29,12 +29,46 @@ use receipts::Receipt;
 pub(super) use receipts::Waiting;
 
 /// The rights to write. This process is the only one that has the file, and they end with it.
+///
+/// The lock is held to look at one right or to change it, and never while anything is written.
 #[derive(Default)]
 pub(super) struct Held(Mutex<Leases>);
 
 impl Held {
     fn with<T>(&self, work: impl FnOnce(&mut Leases) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Begins to look at rights for a transaction.
+    fn fence(&self) -> Fence<'_> {
+        Fence { held: self, looked_at: Vec::new() }
+    }
+}
+
+/// The rights by which a transaction writes. It outlives the transaction.
+///
+/// From the look at a right to the end of the commit nobody else is given it: whoever asks is told that it is busy. So who
+/// takes a right over either did so before the look, and then the transaction does not write by it, or reads behind the
+/// commit, and then sees what it wrote.
+struct Fence<'a> {
+    held: &'a Held,
+    looked_at: Vec<LeaseKey>,
+}
+
+impl Fence<'_> {
+    /// Tells whether a right is somebody's, and keeps it so.
+    fn holds(&mut self, key: LeaseKey, holder: u64) -> bool {
+        let holds = self.held.with(|leases| leases.settle(key, holder));
+        if holds {
+            self.looked_at.push(key);
+        }
+        holds
+    }
+}
+
+impl Drop for Fence<'_> {
+    fn drop(&mut self) {
+        self.held.with(|leases| self.looked_at.iter().for_each(|key| leases.settled(*key)));
     }
 }
 
@@ -84,6 +118,22 @@ fn used(connection: &mut SqliteConnection, tenant_no: i32) -> Result<u64, StoreE
     count_of(bytes.unwrap_or_default())
 }
 
+/// Takes down what an upload reserves now, if its tenant's quota has room for what is more than before; tells whether it
+/// has.
+fn reserve_more(
+    connection: &mut SqliteConnection,
+    tenant_no: i32,
+    (before, after): (u64, u64),
+    quota_bytes: u64,
+) -> Result<bool, StoreError> {
+    let more = after.saturating_sub(before);
+    let has_room = more == 0 || used(connection, tenant_no)?.saturating_add(more) <= quota_bytes;
+    if has_room {
+        move_usage(connection, tenant_no, (before, after))?;
+    }
+    Ok(has_room)
+}
+
 /// Takes down that an upload reserves more, or less, than before.
 fn move_usage(
     connection: &mut SqliteConnection,
@@ -119,7 +169,7 @@ impl UploadRows for SqliteStore {
         Box::pin(self.read(move |connection, _| read::chunk(connection, id, index)))
     }
 
-    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<(u64, Option<Box<str>>)>> {
+    fn chunks(&self, id: UploadId) -> Answer<'_, Vec<ChunkThere>> {
         Box::pin(self.read(move |connection, _| read::chunks(connection, id)))
     }
 
@@ -131,8 +181,16 @@ impl UploadRows for SqliteStore {
         Box::pin(self.keep(Receipt::Stream(receipt)))
     }
 
+    fn reserve_upload(&self, id: UploadId, bytes: u64, quota_bytes: u64) -> Answer<'_, bool> {
+        Box::pin(self.write(move |writer| open::reserve(&mut writer.connection, id, (bytes, quota_bytes))))
+    }
+
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {
-        Box::pin(self.write(move |writer| turn::turn(&mut writer.connection, &turn)))
+        let held = Arc::clone(&self.shared.held);
+        Box::pin(self.run(move |writer| {
+            let mut fence = held.fence();
+            writer.transaction(|writer| turn::turn(&mut writer.connection, &turn, &mut fence))
+        }))
     }
 
     fn lease(
@@ -165,8 +223,8 @@ impl UploadRows for SqliteStore {
         Box::pin(self.read(move |connection, _| read::unfinished(connection, before_ms, rows)))
     }
 
-    fn live_uploads(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<UploadId>> {
-        Box::pin(self.read(move |connection, _| read::live(connection, ids)))
+    fn upload_states(&self, ids: Vec<UploadId>) -> Answer<'_, Vec<(UploadId, State)>> {
+        Box::pin(self.read(move |connection, _| read::states(connection, ids)))
     }
 
     fn untold_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {

@@ -5,14 +5,15 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use diesel::sqlite::Sqlite;
 use driftline_engine::{StoreError, UploadCaps, UploadOnce, UploadOpened, UploadRow};
+use driftline_uploads::UploadId;
 
 use super::super::hot::{Rows, binds, insert, statement};
 use super::super::writer::Writer;
 use super::super::{once, store_error};
-use super::{move_usage, used};
+use super::{move_usage, reserve_more, standing, used};
 use crate::names::tenant_sql;
-use crate::rows::{UploadWrite, count_of};
-use crate::uploads::{kept_of, met, refused};
+use crate::rows::{UploadWrite, count_of, id_sql, sql};
+use crate::uploads::{kept_of, met, refused, reserved};
 
 impl Rows for UploadWrite {
     const HEAD: &'static str = "INSERT INTO uploads (id, tenant_no, owner, state, size, chunk_bytes, received, reserved, \
@@ -42,6 +43,13 @@ impl Query for CountLive {
     type SqlType = BigInt;
 }
 
+statement! {
+    /// Takes down what an upload reserves.
+    Reserve { reserved: i64 => BigInt, id: Vec<u8> => Binary } =
+    "UPDATE uploads SET reserved = " ? reserved: BigInt
+    " WHERE id = " ? id: Binary
+}
+
 pub(super) fn open_upload(
     writer: &mut Writer,
     row: &UploadRow,
@@ -68,4 +76,19 @@ pub(super) fn open_upload(
         once::keep(connection, row.tenant, (&once.owner, &once.key), kept)?;
     }
     Ok(UploadOpened::Opened)
+}
+
+pub(super) fn reserve(
+    connection: &mut SqliteConnection,
+    id: UploadId,
+    (bytes, quota_bytes): (u64, u64),
+) -> Result<bool, StoreError> {
+    let Some((tenant_no, standing)) = standing(connection, id)? else { return Ok(false) };
+    let Some(reserved) = reserved(Some(&standing), bytes) else { return Ok(false) };
+    if !reserve_more(connection, tenant_no, (standing.reserved, reserved), quota_bytes)? {
+        return Ok(false);
+    }
+    let reserve = Reserve { reserved: sql(reserved), id: id_sql(id) };
+    reserve.execute(connection).map_err(store_error)?;
+    Ok(true)
 }

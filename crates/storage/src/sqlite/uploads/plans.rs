@@ -15,7 +15,7 @@ fn every_statement_goes_straight_to_its_rows() {
         text(&read::LoadUpload { id: id() }),
         text(&read::LoadChunk { id: id(), chunk_no: number }),
         text(&read::LoadChunks { id: id() }),
-        text(&read::LoadLive { ids: String::new() }),
+        text(&read::LoadStates { ids: String::new() }),
         text(&receipts::PutChunk { id: id(), chunk_no: number, digest: id(), tag: None }),
         text(&receipts::TakeChunk {
             bytes: number,
@@ -25,6 +25,9 @@ fn every_statement_goes_straight_to_its_rows() {
             hashed: number,
             id: id(),
         }),
+        text(&open::Reserve { reserved: number, id: id() }),
+        text(&turn::TakeChunkBack { id: id(), chunk_no: number }),
+        text(&turn::TakeBytesBack { received: number, id: id() }),
         text(&turn::MarkTold { id: id() }),
         text(&turn::RemoveFile { id: id() }),
         turn::FORGET.to_owned(),

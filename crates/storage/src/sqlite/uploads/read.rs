@@ -1,20 +1,22 @@
 //! What is read of uploads.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Binary, Nullable, Text};
+use diesel::sql_types::{BigInt, Binary, Text};
 use diesel::sqlite::Sqlite;
-use driftline_engine::{StoreError, UploadRow, UploadUsage};
-use driftline_uploads::{Digest, UploadId};
+use driftline_engine::{ChunkThere, StoreError, UploadRow, UploadUsage};
+use driftline_uploads::{Digest, State, UploadId};
 
 use super::super::hot::statement;
 use super::super::load::json_array;
 use super::super::store_error;
-use crate::rows::{UPLOAD_SELECT, UploadColumns, UploadSql, count_of, digest_of, id_of, id_sql, sql, sql_ms};
-use crate::uploads::Tags;
+use crate::rows::{
+    ChunkColumns, ChunkRow, UPLOAD_SELECT, UploadColumns, UploadSql, chunk_of, count_of, digest_of, id_of,
+    id_sql, sql, sql_ms, state_of,
+};
 
 /// Reads an upload.
 #[derive(QueryId)]
@@ -50,23 +52,23 @@ impl Query for LoadChunk {
 statement! {
     /// The chunks of an upload in their order.
     LoadChunks { id: Vec<u8> => Binary } =
-    "SELECT chunk_no, tag FROM upload_chunks WHERE upload = " ? id: Binary
+    "SELECT chunk_no, digest, tag FROM upload_chunks WHERE upload = " ? id: Binary
     " ORDER BY chunk_no"
 }
 
 impl Query for LoadChunks {
-    type SqlType = (BigInt, Nullable<Text>);
+    type SqlType = ChunkColumns;
 }
 
 statement! {
-    /// Of uploads whose names stand as hexadecimal digits in a JSON array those that are open or being finalized.
-    LoadLive { ids: String => Text } =
-    "SELECT u.id FROM json_each(" ? ids: Text
-    ") AS j CROSS JOIN uploads AS u ON u.id = unhex(j.value) WHERE u.state IN ('open', 'finalizing')"
+    /// The states of uploads whose names stand as hexadecimal digits in a JSON array.
+    LoadStates { ids: String => Text } =
+    "SELECT u.id, u.state FROM json_each(" ? ids: Text
+    ") AS j CROSS JOIN uploads AS u ON u.id = unhex(j.value)"
 }
 
-impl Query for LoadLive {
-    type SqlType = Binary;
+impl Query for LoadStates {
+    type SqlType = (Binary, Text);
 }
 
 statement! {
@@ -99,10 +101,9 @@ pub(super) fn chunk(
     found.as_deref().map(digest_of).transpose()
 }
 
-pub(super) fn chunks(connection: &mut SqliteConnection, id: UploadId) -> Result<Tags, StoreError> {
-    let found: Vec<(i64, Option<String>)> =
-        LoadChunks { id: id_sql(id) }.load(connection).map_err(store_error)?;
-    found.into_iter().map(|(chunk_no, tag)| Ok((count_of(chunk_no)?, tag.map(Into::into)))).collect()
+pub(super) fn chunks(connection: &mut SqliteConnection, id: UploadId) -> Result<Vec<ChunkThere>, StoreError> {
+    let found: Vec<ChunkRow> = LoadChunks { id: id_sql(id) }.load(connection).map_err(store_error)?;
+    found.into_iter().map(chunk_of).collect()
 }
 
 /// Uploads whose time is over.
@@ -155,15 +156,17 @@ pub(super) fn untold(connection: &mut SqliteConnection, rows: usize) -> Result<V
     listed(connection, UNTOLD, u64::MAX, rows)
 }
 
-pub(super) fn live(
+pub(super) fn states(
     connection: &mut SqliteConnection,
     ids: Vec<UploadId>,
-) -> Result<Vec<UploadId>, StoreError> {
+) -> Result<Vec<(UploadId, State)>, StoreError> {
     let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let found: Vec<Vec<u8>> = LoadLive { ids: json_array(&names) }.load(connection).map_err(store_error)?;
-    let found: HashSet<UploadId> = found.iter().map(|id| id_of(id)).collect::<Result<_, _>>()?;
-    Ok(ids.into_iter().filter(|id| found.contains(id)).collect())
+    let load = LoadStates { ids: json_array(&names) };
+    let found: Vec<(Vec<u8>, String)> = load.load(connection).map_err(store_error)?;
+    let found = found.iter().map(|(id, state)| Ok((id_of(id)?, state_of(state)?)));
+    let found: HashMap<UploadId, State> = found.collect::<Result<_, StoreError>>()?;
+    Ok(ids.into_iter().filter_map(|id| Some((id, *found.get(&id)?))).collect())
 }
 
 pub(super) fn usage(connection: &mut SqliteConnection) -> Result<UploadUsage, StoreError> {

@@ -7,15 +7,15 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Binary, Nullable, Text};
 use diesel::sqlite::Sqlite;
-use driftline_engine::{ChunkReceipt, Kept, StoreError, StreamReceipt};
+use driftline_engine::{ChunkReceipt, Kept, LeaseKey, LeaseSlot, StoreError, StreamReceipt};
 use tokio::sync::oneshot;
 
 use super::super::hot::statement;
 use super::super::writer::{GroupError, Job, Writer};
 use super::super::{SqliteStore, stopped, store_error};
-use super::{move_usage, standing, used};
+use super::{Fence, Held, read, reserve_more, standing};
 use crate::rows::{digest_sql, id_sql, running_sql, sql, sql_ms};
-use crate::uploads::go_on;
+use crate::uploads::{chunk_refused, go_on};
 
 statement! {
     /// Writes down a chunk, if its upload is open and the chunk is not there.
@@ -104,8 +104,8 @@ impl SqliteStore {
         let (answer, answered) = oneshot::channel();
         let waiting = Arc::clone(&self.shared.receipts);
         waiting.put(receipt, answer);
-        let theirs = Arc::clone(&waiting);
-        let job = Job::Run(Box::new(move |writer: &mut Writer| writer.keep_receipts(theirs.take())));
+        let (theirs, held) = (Arc::clone(&waiting), Arc::clone(&self.shared.held));
+        let job = Job::Run(Box::new(move |writer: &mut Writer| writer.keep_receipts(theirs.take(), &held)));
         if let Err(error) = self.send(job) {
             // The writer has too much to do: what nobody comes for must not pile up.
             drop(answered);
@@ -118,12 +118,12 @@ impl SqliteStore {
 
 impl Writer {
     /// Writes receipts in one transaction. An earlier job may have taken all of them.
-    fn keep_receipts(&mut self, receipts: Vec<(Receipt, KeptAnswer)>) {
+    fn keep_receipts(&mut self, receipts: Vec<(Receipt, KeptAnswer)>, held: &Held) {
         if receipts.is_empty() {
             return;
         }
         let (receipts, answers): (Vec<_>, Vec<_>) = receipts.into_iter().unzip();
-        match self.commit_receipts(&receipts) {
+        match self.commit_receipts(&receipts, held) {
             Ok(kept) => {
                 for (answer, kept) in answers.into_iter().zip(kept) {
                     // Nobody waits any more: the receipt is written down all the same.
@@ -133,7 +133,7 @@ impl Writer {
             Err(GroupError::Store(error)) if receipts.len() > 1 => {
                 tracing::warn!(%error, receipts = receipts.len(), "receipts failed, they are written one by one");
                 for (receipt, answer) in receipts.iter().zip(answers) {
-                    let kept = self.commit_receipts(std::slice::from_ref(receipt));
+                    let kept = self.commit_receipts(std::slice::from_ref(receipt), held);
                     let kept =
                         kept.map_err(StoreError::from).and_then(|mut kept| kept.pop().ok_or_else(stopped));
                     let _ = answer.send(kept);
@@ -148,14 +148,16 @@ impl Writer {
         }
     }
 
-    fn commit_receipts(&mut self, receipts: &[Receipt]) -> Result<Vec<Kept>, GroupError> {
+    /// Nobody is told of the commit before the rights that it needed can be had again.
+    fn commit_receipts(&mut self, receipts: &[Receipt], held: &Held) -> Result<Vec<Kept>, GroupError> {
+        let mut fence = held.fence();
         let begun = self.connection.batch_execute("BEGIN IMMEDIATE").map_err(store_error);
         begun.map_err(GroupError::NotBegun)?;
         let kept = self.end_transaction(|writer| {
             let connection = &mut writer.connection;
             let keep = |receipt: &Receipt| match receipt {
-                Receipt::Chunk(receipt) => keep_chunk(connection, receipt),
-                Receipt::Stream(receipt) => keep_stream(connection, receipt),
+                Receipt::Chunk(receipt) => keep_chunk(connection, receipt, &mut fence),
+                Receipt::Stream(receipt) => keep_stream(connection, receipt, &mut fence),
             };
             receipts.iter().map(keep).collect()
         });
@@ -163,17 +165,22 @@ impl Writer {
     }
 }
 
-fn keep_chunk(connection: &mut SqliteConnection, receipt: &ChunkReceipt) -> Result<Kept, StoreError> {
+fn keep_chunk(
+    connection: &mut SqliteConnection,
+    receipt: &ChunkReceipt,
+    fence: &mut Fence<'_>,
+) -> Result<Kept, StoreError> {
+    let key = LeaseKey { id: receipt.id, slot: LeaseSlot::Chunk(receipt.index) };
     let put = PutChunk {
         id: id_sql(receipt.id),
         chunk_no: sql(receipt.index),
         digest: digest_sql(receipt.digest),
         tag: receipt.tag.as_deref().map(str::to_owned),
     };
-    if put.execute(connection).map_err(store_error)? == 0 {
+    if !fence.holds(key, receipt.holder) || put.execute(connection).map_err(store_error)? == 0 {
         let state = standing(connection, receipt.id)?.map(|(_, standing)| standing.state);
-        let is_open = state == Some(driftline_uploads::State::Open);
-        return Ok(if is_open { Kept::Overtaken } else { Kept::NotOpen(state) });
+        let is_there = read::chunk(connection, receipt.id, receipt.index)?.is_some();
+        return Ok(chunk_refused(state, is_there));
     }
     let (hashed, running) = running_sql(receipt.running.as_ref());
     let take = TakeChunk {
@@ -188,20 +195,22 @@ fn keep_chunk(connection: &mut SqliteConnection, receipt: &ChunkReceipt) -> Resu
     Ok(Kept::Kept { received: crate::rows::count_of(received)? })
 }
 
-fn keep_stream(connection: &mut SqliteConnection, receipt: &StreamReceipt) -> Result<Kept, StoreError> {
+fn keep_stream(
+    connection: &mut SqliteConnection,
+    receipt: &StreamReceipt,
+    fence: &mut Fence<'_>,
+) -> Result<Kept, StoreError> {
     let found = standing(connection, receipt.id)?;
-    let streamed = match go_on(found.as_ref().map(|(_, standing)| standing), receipt) {
+    let key = LeaseKey { id: receipt.id, slot: LeaseSlot::Stream };
+    let holds = || fence.holds(key, receipt.holder);
+    let streamed = match go_on(found.as_ref().map(|(_, standing)| standing), receipt, holds) {
         Ok(streamed) => streamed,
         Err(kept) => return Ok(kept),
     };
     if let Some((tenant_no, standing)) = found
-        && streamed.reserved > standing.reserved
+        && !reserve_more(connection, tenant_no, (standing.reserved, streamed.reserved), receipt.quota_bytes)?
     {
-        let more = streamed.reserved - standing.reserved;
-        if used(connection, tenant_no)?.saturating_add(more) > receipt.quota_bytes {
-            return Ok(Kept::NoRoom);
-        }
-        move_usage(connection, tenant_no, (standing.reserved, streamed.reserved))?;
+        return Ok(Kept::NoRoom);
     }
     let (hashed, running) = running_sql(receipt.running.as_ref());
     let take = TakeStream {

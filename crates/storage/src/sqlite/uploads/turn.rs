@@ -1,17 +1,19 @@
 //! How uploads come into other states, and how they go.
 
+use std::collections::BTreeMap;
+
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use diesel::sqlite::Sqlite;
-use driftline_engine::{StoreError, UploadTurn};
+use driftline_engine::{LeaseKey, LeaseSlot, StoreError, UploadTurn};
 use driftline_uploads::UploadId;
 
 use super::super::hot::statement;
 use super::super::prune::STEP;
 use super::super::store_error;
-use super::{forget_chunks, move_usage, standing};
+use super::{Fence, forget_chunks, move_usage, standing};
 use crate::rows::{count_of, digest_sql, id_sql, sql, sql_ms};
 use crate::uploads::turned;
 
@@ -30,6 +32,20 @@ statement! {
 }
 
 statement! {
+    /// Takes a chunk back.
+    TakeChunkBack { id: Vec<u8> => Binary, chunk_no: i64 => BigInt } =
+    "DELETE FROM upload_chunks WHERE upload = " ? id: Binary
+    " AND chunk_no = " ? chunk_no: BigInt
+}
+
+statement! {
+    /// Takes down how many bytes are there once chunks were taken back.
+    TakeBytesBack { received: i64 => BigInt, id: Vec<u8> => Binary } =
+    "UPDATE uploads SET received = " ? received: BigInt
+    ", running = NULL, hashed = 0 WHERE id = " ? id: Binary
+}
+
+statement! {
     /// Takes down that somebody was told.
     MarkTold { id: Vec<u8> => Binary } = "UPDATE uploads SET told = 1 WHERE id = " ? id: Binary
 }
@@ -45,9 +61,15 @@ impl Query for RemoveFile {
     type SqlType = (Integer, BigInt);
 }
 
-pub(super) fn turn(connection: &mut SqliteConnection, turn: &UploadTurn) -> Result<bool, StoreError> {
+pub(super) fn turn(
+    connection: &mut SqliteConnection,
+    turn: &UploadTurn,
+    fence: &mut Fence<'_>,
+) -> Result<bool, StoreError> {
     let Some((tenant_no, standing)) = standing(connection, turn.id)? else { return Ok(false) };
-    let Some(turned) = turned(Some(&standing), turn) else { return Ok(false) };
+    let key = LeaseKey { id: turn.id, slot: LeaseSlot::Finalize };
+    let turned = turned(Some(&standing), turn, |holder| fence.holds(key, holder));
+    let Some(turned) = turned else { return Ok(false) };
     let statement = TurnUpload {
         state: turn.to.as_str(),
         reserved: sql(turned.reserved),
@@ -61,7 +83,27 @@ pub(super) fn turn(connection: &mut SqliteConnection, turn: &UploadTurn) -> Resu
     if turned.forgets {
         forget_chunks(connection, turn.id)?;
     }
+    if let Some(missing) = turned.missing {
+        take_back(connection, (turn.id, standing.received), &missing)?;
+    }
     Ok(true)
+}
+
+/// Takes chunks back of an upload that has so many bytes. Those that are not there do not count.
+fn take_back(
+    connection: &mut SqliteConnection,
+    (id, received): (UploadId, u64),
+    missing: &BTreeMap<u64, u64>,
+) -> Result<(), StoreError> {
+    let mut left = received;
+    for (index, bytes) in missing {
+        let take = TakeChunkBack { id: id_sql(id), chunk_no: sql(*index) };
+        if take.execute(connection).map_err(store_error)? > 0 {
+            left = left.saturating_sub(*bytes);
+        }
+    }
+    let take = TakeBytesBack { received: sql(left), id: id_sql(id) };
+    take.execute(connection).map(drop).map_err(store_error)
 }
 
 pub(super) fn told(connection: &mut SqliteConnection, id: UploadId) -> Result<(), StoreError> {

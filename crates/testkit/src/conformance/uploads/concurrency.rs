@@ -1,5 +1,6 @@
 //! Many at once.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use driftline_engine::{
@@ -11,7 +12,10 @@ use driftline_uploads::{State, UploadId};
 
 use super::super::Bed;
 use super::super::once::print_of;
-use super::{PLENTY, Yard, at, chunk, chunks, id_of, part, running, stream, turn};
+use super::{
+    PLENTY, WRITER, Yard, at, chunk, chunks, id_of, keep_chunk, keep_stream, part, running, stream,
+    take_right, turn,
+};
 use crate::wait::block_on;
 
 const WRITERS: u64 = 8;
@@ -37,6 +41,10 @@ pub(in super::super) fn chunks_at_once_add_up<S: Store>(bed: &Bed<S>) {
     let yard = Yard::new(bed);
     let id = yard.open(1, chunks(CHUNKS * 4));
     let rows = bed.store.uploads();
+    // By one right, as if all of them were the same one.
+    for index in 0..CHUNKS {
+        take_right(rows, id, LeaseSlot::Chunk(index), WRITER);
+    }
     let kept: Vec<u64> = at_once(|writer| {
         let mut highest = 0;
         let mut own = 0;
@@ -82,7 +90,7 @@ pub(in super::super) fn a_turn_is_between_chunks<S: Store>(bed: &Bed<S>) {
                 );
             }
             for step in 0.. {
-                match block_on(rows.keep_chunk(chunk(id, step * WRITERS + writer, 4))).expect("an answer") {
+                match keep_chunk(rows, chunk(id, step * WRITERS + writer, 4)) {
                     Kept::Kept { .. } => came.fetch_add(1, Ordering::SeqCst),
                     kept => return assert_eq!(kept, Kept::NotOpen(Some(State::Cancelled))),
                 };
@@ -157,10 +165,10 @@ pub(in super::super) fn sums_stand_under_load<S: Store>(bed: &Bed<S>) {
             assert_eq!(block_on(rows.open_upload(row, PLENTY, None)), Ok(UploadOpened::Opened));
             for step in 0..3 {
                 let receipt = part(id, step * 5, step * 5 + 5);
-                assert_eq!(block_on(rows.keep_stream(receipt)), Ok(Kept::Kept { received: step * 5 + 5 }));
+                assert_eq!(keep_stream(rows, receipt), Kept::Kept { received: step * 5 + 5 });
             }
             let settled = StreamReceipt { size: Some(15), ..part(id, 15, 15) };
-            assert_eq!(block_on(rows.keep_stream(settled)), Ok(Kept::Kept { received: 15 }));
+            assert_eq!(keep_stream(rows, settled), Kept::Kept { received: 15 });
             if writer % 2 == 0 {
                 assert!(told(turn(id, State::Open, State::Cancelled)));
             } else {
@@ -183,6 +191,7 @@ pub(in super::super) fn a_stream_is_not_torn<S: Store>(bed: &Bed<S>) {
     let yard = Yard::new(bed);
     let rows = bed.store.uploads();
     let id = yard.open(1, stream(None));
+    take_right(rows, id, LeaseSlot::Stream, WRITER);
     let steps: u64 = at_once(|_| {
         let (mut from, mut own) = (0, 0);
         while from < 200 {
@@ -217,4 +226,91 @@ pub(in super::super) fn a_right_is_taken_once<S: Store>(bed: &Bed<S>) {
             at_once(|writer| block_on(rows.lease(key, writer, at(0), at(10), true)).expect("an answer"));
         assert_eq!(held.iter().filter(|leased| **leased == Leased::Held).count(), 1, "{held:?}");
     }
+}
+
+/// Rights are taken over while receipts are committed. Whoever has one and reads that the chunk is not there writes where it
+/// belongs: after that no receipt of an earlier holder is kept.
+pub(in super::super) fn who_takes_over_sees_what_was_kept<S: Store>(bed: &Bed<S>) {
+    const CHUNKS: usize = 40;
+    let yard = Yard::new(bed);
+    let rows = bed.store.uploads();
+    let id = yard.open(1, chunks(CHUNKS as u64 * 4));
+    // Rights are given one after the other, in the order of their holders.
+    let given: Vec<Mutex<u64>> = (0..CHUNKS).map(|_| Mutex::default()).collect();
+    let wrote: Vec<AtomicU64> = (0..CHUNKS).map(|_| AtomicU64::new(0)).collect();
+    let kept: Vec<AtomicU64> = (0..CHUNKS).map(|_| AtomicU64::new(0)).collect();
+    let counts = at_once(|writer| {
+        let (mut taken, mut lost) = (0_u64, 0_u64);
+        for at_chunk in 0..CHUNKS {
+            let index = at_chunk as u64;
+            let key = LeaseKey { id, slot: LeaseSlot::Chunk(index) };
+            let holder = {
+                let mut holder = given[at_chunk].lock().expect("nobody panics");
+                // It ends as it begins, so that everybody takes it over.
+                let leased = block_on(rows.lease(key, *holder + 1, at(5), at(5), false)).expect("an answer");
+                if leased != Leased::Held {
+                    continue;
+                }
+                *holder += 1;
+                *holder
+            };
+            if block_on(rows.chunk(id, index)).expect("a read").is_some() {
+                continue;
+            }
+            wrote[at_chunk].fetch_max(holder, Ordering::SeqCst);
+            taken += 1;
+            let receipt = ChunkReceipt { holder, ..chunk(id, index, 4) };
+            match block_on(rows.keep_chunk(receipt)).expect("an answer") {
+                Kept::Kept { .. } => assert_eq!(kept[at_chunk].swap(holder, Ordering::SeqCst), 0, "once"),
+                Kept::Lost | Kept::Overtaken => lost += 1,
+                other => panic!("{other:?}"),
+            }
+            if writer % 2 == 0 {
+                block_on(rows.release(key, holder)).expect("an answer");
+            }
+        }
+        (taken, lost)
+    });
+    for (kept, wrote) in kept.iter().zip(&wrote) {
+        assert_eq!(
+            kept.load(Ordering::SeqCst),
+            wrote.load(Ordering::SeqCst),
+            "the last who wrote: {counts:?}"
+        );
+    }
+    assert_eq!(yard.read(id).upload.received, CHUNKS as u64 * 4);
+    yard.check_sums();
+}
+
+/// Uploads of unknown size reserve what their tenant's quota has, and no more, while others append.
+pub(in super::super) fn reserves_at_once_keep_within<S: Store>(bed: &Bed<S>) {
+    const QUOTA: u64 = 100;
+    let yard = Yard::new(bed);
+    let rows = bed.store.uploads();
+    for number in 0..WRITERS {
+        yard.open(number, stream(None));
+    }
+    let ends = at_once(|writer| {
+        let id = id_of(writer);
+        let mut end = 0;
+        for step in 1..20 {
+            let more = step * 3 + writer % 3;
+            let has = if writer % 2 == 0 {
+                block_on(rows.reserve_upload(id, more, QUOTA)).expect("an answer")
+            } else {
+                let receipt = StreamReceipt { quota_bytes: QUOTA, ..part(id, end, more) };
+                keep_stream(rows, receipt) == Kept::Kept { received: more }
+            };
+            if has {
+                end = more;
+            }
+            assert!(block_on(rows.upload_usage()).expect("a read").bytes <= QUOTA);
+        }
+        end
+    });
+    let reserved: Vec<u64> = (0..WRITERS).map(|number| yard.read(id_of(number)).reserved).collect();
+    assert_eq!(reserved, ends, "who was told that it has them has them");
+    let used: u64 = reserved.iter().sum();
+    assert!((QUOTA - 10..=QUOTA).contains(&used), "{reserved:?}");
+    yard.check_sums();
 }

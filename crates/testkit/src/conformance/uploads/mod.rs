@@ -1,10 +1,12 @@
 //! The rows of uploads.
 
 pub(super) mod concurrency;
+pub(super) mod fence;
 pub(super) mod leases;
 pub(super) mod lists;
 pub(super) mod opening;
 pub(super) mod receipts;
+pub(super) mod reserve;
 pub(super) mod turns;
 
 use std::cell::RefCell;
@@ -12,8 +14,8 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 
 use driftline_engine::{
-    ChunkReceipt, Joining, Kept, Store, StreamReceipt, UploadCaps, UploadOnce, UploadOpened, UploadRow,
-    UploadRows, UploadTurn,
+    ChunkReceipt, Joining, Kept, LeaseKey, LeaseSlot, Leased, Store, StreamReceipt, UploadCaps, UploadOnce,
+    UploadOpened, UploadRow, UploadRows, UploadTurn,
 };
 use driftline_model::{TenantId, TenantNo};
 use driftline_uploads::{Digest, Form, Plan, RunningHash, State, Upload, UploadId};
@@ -27,6 +29,9 @@ const PLENTY: UploadCaps = UploadCaps { open_max: u64::MAX, quota_bytes: QUOTA }
 const QUOTA: u64 = 1 << 40;
 
 const HOUR_MS: u64 = 3_600_000;
+
+/// Who writes where it does not matter who does.
+const WRITER: u64 = 1;
 
 /// When things happen: so many milliseconds after the beginning.
 fn at(ms: u64) -> u64 {
@@ -63,6 +68,7 @@ fn chunk(id: UploadId, index: u64, bytes: u64) -> ChunkReceipt {
         digest: Digest::hash(&index.to_le_bytes()),
         tag: None,
         running: None,
+        holder: WRITER,
         at_ms: at(1),
         expires_ms: at(HOUR_MS),
     }
@@ -75,6 +81,7 @@ fn part(id: UploadId, from: u64, to: u64) -> StreamReceipt {
         to,
         size: None,
         running: None,
+        holder: WRITER,
         at_ms: at(1),
         expires_ms: at(HOUR_MS),
         quota_bytes: QUOTA,
@@ -82,7 +89,35 @@ fn part(id: UploadId, from: u64, to: u64) -> StreamReceipt {
 }
 
 fn turn(id: UploadId, from: State, to: State) -> UploadTurn {
-    UploadTurn { id, from, to, whole: false, overdue: false, digest: None, fault: None, at_ms: at(2) }
+    UploadTurn {
+        id,
+        from,
+        to,
+        whole: false,
+        overdue: false,
+        digest: None,
+        fault: None,
+        holder: None,
+        missing: Vec::new(),
+        at_ms: at(2),
+    }
+}
+
+/// Takes a right for an hour, unless somebody else has it.
+fn take_right(rows: &dyn UploadRows, id: UploadId, slot: LeaseSlot, holder: u64) -> Leased {
+    block_on(rows.lease(LeaseKey { id, slot }, holder, at(0), at(HOUR_MS), false)).expect("an answer")
+}
+
+/// Writes a receipt down for somebody who takes the right to it.
+fn keep_chunk(rows: &dyn UploadRows, receipt: ChunkReceipt) -> Kept {
+    take_right(rows, receipt.id, LeaseSlot::Chunk(receipt.index), receipt.holder);
+    block_on(rows.keep_chunk(receipt)).expect("an answer")
+}
+
+/// As [`keep_chunk`].
+fn keep_stream(rows: &dyn UploadRows, receipt: StreamReceipt) -> Kept {
+    take_right(rows, receipt.id, LeaseSlot::Stream, receipt.holder);
+    block_on(rows.keep_stream(receipt)).expect("an answer")
 }
 
 /// Everything of a row as text, with what its running hash comes to.
@@ -164,13 +199,13 @@ impl<'a, S: Store> Yard<'a, S> {
     }
 
     fn keep(&self, receipt: ChunkReceipt) -> Kept {
-        let kept = block_on(self.rows().keep_chunk(receipt)).expect("an answer");
+        let kept = keep_chunk(self.rows(), receipt);
         self.check_sums();
         kept
     }
 
     fn go_on(&self, receipt: StreamReceipt) -> Kept {
-        let kept = block_on(self.rows().keep_stream(receipt)).expect("an answer");
+        let kept = keep_stream(self.rows(), receipt);
         self.check_sums();
         kept
     }
@@ -198,7 +233,7 @@ impl<'a, S: Store> Yard<'a, S> {
 
     fn received(&self, id: UploadId) -> Vec<u64> {
         let chunks = block_on(self.rows().chunks(id)).expect("a list");
-        chunks.into_iter().map(|(index, _)| index).collect()
+        chunks.into_iter().map(|chunk| chunk.index).collect()
     }
 
     /// Asks what a tenant's uploads and files take, by asking for more than its quota has.

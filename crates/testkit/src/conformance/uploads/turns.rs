@@ -1,10 +1,10 @@
 //! How uploads come into other states.
 
-use driftline_engine::{ChunkReceipt, Joining, Store, UploadRow, UploadTurn};
+use driftline_engine::{ChunkReceipt, Joining, Kept, Store, UploadRow, UploadTurn};
 use driftline_uploads::{Digest, State};
 
 use super::super::Bed;
-use super::{Yard, at, chunk, chunks, id_of, part, shown, stream, turn};
+use super::{Yard, at, chunk, chunks, id_of, part, running, shown, stream, turn};
 use crate::wait::block_on;
 
 pub(in super::super) fn uploads_turn_as_their_states_allow<S: Store>(bed: &Bed<S>) {
@@ -38,8 +38,9 @@ pub(in super::super) fn uploads_turn_as_their_states_allow<S: Store>(bed: &Bed<S
                 let over = matches!(to, Cancelled | Expired);
                 let row = yard.read(id);
                 assert_eq!((row.upload.state, row.reserved), (to, if over { 0 } else { 10 }));
-                assert_eq!(yard.received(id), if over { vec![] } else { vec![0] });
-                assert_eq!(block_on(yard.rows().chunk(id, 0)).expect("a read").is_none(), over);
+                let forgets = over || to == Done;
+                assert_eq!(yard.received(id), if forgets { vec![] } else { vec![0] });
+                assert_eq!(block_on(yard.rows().chunk(id, 0)).expect("a read").is_none(), forgets);
                 assert_eq!((row.upload.received, row.changed_ms), (4, at(2)));
             }
         }
@@ -90,6 +91,44 @@ pub(in super::super) fn a_turn_says_what_it_says<S: Store>(bed: &Bed<S>) {
     let done = UploadTurn { digest: other, ..turn(id, State::Finalizing, State::Done) };
     assert_eq!(told(done), (other, None, at(2)));
     assert_eq!((shown(&yard.read(beside)), yard.received(beside)), (untouched, vec![0]));
+}
+
+pub(in super::super) fn chunks_that_are_missing_are_taken_back<S: Store>(bed: &Bed<S>) {
+    let yard = Yard::new(bed);
+    let (id, beside) = (yard.open(1, chunks(18)), yard.open(2, chunks(18)));
+    for of in [id, beside] {
+        for (index, bytes) in [(0, 4), (1, 4), (2, 4), (4, 2)] {
+            yard.keep(ChunkReceipt { running: Some(running(4)), ..chunk(of, index, bytes) });
+        }
+    }
+    let untouched = shown(&yard.read(beside));
+    let back = |missing: &[(u64, u64)]| {
+        assert!(yard.turn(turn(id, State::Open, State::Finalizing)));
+        let back = turn(id, State::Finalizing, State::Open);
+        assert!(yard.turn(UploadTurn { missing: missing.to_vec(), ..back }));
+        let row = yard.read(id);
+        (row.upload.received, yard.received(id), row.running.map(|running| running.through()))
+    };
+    assert_eq!(back(&[]), (14, vec![0, 1, 2, 4], Some(4)), "nothing is missing");
+    // One that is not there does not count, and one that is there counts once.
+    assert_eq!(back(&[(4, 2), (3, 4), (1, 4), (4, 2), (1 << 40, 4)]), (8, vec![0, 2], None));
+    assert_eq!((yard.read(id).reserved, yard.read(id).upload.state), (18, State::Open));
+    assert_eq!(block_on(yard.rows().chunk(id, 1)), Ok(None));
+    // They can come again, as other bytes too, and the hash begins anew.
+    let other = Digest::hash(b"other");
+    let again = ChunkReceipt { digest: other, running: Some(running(2)), ..chunk(id, 1, 4) };
+    assert_eq!(yard.keep(again), Kept::Kept { received: 12 });
+    assert_eq!(block_on(yard.rows().chunk(id, 1)), Ok(Some(other)));
+    assert_eq!(yard.read(id).running.map(|running| running.through()), Some(2));
+    assert_eq!(yard.keep(chunk(id, 4, 2)), Kept::Kept { received: 14 });
+    assert_eq!(back(&[(3, 4)]), (14, vec![0, 1, 2, 4], None));
+    assert_eq!(back(&[(0, 40)]), (0, vec![1, 2, 4], None), "never below nothing");
+    // A turn that is not made takes nothing back, and none but this one does.
+    let (begin, missing) = (turn(id, State::Open, State::Finalizing), vec![(1, 4)]);
+    assert!(!yard.turn(UploadTurn { missing: missing.clone(), whole: true, ..begin.clone() }));
+    assert!(yard.turn(UploadTurn { missing, ..begin }));
+    assert_eq!(yard.received(id), [1, 2, 4]);
+    assert_eq!((shown(&yard.read(beside)), yard.received(beside)), (untouched, vec![0, 1, 2, 4]));
 }
 
 pub(in super::super) fn only_what_is_whole_is_begun<S: Store>(bed: &Bed<S>) {
