@@ -16,8 +16,8 @@ use serde_json::json;
 use support::leaving::Leaving;
 use support::trial::TrialShell;
 use support::uploading::{
-    FILE, Upload, chunk_of, code, create, fill, finalize, offset, open, patch, put, send, sha256, started,
-    status, text, uploaded,
+    FILE, Upload, chunk_of, code, create, fill, finalize, insist, insist_over_tus, offset, open, patch, put,
+    send, sha256, started, status, uploaded,
 };
 use support::{Harness, Setup, start, start_on, token, until};
 use tokio::io::AsyncWriteExt as _;

@@ -201,7 +201,7 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
 }
 
 /// Does what reads whole files, a few at a time.
-fn in_turn<T: Send>(readers: Arc<Semaphore>, asked: BlobAnswer<'_, T>) -> BlobAnswer<'_, T> {
+fn in_turn<T: Send + 'static>(readers: Arc<Semaphore>, asked: BlobAnswer<'_, T>) -> BlobAnswer<'_, T> {
     async move {
         let turn = readers.acquire_owned().await;
         let _turn = turn.map_err(|_| BlobError::Failed("reading has ended".into()))?;
