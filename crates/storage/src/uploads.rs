@@ -169,8 +169,8 @@ const LEASES_MIN: usize = 1024;
 
 /// The rights to write that one process gives.
 ///
-/// One that ended is its holder's until somebody takes it. It may be forgotten before when there are many: then what the
-/// holder wrote is refused, which is safe.
+/// One that ended is its holder's until somebody takes it, or until it is forgotten: long after, or when there are many.
+/// Then what the holder wrote is refused, which is safe.
 #[derive(Debug, Clone)]
 pub(crate) struct Leases {
     held: HashMap<LeaseKey, Lease>,
@@ -263,6 +263,11 @@ impl Leases {
     /// Ends what [`Leases::settle`] began.
     pub(crate) fn settled(&mut self, key: LeaseKey) {
         self.settling.remove(&key);
+    }
+
+    /// Forgets what ended before a time.
+    pub(crate) fn forget(&mut self, before_ms: u64) {
+        self.held.retain(|_, held| before_ms <= held.until_ms);
     }
 
     /// Removes what ended, once as much has come again as was left the last time.
@@ -431,6 +436,12 @@ mod tests {
         assert_eq!(take(&mut leases, 2, 21), Leased::Busy { until_ms: 22 });
         leases.settled(one);
         assert_eq!(take(&mut leases, 2, 21), Leased::Held);
+        // It is forgotten once it ended before a time.
+        leases.forget(31);
+        assert!(leases.holds(one, 2));
+        leases.forget(32);
+        assert!(!leases.holds(one, 2), "it ended long ago");
+        assert_eq!(take(&mut leases, 2, 33), Leased::Held);
         // Its holder goes on with it.
         assert!(leases.settle(one, 2));
         assert_eq!((take(&mut leases, 2, 40), leases.renew(one, 2, (41, 60))), (Leased::Held, Renewed::Held));

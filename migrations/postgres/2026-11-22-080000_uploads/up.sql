@@ -34,8 +34,8 @@ CREATE INDEX uploads_unfinished ON uploads (changed_at, id) WHERE state = 'final
 CREATE INDEX uploads_untold ON uploads (changed_at, id) WHERE state = 'done' AND NOT told AND joining <> 'part';
 CREATE INDEX uploads_over ON uploads (changed_at, id) WHERE state IN ('cancelled', 'expired');
 
--- The chunks that were received. tag is what the place of the bytes calls one. Who writes a chunk, or takes one away, locks
--- its upload first.
+-- The chunks that were received of uploads that are under way. tag is what the place of the bytes calls one. Who writes
+-- a chunk, or takes one away, locks its upload first.
 CREATE TABLE upload_chunks (
     upload   BYTEA NOT NULL,
     chunk_no BIGINT NOT NULL,

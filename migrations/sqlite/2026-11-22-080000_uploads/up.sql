@@ -33,7 +33,7 @@ CREATE INDEX uploads_unfinished ON uploads (changed_at, id) WHERE state = 'final
 CREATE INDEX uploads_untold ON uploads (changed_at, id) WHERE state = 'done' AND told = 0 AND joining <> 'part';
 CREATE INDEX uploads_over ON uploads (changed_at, id) WHERE state IN ('cancelled', 'expired');
 
--- The chunks that were received. tag is what the place of the bytes calls one.
+-- The chunks that were received of uploads that are under way. tag is what the place of the bytes calls one.
 CREATE TABLE upload_chunks (
     upload   BLOB NOT NULL,
     chunk_no BIGINT NOT NULL,

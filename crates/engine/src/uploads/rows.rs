@@ -19,7 +19,8 @@ pub struct UploadRow {
     pub owner: Box<str>,
     /// What decides on it.
     pub upload: Upload,
-    /// The bytes that it takes of its tenant's quota: the file's size where that is known, else what came.
+    /// The bytes that it takes of its tenant's quota: the file's size where that is known, else what was reserved for it, and
+    /// at least what came.
     pub reserved: u64,
     /// What the file is called.
     pub file_name: Box<str>,
@@ -325,7 +326,8 @@ pub trait UploadRows: Send + Sync {
     /// Removes a file's row and gives its bytes back to the quota; tells whether there was one.
     fn remove_file_row(&self, id: UploadId) -> Answer<'_, bool>;
 
-    /// Forgets uploads that were given up or expired before a time in Unix milliseconds; gives their number.
+    /// Forgets uploads that were given up or expired before a time in Unix milliseconds, and rights that ended before it;
+    /// gives the number of the uploads.
     fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64>;
 
     /// Adds up what the uploads and files of all tenants take.

@@ -178,6 +178,7 @@ impl Uploads {
     }
 
     fn forget(&mut self, before_ms: u64) -> u64 {
+        self.leases.forget(before_ms);
         let before = self.stored.len();
         self.stored.retain(|_, stored| {
             let over = matches!(stored.row.upload.state, Stage::Cancelled | Stage::Expired);

@@ -74,6 +74,11 @@ pub(in super::super) fn a_chunk_is_kept_by_right<S: Store>(bed: &Bed<S>) {
     // One that ended long ago, and that nobody took, is still its holder's.
     desk.take(id, LeaseSlot::Chunk(2), ADA, (0, 10));
     assert_eq!(desk.keep(id, 2, ADA), kept(8));
+    // Unless it was forgotten.
+    desk.take(id, LeaseSlot::Chunk(4), ADA, (0, 10));
+    desk.take(id, LeaseSlot::Chunk(5), ADA, (0, 11));
+    assert_eq!(block_on(desk.0.rows().forget_uploads(at(11))), Ok(0));
+    assert_eq!((desk.keep(id, 4, ADA), desk.keep(id, 5, ADA)), (Kept::Lost, kept(12)));
     // That the upload is not open is said first.
     desk.0.bring(id, State::Finalizing);
     for (index, holder) in [(0, ADA), (1, ADA), (2, ADA), (3, BOB)] {
