@@ -124,6 +124,7 @@ async fn run_until_stopped(
     let upkeep = tokio::spawn(keep_up(store, Arc::clone(&app), retention, outbox));
     let drain = tokio::spawn(outbox::keep_drained(Arc::clone(&app), outbox));
     let sweeper = tokio::spawn(keep_swept(Arc::clone(&app), sweep));
+    let finisher = tokio::spawn(keep_finished(Arc::clone(&app), sweep));
     let stopping = Arc::clone(&app);
     let stopper = tokio::spawn(async move {
         let name = stop.next().await;
@@ -131,7 +132,7 @@ async fn run_until_stopped(
         stopping.drain();
     });
     let served = serve(listener, app).await;
-    for task in [upkeep, drain, sweeper, stopper] {
+    for task in [upkeep, drain, sweeper, finisher, stopper] {
         task.abort();
         // What it was about is given up or ended by itself; an error says that it was ended here.
         let _ = task.await;
@@ -271,15 +272,13 @@ async fn keep_up(store: AnyStore, app: Arc<App<AnyStore>>, retention: Retention,
 
 /// Ends uploads that nobody finishes, soon after the start and again and again.
 async fn keep_swept(app: Arc<App<AnyStore>>, pause: Duration) {
-    let mut ticks = tokio::time::interval(pause);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks = ticks(pause);
     loop {
         ticks.tick().await;
         match app.sweep_uploads().await {
             Ok(swept) if swept.is_nothing() => {}
             Ok(swept) => tracing::info!(
                 expired = swept.expired,
-                finished = swept.finished,
                 orphans = swept.orphans,
                 stuck = swept.stuck,
                 published = swept.published,
@@ -289,6 +288,28 @@ async fn keep_swept(app: Arc<App<AnyStore>>, pause: Duration) {
             Err(fault) => tracing::warn!(error = fault.message, "sweeping uploads failed"),
         }
     }
+}
+
+/// Finalizes uploads that a crash or a client left to be, soon after the start and again and again. Sweeping does not wait
+/// for it.
+async fn keep_finished(app: Arc<App<AnyStore>>, pause: Duration) {
+    let mut ticks = ticks(pause);
+    loop {
+        ticks.tick().await;
+        match app.finish_uploads().await {
+            Ok(0) => {}
+            Ok(finished) => tracing::info!(finished, "finalized uploads that were left to be"),
+            Err(fault) => {
+                tracing::warn!(error = fault.message, "finalizing uploads that were left to be failed")
+            }
+        }
+    }
+}
+
+fn ticks(pause: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(pause);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
 }
 
 /// What ends the server.

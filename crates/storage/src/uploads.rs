@@ -6,7 +6,7 @@ use driftline_engine::{
     Joining, Kept, LeaseKey, Leased, Renewed, StoreError, StreamReceipt, UploadCaps, UploadOnce,
     UploadOpened, UploadRow, UploadTurn,
 };
-use driftline_uploads::{State, UploadId};
+use driftline_uploads::{Form, State, UploadId};
 
 use crate::once::{self, Met, meet_change};
 
@@ -36,6 +36,16 @@ impl Standing {
 /// Tells whether an upload counts among those that its user may have.
 pub(crate) const fn is_live(state: State) -> bool {
     matches!(state, State::Open | State::Finalizing)
+}
+
+/// Tells whether an upload is to be finalized: that was begun, or nobody will ask for it.
+pub(crate) fn is_to_be_finalized(row: &UploadRow) -> bool {
+    let is_stream = matches!(row.upload.form, Form::Stream { .. });
+    match row.upload.state {
+        State::Finalizing => true,
+        State::Open => is_stream && row.upload.is_whole() && row.joining != Joining::Part,
+        _ => false,
+    }
 }
 
 /// Tells whether somebody is to be told of an upload when it is done. Parts are told of with the whole.
@@ -169,8 +179,8 @@ const LEASES_MIN: usize = 1024;
 
 /// The rights to write that one process gives.
 ///
-/// One that ended is its holder's until somebody takes it. It may be forgotten before when there are many: then what the
-/// holder wrote is refused, which is safe.
+/// One that ended is its holder's until somebody takes it, or until it is forgotten: long after, or when there are many.
+/// Then what the holder wrote is refused, which is safe; whoever comes next is not told that somebody was there.
 #[derive(Debug, Clone)]
 pub(crate) struct Leases {
     held: HashMap<LeaseKey, Lease>,
@@ -186,6 +196,8 @@ struct Lease {
     holder: u64,
     until_ms: u64,
     wanted: bool,
+    /// Whether somebody else had it when it ended.
+    taken: bool,
 }
 
 impl Lease {
@@ -217,17 +229,21 @@ impl Leases {
             Some(held) if settling && held.until_ms <= now_ms => {
                 return Leased::Busy { until_ms: now_ms + 1 };
             }
-            Some(held) if held.holder == holder => held.until_ms = until_ms,
+            Some(held) if held.holder == holder => {
+                held.until_ms = until_ms;
+                if held.taken { Leased::TakenOver } else { Leased::Held }
+            }
             Some(held) => {
                 held.wanted |= evict;
                 return Leased::Busy { until_ms: held.until_ms };
             }
             None => {
+                let taken = self.held.get(&key).is_some_and(|ended| ended.holder != holder);
                 self.make_room(now_ms);
-                self.held.insert(key, Lease { holder, until_ms, wanted: false });
+                self.held.insert(key, Lease { holder, until_ms, wanted: false, taken });
+                if taken { Leased::TakenOver } else { Leased::Held }
             }
         }
-        Leased::Held
     }
 
     pub(crate) fn renew(&mut self, key: LeaseKey, holder: u64, (now_ms, until_ms): (u64, u64)) -> Renewed {
@@ -263,6 +279,11 @@ impl Leases {
     /// Ends what [`Leases::settle`] began.
     pub(crate) fn settled(&mut self, key: LeaseKey) {
         self.settling.remove(&key);
+    }
+
+    /// Forgets what ended before a time.
+    pub(crate) fn forget(&mut self, before_ms: u64) {
+        self.held.retain(|_, held| before_ms <= held.until_ms);
     }
 
     /// Removes what ended, once as much has come again as was left the last time.
@@ -431,6 +452,12 @@ mod tests {
         assert_eq!(take(&mut leases, 2, 21), Leased::Busy { until_ms: 22 });
         leases.settled(one);
         assert_eq!(take(&mut leases, 2, 21), Leased::Held);
+        // It is forgotten once it ended before a time.
+        leases.forget(31);
+        assert!(leases.holds(one, 2));
+        leases.forget(32);
+        assert!(!leases.holds(one, 2), "it ended long ago");
+        assert_eq!(take(&mut leases, 2, 33), Leased::Held);
         // Its holder goes on with it.
         assert!(leases.settle(one, 2));
         assert_eq!((take(&mut leases, 2, 40), leases.renew(one, 2, (41, 60))), (Leased::Held, Renewed::Held));

@@ -12,7 +12,7 @@ use diesel::{Connection, SqliteConnection};
 use driftline_conflict::{Policy, Strategy};
 use driftline_engine::{
     Aggregate, DeviceAction, DeviceChange, DeviceChanged, DeviceNote, DeviceSign, Entry, EventDraft, Head,
-    Kept, Once, OnceKey, Store, Submission, Task, TopicRetention, TopicRules,
+    Kept, LeaseSlot, Once, OnceKey, Store, Submission, Task, TopicRetention, TopicRules,
 };
 use driftline_idempotency::Fingerprint;
 use driftline_insight::SeriesPoint;
@@ -245,7 +245,7 @@ fn what_is_wrong_in_a_file_is_found() {
     assert_eq!(report.findings, []);
     assert_eq!((report.contents.tenants, report.contents.records), (2, 36));
     assert_eq!(report.contents.seq, Seq::new(62));
-    let table: [(&str, &str); 60] = [
+    let table: [(&str, &str); 61] = [
         ("UPDATE scope_sums SET sum = sum + 1 WHERE tenant_no = 1", "sums of kind note"),
         ("UPDATE scope_sums SET count = count - 1 WHERE tenant_no = 2", "sums of kind note"),
         ("DELETE FROM scope_sums WHERE tenant_no = 2", "sums of kind note"),

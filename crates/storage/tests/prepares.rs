@@ -6,12 +6,12 @@
 mod support;
 
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::Duration;
 
 use diesel::connection::{SimpleConnection, set_default_instrumentation};
 use diesel::{Connection, SqliteConnection};
-use driftline_engine::{DeviceNote, DeviceSign, EventDraft, EventName, EventQuery, Kept, Store, Submission};
+use driftline_engine::{
+    DeviceNote, DeviceSign, EventDraft, EventName, EventQuery, Kept, LeaseSlot, Store, Submission,
+};
 use driftline_model::{DeviceNo, Epoch};
 use driftline_storage::SqliteStore;
 use driftline_testkit::{World, block_on, create};
@@ -166,20 +166,15 @@ fn assert_receipts_that_wait_are_committed_together(load: &Load<SqliteStore>, wo
     let mut other = SqliteConnection::establish(file.to_str().expect("UTF-8")).expect("a connection");
     other.batch_execute("BEGIN IMMEDIATE").expect("the lock");
     take();
-    thread::scope(|scope| {
-        // The writer stands at this one, because somebody else has the lock.
-        let probe = scope.spawn(|| block_on(load.store.probe()));
-        thread::sleep(Duration::from_millis(200));
-        let waiting: Vec<_> = (1..41)
-            .map(|index| scope.spawn(move || block_on(rows.keep_chunk(uploads::chunk(id, index, 4)))))
-            .collect();
-        thread::sleep(Duration::from_millis(300));
-        other.batch_execute("COMMIT").expect("it ends");
-        assert_eq!(probe.join().expect("it ends"), Ok(()));
-        for waiting in waiting {
-            assert!(matches!(waiting.join().expect("it ends"), Ok(Kept::Kept { .. })));
-        }
-    });
+    // The writer stands at this one, because somebody else has the lock.
+    let probe = uploads::begun(load.store.probe());
+    let keep = |index| uploads::begun(rows.keep_chunk(uploads::chunk(id, index, 4)));
+    let waiting: Vec<_> = (1..41).map(keep).collect();
+    other.batch_execute("COMMIT").expect("it ends");
+    assert_eq!(block_on(probe), Ok(()));
+    for waiting in waiting {
+        assert!(matches!(block_on(waiting), Ok(Kept::Kept { .. })));
+    }
     let ran = ran();
     let count = |beginning: &str| ran.iter().filter(|sql| *sql == beginning).count();
     assert_eq!((count("INSERT OR IGNORE"), count("UPDATE uploads SET")), (40, 40));

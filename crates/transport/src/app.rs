@@ -19,9 +19,9 @@ use crate::parked::Parked;
 use crate::sessions::Sessions;
 use crate::tickets::Tickets;
 use crate::traffic::Traffic;
-use crate::uploads::UploadSecret;
+use crate::uploads::{self, UploadSecret};
 
-/// Uploads that the sweeper finalizes at one time.
+/// Uploads that are finalized at one time of which nothing was heard.
 const FINALIZING: usize = 4;
 
 /// How the doors behave.
@@ -161,22 +161,31 @@ impl<S: Store> App<S> {
         }
     }
 
-    /// Ends uploads whose time is over and what a crash interrupted, as [`Engine::sweep_uploads`] does. Whoever serves
+    /// Ends uploads whose time is over and removes what belongs to none, as [`Engine::sweep_uploads`] does. Whoever serves
     /// calls it from time to time.
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE`; what was done stays done.
     pub async fn sweep_uploads(&self) -> Result<Swept, Fault> {
-        let mut swept = self.engine.sweep_uploads(self.now_ms()).await?;
+        self.engine.sweep_uploads(self.now_ms()).await
+    }
+
+    /// Finalizes uploads that are to be finalized and of which nothing was heard for a while; gives how many are files now.
+    /// Whoever serves calls it from time to time. It may take as long as hashing and verifying them do.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`; what was done stays done.
+    pub async fn finish_uploads(self: &Arc<Self>) -> Result<u64, Fault> {
         let unfinished = self.engine.unfinished_uploads(self.now_ms()).await?;
         let finished = futures_util::stream::iter(unfinished)
-            .map(|id| crate::uploads::finalize(self, UploadRight::Secret, id, None))
-            .buffer_unordered(FINALIZING);
-        swept.finished = finished
-            .filter(|ended| std::future::ready(matches!(ended, Ok(Finalized::Done(_)))))
-            .count()
-            .await as u64;
-        Ok(swept)
+            .map(|id| {
+                let app = Arc::clone(self);
+                let finalizing = async move { uploads::finalize(&app, UploadRight::Secret, id, None).await };
+                uploads::to_its_end(self, finalizing)
+            })
+            .buffer_unordered(FINALIZING)
+            .filter(|ended| std::future::ready(matches!(ended, Ok(Ok(Finalized::Done(_))))));
+        Ok(finished.count().await as u64)
     }
 
     /// Starts to shut down: readiness fails, sessions end with `server_draining`.

@@ -30,12 +30,13 @@ CREATE TABLE uploads (
 ) WITH (fillfactor = 70);
 CREATE INDEX uploads_live ON uploads (tenant_no, owner) WHERE state IN ('open', 'finalizing');
 CREATE INDEX uploads_overdue ON uploads (expires_at, id) WHERE state = 'open';
-CREATE INDEX uploads_unfinished ON uploads (changed_at, id) WHERE state = 'finalizing';
+CREATE INDEX uploads_unfinished ON uploads (changed_at, id)
+    WHERE state = 'finalizing' OR (state = 'open' AND chunk_bytes IS NULL AND received = size AND joining <> 'part');
 CREATE INDEX uploads_untold ON uploads (changed_at, id) WHERE state = 'done' AND NOT told AND joining <> 'part';
 CREATE INDEX uploads_over ON uploads (changed_at, id) WHERE state IN ('cancelled', 'expired');
 
--- The chunks that were received. tag is what the place of the bytes calls one. Who writes a chunk, or takes one away, locks
--- its upload first.
+-- The chunks that were received of uploads that are under way. tag is what the place of the bytes calls one. Who writes
+-- a chunk, or takes one away, locks its upload first.
 CREATE TABLE upload_chunks (
     upload   BYTEA NOT NULL,
     chunk_no BIGINT NOT NULL,
@@ -52,12 +53,13 @@ CREATE TABLE upload_usage (
 ) WITH (fillfactor = 20);
 
 -- Who may write where: slot is a chunk's number, -1 the end of a stream, -2 finalizing. wanted says that somebody else
--- waits. A crash of the database loses all of it, which costs whoever held something one more attempt.
+-- waits, taken that it was somebody else's when it ended. A crash of the database loses all of it, which costs whoever held something one more attempt.
 CREATE UNLOGGED TABLE upload_leases (
     upload BYTEA NOT NULL,
     slot   BIGINT NOT NULL,
     holder BIGINT NOT NULL,
     until  BIGINT NOT NULL,
     wanted BOOLEAN NOT NULL,
+    taken  BOOLEAN NOT NULL,
     PRIMARY KEY (upload, slot)
 ) WITH (fillfactor = 50);

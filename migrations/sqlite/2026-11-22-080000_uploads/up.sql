@@ -29,11 +29,12 @@ CREATE TABLE uploads (
 );
 CREATE INDEX uploads_live ON uploads (tenant_no, owner) WHERE state IN ('open', 'finalizing');
 CREATE INDEX uploads_overdue ON uploads (expires_at, id) WHERE state = 'open';
-CREATE INDEX uploads_unfinished ON uploads (changed_at, id) WHERE state = 'finalizing';
+CREATE INDEX uploads_unfinished ON uploads (changed_at, id)
+    WHERE state = 'finalizing' OR (state = 'open' AND chunk_bytes IS NULL AND received = size AND joining <> 'part');
 CREATE INDEX uploads_untold ON uploads (changed_at, id) WHERE state = 'done' AND told = 0 AND joining <> 'part';
 CREATE INDEX uploads_over ON uploads (changed_at, id) WHERE state IN ('cancelled', 'expired');
 
--- The chunks that were received. tag is what the place of the bytes calls one.
+-- The chunks that were received of uploads that are under way. tag is what the place of the bytes calls one.
 CREATE TABLE upload_chunks (
     upload   BLOB NOT NULL,
     chunk_no BIGINT NOT NULL,

@@ -19,7 +19,8 @@ pub struct UploadRow {
     pub owner: Box<str>,
     /// What decides on it.
     pub upload: Upload,
-    /// The bytes that it takes of its tenant's quota: the file's size where that is known, else what came.
+    /// The bytes that it takes of its tenant's quota: the file's size where that is known, else what was reserved for it, and
+    /// at least what came.
     pub reserved: u64,
     /// What the file is called.
     pub file_name: Box<str>,
@@ -223,6 +224,8 @@ pub enum LeaseSlot {
 pub enum Leased {
     /// It is the caller's.
     Held,
+    /// It is the caller's, and was somebody else's who did not give it back before it ended: bytes of theirs may still come.
+    TakenOver,
     /// Somebody else has it until then, in Unix milliseconds, and knows from now on if it was asked to let go.
     Busy {
         /// Until when.
@@ -310,7 +313,8 @@ pub trait UploadRows: Send + Sync {
     /// Lists open uploads whose time was over before a time in Unix milliseconds, those that wait longest first.
     fn overdue_uploads(&self, now_ms: u64, rows: usize) -> Answer<'_, Vec<UploadRow>>;
 
-    /// Lists uploads that began to be finalized before a time in Unix milliseconds and are not done.
+    /// Lists uploads that are to be finalized and were changed last before a time in Unix milliseconds: those that began to
+    /// be, and open streams of which all bytes are there, unless they are parts.
     fn unfinished_uploads(&self, before_ms: u64, rows: usize) -> Answer<'_, Vec<UploadRow>>;
 
     /// Tells in which states these uploads are; those that there are not are left out.
@@ -325,7 +329,8 @@ pub trait UploadRows: Send + Sync {
     /// Removes a file's row and gives its bytes back to the quota; tells whether there was one.
     fn remove_file_row(&self, id: UploadId) -> Answer<'_, bool>;
 
-    /// Forgets uploads that were given up or expired before a time in Unix milliseconds; gives their number.
+    /// Forgets uploads that were given up or expired before a time in Unix milliseconds, and rights that ended before it;
+    /// gives the number of the uploads.
     fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64>;
 
     /// Adds up what the uploads and files of all tenants take.

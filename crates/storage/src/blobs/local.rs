@@ -153,7 +153,11 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
         let (id, form) = (row.id, row.upload.form);
         let asked = self.ask(move |shell| match form {
             Form::Chunks(plan) => {
-                let bytes = shell.stage(&id).map_err(of_shell)?;
+                let bytes = match shell.stage(&id) {
+                    Err(ShellError::Missing) => shell.file(&id),
+                    staged => staged,
+                };
+                let bytes = bytes.map_err(of_shell)?;
                 rehash(&bytes, &plan, chunks.into_iter()).map_err(of_shell)
             }
             Form::Stream { .. } => Ok(Vec::new()),

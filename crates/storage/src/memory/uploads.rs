@@ -13,7 +13,8 @@ use driftline_uploads::{Digest, Form, RunningHash, State as Stage, UploadId};
 use super::{MemoryStore, State};
 use crate::codec::corrupt;
 use crate::uploads::{
-    Leases, Standing, chunk_refused, go_on, is_live, is_to_be_told, kept_of, met, refused, reserved, turned,
+    Leases, Standing, chunk_refused, go_on, is_live, is_to_be_finalized, is_to_be_told, kept_of, met,
+    refused, reserved, turned,
 };
 
 /// Everything of uploads.
@@ -158,9 +159,7 @@ impl Uploads {
     }
 
     fn unfinished(&self, before_ms: u64, rows: usize) -> Vec<&UploadRow> {
-        let wanted = |stored: &Stored| {
-            stored.row.upload.state == Stage::Finalizing && stored.row.changed_ms < before_ms
-        };
+        let wanted = |stored: &Stored| is_to_be_finalized(&stored.row) && stored.row.changed_ms < before_ms;
         self.listed(wanted, |row| row.changed_ms, rows)
     }
 
@@ -178,6 +177,7 @@ impl Uploads {
     }
 
     fn forget(&mut self, before_ms: u64) -> u64 {
+        self.leases.forget(before_ms);
         let before = self.stored.len();
         self.stored.retain(|_, stored| {
             let over = matches!(stored.row.upload.state, Stage::Cancelled | Stage::Expired);

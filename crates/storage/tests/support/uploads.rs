@@ -1,6 +1,8 @@
 //! Uploads as tests open them, and receipts for them.
 
 use std::num::NonZeroU64;
+use std::pin::Pin;
+use std::task::{Context, Waker};
 
 use driftline_engine::{
     ChunkReceipt, Joining, Kept, LeaseKey, LeaseSlot, Leased, Renewed, Store, StreamReceipt, UploadCaps,
@@ -121,6 +123,14 @@ pub(crate) fn take_right(store: &impl Store, id: UploadId, slot: LeaseSlot) {
 #[track_caller]
 pub(crate) fn take_rights(store: &impl Store, id: UploadId, chunks: u64) {
     (0..chunks).for_each(|index| take_right(store, id, LeaseSlot::Chunk(index)));
+}
+
+/// Asks for something that has to wait: it is on its way when this returns.
+#[track_caller]
+pub(crate) fn begun<'a, T>(asked: impl Future<Output = T> + 'a) -> Pin<Box<dyn Future<Output = T> + 'a>> {
+    let mut asked: Pin<Box<dyn Future<Output = T> + 'a>> = Box::pin(asked);
+    assert!(asked.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    asked
 }
 
 /// Goes through everything that an upload needs on its way, for one in chunks and one as a stream; `number` and the one

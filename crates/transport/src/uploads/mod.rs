@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, Method, Response, StatusCode, Uri};
 use driftline_engine::{Identity, Store, UploadRight};
 
 use cors::{concerns, decorate};
-pub(crate) use receive::finalize;
+pub(crate) use receive::{finalize, to_its_end};
 pub(crate) use secret::UploadSecret;
 
 use crate::app::App;

@@ -33,7 +33,7 @@ const ROUTE: &str = "POST /api/v1/uploads/init";
 pub(super) const INIT: &str = "uploads/init";
 
 /// How long an answer waits for finalizing before it says that it goes on.
-const FINALIZE: Duration = Duration::from_secs(10);
+pub(super) const FINALIZE: Duration = Duration::from_secs(10);
 
 /// A request of the native front.
 struct Asked<'a> {

@@ -7,11 +7,11 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use driftline_engine::{
-    ChunkKept, ChunkUpload, Finalized, Store, StreamUpload, Streaming, UploadRight, UploadRow,
+    ChunkKept, ChunkUpload, Finalized, Identity, NewUpload, Store, StreamUpload, Streaming, UploadRight,
+    UploadRow,
 };
 use driftline_protocol::{ErrorCode, Fault};
 use driftline_uploads::{Digest, UploadId};
-use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use sha1::Digest as _;
 
@@ -24,6 +24,9 @@ const QUIET: Duration = Duration::from_secs(4);
 
 /// How long a request waits for another one to let go of a stream.
 const EVICTION: Duration = Duration::from_secs(8);
+
+/// How long whoever is to let go of a stream takes what has come already: it stays, also when nobody has looked at it yet.
+const LATE: Duration = Duration::from_millis(50);
 
 /// How long it waits between two looks.
 const EVICTION_STEP: Duration = Duration::from_millis(25);
@@ -96,7 +99,7 @@ pub(super) fn told_bytes(headers: &HeaderMap) -> Result<Option<u64>, Fault> {
 }
 
 /// Runs something to its end, whether or not the client waits for it; a shutdown waits.
-pub(super) async fn to_its_end<S: Store, T: Send + 'static>(
+pub(crate) async fn to_its_end<S: Store, T: Send + 'static>(
     app: &Arc<App<S>>,
     task: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, Fault> {
@@ -119,15 +122,37 @@ pub(crate) async fn finalize<S: Store>(
     claimed: Option<Digest>,
 ) -> Result<Finalized, Fault> {
     let holder = app.holder();
-    let mut finalizing =
-        std::pin::pin!(app.engine().finalize_upload(right, id, claimed, (app.now_ms(), holder)));
+    let finalizing = app.engine().finalize_upload(right, id, claimed, (app.now_ms(), holder));
+    beside(finalizing, || app.engine().hold_finalizing(id, (app.now_ms(), holder))).await
+}
+
+/// Joins parts, and holds the right to it as long as that takes.
+///
+/// It is not to be dropped.
+pub(super) async fn join<S: Store>(
+    app: &App<S>,
+    identity: &Identity,
+    new: NewUpload,
+    parts: &[UploadId],
+) -> Result<UploadRow, Fault> {
+    let holder = app.holder();
+    let joining = app.engine().join_uploads(identity, new, parts, (app.now_ms(), holder));
+    beside(joining, || app.engine().hold_joining(identity, parts, (app.now_ms(), holder))).await
+}
+
+/// Does something that takes long, and holds on to the right to do it meanwhile.
+async fn beside<T, H: Future<Output = Result<(), Fault>>>(
+    work: impl Future<Output = T>,
+    mut hold: impl FnMut() -> H,
+) -> T {
+    let mut work = std::pin::pin!(work);
     loop {
-        if let Ok(finalized) = tokio::time::timeout(QUIET, finalizing.as_mut()).await {
-            return finalized;
+        if let Ok(done) = tokio::time::timeout(QUIET, work.as_mut()).await {
+            return done;
         }
-        // Where it is lost, what comes of it is refused.
-        if let Err(fault) = app.engine().hold_finalizing(id, (app.now_ms(), holder)).await {
-            tracing::debug!(upload = %id, error = fault.message, "the right to finalize is not held on to");
+        // Where the right is lost, what comes of the work is refused.
+        if let Err(fault) = hold().await {
+            tracing::debug!(error = fault.message, "a right of an upload is not held on to");
         }
     }
 }
@@ -292,12 +317,17 @@ async fn take<S: Store>(
             None => std::future::pending().await,
         }
     };
-    let mut wanted = std::pin::pin!(wanted.fuse());
+    // It begins when another request wants the stream.
+    let mut ending = std::pin::pin!(async {
+        wanted.await;
+        tokio::time::sleep(LATE).await;
+    });
     loop {
         let came = tokio::select! {
             biased;
-            () = &mut wanted => {
-                return Err(Fault::new(ErrorCode::IdempotencyInProgress, "another request goes on with the upload"));
+            () = &mut ending => {
+                let message = "another request goes on with the upload";
+                return Err(Fault::new(ErrorCode::IdempotencyInProgress, message));
             }
             came = coming.next() => came,
         };
@@ -308,8 +338,8 @@ async fn take<S: Store>(
                     checksum.update(&bytes);
                 }
             }
-            Coming::Nothing => app.engine().hold_stream(stream, app.now_ms()).await?,
             Coming::End => return Ok(()),
+            Coming::Nothing => app.engine().hold_stream(stream, app.now_ms()).await?,
             Coming::Late => return Err(late()),
             Coming::Broken => return Err(broken()),
         }

@@ -59,7 +59,8 @@ pub(super) async fn answer<S: Store>(
     wishes: Wishes,
 ) -> Response<Body> {
     let overridden = request.headers().get("x-http-method-override");
-    let is_head = request.method() == Method::HEAD || overridden.is_some_and(|method| method == "HEAD");
+    let overridden = overridden.is_some_and(|method| method.as_bytes().eq_ignore_ascii_case(b"HEAD"));
+    let is_head = request.method() == Method::HEAD || overridden;
     let answered = match require_version(request.headers()) {
         Ok(()) if route == RouteId::TusCreate => create(app, request).await,
         Ok(()) => upload(app, names, request).await,
@@ -81,11 +82,11 @@ pub(super) async fn answer<S: Store>(
     response
 }
 
-/// A client throws its upload away when it is refused to learn the offset, unless it is told to ask again: no failure of
-/// ours is told otherwise.
+/// A client throws its upload away when it is refused to learn the offset, unless it is told to ask again. It is to do so only
+/// where there is no upload any more, or none that it may have.
 fn sacred(mut refusal: Refused) -> Refused {
-    let status = refusal.status.unwrap_or_else(|| refusal.fault.code.status());
-    if status >= 500 || status == 429 || status == 409 {
+    let gone = [ErrorCode::NotFound, ErrorCode::UploadGone, ErrorCode::ValidationError];
+    if !gone.contains(&refusal.fault.code) {
         refusal.status = Some(StatusCode::LOCKED.as_u16());
     }
     refusal
@@ -220,8 +221,7 @@ async fn concatenate<S: Store>(
         parts.ok_or_else(|| Fault::new(ErrorCode::NotFound, "a part of the concatenation is not there"))?;
     let task = Arc::clone(app);
     let joined = to_its_end(app, async move {
-        let now = (task.now_ms(), task.holder());
-        let row = task.engine().join_uploads(&identity, new, &parts, now).await?;
+        let row = receive::join(&task, &identity, new, &parts).await?;
         let finished = finish(&task, &row).await;
         task.engine().give_up_parts(&identity, &parts, task.now_ms()).await;
         Ok::<_, Refused>((row, finished))
@@ -313,8 +313,10 @@ async fn head<S: Store>(app: &Arc<App<S>>, id: UploadId) -> Result<Response<Body
         return Err(Fault::new(ErrorCode::UploadGone, format!("the upload is {}", state.as_str())).into());
     }
     // Who asks for the offset of a whole upload was not told that it is a file, or it is none yet.
+    // It is not waited for longer than its client waits for an answer: it goes on.
     if state == State::Open && row.upload.is_whole() {
-        finish(app, &row).await?;
+        let finished = tokio::time::timeout(native::FINALIZE, finish(app, &row)).await;
+        finished.unwrap_or(Ok(()))?;
     }
     let mut response = empty(StatusCode::OK);
     let headers = response.headers_mut();

@@ -1,7 +1,7 @@
 //! Chunks: any order, several at a time, each written once.
 
 use driftline_protocol::{ErrorCode, Fault};
-use driftline_uploads::{Digest, Meeting, UploadId, meet};
+use driftline_uploads::{Digest, Meeting, RunningHash, UploadId, meet};
 
 use super::{Engine, LEASE_MS, Receiving, UploadRight, busy, lost, refused};
 use crate::ports::{Observer, Store};
@@ -76,12 +76,19 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let row = self.upload(right, id).await?;
         let (at, bytes) = row.upload.admit_chunk(index, told_bytes, now_ms).map_err(refused)?;
         let key = LeaseKey { id, slot: LeaseSlot::Chunk(index) };
-        let rows = self.upload_rows();
-        let leased = rows.lease(key, holder, now_ms, now_ms + LEASE_MS, false).await;
-        if let Leased::Busy { .. } = leased.map_err(|error| unavailable(&error))? {
+        // Its bytes are still on their way, whether or not its right has ended: who only comes to look takes nothing away.
+        if self.taken()?.writers.is_writing(id, key.slot) {
             return Err(busy("this chunk is being received on another connection"));
         }
+        let rows = self.upload_rows();
+        let leased = rows.lease(key, holder, now_ms, now_ms + LEASE_MS, false).await;
+        let taken_over = match leased.map_err(|error| unavailable(&error))? {
+            Leased::Held => false,
+            Leased::TakenOver => true,
+            Leased::Busy { .. } => return Err(busy("this chunk is being received on another connection")),
+        };
         let held = Held { key, holder, renewed_ms: now_ms };
+        let row = UploadRow { running: known_hash(&row, taken_over), ..row };
         let begun = self.begin_part(row, index, (at, bytes), digest, held).await;
         if begun.is_err() {
             self.let_go(held).await;
@@ -111,8 +118,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             index: Some(index),
             at,
             end: at + bytes,
-            // A file of which nothing was hashed is hashed from its beginning.
-            running: Some(row.running.clone().unwrap_or_default()),
+            running: row.running.clone(),
             digest: Some(digest),
             purpose,
         };
@@ -234,9 +240,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         ChunkKept { index: chunk.index, bytes_received, received, total_chunks }
     }
 
-    /// Holds on to a right for longer, once a third of its time is over.
+    /// Holds on to a right for longer, once a quarter of its time is over.
     pub(super) async fn hold(&self, held: &mut Held, now_ms: u64) -> Result<Renewed, Fault> {
-        if now_ms < held.renewed_ms + LEASE_MS / 3 {
+        if now_ms < held.renewed_ms + LEASE_MS / 4 {
             return Ok(Renewed::Held);
         }
         let renewed = self.upload_rows().renew(held.key, held.holder, now_ms, now_ms + LEASE_MS).await;
@@ -248,6 +254,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
         // Where it fails, the right ends by itself.
         let _ = self.upload_rows().release(held.key, held.holder).await;
     }
+}
+
+/// Returns the hash of a file that goes on with what is written next. A file of which nothing was hashed is hashed from its
+/// beginning. Where the last bytes of somebody whose right ended may still come, what lies there is hashed, and not what came:
+/// when the file is finalized.
+pub(super) fn known_hash(row: &UploadRow, taken_over: bool) -> Option<RunningHash> {
+    if taken_over { None } else { Some(row.running.clone().unwrap_or_default()) }
 }
 
 fn conflict(index: u64) -> Fault {

@@ -11,7 +11,7 @@ use super::open::{NewUpload, OpenedUpload};
 use super::{Engine, LEASE_MS, UploadRight, busy, is_own, lost, not_found, refused};
 use crate::ports::{Identity, Observer, Store};
 use crate::service::unavailable;
-use crate::uploads::{Joining, Kept, LeaseKey, LeaseSlot, Leased, StreamReceipt, UploadRow};
+use crate::uploads::{BlobError, Joining, Kept, LeaseKey, LeaseSlot, Leased, StreamReceipt, UploadRow};
 
 impl<S: Store, O: Observer> Engine<S, O> {
     /// Makes an upload of parts that are whole, in their order, and begins nothing else with it: it is finalized as any
@@ -20,7 +20,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
     ///
     /// While both are there the tenant's quota may be exceeded by what the parts have of it.
     ///
-    /// It is not to be dropped: it runs in a task of its own.
+    /// It is not to be dropped: it runs in a task of its own, beside which [`Engine::hold_joining`] is called every few
+    /// seconds.
     ///
     /// # Errors
     /// As [`Engine::open_upload`]; `NOT_FOUND` for a part that is none of the caller's, `VALIDATION_ERROR` for one that is
@@ -40,12 +41,27 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let new = NewUpload { id: whole_id(identity, parts), ..new };
         let key = LeaseKey { id: new.id, slot: LeaseSlot::Stream };
         let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + LEASE_MS, false).await;
-        if leased.map_err(|error| unavailable(&error))? != Leased::Held {
+        if matches!(leased.map_err(|error| unavailable(&error))?, Leased::Busy { .. }) {
             return Err(busy("another request joins these parts"));
         }
         let joined = self.join_held(identity, new, parts, (now_ms, holder)).await;
         self.let_go(Held { key, holder, renewed_ms: now_ms }).await;
         joined
+    }
+
+    /// Holds on to the right to join parts for whoever does; it does nothing for anybody else.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`: the right may end, and then somebody else joins them.
+    pub async fn hold_joining(
+        &self,
+        identity: &Identity,
+        parts: &[UploadId],
+        (now_ms, holder): (u64, u64),
+    ) -> Result<(), Fault> {
+        let key = LeaseKey { id: whole_id(identity, parts), slot: LeaseSlot::Stream };
+        let renewed = self.upload_rows().renew(key, holder, now_ms, now_ms + LEASE_MS).await;
+        renewed.map(drop).map_err(|error| unavailable(&error))
     }
 
     async fn join_held(
@@ -76,7 +92,13 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 row
             }
         };
-        uploads.blobs.join(row.id, lengths).await.map_err(|error| lost(&error))?;
+        if let Err(error) = uploads.blobs.join(row.id, lengths).await {
+            // A part that was given up meanwhile does not come back.
+            if error == BlobError::Missing {
+                self.give_up(&row, turn(&row, State::Open, State::Cancelled, now_ms)).await?;
+            }
+            return Err(lost(&error));
+        }
         let receipt = StreamReceipt {
             id: row.id,
             from: 0,
@@ -86,8 +108,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
             holder,
             at_ms: now_ms,
             expires_ms: row.upload.expires_ms,
-            // The parts were admitted, and go when the whole is there.
-            quota_bytes: uploads.rules.of(&row.tenant_id).quota_bytes.saturating_add(size),
+            // Its size was reserved when it was opened.
+            quota_bytes: u64::MAX,
         };
         match self.upload_rows().keep_stream(receipt).await.map_err(|error| unavailable(&error))? {
             Kept::Kept { received } => {
@@ -95,11 +117,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 Ok(row)
             }
             Kept::Overtaken | Kept::Lost => Err(busy("another request joins these parts")),
-            Kept::NoRoom => {
-                self.observer.quota_refused();
-                Err(Fault::new(ErrorCode::QuotaExceeded, "the tenant's quota has no room for the whole"))
+            Kept::NoRoom | Kept::NotOpen(_) => {
+                Err(Fault::new(ErrorCode::UploadGone, "the upload was given up meanwhile"))
             }
-            Kept::NotOpen(_) => Err(Fault::new(ErrorCode::UploadGone, "the upload was given up meanwhile")),
         }
     }
 

@@ -32,7 +32,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// called every few seconds. What a crash leaves behind is ended by whoever calls [`Engine::sweep_uploads`].
     ///
     /// # Errors
-    /// `NOT_FOUND`, `UPLOAD_GONE`, `UPLOAD_INCOMPLETE` with what is missing, `DIGEST_MISMATCH`: the upload stays open,
+    /// `NOT_FOUND`, `FORBIDDEN` for a part of a concatenation, `UPLOAD_GONE`, `UPLOAD_INCOMPLETE` with what is missing, `DIGEST_MISMATCH`: the upload stays open,
     /// `VALIDATION_ERROR` for a file that verification refused, `STORAGE_FULL`, `STORE_UNAVAILABLE`.
     pub async fn finalize_upload(
         &self,
@@ -42,6 +42,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         (now_ms, holder): (u64, u64),
     ) -> Result<Finalized, Fault> {
         let row = self.upload(right, id).await?;
+        if row.joining == Joining::Part {
+            return Err(Fault::new(ErrorCode::Forbidden, "a part of a concatenation is no file of its own"));
+        }
         let claimed = claimed.or(row.announced);
         match row.upload.state_at(now_ms) {
             State::Done => return done_before(row, claimed),
@@ -51,7 +54,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
         let key = LeaseKey { id, slot: LeaseSlot::Finalize };
         let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + LEASE_MS, false).await;
-        if leased.map_err(|error| unavailable(&error))? != Leased::Held {
+        if matches!(leased.map_err(|error| unavailable(&error))?, Leased::Busy { .. }) {
             return Ok(Finalized::UnderWay);
         }
         let held = Held { key, holder, renewed_ms: now_ms };
@@ -147,7 +150,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
             }
             Err(Failed::Again(fault)) => {
                 let (fault, missing) = match fault.code {
-                    ErrorCode::DigestMismatch => self.looked_through(&row, fault).await?,
+                    // What cannot be read now leaves it at the mismatch.
+                    ErrorCode::DigestMismatch => match self.looked_through(&row).await {
+                        Ok(Some(found)) => found,
+                        Ok(None) | Err(_) => (fault, Vec::new()),
+                    },
                     _ => (fault, Vec::new()),
                 };
                 let turn = UploadTurn {
@@ -164,14 +171,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
 
     /// Looks which chunks of a file with another digest are to blame: those whose bytes are not what was received. Gives
     /// them with their bytes, and what is told then.
-    async fn looked_through(&self, row: &UploadRow, fault: Fault) -> Result<(Fault, Vec<(u64, u64)>), Fault> {
-        let Form::Chunks(plan) = row.upload.form else { return Ok((fault, Vec::new())) };
+    async fn looked_through(&self, row: &UploadRow) -> Result<Option<(Fault, Vec<(u64, u64)>)>, Fault> {
+        let Form::Chunks(plan) = row.upload.form else { return Ok(None) };
         let chunks = self.upload_rows().chunks(row.id).await.map_err(|error| unavailable(&error))?;
         let digests = chunks.iter().map(|chunk| (chunk.index, chunk.digest)).collect();
         let damaged = self.taken()?.blobs.damaged(row, digests).await.map_err(|error| lost(&error))?;
         if damaged.is_empty() {
             // The client claims another file than it sent.
-            return Ok((fault, Vec::new()));
+            return Ok(None);
         }
         let damaged: HashSet<u64> = damaged.into_iter().collect();
         let there: Ranges =
@@ -179,7 +186,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let missing = damaged.iter().filter_map(|index| Some((*index, plan.chunk(*index)?.1))).collect();
         let message = "chunks were damaged where they lay: send them again";
         let gaps = there.missing(plan.chunks(), GAPS_MAX);
-        Ok((Fault::new(ErrorCode::UploadIncomplete, message).at(UploadPlace::Missing(gaps)), missing))
+        Ok(Some((Fault::new(ErrorCode::UploadIncomplete, message).at(UploadPlace::Missing(gaps)), missing)))
     }
 
     /// Checks the whole file, has it looked at, and publishes it.

@@ -71,9 +71,16 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let message = format!("files of the type {} are not taken", new.content_type.as_str());
             return Err(Fault::new(ErrorCode::UnsupportedMediaType, message));
         }
-        // What a concatenation takes, its parts have reserved.
-        let open_max = if new.joining == Joining::Whole { u64::MAX } else { uploads.rules.open_max };
-        let caps = UploadCaps { open_max, quota_bytes: rules.quota_bytes };
+        let caps = match new.joining {
+            Joining::Alone | Joining::Part => {
+                UploadCaps { open_max: uploads.rules.open_max, quota_bytes: rules.quota_bytes }
+            }
+            // Its parts were admitted, and go when it is a file.
+            Joining::Whole => UploadCaps {
+                open_max: u64::MAX,
+                quota_bytes: rules.quota_bytes.saturating_add(new.size.unwrap_or(0)),
+            },
+        };
         let mut row = self.row_of(identity, new, now_ms)?;
         row.staged = uploads.blobs.create(row.id).await.map_err(|error| lost(&error))?;
         let once = once.and_then(remembered);
@@ -123,7 +130,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             tenant_id: identity.tenant_id.clone(),
             owner: identity.user.to_string().into(),
             upload: Upload::open(form, now_ms, &uploads.rules.expiry),
-            reserved: new.size.filter(|_| new.joining != Joining::Whole).unwrap_or(0),
+            reserved: new.size.unwrap_or(0),
             file_name: file_name(&new.file_name).into(),
             content_type: new.content_type.as_str().into(),
             metadata: new.metadata,

@@ -4,7 +4,7 @@ use driftline_protocol::{ErrorCode, Fault};
 use driftline_uploads::{Refused, RunningHash, State, UploadId};
 use futures_channel::oneshot;
 
-use super::chunk::Held;
+use super::chunk::{Held, known_hash};
 use super::{Engine, LEASE_MS, Receiving, UploadRight, busy, lost, refused};
 use crate::ports::{Observer, Store};
 use crate::service::unavailable;
@@ -85,28 +85,37 @@ impl<S: Store, O: Observer> Engine<S, O> {
         checked: bool,
         (now_ms, holder): (u64, u64),
     ) -> Result<Streaming, Fault> {
-        let Some(held) = self.lease_stream(id, (now_ms, holder)).await? else { return Ok(Streaming::Busy) };
-        let begun = self.stream_on(right, (id, offset), (told_bytes, size), checked, (now_ms, held)).await;
+        let Some((held, taken_over)) = self.lease_stream(id, (now_ms, holder)).await? else {
+            return Ok(Streaming::Busy);
+        };
+        let wanted = (told_bytes, size);
+        let begun = self.stream_on(right, (id, offset), wanted, (checked, taken_over), (now_ms, held)).await;
         if begun.is_err() {
             self.let_go(held).await;
         }
         begun.map(|stream| Streaming::Begun(Box::new(stream)))
     }
 
-    async fn lease_stream(&self, id: UploadId, (now_ms, holder): (u64, u64)) -> Result<Option<Held>, Fault> {
+    /// Takes the right to go on with a stream, with whether somebody else's had ended; asks whoever has it to let go.
+    async fn lease_stream(
+        &self,
+        id: UploadId,
+        (now_ms, holder): (u64, u64),
+    ) -> Result<Option<(Held, bool)>, Fault> {
+        let writers = &self.taken()?.writers;
+        // Its bytes are still on their way, whether or not its right has ended: who only comes to look takes nothing away.
+        if writers.is_writing(id, LeaseSlot::Stream) {
+            writers.ask(id, LeaseSlot::Stream);
+            return Ok(None);
+        }
         let key = LeaseKey { id, slot: LeaseSlot::Stream };
         let leased = self.upload_rows().lease(key, holder, now_ms, now_ms + LEASE_MS, true).await;
-        let writers = &self.taken()?.writers;
-        if leased.map_err(|error| unavailable(&error))? == Leased::Held {
-            let held = Held { key, holder, renewed_ms: now_ms };
-            if !writers.is_writing(id, LeaseSlot::Stream) {
-                return Ok(Some(held));
-            }
-            // Its right has ended, and its last bytes are still on their way.
-            self.let_go(held).await;
-        }
-        writers.ask(id, LeaseSlot::Stream);
-        Ok(None)
+        let held = Held { key, holder, renewed_ms: now_ms };
+        Ok(match leased.map_err(|error| unavailable(&error))? {
+            Leased::Held => Some((held, false)),
+            Leased::TakenOver => Some((held, true)),
+            Leased::Busy { .. } => None,
+        })
     }
 
     async fn stream_on(
@@ -114,7 +123,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         right: UploadRight<'_>,
         (id, offset): (UploadId, u64),
         (told_bytes, size): (Option<u64>, Option<u64>),
-        checked: bool,
+        (checked, taken_over): (bool, bool),
         (now_ms, held): (u64, Held),
     ) -> Result<StreamUpload, Fault> {
         let uploads = self.taken()?;
@@ -134,8 +143,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             index: None,
             at: offset,
             end,
-            // A file of which nothing was hashed is hashed from its beginning.
-            running: Some(row.running.clone().unwrap_or_default()),
+            running: known_hash(&row, taken_over),
             digest: None,
             // Of a finished upload nothing can come any more.
             purpose: if left == Some(0) { Purpose::Compare } else { Purpose::Write },
@@ -245,7 +253,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     pub async fn quiet_stream(&self, id: UploadId, (now_ms, holder): (u64, u64)) -> Result<bool, Fault> {
         match self.lease_stream(id, (now_ms, holder)).await? {
             None => Ok(false),
-            Some(held) => {
+            Some((held, _)) => {
                 self.let_go(held).await;
                 Ok(true)
             }

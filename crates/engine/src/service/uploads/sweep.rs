@@ -34,8 +34,6 @@ const REMEMBERED_MS: u64 = 24 * 3_600_000;
 pub struct Swept {
     /// Uploads that expired.
     pub expired: u64,
-    /// Uploads that were finalized after a crash, by whoever serves.
-    pub finished: u64,
     /// Staged bytes and files without an upload that were removed.
     pub orphans: u64,
     /// Staged bytes and files without an upload that could not be removed.
@@ -84,13 +82,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 swept.told += 1;
             }
         }
-        self.sweep_staged(now_ms, &mut swept).await?;
-        self.sweep_files(now_ms, &mut swept).await?;
         let forget_ms = now_ms.saturating_sub(REMEMBERED_MS);
         rows.forget_uploads(forget_ms).await.map_err(|error| unavailable(&error))?;
         let usage = rows.upload_usage().await.map_err(|error| unavailable(&error))?;
         self.observer.upload_usage(usage);
-        Ok(swept)
+        // A place that lists nothing now keeps nothing else from being done.
+        let staged = self.sweep_staged(now_ms, &mut swept).await;
+        let files = self.sweep_files(now_ms, &mut swept).await;
+        staged.and(files).map(|()| swept)
     }
 
     async fn expire_uploads(&self, now_ms: u64) -> Result<u64, Fault> {
@@ -163,8 +162,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         Ok(states.into_iter().collect())
     }
 
-    /// Lists uploads that began to be finalized more than a minute ago and are not done: whoever serves finalizes them
-    /// again, which does nothing where somebody is still at it.
+    /// Lists uploads that are to be finalized, and of which nothing was heard for a minute: whoever serves finalizes them,
+    /// which does nothing where somebody is still at it. A client over tus never finalizes itself.
     ///
     /// # Errors
     /// `STORE_UNAVAILABLE`.

@@ -131,7 +131,9 @@ pub(super) async fn unfinished(
     before_ms: u64,
     rows: usize,
 ) -> Result<Vec<UploadRow>, StoreError> {
-    let condition = "u.state = 'finalizing' AND u.changed_at < $1 ORDER BY u.changed_at, u.id";
+    let condition = "(u.state = 'finalizing' OR (u.state = 'open' AND u.chunk_bytes IS NULL \
+         AND u.received = u.size AND u.joining <> 'part')) \
+         AND u.changed_at < $1 ORDER BY u.changed_at, u.id";
     listed(shared, condition, before_ms, rows).await
 }
 

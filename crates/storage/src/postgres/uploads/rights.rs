@@ -13,27 +13,29 @@ use super::super::{Shared, store_error};
 use crate::rows::{count_of, id_sql, sql, sql_ms};
 
 statement! {
-    /// Takes a right that nobody else has; gives whose it is then, and until when.
+    /// Takes a right that nobody else has; gives whose it is then, until when, and whether it was taken from somebody.
     TakeRight {
         id: Vec<u8> => Binary, slot: i64 => BigInt, holder: i64 => BigInt, until: i64 => BigInt, now: i64 => BigInt,
         evict: bool => Bool,
     } =
-    "INSERT INTO upload_leases AS l (upload, slot, holder, until, wanted) VALUES (" ? id: Binary
+    "INSERT INTO upload_leases AS l (upload, slot, holder, until, wanted, taken) VALUES (" ? id: Binary
     ", " ? slot: BigInt
     ", " ? holder: BigInt
     ", " ? until: BigInt
-    ", false) ON CONFLICT (upload, slot) DO UPDATE SET \
+    ", false, false) ON CONFLICT (upload, slot) DO UPDATE SET \
+     taken = CASE WHEN l.until <= " ? now: BigInt
+    " THEN l.holder <> excluded.holder ELSE l.taken END, \
      holder = CASE WHEN l.until <= " ? now: BigInt
     " THEN excluded.holder ELSE l.holder END, \
      until = CASE WHEN l.until <= " ? now: BigInt
     " OR l.holder = excluded.holder THEN excluded.until ELSE l.until END, \
      wanted = l.until > " ? now: BigInt
     " AND (l.wanted OR (" ? evict: Bool
-    " AND l.holder <> excluded.holder)) RETURNING holder, until"
+    " AND l.holder <> excluded.holder)) RETURNING holder, until, taken"
 }
 
 impl Query for TakeRight {
-    type SqlType = (BigInt, BigInt);
+    type SqlType = (BigInt, BigInt, Bool);
 }
 
 statement! {
@@ -105,9 +107,13 @@ pub(super) async fn lease(
         evict,
     };
     let lease = shared.writer().await?;
-    let taken = take.get_result::<(i64, i64)>(&mut lease.pg()).await;
-    let (of, until) = give_back(lease, taken.map_err(store_error)).await?;
-    Ok(if of.cast_unsigned() == holder { Leased::Held } else { Leased::Busy { until_ms: count_of(until)? } })
+    let taken = take.get_result::<(i64, i64, bool)>(&mut lease.pg()).await;
+    let (of, until, taken) = give_back(lease, taken.map_err(store_error)).await?;
+    Ok(match (of.cast_unsigned() == holder, taken) {
+        (true, false) => Leased::Held,
+        (true, true) => Leased::TakenOver,
+        (false, _) => Leased::Busy { until_ms: count_of(until)? },
+    })
 }
 
 pub(super) async fn renew(

@@ -240,6 +240,7 @@ impl UploadRows for SqliteStore {
     }
 
     fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64> {
+        self.shared.held.with(|leases| leases.forget(before_ms));
         Box::pin(self.in_steps(move |writer| turn::forget(&mut writer.connection, before_ms)))
     }
 

@@ -108,8 +108,10 @@ pub(super) fn chunks(connection: &mut SqliteConnection, id: UploadId) -> Result<
 
 /// Uploads whose time is over.
 const OVERDUE: &str = "u.state = 'open' AND u.expires_at <= ? ORDER BY u.expires_at, u.id";
-/// Uploads that are being finalized for long.
-const UNFINISHED: &str = "u.state = 'finalizing' AND u.changed_at < ? ORDER BY u.changed_at, u.id";
+/// Uploads that are to be finalized for long.
+const UNFINISHED: &str = "(u.state = 'finalizing' OR (u.state = 'open' AND u.chunk_bytes IS NULL \
+     AND u.received = u.size AND u.joining <> 'part')) \
+     AND u.changed_at < ? ORDER BY u.changed_at, u.id";
 /// Uploads that were done and of which nobody was told.
 const UNTOLD: &str = "u.state = 'done' AND u.told = 0 AND u.joining <> 'part' AND u.changed_at <= ? \
      ORDER BY u.changed_at, u.id";

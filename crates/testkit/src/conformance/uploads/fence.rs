@@ -74,6 +74,11 @@ pub(in super::super) fn a_chunk_is_kept_by_right<S: Store>(bed: &Bed<S>) {
     // One that ended long ago, and that nobody took, is still its holder's.
     desk.take(id, LeaseSlot::Chunk(2), ADA, (0, 10));
     assert_eq!(desk.keep(id, 2, ADA), kept(8));
+    // Unless it was forgotten.
+    desk.take(id, LeaseSlot::Chunk(4), ADA, (0, 10));
+    desk.take(id, LeaseSlot::Chunk(5), ADA, (0, 11));
+    assert_eq!(block_on(desk.0.rows().forget_uploads(at(11))), Ok(0));
+    assert_eq!((desk.keep(id, 4, ADA), desk.keep(id, 5, ADA)), (Kept::Lost, kept(12)));
     // That the upload is not open is said first.
     desk.0.bring(id, State::Finalizing);
     for (index, holder) in [(0, ADA), (1, ADA), (2, ADA), (3, BOB)] {
@@ -114,8 +119,8 @@ pub(in super::super) fn who_was_taken_over_from_keeps_nothing<S: Store>(bed: &Be
     // Ada wrote, and was paused before she could say so. Bob is given the right once its time is over.
     for index in [0, 1] {
         assert_eq!(desk.take(id, slot(index), ADA, (0, 100)), Leased::Held);
-        assert_ne!(desk.take(id, slot(index), BOB, (99, 200)), Leased::Held);
-        assert_eq!(desk.take(id, slot(index), BOB, (100, 200)), Leased::Held);
+        assert_eq!(desk.take(id, slot(index), BOB, (99, 200)), Leased::Busy { until_ms: 100 });
+        assert_eq!(desk.take(id, slot(index), BOB, (100, 200)), Leased::TakenOver);
     }
     let before = desk.seen(id);
     assert_eq!((desk.keep(id, 0, ADA), desk.seen(id)), (Kept::Lost, before));
@@ -125,11 +130,11 @@ pub(in super::super) fn who_was_taken_over_from_keeps_nothing<S: Store>(bed: &Be
     assert_eq!(desk.seen(id), after, "it counts once");
     // What Ada gives back is not hers, and she may take it over again.
     assert_eq!(desk.take(id, slot(2), ADA, (0, 100)), Leased::Held);
-    assert_eq!(desk.take(id, slot(2), BOB, (100, 200)), Leased::Held);
+    assert_eq!(desk.take(id, slot(2), BOB, (100, 200)), Leased::TakenOver);
     desk.release(id, slot(2), ADA);
     let key = LeaseKey { id, slot: slot(2) };
     assert_eq!(block_on(desk.0.rows().renew(key, BOB, at(150), at(160))), Ok(Renewed::Held));
-    assert_eq!(desk.take(id, slot(2), ADA, (160, 200)), Leased::Held);
+    assert_eq!(desk.take(id, slot(2), ADA, (160, 200)), Leased::TakenOver);
     assert_eq!((desk.keep(id, 2, BOB), desk.keep(id, 2, ADA)), (Kept::Lost, kept(12)));
 }
 

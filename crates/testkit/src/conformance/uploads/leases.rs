@@ -88,7 +88,8 @@ pub(in super::super) fn a_right_that_ended_is_lost<S: Store>(bed: &Bed<S>) {
     let one = key(1, LeaseSlot::Stream);
     assert_eq!(desk.take(one, ADA, (0, 100)), Leased::Held);
     assert_eq!(desk.renew(one, ADA, (100, 200)), Renewed::Lost, "to the millisecond");
-    assert_eq!(desk.take(one, BOB, (100, 200)), Leased::Held);
+    assert_eq!(desk.take(one, BOB, (100, 200)), Leased::TakenOver, "Ada's bytes may still come");
+    assert_eq!(desk.take(one, BOB, (100, 200)), Leased::TakenOver);
     assert_eq!(
         (desk.renew(one, ADA, (101, 300)), desk.take(one, ADA, (101, 300))),
         (Renewed::Lost, busy(200))
@@ -96,8 +97,8 @@ pub(in super::super) fn a_right_that_ended_is_lost<S: Store>(bed: &Bed<S>) {
     desk.release(one, ADA);
     assert_eq!(desk.renew(one, BOB, (150, 200)), Renewed::Held);
     // Who lost it may take it again like everybody else.
-    assert_eq!(desk.take(one, BOB, (200, 300)), Leased::Held);
-    assert_eq!(desk.take(one, ADA, (300, 400)), Leased::Held);
+    assert_eq!(desk.take(one, BOB, (200, 300)), Leased::Held, "it was its own");
+    assert_eq!(desk.take(one, ADA, (300, 400)), Leased::TakenOver);
     assert_eq!(desk.renew(one, ADA, (399, 500)), Renewed::Held);
 }
 
@@ -119,7 +120,7 @@ pub(in super::super) fn a_holder_is_asked_to_let_go<S: Store>(bed: &Bed<S>) {
     assert_eq!(desk.renew(one, BOB, (12, 300)), Renewed::Held, "nobody waits for the new one");
     // Who was asked and did not hear is followed by somebody whom nobody asked.
     assert_eq!(desk.ask(one, ADA, (13, 400), true), busy(300));
-    assert_eq!(desk.take(one, ADA, (300, 400)), Leased::Held);
+    assert_eq!(desk.take(one, ADA, (300, 400)), Leased::TakenOver);
     assert_eq!(desk.renew(one, ADA, (301, 400)), Renewed::Held);
     // Of the same holder too.
     assert_eq!(desk.ask(one, BOB, (302, 500), true), busy(400));
