@@ -390,6 +390,32 @@ fn a_bad_receipt_fails_alone() {
     assert_eq!(row.upload.received, 39 * 4, "each is counted once, those of the failed transaction too");
 }
 
+/// Receipts of an upload that wait while others are committed are one transaction, and a bad one fails alone all the same.
+#[test]
+fn a_bad_receipt_fails_alone_among_those_that_wait() {
+    let world = World::new(1);
+    let store = support::postgres(&world);
+    let ada = Author::join(&store, "acme", "ada", "phone");
+    let id = uploads::open(&store, &uploads::row(&ada, 1, uploads::chunks(400)));
+    uploads::take_rights(&store, id, 100);
+    let commits = "SELECT count(DISTINCT xmin::text) FROM upload_chunks";
+    let keep = |index: u64| {
+        // No text of the database holds it.
+        let tag = (index == 13).then(|| "\0".into());
+        uploads::begun(store.uploads().keep_chunk(ChunkReceipt { tag, ..uploads::chunk(id, index, 4) }))
+    };
+    for first in [0, 50] {
+        let waiting: Vec<_> = (first..first + 50).map(keep).collect();
+        for (index, kept) in (first..).zip(waiting.into_iter().map(block_on)) {
+            assert_eq!(matches!(kept, Ok(Kept::Kept { .. })), index != 13, "{index}: {kept:?}");
+        }
+    }
+    let row = block_on(store.uploads().upload(id)).expect("a read").expect("a row");
+    assert_eq!(row.upload.received, 99 * 4, "each is counted once, those of the failed transaction too");
+    let commits: u64 = support::database(&world).sql(commits).trim().parse().expect("a number");
+    assert!(commits < 90, "{commits} transactions");
+}
+
 /// Answers that nobody waits for are given up; the work is done.
 #[test]
 fn a_receipt_is_written_whoever_waits() {
