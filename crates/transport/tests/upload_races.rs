@@ -3,6 +3,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use driftline_engine::{Blobs, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
 use driftline_model::Limits;
@@ -87,10 +88,9 @@ async fn heard(socket: &mut Socket, kind: &str) -> usize {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_chunks_while_it_is_finalized_changes_nothing() {
     let harness = Arc::new(started(UploadRules::default()).await);
-    let mut late = 0;
     for round in 0..40 {
         let Upload { id, .. } = open(&harness, FILE.len()).await;
         // The last chunk is still on its way in every other round.
@@ -106,12 +106,10 @@ async fn a_storm_of_chunks_while_it_is_finalized_changes_nothing() {
             let known = [200, 202, 409, 410, 422].contains(&answer.status);
             assert!(known, "{} {}", answer.status, answer.text());
         }
-        late += usize::from(status(&harness, &id).await["state"] != "done");
         // Whoever finalized too early asks again.
         fill_again(&harness, &id).await;
         assert_eq!(file_of(&harness, &id).await.body, FILE);
     }
-    println!("{late} of 40 were finalized later");
     assert_eq!(harness.shell.staged(), 0);
 }
 
@@ -128,7 +126,7 @@ async fn fill_again(harness: &Harness, id: &str) {
     assert_eq!(done, 200, "{body}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_finalizers_make_one_file_and_tell_of_it_once() {
     let harness = Arc::new(started(UploadRules::default()).await);
     let (mut ada, mut bob) = (listen(&harness, "ada").await, listen(&harness, "bob").await);
@@ -146,12 +144,16 @@ async fn many_finalizers_make_one_file_and_tell_of_it_once() {
 }
 
 /// Looks at a file when it is let.
-struct Slow(Semaphore);
+struct Slow {
+    looking: AtomicUsize,
+    done: Semaphore,
+}
 
 impl Verify for Slow {
     fn verify<'a>(&'a self, _: &'a UploadRow, _: &'a dyn Blobs) -> BoxFuture<'a, Verdict> {
         async move {
-            self.0.acquire().await.expect("it stays open").forget();
+            self.looking.fetch_add(1, Ordering::SeqCst);
+            self.done.acquire().await.expect("it stays open").forget();
             Verdict::Released
         }
         .boxed()
@@ -160,7 +162,7 @@ impl Verify for Slow {
 
 #[tokio::test]
 async fn who_was_overtaken_while_finalizing_ends_nothing() {
-    let slow = Arc::new(Slow(Semaphore::new(0)));
+    let slow = Arc::new(Slow { looking: AtomicUsize::new(0), done: Semaphore::new(0) });
     let verifier: Arc<dyn Verify> = Arc::<Slow>::clone(&slow);
     let tenant = TenantUploads { verified: true, ..TenantUploads::default() };
     let rules = UploadRules { tenant, verifier: Some(verifier), ..UploadRules::default() };
@@ -172,7 +174,7 @@ async fn who_was_overtaken_while_finalizing_ends_nothing() {
         let (harness, id) = (Arc::clone(&harness), id.clone());
         tokio::spawn(async move { send(&harness, finalize(&id, &sha256(FILE))).await })
     };
-    until("it is finalized", || async { status(&harness, &id).await["state"] == "finalizing" }).await;
+    until("somebody looks", || async { slow.looking.load(Ordering::SeqCst) == 1 }).await;
     // Who asks again is told where to look, and nothing else goes on meanwhile.
     let again = harness.ask("t1", "ada", finalize(&id, &sha256(FILE))).await;
     assert_eq!((again.status, again.json()["state"].clone()), (202, json!("finalizing")));
@@ -182,16 +184,17 @@ async fn who_was_overtaken_while_finalizing_ends_nothing() {
     let cancel = Request::new("DELETE", &format!("/api/v1/uploads/{id}"));
     assert_eq!(code(&harness, cancel).await, (409, "IDEMPOTENCY_IN_PROGRESS".into()));
     assert_eq!(file_of(&harness, &id).await.status, 404, "nobody has looked at it yet");
-    // Its right ends, and the sweeper finalizes. Whichever of them looks at the file first, only one makes it a file.
+    // Its right ends, and somebody else finalizes.
     harness.clock.advance(61_000);
-    let sweeping = {
-        let harness = Arc::clone(&harness);
-        tokio::spawn(async move { harness.app.sweep_uploads().await.expect("a sweep").finished })
+    let second = {
+        let app = Arc::clone(&harness.app);
+        tokio::spawn(async move { app.finish_uploads().await.expect("the store answers") })
     };
-    until("both look", || async { slow.0.available_permits() == 0 && harness.shell.staged() == 1 }).await;
-    slow.0.add_permits(2);
-    let (finished, (answer, body)) = (sweeping.await.expect("it ends"), first.await.expect("it ends"));
-    assert!(matches!((finished, answer), (1, 409 | 200) | (0, 200)), "{finished}, {answer} {body}");
+    until("the second one looks", || async { slow.looking.load(Ordering::SeqCst) == 2 }).await;
+    slow.done.add_permits(2);
+    let (finished, (answer, body)) = (second.await.expect("it ends"), first.await.expect("it ends"));
+    assert_eq!((finished, answer), (1, 409), "{body}");
+    assert_eq!(body["code"], "IDEMPOTENCY_IN_PROGRESS");
     assert_eq!((status(&harness, &id).await["state"].clone(), harness.shell.staged()), (json!("done"), 0));
     assert_eq!(heard(&mut ada, "upload_completed").await, 1);
 }
@@ -206,17 +209,13 @@ async fn who_comes_to_a_place_waits_for_the_last_bytes_of_whoever_had_it() {
         tokio::spawn(async move { code(&harness, put(&id, 0, chunk_of(0))).await })
     };
     until("it writes", || async { harness.shell.waiting() == 1 }).await;
-    // The disk stands still until its right has ended. Somebody else may have it, but not while those bytes are to come.
+    // The disk stands still until its right has ended. Nobody else is given the place while those bytes are to come.
     harness.clock.advance(60_000);
     let refused = code(&harness, put(&id, 0, b"01234568")).await;
     assert_eq!(refused, (409, "IDEMPOTENCY_IN_PROGRESS".into()));
     harness.shell.release();
-    assert_eq!(
-        stale.await.expect("it ends"),
-        (409, "IDEMPOTENCY_IN_PROGRESS".into()),
-        "somebody took its right"
-    );
-    assert_eq!(status(&harness, &id).await["received"], 0);
+    assert_eq!(stale.await.expect("it ends").0, 200, "nobody took its right, and nobody wrote");
+    assert_eq!(status(&harness, &id).await["received"], 1);
     fill(&harness, &id).await;
     assert_eq!(send(&harness, finalize(&id, &sha256(FILE))).await.0, 200);
     assert_eq!(file_of(&harness, &id).await.body, FILE);
@@ -285,7 +284,9 @@ async fn wherever_the_disk_fails_an_upload_goes_on() {
         loop {
             let harness = started(UploadRules::default()).await;
             harness.shell.fail_after(call);
-            let mend = || drop(harness.shell.mend());
+            let mend = || {
+                harness.shell.mend();
+            };
             let failed =
                 if over_tus { insist_over_tus(&harness, mend).await } else { insist(&harness, mend).await };
             if failed == 0 {
@@ -296,7 +297,7 @@ async fn wherever_the_disk_fails_an_upload_goes_on() {
             assert_eq!(harness.shell.staged(), 0, "after call {call}");
             call += 1;
         }
-        assert!(call >= 8, "{call}");
+        assert!(call >= 6, "{call}");
     }
 }
 
@@ -310,7 +311,9 @@ async fn wherever_the_database_leaves_an_upload_goes_on() {
             // What nobody asks twice for is known before.
             assert_eq!(harness.ask("t1", "ada", Request::get("/api/v1/uploads/none")).await.status, 404);
             database.answers(call);
-            let mend = || drop(database.stays());
+            let mend = || {
+                database.stays();
+            };
             let failed =
                 if over_tus { insist_over_tus(&harness, mend).await } else { insist(&harness, mend).await };
             if failed == 0 {
@@ -402,7 +405,7 @@ async fn files_of_nobody_go_and_files_that_were_forgotten_come_back() {
     assert_eq!(bytes.expect("it is published").as_slice(), FILE);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sweeping_and_finalizing_at_once_end_in_one_of_both() {
     for round in 0..30 {
         let expiry = Expiry::Fixed { whole_ms: 10_000 };
@@ -426,4 +429,35 @@ async fn sweeping_and_finalizing_at_once_end_in_one_of_both() {
         }
         assert_eq!(harness.shell.staged(), 0);
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_finishes_is_finished_all_the_same() {
+    let harness = started(UploadRules::default()).await;
+    let created = create(&harness, |request| request.header("upload-length", "20")).await;
+    let place = created.header("location").expect("a place").to_owned();
+    // Writing and syncing succeed; the disk fails when the file is to be made. Its client has sent everything and goes away.
+    harness.shell.fail_after(2);
+    let sent = patch(&place, 0, FILE).send(harness.address).await;
+    assert_eq!(sent.status, 503, "{}", sent.text());
+    assert!(harness.shell.mend());
+    assert_eq!(harness.app.finish_uploads().await.expect("the store answers"), 0, "it may still come");
+    harness.clock.advance(61_000);
+    assert_eq!(harness.app.finish_uploads().await.expect("the store answers"), 1);
+    assert_eq!(file_of(&harness, &place[7..39]).await.body, FILE);
+}
+
+#[tokio::test]
+async fn a_part_becomes_no_file_of_its_own() {
+    let harness = started(UploadRules::default()).await;
+    let created =
+        create(&harness, |request| request.header("upload-length", "20").header("upload-concat", "partial"));
+    let created = created.await;
+    let place = created.header("location").expect("a place");
+    assert_eq!(patch(place, 0, FILE).send(harness.address).await.status, 204);
+    let refused = code(&harness, finalize(&place[7..39], &sha256(FILE))).await;
+    assert_eq!(refused, (403, "FORBIDDEN".into()));
+    harness.clock.advance(61_000);
+    assert_eq!(harness.app.finish_uploads().await.expect("the store answers"), 0);
+    assert_eq!(file_of(&harness, &place[7..39]).await.status, 404);
 }

@@ -140,8 +140,11 @@ pub async fn insist(harness: &Harness<impl Store>, mend: impl Fn()) -> u32 {
         }
         if last == 200 {
             let file = harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{id}"))).await;
-            assert_eq!(file.body, FILE);
-            return failed;
+            if file.status == 200 {
+                assert_eq!(file.body, FILE);
+                return failed;
+            }
+            trouble(&mut failed);
         }
     }
 }
@@ -180,6 +183,8 @@ pub async fn insist_over_tus(harness: &Harness<impl Store>, mend: impl Fn()) -> 
             }
             assert!(matches!(file.status, 404 | 500 | 503), "{} {}", file.status, file.text());
             trouble(&mut failed);
+            // A client that knows everything to be there is done; the rest is the server's.
+            harness.app.finish_uploads().await.expect("the store answers");
             continue;
         }
         let upto = if at < 7 { 7 } else { 20 };

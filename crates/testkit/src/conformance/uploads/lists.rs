@@ -1,10 +1,10 @@
 //! Uploads that somebody has to look after.
 
-use driftline_engine::{ChunkReceipt, Joining, Store, UploadRow, UploadTurn};
+use driftline_engine::{ChunkReceipt, Joining, Store, StreamReceipt, UploadRow, UploadTurn};
 use driftline_uploads::{State, Upload, UploadId};
 
 use super::super::Bed;
-use super::{Yard, at, chunk, chunks, id_of, shown, turn};
+use super::{Yard, at, chunk, chunks, id_of, part, shown, stream, turn};
 use crate::wait::block_on;
 
 fn ids(rows: &[UploadRow]) -> Vec<UploadId> {
@@ -62,6 +62,16 @@ pub(in super::super) fn unfinished_uploads_are_listed<S: Store>(bed: &Bed<S>) {
     }
     assert_eq!(unfinished(100, 100), named(&[5, 1]));
     begin(4, 12);
+    // Streams of which everything is there, unless they are parts of something.
+    for (number, joining, to) in
+        [(7, Joining::Alone, 4), (8, Joining::Part, 4), (9, Joining::Whole, 4), (10, Joining::Alone, 3)]
+    {
+        let id = yard.open_row(&UploadRow { joining, ..yard.row(number, stream(Some(4))) });
+        yard.go_on(StreamReceipt { at_ms: at(50), ..part(id, 0, to) });
+    }
+    let empty = yard.open_row(&UploadRow { changed_ms: at(49), ..yard.row(11, stream(Some(0))) });
+    assert_eq!(unfinished(100, 100), [named(&[4, 5, 1]), vec![empty], named(&[7, 9])].concat());
+    assert_eq!(unfinished(50, 100), [named(&[4, 5, 1]), vec![empty]].concat());
     let listed = block_on(yard.rows().unfinished_uploads(at(100), 1)).expect("a list");
     assert_eq!(shown(&listed[0]), shown(&yard.read(id_of(4))));
 }
