@@ -6,7 +6,7 @@ use std::time::Duration;
 use driftline_engine::{BlobError, Blobs, Joining, PartPlace, PartWritten, Purpose, UploadRow};
 use driftline_model::{TenantId, TenantNo};
 use driftline_storage::{S3Blobs, S3Options};
-use driftline_testkit::s3::{BUCKET, PART_BYTES_MIN, S3};
+use driftline_testkit::s3::{BUCKET, PART_BYTES_MIN, S3, WRITTEN_MS};
 use driftline_uploads::{Digest, Expiry, Form, Plan, RunningHash, Upload, UploadId};
 
 const CHUNK: u64 = PART_BYTES_MIN as u64;
@@ -367,6 +367,47 @@ async fn refusals_have_a_meaning_and_hold_no_credentials() {
     let elsewhere = S3Options { bucket: "other".into(), ..options(&s3) };
     let elsewhere = S3Blobs::open(&elsewhere).expect("the options are right");
     assert_eq!(elsewhere.create(ID).await, Err(BlobError::Failed("S3 answers 404 NoSuchBucket".into())));
+}
+
+#[tokio::test]
+async fn files_are_listed_by_shelf_and_age() {
+    let s3 = S3::start();
+    let blobs = open(&s3);
+    assert_eq!(blobs.files_before(0xab, u64::MAX).await, Ok(Vec::new()));
+    let id = |last: u8| {
+        let mut bytes = [0xab; 16];
+        bytes[15] = last;
+        UploadId::of(bytes)
+    };
+    for last in 0..5 {
+        s3.put(&format!("app/files/ab/{}", id(last)), b"x", WRITTEN_MS - u64::from(last));
+    }
+    let elsewhere = UploadId::of([0xac; 16]);
+    let foreign = [
+        format!("app/files/ac/{elsewhere}"),
+        format!("app/files/ab/{elsewhere}"),
+        format!("app/files/ab/{ID}.txt"),
+        format!("app/files/ab/deep/{ID}"),
+        format!("app/files/ab/{}", ID.to_string().to_uppercase()),
+        format!("other/files/ab/{ID}"),
+        "app/files/ab/a & <b>".to_owned(),
+    ];
+    for key in foreign {
+        s3.put(&key, b"x", 0);
+    }
+    s3.list_at_once(2);
+    assert_eq!(blobs.files_before(0xab, WRITTEN_MS + 1).await, Ok((0..5).map(id).collect()));
+    let pages = s3.asked().iter().filter(|asked| asked.contains("continuation-token")).count();
+    assert_eq!(pages, 4, "{:?}", s3.asked());
+    assert_eq!(blobs.files_before(0xab, WRITTEN_MS - 2).await, Ok(vec![id(3), id(4)]));
+    assert_eq!(blobs.files_before(0xac, u64::MAX).await, Ok(vec![elsewhere]));
+    assert_eq!(blobs.files_before(0xad, u64::MAX).await, Ok(Vec::new()));
+
+    s3.fail(1, 503, "SlowDown");
+    assert_eq!(blobs.files_before(0xac, u64::MAX).await, Ok(vec![elsewhere]), "it is asked again");
+    s3.fail(usize::MAX, 403, "AccessDenied");
+    let refused = BlobError::Failed("S3 answers 403 AccessDenied".into());
+    assert_eq!(blobs.files_before(0xab, u64::MAX).await, Err(refused));
 }
 
 #[tokio::test]

@@ -212,18 +212,18 @@ impl Bucket {
     /// Lists the files on one shelf.
     async fn files_before(&self, shard: u8, before_ms: u64) -> Result<Vec<UploadId>, BlobError> {
         let shelf = self.folder.clone().join(format!("{shard:02x}"));
-        let listed = self.store.list(Some(&shelf)).try_collect::<Vec<_>>();
         let old = |object: &ObjectMeta| {
             u64::try_from(object.last_modified.timestamp_millis())
                 .is_ok_and(|written_ms| written_ms < before_ms)
         };
-        let found = in_time(COMPLETE + self.timeout, listed).await?;
-        // What has another name is not ours.
-        Ok(found
-            .iter()
-            .filter(|object| old(object))
-            .filter_map(|object| object.location.filename()?.parse().ok())
-            .collect())
+        // What lies elsewhere or has another name is not ours.
+        let own = |object: ObjectMeta| {
+            let id = object.location.filename()?.parse().ok()?;
+            (old(&object) && self.key(id) == object.location).then_some(id)
+        };
+        let listed = self.store.list(Some(&shelf));
+        let found = listed.try_filter_map(|object| std::future::ready(Ok(own(object)))).try_collect();
+        in_time(COMPLETE + self.timeout, found).await
     }
 
     async fn create(&self, id: UploadId) -> Result<Option<Box<str>>, BlobError> {
