@@ -42,6 +42,9 @@ const PATIENCE: u32 = 3;
 /// Bytes that are read and hashed at once.
 const PIECE_BYTES: u64 = 4 << 20;
 
+/// Bytes that whoever downloads a file reads at once, and holds in memory meanwhile.
+const READ_BYTES: usize = 1 << 20;
+
 /// The bytes of memory that one permit stands for: a semaphore has at most 2^32 that are taken at once.
 const UNIT_BYTES: u64 = 1 << 10;
 
@@ -129,6 +132,11 @@ impl Blobs for S3Blobs {
     /// Does nothing: what was put together is there.
     fn publish(&self, _: UploadId) -> BlobAnswer<'_, ()> {
         std::future::ready(Ok(())).boxed()
+    }
+
+    /// Asks for more at once than a disk is asked: every read is a request of its own.
+    fn read_bytes(&self) -> usize {
+        READ_BYTES
     }
 
     fn read(&self, id: UploadId, at: u64, bytes: usize) -> BlobAnswer<'_, Vec<u8>> {
