@@ -249,7 +249,7 @@ async fn a_chunk_that_is_missing_or_another_one_spoils_nothing() {
     let tag = upload.tags[1].take();
     assert!(matches!(upload.assemble().await, Err(BlobError::Failed(_))));
     upload.tags[1] = upload.tags[0].clone();
-    assert_eq!(upload.assemble().await, Err(BlobError::Failed("S3 answers 400 InvalidPart".into())));
+    assert_eq!(upload.assemble().await, Err(BlobError::Mismatch));
     assert_eq!((s3.objects().len(), s3.open().len()), (0, 1), "all its parts are still there");
     upload.tags[1] = tag;
     assert_eq!(upload.assemble().await, Ok(Digest::hash(&upload.bytes)));
@@ -377,6 +377,48 @@ async fn refusals_have_a_meaning_and_hold_no_credentials() {
     let elsewhere = S3Options { bucket: "other".into(), ..options(&s3) };
     let elsewhere = S3Blobs::open(&elsewhere).expect("the options are right");
     assert_eq!(elsewhere.create(ID).await, Err(BlobError::Failed("S3 answers 404 NoSuchBucket".into())));
+}
+
+#[tokio::test]
+async fn parts_that_changed_behind_our_back_are_sent_again() {
+    let s3 = S3::start();
+    let blobs = open(&s3);
+    let mut upload = Under::way(&blobs, SIZE).await;
+    let staged = upload.row.staged.clone().expect("it has a name");
+    let digests = || (0..3).map(|index| (index, Digest::hash(b""))).collect::<Vec<_>>();
+    for lost in [true, false] {
+        upload.send_all().await;
+        match lost {
+            true => s3.lose_part(&staged, 1),
+            false => s3.replace_part(&staged, 2, b"late"),
+        }
+        assert_eq!(upload.assemble().await, Err(BlobError::Mismatch));
+        assert_eq!(blobs.damaged(&upload.row, digests()).await, Ok(vec![0, 1, 2]));
+        s3.fail(usize::MAX, 403, "AccessDenied");
+        assert!(blobs.damaged(&upload.row, digests()).await.is_err(), "S3 could not be asked");
+        s3.fail(0, 0, "");
+    }
+    upload.send_all().await;
+    // S3 may say so after it has begun to answer.
+    s3.fail(1, 200, "InvalidPart");
+    assert_eq!(upload.assemble().await, Err(BlobError::Mismatch));
+    let before = s3.faults();
+    s3.fail(1, 200, "InternalError");
+    assert_eq!(upload.assemble().await, Ok(Digest::hash(&upload.bytes)), "it is asked again");
+    assert_eq!(s3.faults() - before, 1);
+    assert_eq!(blobs.damaged(&upload.row, digests()).await, Ok(Vec::new()), "what S3 put together is right");
+}
+
+#[tokio::test]
+async fn a_hash_of_more_than_the_file_is_begun_anew() {
+    let s3 = S3::start();
+    let blobs = open(&s3);
+    let mut upload = Under::way(&blobs, 1000).await;
+    upload.send_all().await;
+    let mut beyond = RunningHash::default();
+    beyond.update(&file(1001));
+    upload.row.running = Some(beyond);
+    assert_eq!(upload.assemble().await, Ok(Digest::hash(&upload.bytes)));
 }
 
 #[tokio::test]

@@ -69,6 +69,26 @@ impl S3 {
         self.state().objects.insert(key.into(), Object { bytes: bytes.into(), written_ms });
     }
 
+    /// Puts a part in the place of another one, as somebody does whose put was on its way for long.
+    ///
+    /// # Panics
+    /// When there is no such multipart upload.
+    pub fn replace_part(&self, upload: &str, number: u32, bytes: &[u8]) {
+        let mut state = self.state();
+        let upload = state.open.get_mut(upload).expect("it is open");
+        upload.parts.insert(number, bytes.into());
+    }
+
+    /// Loses a part.
+    ///
+    /// # Panics
+    /// When there is no such multipart upload or part.
+    pub fn lose_part(&self, upload: &str, number: u32) {
+        let mut state = self.state();
+        let upload = state.open.get_mut(upload).expect("it is open");
+        upload.parts.remove(&number).expect("there is such a part");
+    }
+
     /// Lists only so many objects at once from now on.
     pub fn list_at_once(&self, objects: usize) {
         self.state().page = objects;

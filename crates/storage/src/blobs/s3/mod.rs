@@ -124,9 +124,16 @@ impl Blobs for S3Blobs {
         async move { self.bucket.assemble(&row, tags).await }.boxed()
     }
 
-    /// Finds none: S3 watches over its parts.
-    fn damaged(&self, _: &UploadRow, _: Vec<(u64, Digest)>) -> BlobAnswer<'_, Vec<u64>> {
-        std::future::ready(Ok(Vec::new())).boxed()
+    /// Finds none where the object is there: S3 watches over its bytes, and it has put together what was acknowledged or
+    /// nothing. Without an object all are to be sent again: a part was lost, or a put that came late has taken its place,
+    /// and S3 tells nobody the digests of parts.
+    fn damaged(&self, row: &UploadRow, chunks: Vec<(u64, Digest)>) -> BlobAnswer<'_, Vec<u64>> {
+        let id = row.id;
+        async move {
+            let damaged = if self.bucket.has(id).await? { Vec::new() } else { chunks };
+            Ok(damaged.into_iter().map(|(index, _)| index).collect())
+        }
+        .boxed()
     }
 
     /// Does nothing: what was put together is there.
@@ -234,6 +241,16 @@ impl Bucket {
         in_time(COMPLETE + self.timeout, found).await
     }
 
+    /// Tells whether there is an object.
+    async fn has(&self, id: UploadId) -> Result<bool, BlobError> {
+        let key = self.key(id);
+        match self.answer(0, self.store.head(&key)).await {
+            Ok(_) => Ok(true),
+            Err(BlobError::Missing) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn create(&self, id: UploadId) -> Result<Option<Box<str>>, BlobError> {
         let key = self.key(id);
         let staged = self.answer(0, self.store.create_multipart(&key)).await?;
@@ -274,8 +291,7 @@ impl Bucket {
         if there != size {
             return Err(BlobError::Failed(format!("the object has {there} bytes, the upload {size}")));
         }
-        let running = row.running.clone().filter(|running| running.through() <= size);
-        self.hash_rest(&key, running.unwrap_or_default(), size).await
+        self.hash_rest(&key, row.running.clone().unwrap_or_default(), size).await
     }
 
     async fn complete(&self, row: &UploadRow, key: &Path, tags: Vec<Box<str>>) -> Result<(), BlobError> {
@@ -289,10 +305,13 @@ impl Bucket {
         }
         let staged = name_of(row.staged.as_deref())?;
         let parts = tags.into_iter().map(|tag| PartId { content_id: tag.into() }).collect();
-        in_time(COMPLETE + self.timeout, self.store.complete_multipart(key, &staged, parts)).await.map(drop)
+        let put_together = self.store.complete_multipart(key, &staged, parts);
+        in_time(COMPLETE + self.timeout, put_together).await.map(drop)
     }
 
-    async fn hash_rest(&self, key: &Path, mut hash: RunningHash, size: u64) -> Result<Digest, BlobError> {
+    /// Hashes an object from where a hash has come to; one that is beyond the end is of other bytes.
+    async fn hash_rest(&self, key: &Path, hash: RunningHash, size: u64) -> Result<Digest, BlobError> {
+        let mut hash = if hash.through() <= size { hash } else { RunningHash::default() };
         while hash.through() < size {
             let at = hash.through();
             let end = size.min(at + PIECE_BYTES);
