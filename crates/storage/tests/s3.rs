@@ -314,6 +314,29 @@ async fn what_is_given_up_is_gone_whatever_became_of_it() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_given_up_is_given_up_later() {
+    let s3 = S3::start();
+    let blobs = open(&s3);
+    let mut upload = Under::way(&blobs, SIZE).await;
+    upload.send(0).await.expect("it is put");
+    let staged = upload.row.staged.clone();
+    s3.fail(usize::MAX, 403, "AccessDenied");
+    assert!(blobs.discard(ID, staged.clone()).await.is_err());
+    assert_eq!(s3.faults(), 2, "one failure holds up nothing else");
+    s3.fail(0, 0, "");
+    assert_eq!(s3.open().len(), 1);
+    assert_eq!(blobs.discard(ID, staged.clone()).await, Ok(()));
+    assert!(s3.open().is_empty());
+    // When nothing is there any more, it costs two requests.
+    for staged in [staged, Some("never heard of".into())] {
+        let before = s3.asked().len();
+        assert_eq!(blobs.discard(ID, staged).await, Ok(()));
+        assert_eq!(s3.asked().len() - before, 2);
+    }
+    assert_eq!(blobs.discard(ID, None).await, Ok(()));
+}
+
+#[tokio::test]
 async fn what_passes_is_asked_again() {
     let s3 = S3::start();
     let blobs = open(&s3);

@@ -150,13 +150,16 @@ impl Blobs for S3Blobs {
         self.bucket.read(id, at, bytes as u64).boxed()
     }
 
+    /// Asks for two removals, whatever is there. A failure leaves nothing that doing it again does not remove.
     fn discard(&self, id: UploadId, staged: Option<Box<str>>) -> BlobAnswer<'_, ()> {
         async move {
-            if let Some(staged) = staged {
-                self.bucket.abort(id, &staged).await?;
-            }
+            let aborted = match staged {
+                Some(staged) => self.bucket.abort(id, &staged).await,
+                None => Ok(()),
+            };
             // It may have been put together before it was given up.
-            self.bucket.remove(id).await
+            let removed = self.bucket.remove(id).await;
+            aborted.and(removed)
         }
         .boxed()
     }
