@@ -6,7 +6,8 @@ use std::time::Duration;
 use driftline_engine::{BlobError, Blobs, Joining, PartPlace, PartWritten, Purpose, UploadRow};
 use driftline_model::{TenantId, TenantNo};
 use driftline_storage::{S3Blobs, S3Options};
-use driftline_testkit::s3::{BUCKET, PART_BYTES_MIN, S3};
+use driftline_testkit::http::PATIENCE;
+use driftline_testkit::s3::{BUCKET, PART_BYTES_MIN, S3, WRITTEN_MS};
 use driftline_uploads::{Digest, Expiry, Form, Plan, RunningHash, Upload, UploadId};
 
 const CHUNK: u64 = PART_BYTES_MIN as u64;
@@ -249,7 +250,7 @@ async fn a_chunk_that_is_missing_or_another_one_spoils_nothing() {
     let tag = upload.tags[1].take();
     assert!(matches!(upload.assemble().await, Err(BlobError::Failed(_))));
     upload.tags[1] = upload.tags[0].clone();
-    assert_eq!(upload.assemble().await, Err(BlobError::Failed("S3 answers 400 InvalidPart".into())));
+    assert_eq!(upload.assemble().await, Err(BlobError::Mismatch));
     assert_eq!((s3.objects().len(), s3.open().len()), (0, 1), "all its parts are still there");
     upload.tags[1] = tag;
     assert_eq!(upload.assemble().await, Ok(Digest::hash(&upload.bytes)));
@@ -276,8 +277,18 @@ async fn ranges_are_read_up_to_the_end() {
     upload.send_all().await;
     upload.assemble().await.expect("it is whole");
     let all = upload.bytes.as_slice();
-    let table =
-        [(0, 1000), (0, 1), (999, 1), (500, 100), (990, 100), (1000, 1), (5000, 10), (0, 0), (0, 1 << 20)];
+    let table = [
+        (0, 1000),
+        (0, 1),
+        (0, blobs.read_bytes()),
+        (999, 1),
+        (500, 100),
+        (990, 100),
+        (1000, 1),
+        (5000, 10),
+        (0, 0),
+        (0, 1 << 20),
+    ];
     for (at, bytes) in table {
         let wanted = &all[at.min(1000)..(at + bytes).min(1000).max(at.min(1000))];
         assert_eq!(blobs.read(ID, at as u64, bytes).await.as_deref(), Ok(wanted), "{at} {bytes}");
@@ -301,6 +312,29 @@ async fn what_is_given_up_is_gone_whatever_became_of_it() {
     upload.assemble().await.expect("it is whole");
     assert_eq!(blobs.discard(ID, upload.row.staged.clone()).await, Ok(()));
     assert!(s3.open().is_empty() && s3.objects().is_empty(), "what was put together goes, too");
+}
+
+#[tokio::test]
+async fn what_could_not_be_given_up_is_given_up_later() {
+    let s3 = S3::start();
+    let blobs = open(&s3);
+    let mut upload = Under::way(&blobs, SIZE).await;
+    upload.send(0).await.expect("it is put");
+    let staged = upload.row.staged.clone();
+    s3.fail(usize::MAX, 403, "AccessDenied");
+    assert!(blobs.discard(ID, staged.clone()).await.is_err());
+    assert_eq!(s3.faults(), 2, "one failure holds up nothing else");
+    s3.fail(0, 0, "");
+    assert_eq!(s3.open().len(), 1);
+    assert_eq!(blobs.discard(ID, staged.clone()).await, Ok(()));
+    assert!(s3.open().is_empty());
+    // When nothing is there any more, it costs two requests.
+    for staged in [staged, Some("never heard of".into())] {
+        let before = s3.asked().len();
+        assert_eq!(blobs.discard(ID, staged).await, Ok(()));
+        assert_eq!(s3.asked().len() - before, 2);
+    }
+    assert_eq!(blobs.discard(ID, None).await, Ok(()));
 }
 
 #[tokio::test]
@@ -370,23 +404,128 @@ async fn refusals_have_a_meaning_and_hold_no_credentials() {
 }
 
 #[tokio::test]
-async fn chunks_wait_for_memory() {
+async fn parts_that_changed_behind_our_back_are_sent_again() {
     let s3 = S3::start();
-    let blobs = S3Blobs::open(&S3Options { memory_bytes: CHUNK, ..options(&s3) });
+    let blobs = open(&s3);
+    let mut upload = Under::way(&blobs, SIZE).await;
+    let staged = upload.row.staged.clone().expect("it has a name");
+    let digests = || (0..3).map(|index| (index, Digest::hash(b""))).collect::<Vec<_>>();
+    for lost in [true, false] {
+        upload.send_all().await;
+        match lost {
+            true => s3.lose_part(&staged, 1),
+            false => s3.replace_part(&staged, 2, b"late"),
+        }
+        assert_eq!(upload.assemble().await, Err(BlobError::Mismatch));
+        assert_eq!(blobs.damaged(&upload.row, digests()).await, Ok(vec![0, 1, 2]));
+        s3.fail(usize::MAX, 403, "AccessDenied");
+        assert!(blobs.damaged(&upload.row, digests()).await.is_err(), "S3 could not be asked");
+        s3.fail(0, 0, "");
+    }
+    upload.send_all().await;
+    // S3 may say so after it has begun to answer.
+    s3.fail(1, 200, "InvalidPart");
+    assert_eq!(upload.assemble().await, Err(BlobError::Mismatch));
+    let before = s3.faults();
+    s3.fail(1, 200, "InternalError");
+    assert_eq!(upload.assemble().await, Ok(Digest::hash(&upload.bytes)), "it is asked again");
+    assert_eq!(s3.faults() - before, 1);
+    assert_eq!(blobs.damaged(&upload.row, digests()).await, Ok(Vec::new()), "what S3 put together is right");
+}
+
+#[tokio::test]
+async fn a_hash_of_more_than_the_file_is_begun_anew() {
+    let s3 = S3::start();
+    let blobs = open(&s3);
+    let mut upload = Under::way(&blobs, 1000).await;
+    upload.send_all().await;
+    let mut beyond = RunningHash::default();
+    beyond.update(&file(1001));
+    upload.row.running = Some(beyond);
+    assert_eq!(upload.assemble().await, Ok(Digest::hash(&upload.bytes)));
+}
+
+#[tokio::test]
+async fn files_are_listed_by_shelf_and_age() {
+    let s3 = S3::start();
+    let blobs = open(&s3);
+    assert_eq!(blobs.files_before(0xab, u64::MAX).await, Ok(Vec::new()));
+    let id = |last: u8| {
+        let mut bytes = [0xab; 16];
+        bytes[15] = last;
+        UploadId::of(bytes)
+    };
+    for last in 0..5 {
+        s3.put(&format!("app/files/ab/{}", id(last)), b"x", WRITTEN_MS - u64::from(last));
+    }
+    let elsewhere = UploadId::of([0xac; 16]);
+    let foreign = [
+        format!("app/files/ac/{elsewhere}"),
+        format!("app/files/ab/{elsewhere}"),
+        format!("app/files/ab/{ID}.txt"),
+        format!("app/files/ab/deep/{ID}"),
+        format!("app/files/ab/{}", ID.to_string().to_uppercase()),
+        format!("other/files/ab/{ID}"),
+        "app/files/ab/a & <b>".to_owned(),
+    ];
+    for key in foreign {
+        s3.put(&key, b"x", 0);
+    }
+    s3.list_at_once(2);
+    assert_eq!(blobs.files_before(0xab, WRITTEN_MS + 1).await, Ok((0..5).map(id).collect()));
+    let pages = s3.asked().iter().filter(|asked| asked.contains("continuation-token")).count();
+    assert_eq!(pages, 4, "{:?}", s3.asked());
+    assert_eq!(blobs.files_before(0xab, WRITTEN_MS - 2).await, Ok(vec![id(3), id(4)]));
+    assert_eq!(blobs.files_before(0xac, u64::MAX).await, Ok(vec![elsewhere]));
+    assert_eq!(blobs.files_before(0xad, u64::MAX).await, Ok(Vec::new()));
+
+    s3.fail(1, 503, "SlowDown");
+    assert_eq!(blobs.files_before(0xac, u64::MAX).await, Ok(vec![elsewhere]), "it is asked again");
+    s3.fail(usize::MAX, 403, "AccessDenied");
+    let refused = BlobError::Failed("S3 answers 403 AccessDenied".into());
+    assert_eq!(blobs.files_before(0xab, u64::MAX).await, Err(refused));
+}
+
+#[tokio::test]
+async fn chunks_take_memory_as_they_come_and_wait_for_it_no_longer_than_told() {
+    let s3 = S3::start();
+    let short = S3Options { memory_bytes: CHUNK, timeout: Duration::from_millis(500), ..options(&s3) };
+    let blobs = S3Blobs::open(&short).expect("the options are right");
+    let upload = Under::way(&blobs, SIZE).await;
+    let (place, bytes) = upload.place(0);
+    let (other, others) = upload.place(2);
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(blobs.begin(place.clone()).await.expect("what sends nothing takes nothing"));
+    }
+    let mut first = blobs.begin(place).await.expect("it begins");
+    first.write(&bytes[..1]).await.expect("there is room");
+    let mut second = blobs.begin(other.clone()).await.expect("it begins");
+    let full = BlobError::Failed("too many chunks come at once".into());
+    assert_eq!(second.write(others).await, Err(full));
+    let compared = PartPlace { purpose: Purpose::Compare, ..other.clone() };
+    put(&blobs, compared, others).await.expect("what is only hashed needs no room");
+    first.write(&bytes[1..]).await.expect("who has room goes on");
+    first.settle().await.expect("it is put");
+    idle[0].write(&bytes[..1]).await.expect("there is room");
+    idle[0].stop().await;
+    idle[1].write(&bytes[..1]).await.expect("what was given up holds nothing");
+}
+
+#[tokio::test]
+async fn a_chunk_that_waits_for_memory_comes_when_another_one_is_put() {
+    let s3 = S3::start();
+    let blobs = S3Blobs::open(&S3Options { memory_bytes: CHUNK, timeout: PATIENCE, ..options(&s3) });
     let blobs = blobs.expect("the options are right");
     let upload = Under::way(&blobs, SIZE).await;
     let (place, bytes) = upload.place(0);
-    let mut first = blobs.begin(place.clone()).await.expect("there is room");
-    let (other, _) = upload.place(2);
-    let second = blobs.begin(other.clone());
-    assert!(tokio::time::timeout(Duration::from_millis(100), second).await.is_err(), "it waits");
-    let compared = PartPlace { purpose: Purpose::Compare, ..other.clone() };
-    drop(blobs.begin(compared).await.expect("what is only hashed needs no room"));
-    first.write(bytes).await.expect("it is held");
-    first.settle().await.expect("it is put");
-    let mut second = blobs.begin(other.clone()).await.expect("there is room");
-    second.stop().await;
-    // A chunk that is longer than all the memory comes alone.
-    drop(blobs.begin(PartPlace { end: 3 * CHUNK, ..place }).await.expect("there is room"));
-    drop(second);
+    let mut first = blobs.begin(place).await.expect("it begins");
+    first.write(&bytes[..1]).await.expect("there is room");
+    let (other, others) = upload.place(2);
+    let ending = async {
+        first.write(&bytes[1..]).await.expect("it has room");
+        first.settle().await.expect("it is put");
+    };
+    let (waited, ()) = tokio::join!(put(&blobs, other, others), ending);
+    waited.expect("there is room now");
 }

@@ -114,6 +114,11 @@ pub trait Blobs: Send + Sync + 'static {
     /// Makes a file of what was assembled, durably. Doing it again does nothing.
     fn publish(&self, id: UploadId) -> BlobAnswer<'_, ()>;
 
+    /// Tells how many bytes one read had best ask for.
+    fn read_bytes(&self) -> usize {
+        64 << 10
+    }
+
     /// Reads bytes of what was assembled or published, at most so many from a place on; fewer only at the end.
     fn read(&self, id: UploadId, at: u64, bytes: usize) -> BlobAnswer<'_, Vec<u8>>;
 

@@ -20,8 +20,8 @@ use std::thread::{self, JoinHandle};
 
 use tokio::sync::oneshot;
 
-use state::{Fault, State};
-pub use state::{Multipart, PART_BYTES_MIN};
+use state::{Fault, Object, State};
+pub use state::{Multipart, PART_BYTES_MIN, WRITTEN_MS};
 
 /// The one bucket that there is; it is named in the path.
 pub const BUCKET: &str = "files";
@@ -61,7 +61,37 @@ impl S3 {
     /// Returns all objects by their keys.
     #[must_use]
     pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
-        self.state().objects.clone()
+        self.state().objects.iter().map(|(key, object)| (key.clone(), object.bytes.clone())).collect()
+    }
+
+    /// Puts an object there as if it had been written at a time in Unix milliseconds.
+    pub fn put(&self, key: &str, bytes: &[u8], written_ms: u64) {
+        self.state().objects.insert(key.into(), Object { bytes: bytes.into(), written_ms });
+    }
+
+    /// Puts a part in the place of another one, as somebody does whose put was on its way for long.
+    ///
+    /// # Panics
+    /// When there is no such multipart upload.
+    pub fn replace_part(&self, upload: &str, number: u32, bytes: &[u8]) {
+        let mut state = self.state();
+        let upload = state.open.get_mut(upload).expect("it is open");
+        upload.parts.insert(number, bytes.into());
+    }
+
+    /// Loses a part.
+    ///
+    /// # Panics
+    /// When there is no such multipart upload or part.
+    pub fn lose_part(&self, upload: &str, number: u32) {
+        let mut state = self.state();
+        let upload = state.open.get_mut(upload).expect("it is open");
+        upload.parts.remove(&number).expect("there is such a part");
+    }
+
+    /// Lists only so many objects at once from now on.
+    pub fn list_at_once(&self, objects: usize) {
+        self.state().page = objects;
     }
 
     /// Returns the multipart uploads that are open, by their names.

@@ -1,10 +1,12 @@
 //! The requests of S3 over HTTP/1.1, and its answers.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use driftline_protocol::format_millis;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LAST_MODIFIED, RANGE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -15,9 +17,9 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
 use super::BUCKET;
-use super::state::{Ask, Fault, Refusal, State, Told};
+use super::state::{Ask, Fault, ListAsk, Page, Refusal, State, Told};
 
-/// When every object was changed last: nobody asks.
+/// When every object was changed last, as it is told with the object itself; only lists tell the truth.
 const CHANGED: &str = "Sun, 22 Nov 2026 08:00:00 GMT";
 
 /// Serves until the other end of the channel is gone.
@@ -77,14 +79,71 @@ fn answer(state: &mut State, request: &Request<Bytes>) -> Response<Full<Bytes>> 
         return refusal((403, "AccessDenied".to_owned()));
     }
     let path = request.uri().path().trim_start_matches('/');
-    let Some((bucket, key)) = path.split_once('/') else {
-        return refusal((400, "InvalidRequest".to_owned()));
-    };
+    let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
     if bucket != BUCKET {
         return refusal((404, "NoSuchBucket".to_owned()));
     }
+    if key.is_empty() {
+        return match list_ask(request) {
+            Some(ask) => list(&ask, &state.list(&ask)),
+            None => refusal((501, "NotImplemented".to_owned())),
+        };
+    }
     let told = understood(request).and_then(|ask| state.answer(key, ask));
     told.map_or_else(refusal, |told| tell(key, told))
+}
+
+/// What the tokens of lists begin with: nobody else is to make one.
+const TOKEN: &str = "behind ";
+
+/// Reads which keys are to be listed.
+fn list_ask(request: &Request<Bytes>) -> Option<ListAsk> {
+    let query = request.uri().query().unwrap_or_default();
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let pairs: BTreeMap<_, _> = pairs.map(|(name, value)| (name, decoded(value))).collect();
+    if request.method() != Method::GET || pairs.get("list-type").is_none_or(|kind| kind != "2") {
+        return None;
+    }
+    let after = match pairs.get("continuation-token") {
+        Some(token) => Some(token.strip_prefix(TOKEN)?.to_owned()),
+        None => None,
+    };
+    Some(ListAsk { prefix: pairs.get("prefix").cloned().unwrap_or_default(), after })
+}
+
+/// Decodes a value of a query.
+fn decoded(value: &str) -> String {
+    let value = value.replace('+', " ");
+    let mut parts = value.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).unwrap_or((part, ""));
+        bytes.extend(u8::from_str_radix(digits, 16));
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn list(ask: &ListAsk, page: &Page) -> Response<Full<Bytes>> {
+    let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;");
+    let objects = page.objects.iter().map(|(key, len, written_ms)| {
+        format!(
+            "<Contents><Key>{}</Key><LastModified>{}</LastModified><Size>{len}</Size></Contents>",
+            escaped(key),
+            format_millis(*written_ms)
+        )
+    });
+    let more = page.more.as_ref().map_or_else(String::new, |last| {
+        format!("<NextContinuationToken>{TOKEN}{}</NextContinuationToken>", escaped(last))
+    });
+    xml(&format!(
+        "<ListBucketResult><Name>{BUCKET}</Name><Prefix>{}</Prefix><KeyCount>{}</KeyCount>\
+         <IsTruncated>{}</IsTruncated>{}{more}</ListBucketResult>",
+        escaped(&ask.prefix),
+        page.objects.len(),
+        page.more.is_some(),
+        objects.collect::<String>()
+    ))
 }
 
 /// Reads what is asked.

@@ -17,6 +17,24 @@ pub struct Multipart {
     pub parts: BTreeMap<u32, Vec<u8>>,
 }
 
+/// When objects are written, unless a test says otherwise, in Unix milliseconds.
+pub const WRITTEN_MS: u64 = 1_795_334_400_000;
+
+/// How many keys Amazon lists at once.
+const PAGE: usize = 1000;
+
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) bytes: Vec<u8>,
+    pub(super) written_ms: u64,
+}
+
+impl Object {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, written_ms: WRITTEN_MS }
+    }
+}
+
 /// What goes wrong.
 #[derive(Debug, Clone)]
 pub(super) enum Fault {
@@ -26,16 +44,32 @@ pub(super) enum Fault {
     Stall,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct State {
-    pub(super) objects: BTreeMap<String, Vec<u8>>,
+    pub(super) objects: BTreeMap<String, Object>,
     pub(super) open: BTreeMap<String, Multipart>,
     pub(super) asked: Vec<String>,
     pub(super) faults: usize,
+    /// How many keys are listed at once.
+    pub(super) page: usize,
     /// What goes wrong with the next requests, and with how many.
     ordered: Option<(usize, Fault)>,
     /// Multipart uploads since the start, for their names.
     created: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            open: BTreeMap::new(),
+            asked: Vec::new(),
+            faults: 0,
+            page: PAGE,
+            ordered: None,
+            created: 0,
+        }
+    }
 }
 
 /// What is asked of an object.
@@ -49,6 +83,23 @@ pub(super) enum Ask {
     Get(Option<(u64, u64)>),
     Head,
     Delete,
+}
+
+/// Which keys are to be listed.
+#[derive(Debug)]
+pub(super) struct ListAsk {
+    pub(super) prefix: String,
+    /// The key behind which the page begins.
+    pub(super) after: Option<String>,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub(super) struct Page {
+    /// Keys, their bytes, and when they were written.
+    pub(super) objects: Vec<(String, usize, u64)>,
+    /// The last key of the page, if more come behind it.
+    pub(super) more: Option<String>,
 }
 
 /// What is answered.
@@ -104,7 +155,7 @@ impl State {
                 let whole = whole(self.upload(key, &name)?, &parts)?;
                 let tag = tag(&whole);
                 self.open.remove(&name);
-                self.objects.insert(key.into(), whole);
+                self.objects.insert(key.into(), Object::new(whole));
                 Ok(Told::Completed(tag))
             }
             Ask::Abort(name) => {
@@ -114,7 +165,7 @@ impl State {
             }
             Ask::Put(bytes) => {
                 let tag = tag(&bytes);
-                self.objects.insert(key.into(), bytes);
+                self.objects.insert(key.into(), Object::new(bytes));
                 Ok(Told::Put(tag))
             }
             Ask::Get(range) => read(self.object(key)?, range),
@@ -126,8 +177,19 @@ impl State {
         }
     }
 
+    /// Lists one page of the keys that begin as they are to.
+    pub(super) fn list(&self, ask: &ListAsk) -> Page {
+        let begins = |key: &str| key.starts_with(&ask.prefix);
+        let follows = |key: &str| ask.after.as_deref().is_none_or(|after| key > after);
+        let mut found = self.objects.iter().filter(|(key, _)| begins(key) && follows(key));
+        let told = |(key, object): (&String, &Object)| (key.clone(), object.bytes.len(), object.written_ms);
+        let objects: Vec<_> = found.by_ref().take(self.page).map(told).collect();
+        let last = objects.last().map(|(key, ..)| key.clone());
+        Page { more: found.next().and(last), objects }
+    }
+
     fn object(&self, key: &str) -> Result<&Vec<u8>, Refusal> {
-        self.objects.get(key).ok_or_else(|| (404, "NoSuchKey".to_owned()))
+        self.objects.get(key).map(|object| &object.bytes).ok_or_else(|| (404, "NoSuchKey".to_owned()))
     }
 
     fn upload(&mut self, key: &str, name: &str) -> Result<&mut Multipart, Refusal> {

@@ -52,10 +52,16 @@ impl Dial {
     }
 
     fn limit(&self, request: &HttpRequest) -> Duration {
-        // Only the request that puts an object together is a POST with a body.
-        let bytes = request.body().content_length() as u64;
-        if request.method() == Method::POST && bytes > 0 { COMPLETE } else { self.timeout + travel(bytes) }
+        match completes(request) {
+            true => COMPLETE,
+            false => self.timeout + travel(request.body().content_length() as u64),
+        }
     }
+}
+
+/// Tells whether a request puts an object together: only that is a POST with a body.
+fn completes(request: &HttpRequest) -> bool {
+    request.method() == Method::POST && request.body().content_length() > 0
 }
 
 impl HttpConnector for Dial {
@@ -67,29 +73,30 @@ impl HttpConnector for Dial {
 #[async_trait]
 impl HttpService for Dial {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let limit = self.limit(&request);
-        let asked = async { judged(self.client.call(request).await?).await };
+        let (limit, completes) = (self.limit(&request), completes(&request));
+        let asked = async { judged(self.client.call(request).await?, completes).await };
         let answered = tokio::time::timeout(limit, asked).await;
         answered.unwrap_or_else(|_| Err(HttpError::new(HttpErrorKind::Timeout, Late)))
     }
 }
 
 /// Makes an error of an answer that is a refusal, with nothing in it but its status and its code: what else S3 says may
-/// hold the key's name and what was signed.
-async fn judged(response: HttpResponse) -> Result<HttpResponse, HttpError> {
+/// hold the key's name and what was signed. Of an object that it puts together S3 may say so after the status 200.
+async fn judged(response: HttpResponse, completes: bool) -> Result<HttpResponse, HttpError> {
     let status = response.status();
-    if !status.is_client_error() && !status.is_server_error() {
+    let refused = status.is_client_error() || status.is_server_error();
+    if !refused && !completes {
         return Ok(response);
     }
     let (parts, body) = response.into_parts();
     let body = body.bytes().await?;
     let code = code(&body);
-    // This one is known by its status, and common.
-    if status == StatusCode::NOT_FOUND && code != NO_SUCH_BUCKET {
+    // The first one is known by its status, and common.
+    if status == StatusCode::NOT_FOUND && code != NO_SUCH_BUCKET || !refused && code.is_empty() {
         return Ok(HttpResponse::from_parts(parts, body.into()));
     }
     let refusal = Refusal { status: status.as_u16(), code };
-    let passing = status.is_server_error() && !refusal.is_full()
+    let passing = (status.is_server_error() || !refused) && !refusal.is_full() && !refusal.is_of_parts()
         || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
     // The first kind is asked again, the second one is not.
     let kind = if passing { HttpErrorKind::Request } else { HttpErrorKind::Unknown };
@@ -124,6 +131,11 @@ impl Refusal {
         self.status == 507 || codes.contains(&self.code.as_str())
     }
 
+    /// Tells whether a part is not there, or is another one than it was.
+    fn is_of_parts(&self) -> bool {
+        self.code == "InvalidPart"
+    }
+
     /// Tells whether a read began behind the end.
     fn is_behind_the_end(&self) -> bool {
         self.status == 416
@@ -141,6 +153,7 @@ pub(super) fn meaning(error: &object_store::Error) -> BlobError {
     }
     match refusal(error) {
         Some(refusal) if refusal.is_full() => BlobError::Full,
+        Some(refusal) if refusal.is_of_parts() => BlobError::Mismatch,
         Some(refusal) => BlobError::Failed(refusal.to_string()),
         None if causes(error).any(|cause| cause.is::<HttpError>()) => {
             let root = causes(error).last().map_or_else(String::new, ToString::to_string);

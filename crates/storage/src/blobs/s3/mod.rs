@@ -8,6 +8,7 @@
 //! rule of the bucket that aborts incomplete multipart uploads after some days is the net for it.
 
 mod dial;
+mod memory;
 mod options;
 mod sink;
 
@@ -15,7 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driftline_engine::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, Purpose, UploadRow};
+use driftline_engine::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, UploadRow};
 use driftline_uploads::{Digest, Form, RunningHash, UploadId};
 use futures_util::{FutureExt as _, TryStreamExt as _};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
@@ -24,9 +25,9 @@ use object_store::path::Path;
 use object_store::{
     BackoffConfig, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutPayload, RetryConfig,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use dial::{COMPLETE, Dial, is_behind_the_end, meaning, travel};
+use memory::{Memory, Room};
 pub use options::{S3Error, S3Options};
 use sink::Chunk;
 
@@ -42,16 +43,19 @@ const PATIENCE: u32 = 3;
 /// Bytes that are read and hashed at once.
 const PIECE_BYTES: u64 = 4 << 20;
 
-/// The bytes of memory that one permit stands for: a semaphore has at most 2^32 that are taken at once.
-const UNIT_BYTES: u64 = 1 << 10;
+/// Bytes that whoever downloads a file reads at once, and holds in memory meanwhile.
+const READ_BYTES: usize = 1 << 20;
+
+/// How long a chunk waits for memory at most: less than what is left of the right to write it, which is not held on to
+/// meanwhile.
+const WAIT: Duration = Duration::from_secs(8);
 
 /// The bytes of uploads and files in a bucket.
 pub struct S3Blobs {
     bucket: Arc<Bucket>,
     chunk_bytes: u64,
     /// What chunks may still take of the memory.
-    memory: Arc<Semaphore>,
-    memory_units: u32,
+    memory: Arc<Memory>,
 }
 
 impl fmt::Debug for S3Blobs {
@@ -67,20 +71,12 @@ impl S3Blobs {
     /// [`S3Error`] names what is wrong with the options.
     pub fn open(options: &S3Options) -> Result<Self, S3Error> {
         options.check()?;
-        let memory_units = u32::try_from(options.memory_bytes / UNIT_BYTES).unwrap_or(u32::MAX);
+        let memory = Memory::new(options.memory_bytes, options.chunk_bytes, WAIT.min(options.timeout));
         Ok(Self {
             bucket: Arc::new(Bucket::open(options)?),
             chunk_bytes: options.chunk_bytes,
-            memory: Arc::new(Semaphore::new(memory_units as usize)),
-            memory_units,
+            memory: Arc::new(memory),
         })
-    }
-
-    /// Waits for room for so many bytes. A chunk that is longer than all the memory comes alone.
-    async fn room(&self, bytes: u64) -> Result<OwnedSemaphorePermit, BlobError> {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.memory_units);
-        let room = Arc::clone(&self.memory).acquire_many_owned(units).await;
-        room.map_err(|_| BlobError::Failed("writing has ended".into()))
     }
 }
 
@@ -102,11 +98,8 @@ impl Blobs for S3Blobs {
         async move {
             let index = place.index.ok_or_else(no_streams)?;
             let index = usize::try_from(index).map_err(|_| BlobError::Missing)?;
-            let room = match place.purpose {
-                Purpose::Write => Some(self.room(place.end.saturating_sub(place.at)).await?),
-                Purpose::Compare => None,
-            };
-            let sink: Box<dyn PartSink> = Box::new(Chunk::new(place, index, Arc::clone(&self.bucket), room));
+            let chunk = Chunk::new(place, index, Arc::clone(&self.bucket), Room::new(&self.memory));
+            let sink: Box<dyn PartSink> = Box::new(chunk);
             Ok(sink)
         }
         .boxed()
@@ -121,9 +114,16 @@ impl Blobs for S3Blobs {
         async move { self.bucket.assemble(&row, tags).await }.boxed()
     }
 
-    /// Finds none: S3 watches over its parts.
-    fn damaged(&self, _: &UploadRow, _: Vec<(u64, Digest)>) -> BlobAnswer<'_, Vec<u64>> {
-        std::future::ready(Ok(Vec::new())).boxed()
+    /// Finds none where the object is there: S3 watches over its bytes, and it has put together what was acknowledged or
+    /// nothing. Without an object all are to be sent again: a part was lost, or a put that came late has taken its place,
+    /// and S3 tells nobody the digests of parts.
+    fn damaged(&self, row: &UploadRow, chunks: Vec<(u64, Digest)>) -> BlobAnswer<'_, Vec<u64>> {
+        let id = row.id;
+        async move {
+            let damaged = if self.bucket.has(id).await? { Vec::new() } else { chunks };
+            Ok(damaged.into_iter().map(|(index, _)| index).collect())
+        }
+        .boxed()
     }
 
     /// Does nothing: what was put together is there.
@@ -131,17 +131,25 @@ impl Blobs for S3Blobs {
         std::future::ready(Ok(())).boxed()
     }
 
+    /// Asks for more at once than a disk is asked: every read is a request of its own.
+    fn read_bytes(&self) -> usize {
+        READ_BYTES
+    }
+
     fn read(&self, id: UploadId, at: u64, bytes: usize) -> BlobAnswer<'_, Vec<u8>> {
         self.bucket.read(id, at, bytes as u64).boxed()
     }
 
+    /// Asks for two removals, whatever is there. A failure leaves nothing that doing it again does not remove.
     fn discard(&self, id: UploadId, staged: Option<Box<str>>) -> BlobAnswer<'_, ()> {
         async move {
-            if let Some(staged) = staged {
-                self.bucket.abort(id, &staged).await?;
-            }
+            let aborted = match staged {
+                Some(staged) => self.bucket.abort(id, &staged).await,
+                None => Ok(()),
+            };
             // It may have been put together before it was given up.
-            self.bucket.remove(id).await
+            let removed = self.bucket.remove(id).await;
+            aborted.and(removed)
         }
         .boxed()
     }
@@ -212,18 +220,28 @@ impl Bucket {
     /// Lists the files on one shelf.
     async fn files_before(&self, shard: u8, before_ms: u64) -> Result<Vec<UploadId>, BlobError> {
         let shelf = self.folder.clone().join(format!("{shard:02x}"));
-        let listed = self.store.list(Some(&shelf)).try_collect::<Vec<_>>();
         let old = |object: &ObjectMeta| {
             u64::try_from(object.last_modified.timestamp_millis())
                 .is_ok_and(|written_ms| written_ms < before_ms)
         };
-        let found = in_time(COMPLETE + self.timeout, listed).await?;
-        // What has another name is not ours.
-        Ok(found
-            .iter()
-            .filter(|object| old(object))
-            .filter_map(|object| object.location.filename()?.parse().ok())
-            .collect())
+        // What lies elsewhere or has another name is not ours.
+        let own = |object: ObjectMeta| {
+            let id = object.location.filename()?.parse().ok()?;
+            (old(&object) && self.key(id) == object.location).then_some(id)
+        };
+        let listed = self.store.list(Some(&shelf));
+        let found = listed.try_filter_map(|object| std::future::ready(Ok(own(object)))).try_collect();
+        in_time(COMPLETE + self.timeout, found).await
+    }
+
+    /// Tells whether there is an object.
+    async fn has(&self, id: UploadId) -> Result<bool, BlobError> {
+        let key = self.key(id);
+        match self.answer(0, self.store.head(&key)).await {
+            Ok(_) => Ok(true),
+            Err(BlobError::Missing) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn create(&self, id: UploadId) -> Result<Option<Box<str>>, BlobError> {
@@ -266,8 +284,7 @@ impl Bucket {
         if there != size {
             return Err(BlobError::Failed(format!("the object has {there} bytes, the upload {size}")));
         }
-        let running = row.running.clone().filter(|running| running.through() <= size);
-        self.hash_rest(&key, running.unwrap_or_default(), size).await
+        self.hash_rest(&key, row.running.clone().unwrap_or_default(), size).await
     }
 
     async fn complete(&self, row: &UploadRow, key: &Path, tags: Vec<Box<str>>) -> Result<(), BlobError> {
@@ -281,10 +298,13 @@ impl Bucket {
         }
         let staged = name_of(row.staged.as_deref())?;
         let parts = tags.into_iter().map(|tag| PartId { content_id: tag.into() }).collect();
-        in_time(COMPLETE + self.timeout, self.store.complete_multipart(key, &staged, parts)).await.map(drop)
+        let put_together = self.store.complete_multipart(key, &staged, parts);
+        in_time(COMPLETE + self.timeout, put_together).await.map(drop)
     }
 
-    async fn hash_rest(&self, key: &Path, mut hash: RunningHash, size: u64) -> Result<Digest, BlobError> {
+    /// Hashes an object from where a hash has come to; one that is beyond the end is of other bytes.
+    async fn hash_rest(&self, key: &Path, hash: RunningHash, size: u64) -> Result<Digest, BlobError> {
+        let mut hash = if hash.through() <= size { hash } else { RunningHash::default() };
         while hash.through() < size {
             let at = hash.through();
             let end = size.min(at + PIECE_BYTES);
