@@ -21,9 +21,6 @@ pub(crate) struct Command {
 /// What a program is told of the server's surroundings.
 const KEPT: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ"];
 
-/// Bytes that are handed over at once.
-const STEP: usize = 64 << 10;
-
 /// Bytes of what a program prints that are kept; the rest is read and forgotten.
 const PRINTED: u64 = 4096;
 
@@ -95,7 +92,7 @@ async fn printed(stdout: Option<ChildStdout>) -> std::io::Result<Vec<u8>> {
 async fn feed(mut stdin: ChildStdin, row: &UploadRow, blobs: &dyn Blobs) -> Result<(), String> {
     let mut at = 0;
     while at < row.upload.received {
-        let piece = blobs.read(row.id, at, STEP).await.map_err(|error| error.to_string())?;
+        let piece = blobs.read(row.id, at, blobs.read_bytes()).await.map_err(|error| error.to_string())?;
         if piece.is_empty() {
             return Err("the bytes of the file are not there".into());
         }

@@ -16,9 +16,6 @@ use crate::reply::refused;
 use crate::request::Pairs;
 use crate::routes::Names;
 
-/// Bytes that are read at once.
-const STEP: usize = 64 << 10;
-
 /// Has a request for a file answered.
 pub(super) async fn answer<S: Store>(
     app: &Arc<App<S>>,
@@ -164,7 +161,8 @@ fn part(range: &str, size: u64) -> Wanted {
 /// is refused, and not cut off.
 async fn bytes<S: Store>(app: &Arc<App<S>>, row: &UploadRow, from: u64, until: u64) -> Result<Body, Refused> {
     let (app, id) = (Arc::clone(app), row.id);
-    let step = move |at: u64| usize::try_from(until - at).unwrap_or(STEP).min(STEP);
+    let most = app.engine().file_read_bytes();
+    let step = move |at: u64| usize::try_from(until - at).unwrap_or(most).min(most);
     let first = app.engine().read_file(id, from, step(from)).await?;
     if first.is_empty() {
         return Err(Fault::new(ErrorCode::HandlerError, "the bytes of the file are not there").into());

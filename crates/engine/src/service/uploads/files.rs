@@ -30,6 +30,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
     }
 
+    /// Returns how many bytes of a file one read had best ask for.
+    pub fn file_read_bytes(&self) -> usize {
+        self.uploads.as_ref().map_or(1, |uploads| uploads.blobs.read_bytes())
+    }
+
     /// Reads bytes of a file, at most so many from a place on; fewer only at its end.
     ///
     /// # Errors
