@@ -119,7 +119,7 @@ pub(in super::super) fn who_was_taken_over_from_keeps_nothing<S: Store>(bed: &Be
     // Ada wrote, and was paused before she could say so. Bob is given the right once its time is over.
     for index in [0, 1] {
         assert_eq!(desk.take(id, slot(index), ADA, (0, 100)), Leased::Held);
-        assert_eq!(desk.take(id, slot(index), BOB, (99, 200)), Leased::Busy { until_ms: 100 });
+        assert_eq!(desk.take(id, slot(index), BOB, (99, 200)), Leased::Busy { until_ms: at(100) });
         assert_eq!(desk.take(id, slot(index), BOB, (100, 200)), Leased::TakenOver);
     }
     let before = desk.seen(id);
