@@ -6,6 +6,7 @@ use std::time::Duration;
 use driftline_engine::{BlobError, Blobs, Joining, PartPlace, PartWritten, Purpose, UploadRow};
 use driftline_model::{TenantId, TenantNo};
 use driftline_storage::{S3Blobs, S3Options};
+use driftline_testkit::http::PATIENCE;
 use driftline_testkit::s3::{BUCKET, PART_BYTES_MIN, S3, WRITTEN_MS};
 use driftline_uploads::{Digest, Expiry, Form, Plan, RunningHash, Upload, UploadId};
 
@@ -486,23 +487,45 @@ async fn files_are_listed_by_shelf_and_age() {
 }
 
 #[tokio::test]
-async fn chunks_wait_for_memory() {
+async fn chunks_take_memory_as_they_come_and_wait_for_it_no_longer_than_told() {
     let s3 = S3::start();
-    let blobs = S3Blobs::open(&S3Options { memory_bytes: CHUNK, ..options(&s3) });
+    let short = S3Options { memory_bytes: CHUNK, timeout: Duration::from_millis(500), ..options(&s3) };
+    let blobs = S3Blobs::open(&short).expect("the options are right");
+    let upload = Under::way(&blobs, SIZE).await;
+    let (place, bytes) = upload.place(0);
+    let (other, others) = upload.place(2);
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(blobs.begin(place.clone()).await.expect("what sends nothing takes nothing"));
+    }
+    let mut first = blobs.begin(place).await.expect("it begins");
+    first.write(&bytes[..1]).await.expect("there is room");
+    let mut second = blobs.begin(other.clone()).await.expect("it begins");
+    let full = BlobError::Failed("too many chunks come at once".into());
+    assert_eq!(second.write(others).await, Err(full));
+    let compared = PartPlace { purpose: Purpose::Compare, ..other.clone() };
+    put(&blobs, compared, others).await.expect("what is only hashed needs no room");
+    first.write(&bytes[1..]).await.expect("who has room goes on");
+    first.settle().await.expect("it is put");
+    idle[0].write(&bytes[..1]).await.expect("there is room");
+    idle[0].stop().await;
+    idle[1].write(&bytes[..1]).await.expect("what was given up holds nothing");
+}
+
+#[tokio::test]
+async fn a_chunk_that_waits_for_memory_comes_when_another_one_is_put() {
+    let s3 = S3::start();
+    let blobs = S3Blobs::open(&S3Options { memory_bytes: CHUNK, timeout: PATIENCE, ..options(&s3) });
     let blobs = blobs.expect("the options are right");
     let upload = Under::way(&blobs, SIZE).await;
     let (place, bytes) = upload.place(0);
-    let mut first = blobs.begin(place.clone()).await.expect("there is room");
-    let (other, _) = upload.place(2);
-    let second = blobs.begin(other.clone());
-    assert!(tokio::time::timeout(Duration::from_millis(100), second).await.is_err(), "it waits");
-    let compared = PartPlace { purpose: Purpose::Compare, ..other.clone() };
-    drop(blobs.begin(compared).await.expect("what is only hashed needs no room"));
-    first.write(bytes).await.expect("it is held");
-    first.settle().await.expect("it is put");
-    let mut second = blobs.begin(other.clone()).await.expect("there is room");
-    second.stop().await;
-    // A chunk that is longer than all the memory comes alone.
-    drop(blobs.begin(PartPlace { end: 3 * CHUNK, ..place }).await.expect("there is room"));
-    drop(second);
+    let mut first = blobs.begin(place).await.expect("it begins");
+    first.write(&bytes[..1]).await.expect("there is room");
+    let (other, others) = upload.place(2);
+    let ending = async {
+        first.write(&bytes[1..]).await.expect("it has room");
+        first.settle().await.expect("it is put");
+    };
+    let (waited, ()) = tokio::join!(put(&blobs, other, others), ending);
+    waited.expect("there is room now");
 }

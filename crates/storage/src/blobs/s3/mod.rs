@@ -8,6 +8,7 @@
 //! rule of the bucket that aborts incomplete multipart uploads after some days is the net for it.
 
 mod dial;
+mod memory;
 mod options;
 mod sink;
 
@@ -15,7 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driftline_engine::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, Purpose, UploadRow};
+use driftline_engine::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, UploadRow};
 use driftline_uploads::{Digest, Form, RunningHash, UploadId};
 use futures_util::{FutureExt as _, TryStreamExt as _};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
@@ -24,9 +25,9 @@ use object_store::path::Path;
 use object_store::{
     BackoffConfig, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutPayload, RetryConfig,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use dial::{COMPLETE, Dial, is_behind_the_end, meaning, travel};
+use memory::{Memory, Room};
 pub use options::{S3Error, S3Options};
 use sink::Chunk;
 
@@ -45,16 +46,16 @@ const PIECE_BYTES: u64 = 4 << 20;
 /// Bytes that whoever downloads a file reads at once, and holds in memory meanwhile.
 const READ_BYTES: usize = 1 << 20;
 
-/// The bytes of memory that one permit stands for: a semaphore has at most 2^32 that are taken at once.
-const UNIT_BYTES: u64 = 1 << 10;
+/// How long a chunk waits for memory at most: less than what is left of the right to write it, which is not held on to
+/// meanwhile.
+const WAIT: Duration = Duration::from_secs(8);
 
 /// The bytes of uploads and files in a bucket.
 pub struct S3Blobs {
     bucket: Arc<Bucket>,
     chunk_bytes: u64,
     /// What chunks may still take of the memory.
-    memory: Arc<Semaphore>,
-    memory_units: u32,
+    memory: Arc<Memory>,
 }
 
 impl fmt::Debug for S3Blobs {
@@ -70,20 +71,12 @@ impl S3Blobs {
     /// [`S3Error`] names what is wrong with the options.
     pub fn open(options: &S3Options) -> Result<Self, S3Error> {
         options.check()?;
-        let memory_units = u32::try_from(options.memory_bytes / UNIT_BYTES).unwrap_or(u32::MAX);
+        let memory = Memory::new(options.memory_bytes, options.chunk_bytes, WAIT.min(options.timeout));
         Ok(Self {
             bucket: Arc::new(Bucket::open(options)?),
             chunk_bytes: options.chunk_bytes,
-            memory: Arc::new(Semaphore::new(memory_units as usize)),
-            memory_units,
+            memory: Arc::new(memory),
         })
-    }
-
-    /// Waits for room for so many bytes. A chunk that is longer than all the memory comes alone.
-    async fn room(&self, bytes: u64) -> Result<OwnedSemaphorePermit, BlobError> {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.memory_units);
-        let room = Arc::clone(&self.memory).acquire_many_owned(units).await;
-        room.map_err(|_| BlobError::Failed("writing has ended".into()))
     }
 }
 
@@ -105,11 +98,8 @@ impl Blobs for S3Blobs {
         async move {
             let index = place.index.ok_or_else(no_streams)?;
             let index = usize::try_from(index).map_err(|_| BlobError::Missing)?;
-            let room = match place.purpose {
-                Purpose::Write => Some(self.room(place.end.saturating_sub(place.at)).await?),
-                Purpose::Compare => None,
-            };
-            let sink: Box<dyn PartSink> = Box::new(Chunk::new(place, index, Arc::clone(&self.bucket), room));
+            let chunk = Chunk::new(place, index, Arc::clone(&self.bucket), Room::new(&self.memory));
+            let sink: Box<dyn PartSink> = Box::new(chunk);
             Ok(sink)
         }
         .boxed()

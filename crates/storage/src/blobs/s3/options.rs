@@ -43,7 +43,8 @@ pub struct S3Options {
     pub allow_http: bool,
     /// The bytes of a chunk, unless a file needs longer ones.
     pub chunk_bytes: u64,
-    /// The bytes of chunks that are held in memory at once, over all uploads; more chunks wait.
+    /// The bytes of chunks that are held in memory at once, over all uploads; more wait, and are refused if they find no
+    /// room soon.
     pub memory_bytes: u64,
     /// How long an answer may take, beside the time for the bytes that go with the question.
     pub timeout: Duration,

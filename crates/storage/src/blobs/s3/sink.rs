@@ -1,15 +1,24 @@
 //! One chunk on its way: it is held until it is whole and as announced, and then it is put.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use driftline_engine::{BlobAnswer, BlobError, PartPlace, PartSink, PartWritten, Purpose};
 use driftline_uploads::{Digest, RunningHash};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use object_store::PutPayload;
-use tokio::sync::OwnedSemaphorePermit;
+use object_store::{PutPayload, PutPayloadMut};
+use tokio::time::{Sleep, sleep};
 
 use super::Bucket;
+use super::memory::{Room, UNIT_BYTES};
+
+/// How long a chunk may be on its way, beside the time for its bytes.
+const COMING: Duration = Duration::from_secs(60);
+
+/// How fast its bytes come at least: so many a second are waited for, over the whole of it.
+const SLOWEST_BYTES_PER_SECOND: u64 = 8 << 10;
 
 /// A chunk that comes.
 pub(super) struct Chunk {
@@ -17,41 +26,44 @@ pub(super) struct Chunk {
     index: usize,
     bucket: Arc<Bucket>,
     /// What came, if it is to be put; nothing once that was begun, or given up.
-    bytes: Option<Vec<u8>>,
+    held: Option<(PutPayloadMut, Room)>,
     /// Bytes that may still come.
     left: u64,
     hash: RunningHash,
     /// The hash of the file, if the chunk begins where it ends.
     running: Option<RunningHash>,
-    /// The memory that the bytes may take.
-    room: Option<OwnedSemaphorePermit>,
+    /// Ends when it has to be there.
+    late: Pin<Box<Sleep>>,
 }
 
 impl Chunk {
     /// Begins a chunk; what is put takes some room.
-    pub(super) fn new(
-        place: PartPlace,
-        index: usize,
-        bucket: Arc<Bucket>,
-        room: Option<OwnedSemaphorePermit>,
-    ) -> Self {
-        let bytes = (place.purpose == Purpose::Write).then(Vec::new);
-        let running =
-            place.running.clone().filter(|running| bytes.is_some() && running.through() == place.at);
+    pub(super) fn new(place: PartPlace, index: usize, bucket: Arc<Bucket>, room: Room) -> Self {
+        let blocks = || PutPayloadMut::new().with_block_size(UNIT_BYTES);
+        let held = (place.purpose == Purpose::Write).then(|| (blocks(), room));
+        let running = place.running.clone().filter(|running| held.is_some() && running.through() == place.at);
         let left = place.end.saturating_sub(place.at);
-        Self { place, index, bucket, bytes, left, hash: RunningHash::default(), running, room }
+        let late = Box::pin(sleep(coming(left)));
+        Self { place, index, bucket, held, left, hash: RunningHash::default(), running, late }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        self.left = self.left.checked_sub(bytes.len() as u64).ok_or(BlobError::Length)?;
+    async fn take(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        let left = self.left.checked_sub(bytes.len() as u64).ok_or(BlobError::Length)?;
+        if self.late.as_mut().now_or_never().is_some() {
+            return Err(BlobError::Failed("the chunk came too slowly".into()));
+        }
+        match &mut self.held {
+            Some((held, room)) => {
+                room.hold((held.content_length() + bytes.len()) as u64).await?;
+                held.extend_from_slice(bytes);
+            }
+            None if self.place.purpose == Purpose::Write => return Err(given_up()),
+            None => {}
+        }
+        self.left = left;
         self.hash.update(bytes);
         if let Some(running) = &mut self.running {
             running.update(bytes);
-        }
-        match &mut self.bytes {
-            Some(held) => held.extend_from_slice(bytes),
-            None if self.place.purpose == Purpose::Write => return Err(given_up()),
-            None => {}
         }
         Ok(())
     }
@@ -72,12 +84,16 @@ impl Chunk {
     }
 
     async fn put(&mut self) -> Result<Box<str>, BlobError> {
-        let bytes = self.bytes.take().ok_or_else(given_up)?;
+        // The room is held until the bytes are there.
+        let (bytes, _room) = self.held.take().ok_or_else(given_up)?;
         let staged = self.place.staged.as_deref();
-        let put = self.bucket.put_part(self.place.id, staged, self.index, PutPayload::from(bytes)).await;
-        self.room = None;
-        put
+        self.bucket.put_part(self.place.id, staged, self.index, PutPayload::from(bytes)).await
     }
+}
+
+/// Returns how long so many bytes may be on their way.
+fn coming(bytes: u64) -> Duration {
+    COMING + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
 }
 
 fn given_up() -> BlobError {
@@ -86,7 +102,7 @@ fn given_up() -> BlobError {
 
 impl PartSink for Chunk {
     fn write<'a>(&'a mut self, bytes: &'a [u8]) -> BlobAnswer<'a, ()> {
-        std::future::ready(self.take(bytes)).boxed()
+        self.take(bytes).boxed()
     }
 
     fn settle(&mut self) -> BlobAnswer<'_, PartWritten> {
@@ -95,7 +111,39 @@ impl PartSink for Chunk {
 
     fn stop(&mut self) -> BoxFuture<'_, ()> {
         // Nothing is written but while it is settled.
-        (self.bytes, self.room) = (None, None);
+        self.held = None;
         std::future::ready(()).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use driftline_uploads::UploadId;
+
+    use super::super::S3Options;
+    use super::super::memory::Memory;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_chunk_that_comes_too_slowly_is_refused() {
+        let bucket = Bucket::open(&S3Options::new("files", "eu-central-1", "AKID", "a secret"));
+        let place = PartPlace {
+            id: UploadId::of([1; 16]),
+            staged: None,
+            index: Some(0),
+            at: 0,
+            end: 8 << 20,
+            running: None,
+            digest: None,
+            purpose: Purpose::Write,
+        };
+        let memory = Arc::new(Memory::new(8 << 20, 8 << 20, Duration::ZERO));
+        let bucket = Arc::new(bucket.expect("the options are right"));
+        let mut chunk = Chunk::new(place, 0, bucket, Room::new(&memory));
+        assert_eq!(chunk.write(b"x").await, Ok(()));
+        chunk.late = Box::pin(sleep(Duration::ZERO));
+        chunk.late.as_mut().await;
+        assert_eq!(chunk.write(b"x").await, Err(BlobError::Failed("the chunk came too slowly".into())));
+        assert_eq!(coming(8 << 20), Duration::from_secs(60 + 1024));
     }
 }
