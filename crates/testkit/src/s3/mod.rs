@@ -126,6 +126,16 @@ impl S3 {
         self.state().order(requests, Fault::Stall);
     }
 
+    /// Lets so many requests pass before what was ordered goes wrong.
+    pub fn spare(&self, requests: usize) {
+        self.state().spared = requests;
+    }
+
+    /// Lets nothing go wrong any more.
+    pub fn mend(&self) {
+        self.state().order(0, Fault::HangUp);
+    }
+
     /// Returns how many requests a fault was answered to.
     #[must_use]
     pub fn faults(&self) -> usize {

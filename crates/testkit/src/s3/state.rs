@@ -54,6 +54,8 @@ pub(super) struct State {
     pub(super) page: usize,
     /// What goes wrong with the next requests, and with how many.
     ordered: Option<(usize, Fault)>,
+    /// Requests before that with which nothing goes wrong.
+    pub(super) spared: usize,
     /// Multipart uploads since the start, for their names.
     created: u64,
 }
@@ -67,6 +69,7 @@ impl Default for State {
             faults: 0,
             page: PAGE,
             ordered: None,
+            spared: 0,
             created: 0,
         }
     }
@@ -127,12 +130,16 @@ fn tag(bytes: &[u8]) -> String {
 
 impl State {
     pub(super) fn order(&mut self, requests: usize, fault: Fault) {
-        self.ordered = Some((requests, fault));
+        (self.ordered, self.spared) = (Some((requests, fault)), 0);
     }
 
     /// Returns what is to go wrong with this request.
     pub(super) fn fault(&mut self) -> Option<Fault> {
         let (left, fault) = self.ordered.as_mut().filter(|(left, _)| *left > 0)?;
+        if self.spared > 0 {
+            self.spared -= 1;
+            return None;
+        }
         *left -= 1;
         self.faults += 1;
         Some(fault.clone())

@@ -14,7 +14,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use driftline_engine::{
-    Catalogue, Clock, Engine, Hub, KindRule, Listeners, Random, ScopeRule, Store, UploadRules, policy_of_doc,
+    Blobs, Catalogue, Clock, Engine, Hub, KindRule, Listeners, Random, ScopeRule, Store, UploadRules,
+    policy_of_doc,
 };
 use driftline_model::{KindName, Limits};
 use driftline_protocol::PolicyDoc;
@@ -45,8 +46,12 @@ pub struct Setup {
     pub kinds: Vec<(&'static str, KindRule)>,
     /// What uploads may be.
     pub uploads: UploadRules,
-    /// Where their bytes are.
+    /// Where their bytes are, unless they are in `blobs`.
     pub shell: TrialShell,
+    /// Another place for their bytes.
+    pub blobs: Option<Arc<dyn Blobs>>,
+    /// Tells nodes of one database apart, whose names and rights are drawn.
+    pub seed: u64,
 }
 
 /// The bytes of a chunk in these tests.
@@ -60,6 +65,8 @@ impl Default for Setup {
             kinds: Vec::new(),
             uploads: UploadRules::default(),
             shell: TrialShell::default(),
+            blobs: None,
+            seed: 1,
         }
     }
 }
@@ -94,9 +101,9 @@ pub async fn start_limited(limit: impl FnOnce(&mut Limits)) -> Harness {
 
 /// Starts a server on what is put around a store in memory.
 pub async fn start_on<S: Store>(setup: Setup, around: impl FnOnce(MemoryStore) -> S) -> Harness<S> {
-    let Setup { limits, settings, kinds, uploads, shell } = setup;
+    let Setup { limits, settings, kinds, uploads, shell, blobs, seed } = setup;
     let clock = Arc::new(FixedClock::new(World::BEGIN_MS));
-    let random: Arc<dyn Random> = Arc::new(SeededRandom::new(1));
+    let random: Arc<dyn Random> = Arc::new(SeededRandom::new(seed));
     let hub = Arc::new(Hub::new(limits.pending_deltas));
     let store = MemoryStore::new(
         Arc::clone(&clock) as Arc<dyn Clock>,
@@ -108,7 +115,8 @@ pub async fn start_on<S: Store>(setup: Setup, around: impl FnOnce(MemoryStore) -
     let metrics = metrics();
     let engine =
         Engine::new(around(store), Arc::clone(&hub), catalogue(kinds), limits, MetricsObserver::default());
-    let blobs = Arc::new(LocalBlobs::new(shell.clone(), Durability::Fsync, CHUNK_BYTES));
+    let local = || Arc::new(LocalBlobs::new(shell.clone(), Durability::Fsync, CHUNK_BYTES));
+    let blobs = blobs.unwrap_or_else(|| local());
     let engine = engine.with_uploads(blobs, uploads);
     let auth = Box::new(SharedSecret::new(SECRET).expect("it is long enough"));
     let app = App::new(engine, auth, Arc::clone(&clock) as Arc<dyn Clock>, random, settings, metrics);

@@ -109,6 +109,15 @@ pub async fn offset(harness: &Harness<impl Store>, place: &str) -> Option<u64> {
 /// Uploads in chunks as a client does that tries again whatever fails, when `mend` has seen to it; gives how often it had
 /// to. Rights to write that were left behind end meanwhile.
 pub async fn insist(harness: &Harness<impl Store>, mend: impl Fn()) -> u32 {
+    insist_on(harness, (FILE, 8), mend).await
+}
+
+/// Uploads a file in chunks of a length in the same way.
+pub async fn insist_on(
+    harness: &Harness<impl Store>,
+    (file, chunk_bytes): (&[u8], usize),
+    mend: impl Fn(),
+) -> u32 {
     let (mut failed, mut opened) = (0, None);
     loop {
         assert!(failed < 20, "it never ends");
@@ -118,7 +127,7 @@ pub async fn insist(harness: &Harness<impl Store>, mend: impl Fn()) -> u32 {
             harness.clock.advance(16_000);
         };
         let Some(id) = &opened else {
-            let answer = init(harness, &json!({"filename": "a", "size": FILE.len()})).await;
+            let answer = init(harness, &json!({"filename": "a", "size": file.len()})).await;
             match answer.status {
                 201 => opened = Some(text(&answer.json()["upload_id"])),
                 500 | 503 => trouble(&mut failed),
@@ -126,8 +135,9 @@ pub async fn insist(harness: &Harness<impl Store>, mend: impl Fn()) -> u32 {
             }
             continue;
         };
-        let mut requests: Vec<Request> = (0..3).map(|index| put(id, index, chunk_of(index))).collect();
-        requests.push(finalize(id, &sha256(FILE)));
+        let mut requests: Vec<Request> =
+            file.chunks(chunk_bytes).enumerate().map(|(index, chunk)| put(id, index, chunk)).collect();
+        requests.push(finalize(id, &sha256(file)));
         let mut last = 0;
         for request in requests {
             let (answer, body) = send(harness, request).await;
@@ -139,9 +149,9 @@ pub async fn insist(harness: &Harness<impl Store>, mend: impl Fn()) -> u32 {
             last = answer;
         }
         if last == 200 {
-            let file = harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{id}"))).await;
-            if file.status == 200 {
-                assert_eq!(file.body, FILE);
+            let read = harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{id}"))).await;
+            if read.status == 200 {
+                assert!(read.body == file, "{} bytes", read.body.len());
                 return failed;
             }
             trouble(&mut failed);

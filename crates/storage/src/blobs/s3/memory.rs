@@ -7,7 +7,9 @@ use driftline_engine::BlobError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The bytes that are taken at once: whoever has sent fewer has taken so many.
-pub(super) const UNIT_BYTES: u64 = 64 << 10;
+pub(super) const UNIT_BYTES: usize = 64 << 10;
+
+const UNIT: u64 = UNIT_BYTES as u64;
 
 /// Memory for all chunks together. A chunk takes it as its bytes come, so that whoever sends slowly keeps no more of it
 /// than was sent.
@@ -25,7 +27,7 @@ pub(super) struct Memory {
 impl Memory {
     /// Shares so many bytes among chunks of such a length; memory is waited for no longer than told.
     pub(super) fn new(bytes: u64, chunk_bytes: u64, wait: Duration) -> Self {
-        let units = bytes.saturating_sub(chunk_bytes) / UNIT_BYTES;
+        let units = bytes.saturating_sub(chunk_bytes) / UNIT;
         let units = usize::try_from(units).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self { shared: Arc::new(Semaphore::new(units)), last: Arc::new(Semaphore::new(1)), wait }
     }
@@ -51,7 +53,7 @@ impl Room {
     /// Dropping the future takes nothing.
     pub(super) async fn hold(&mut self, bytes: u64) -> Result<(), BlobError> {
         let taken = self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
         let missing = units.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX));
         if missing == 0 || self.last.is_some() {
             return Ok(());
@@ -78,7 +80,7 @@ impl Room {
 mod tests {
     use super::*;
 
-    const CHUNK: u64 = 4 * UNIT_BYTES;
+    const CHUNK: u64 = 4 * UNIT;
 
     /// Room for two chunks.
     fn memory() -> Arc<Memory> {
@@ -95,10 +97,10 @@ mod tests {
         let mut slow: Vec<_> = (0..4).map(|_| Room::new(&memory)).collect();
         for room in &mut slow {
             assert_eq!(room.hold(1).await, Ok(()));
-            assert_eq!(room.hold(UNIT_BYTES).await, Ok(()), "it has that already");
+            assert_eq!(room.hold(UNIT).await, Ok(()), "it has that already");
         }
         let mut quick = Room::new(&memory);
-        for bytes in [1, UNIT_BYTES + 1, CHUNK] {
+        for bytes in [1, UNIT + 1, CHUNK] {
             assert_eq!(quick.hold(bytes).await, Ok(()), "the last of it is left");
         }
         assert_eq!(slow[0].hold(CHUNK).await, full());
@@ -115,7 +117,7 @@ mod tests {
             tokio::spawn(async move {
                 let mut room = Room::new(&memory);
                 for units in 1..=4 {
-                    room.hold(units * UNIT_BYTES).await?;
+                    room.hold(units * UNIT).await?;
                     tokio::task::yield_now().await;
                 }
                 Ok::<(), BlobError>(())

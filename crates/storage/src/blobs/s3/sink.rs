@@ -1,5 +1,6 @@
 //! One chunk on its way: it is held until it is whole and as announced, and then it is put.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use driftline_uploads::{Digest, RunningHash};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use object_store::{PutPayload, PutPayloadMut};
-use tokio::time::Instant;
+use tokio::time::{Sleep, sleep};
 
 use super::Bucket;
 use super::memory::{Room, UNIT_BYTES};
@@ -31,24 +32,24 @@ pub(super) struct Chunk {
     hash: RunningHash,
     /// The hash of the file, if the chunk begins where it ends.
     running: Option<RunningHash>,
-    /// When it has to be there.
-    latest: Instant,
+    /// Ends when it has to be there.
+    late: Pin<Box<Sleep>>,
 }
 
 impl Chunk {
     /// Begins a chunk; what is put takes some room.
     pub(super) fn new(place: PartPlace, index: usize, bucket: Arc<Bucket>, room: Room) -> Self {
-        let blocks = || PutPayloadMut::new().with_block_size(UNIT_BYTES as usize);
+        let blocks = || PutPayloadMut::new().with_block_size(UNIT_BYTES);
         let held = (place.purpose == Purpose::Write).then(|| (blocks(), room));
         let running = place.running.clone().filter(|running| held.is_some() && running.through() == place.at);
         let left = place.end.saturating_sub(place.at);
-        let latest = Instant::now() + COMING + Duration::from_secs(left / SLOWEST_BYTES_PER_SECOND);
-        Self { place, index, bucket, held, left, hash: RunningHash::default(), running, latest }
+        let late = Box::pin(sleep(coming(left)));
+        Self { place, index, bucket, held, left, hash: RunningHash::default(), running, late }
     }
 
     async fn take(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
         let left = self.left.checked_sub(bytes.len() as u64).ok_or(BlobError::Length)?;
-        if Instant::now() > self.latest {
+        if self.late.as_mut().now_or_never().is_some() {
             return Err(BlobError::Failed("the chunk came too slowly".into()));
         }
         match &mut self.held {
@@ -88,6 +89,11 @@ impl Chunk {
         let staged = self.place.staged.as_deref();
         self.bucket.put_part(self.place.id, staged, self.index, PutPayload::from(bytes)).await
     }
+}
+
+/// Returns how long so many bytes may be on their way.
+fn coming(bytes: u64) -> Duration {
+    COMING + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
 }
 
 fn given_up() -> BlobError {
@@ -134,11 +140,10 @@ mod tests {
         let memory = Arc::new(Memory::new(8 << 20, 8 << 20, Duration::ZERO));
         let bucket = Arc::new(bucket.expect("the options are right"));
         let mut chunk = Chunk::new(place, 0, bucket, Room::new(&memory));
-        let bound = chunk.latest - Instant::now();
-        assert!(bound <= Duration::from_secs(60 + 1024) && bound > Duration::from_secs(1000), "{bound:?}");
         assert_eq!(chunk.write(b"x").await, Ok(()));
-        chunk.latest -= bound;
-        chunk.latest -= Duration::from_secs(1);
+        chunk.late = Box::pin(sleep(Duration::ZERO));
+        chunk.late.as_mut().await;
         assert_eq!(chunk.write(b"x").await, Err(BlobError::Failed("the chunk came too slowly".into())));
+        assert_eq!(coming(8 << 20), Duration::from_secs(60 + 1024));
     }
 }
