@@ -300,7 +300,7 @@ async fn keep_finished(app: Arc<App<AnyStore>>, pause: Duration) {
             Ok(0) => {}
             Ok(finished) => tracing::info!(finished, "finalized uploads that were left to be"),
             Err(fault) => {
-                tracing::warn!(error = fault.message, "finalizing uploads that were left to be failed")
+                tracing::warn!(error = fault.message, "finalizing uploads that were left to be failed");
             }
         }
     }

@@ -225,17 +225,15 @@ impl Leases {
         let held = self.held.get_mut(&key).filter(|held| settling || now_ms < held.until_ms);
         match held {
             // The commit will not take long.
-            None if settling => return Leased::Busy { until_ms: now_ms + 1 },
-            Some(held) if settling && held.until_ms <= now_ms => {
-                return Leased::Busy { until_ms: now_ms + 1 };
-            }
+            None if settling => Leased::Busy { until_ms: now_ms + 1 },
+            Some(held) if settling && held.until_ms <= now_ms => Leased::Busy { until_ms: now_ms + 1 },
             Some(held) if held.holder == holder => {
                 held.until_ms = until_ms;
                 if held.taken { Leased::TakenOver } else { Leased::Held }
             }
             Some(held) => {
                 held.wanted |= evict;
-                return Leased::Busy { until_ms: held.until_ms };
+                Leased::Busy { until_ms: held.until_ms }
             }
             None => {
                 let taken = self.held.get(&key).is_some_and(|ended| ended.holder != holder);
