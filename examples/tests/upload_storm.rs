@@ -123,7 +123,7 @@ async fn slow(server: &Server, line: &mut Line, token: &str, number: usize) -> (
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_uploads_slowly_slows_nobody() {
     let file = std::env::temp_dir().join(format!("driftline-slow-{}.toml", std::process::id()));
-    fs::write(&file, "[uploads]\nopen_max = 1000\n").expect("it is written");
+    fs::write(&file, "[uploads]\nopen_max = 1000\nbodies_max = 1000\n").expect("it is written");
     let server = Server::with(&program(), &["--limits", "off", "--config", file.to_str().expect("text")]);
     fs::remove_file(&file).expect("it was read");
     let token = server.token(&TokenFor { sub: "ada", ..TokenFor::default() });
