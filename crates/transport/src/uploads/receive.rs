@@ -7,8 +7,8 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use driftline_engine::{
-    ChunkKept, ChunkUpload, Finalized, Identity, NewUpload, Store, StreamUpload, Streaming, UploadRight,
-    UploadRow,
+    ChunkKept, ChunkUpload, Finalized, Identity, LeaseSlot, NewUpload, Store, StreamUpload, Streaming,
+    UploadRight, UploadRow,
 };
 use driftline_protocol::{ErrorCode, Fault};
 use driftline_uploads::{Digest, UploadId};
@@ -123,7 +123,7 @@ pub(crate) async fn finalize<S: Store>(
 ) -> Result<Finalized, Fault> {
     let holder = app.holder();
     let finalizing = app.engine().finalize_upload(right, id, claimed, (app.now_ms(), holder));
-    beside(finalizing, || app.engine().hold_finalizing(id, (app.now_ms(), holder))).await
+    beside(finalizing, || app.engine().hold_right(id, LeaseSlot::Finalize, (app.now_ms(), holder))).await
 }
 
 /// Joins parts, and holds the right to it as long as that takes.
@@ -173,10 +173,15 @@ pub(super) async fn chunk<S: Store>(
     body: Body,
 ) -> Result<ChunkKept, Fault> {
     let ChunkRequest { id, index, told_bytes, digest } = wanted;
-    let now = (app.now_ms(), app.holder());
+    let holder = app.holder();
+    let now = (app.now_ms(), holder);
     let mut chunk = app.engine().begin_chunk(right.by(), (id, index), told_bytes, digest, now).await?;
     match fill(app, &mut chunk, Frames::new(app, body)).await {
-        Ok(()) => app.engine().finish_chunk(chunk, app.now_ms()).await,
+        Ok(()) => {
+            let slot = LeaseSlot::Chunk(index);
+            let hold = || app.engine().hold_right(id, slot, (app.now_ms(), holder));
+            beside(app.engine().finish_chunk(chunk, app.now_ms()), hold).await
+        }
         Err(fault) => {
             app.engine().give_up_chunk(chunk).await;
             Err(fault)
@@ -290,7 +295,8 @@ pub(super) async fn stream<S: Store>(
         app.engine().give_up_stream(*stream).await;
         return Err(refusal);
     }
-    let kept = app.engine().finish_stream(*stream, app.now_ms()).await;
+    let hold = || app.engine().hold_right(id, LeaseSlot::Stream, (app.now_ms(), holder));
+    let kept = beside(app.engine().finish_stream(*stream, app.now_ms()), hold).await;
     // Why the stream ended matters more than that nothing more was kept of it.
     came.map_err(Refused::from).and(kept.map_err(Refused::from))
 }

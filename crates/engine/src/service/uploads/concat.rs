@@ -59,9 +59,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         parts: &[UploadId],
         (now_ms, holder): (u64, u64),
     ) -> Result<(), Fault> {
-        let key = LeaseKey { id: whole_id(identity, parts), slot: LeaseSlot::Stream };
-        let renewed = self.upload_rows().renew(key, holder, now_ms, now_ms + LEASE_MS).await;
-        renewed.map(drop).map_err(|error| unavailable(&error))
+        self.hold_right(whole_id(identity, parts), LeaseSlot::Stream, (now_ms, holder)).await
     }
 
     async fn join_held(

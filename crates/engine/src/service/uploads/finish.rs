@@ -28,8 +28,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Makes a file of an upload whose bytes are all there and have the claimed digest: the one that is claimed now, else
     /// the announced one. Doing it again tells of the file.
     ///
-    /// It may take long and is not to be dropped: it runs in a task of its own, beside which [`Engine::hold_finalizing`] is
-    /// called every few seconds. What a crash leaves behind is ended by whoever calls [`Engine::sweep_uploads`].
+    /// It may take long and is not to be dropped: it runs in a task of its own, beside which [`Engine::hold_right`] is called
+    /// every few seconds. What a crash leaves behind is ended by whoever calls [`Engine::sweep_uploads`].
     ///
     /// # Errors
     /// `NOT_FOUND`, `FORBIDDEN` for a part of a concatenation, `UPLOAD_GONE`, `UPLOAD_INCOMPLETE` with what is missing, `DIGEST_MISMATCH`: the upload stays open,
@@ -61,16 +61,6 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let finished = self.finalize_held(held, claimed, now_ms).await;
         self.let_go(held).await;
         finished
-    }
-
-    /// Holds on to the right to finalize for whoever does; it does nothing for anybody else.
-    ///
-    /// # Errors
-    /// `STORE_UNAVAILABLE`: the right may end, and then somebody else finalizes.
-    pub async fn hold_finalizing(&self, id: UploadId, (now_ms, holder): (u64, u64)) -> Result<(), Fault> {
-        let key = LeaseKey { id, slot: LeaseSlot::Finalize };
-        let renewed = self.upload_rows().renew(key, holder, now_ms, now_ms + LEASE_MS).await;
-        renewed.map(drop).map_err(|error| unavailable(&error))
     }
 
     async fn incomplete(&self, row: &UploadRow) -> Result<Fault, Fault> {

@@ -19,7 +19,7 @@ use futures_channel::oneshot;
 
 use super::{Engine, unavailable};
 use crate::ports::{Identity, Observer, Store};
-use crate::uploads::{BlobError, Blobs, UploadRow, UploadRows, UploadRules};
+use crate::uploads::{BlobError, Blobs, LeaseKey, LeaseSlot, UploadRow, UploadRows, UploadRules};
 
 use chunk::Held;
 pub use chunk::{ChunkKept, ChunkUpload};
@@ -180,6 +180,21 @@ impl<S: Store, O: Observer> Engine<S, O> {
             _ => (0, Vec::new()),
         };
         Ok(UploadStatus { row, state, received, missing })
+    }
+
+    /// Holds on to a right for a holder while something by it takes long; it does nothing for anybody else.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`: the right may end, and then somebody else may have it.
+    pub async fn hold_right(
+        &self,
+        id: UploadId,
+        slot: LeaseSlot,
+        (now_ms, holder): (u64, u64),
+    ) -> Result<(), Fault> {
+        let renewed =
+            self.upload_rows().renew(LeaseKey { id, slot }, holder, now_ms, now_ms + LEASE_MS).await;
+        renewed.map(drop).map_err(|error| unavailable(&error))
     }
 
     async fn received_chunks(&self, id: UploadId) -> Result<Ranges, Fault> {
