@@ -19,8 +19,8 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Bytes of a piece where few parts come: a hand-over costs two changes of threads, however long the piece is.
 const LONG_PIECE_BYTES: usize = 256 << 10;
 
-/// Parts that have long pieces at one time; they hold 32 MiB together.
-const LONG_PARTS: usize = 64;
+/// Parts that have long pieces at one time; they hold 8 MiB together.
+const LONG_PARTS: usize = 16;
 
 /// How much of a piece is made room for at first: most slow uploads never fill one.
 const PIECE_BYTES_FIRST: usize = 8 << 10;
