@@ -503,7 +503,7 @@ fn nodes_share_uploads_and_rights() {
     let take = |node: usize, now_ms| {
         block_on(nodes[node].uploads().lease(chunk, node as u64, now_ms, now_ms + 10, false))
     };
-    assert_eq!((take(0, 0), take(1, 10)), (Ok(Leased::Held), Ok(Leased::Held)));
+    assert_eq!((take(0, 0), take(1, 10)), (Ok(Leased::Held), Ok(Leased::TakenOver)));
     for (holder, kept) in [(0, Kept::Lost), (1, Kept::Kept { received: 4 }), (0, Kept::Overtaken)] {
         let receipt = ChunkReceipt { holder, ..uploads::chunk(other, 0, 4) };
         assert_eq!(block_on(nodes[2].uploads().keep_chunk(receipt)), Ok(kept));
