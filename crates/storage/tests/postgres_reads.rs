@@ -264,8 +264,9 @@ fn plans_of_an_empty_log_serve_a_full_one() {
          ('events', 'event_topics', 'event_versions')";
     let read: u64 = database.sql(read).trim().parse().expect("a number");
     // Three ways in 24 pages: each looks up a page's worth in each topic, and its events; one of them their types too.
-    // 5,500 states are found when they are looked up and again when they are replaced.
-    assert!((10_000..40_000).contains(&read), "{read} entries of indexes were read");
+    // 5,500 states are found when they are looked up and again when they are replaced. What a vacuum in between reads
+    // comes to it.
+    assert!((10_000..60_000).contains(&read), "{read} entries of indexes were read");
 }
 
 #[test]
