@@ -250,18 +250,49 @@ impl Uploader {
         self.begin(method, path, headers, body.len()).await?;
         self.stream.write_all(body).await?;
         loop {
-            if let Some(end) = self.input.windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = String::from_utf8(self.input[..end].to_vec())?;
-                let len = header(&head, "content-length").map_or(Ok(0), str::parse)?;
-                if self.input.len() >= end + 4 + len {
-                    let body = self.input[end + 4..end + 4 + len].to_vec();
-                    self.input.drain(..end + 4 + len);
-                    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-                    return Ok(Answer { status: status.context("no status")?, head, body });
-                }
+            if let Some((answer, len)) = read(&self.input)? {
+                self.input.drain(..len);
+                return Ok(answer);
             }
             ensure!(self.stream.read_buf(&mut self.input).await? > 0, "the connection ended");
         }
+    }
+}
+
+/// Reads an answer from the beginning of what came, and tells how long it is; none while more has to come.
+fn read(input: &[u8]) -> Result<Option<(Answer, usize)>> {
+    let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
+    let head = String::from_utf8(input[..end].to_vec())?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
+    let is_chunked = header(&head, "transfer-encoding").is_some_and(|name| name.eq_ignore_ascii_case("chunked"));
+    let rest = &input[end + 4..];
+    let body = if is_chunked {
+        chunks(rest)?
+    } else {
+        let len = header(&head, "content-length").map_or(Ok(0), str::parse)?;
+        rest.get(..len).map(|body| (body.to_vec(), len))
+    };
+    Ok(body.map(|(body, len)| (Answer { status, head, body }, end + 4 + len)))
+}
+
+/// Reads a body that comes in chunks without trailers (RFC 9112, 7.1), and tells how many bytes they take; none while more
+/// has to come.
+fn chunks(input: &[u8]) -> Result<Option<(Vec<u8>, usize)>> {
+    let (mut body, mut at) = (Vec::new(), 0);
+    loop {
+        let Some(line) = input[at..].windows(2).position(|two| two == b"\r\n") else { return Ok(None) };
+        let told = std::str::from_utf8(&input[at..at + line])?;
+        let len = usize::from_str_radix(told.split(';').next().unwrap_or(told).trim(), 16)?;
+        let begin = at + line + 2;
+        let Some(chunk) = begin.checked_add(len).and_then(|end| input.get(begin..end)) else { return Ok(None) };
+        at = begin + len;
+        let Some(end) = input.get(at..at + 2) else { return Ok(None) };
+        ensure!(end == b"\r\n", "a chunk of an answer is longer than it says");
+        at += 2;
+        if len == 0 {
+            return Ok(Some((body, at)));
+        }
+        body.extend_from_slice(chunk);
     }
 }
 
@@ -287,5 +318,25 @@ mod tests {
         let head = "HTTP/1.1 201 Created\r\nLocation: /files/x\r\ncontent-length: 0";
         assert_eq!((header(head, "location"), header(head, "etag")), (Some("/files/x"), None));
         assert_eq!(whole(b"ab", 3), Digest::hash(b"ababab").to_string());
+    }
+
+    #[test]
+    fn answers_are_read_when_they_are_whole() {
+        let plain = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc";
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\n\r\n";
+        let bare = "HTTP/1.1 200 OK\r\n\r\n";
+        for (text, body) in [(plain, "abc"), (chunked, "abc"), (bare, "")] {
+            for cut in 0..text.len() {
+                assert!(read(&text.as_bytes()[..cut]).unwrap().is_none(), "{cut} of {text}");
+            }
+            let (answer, len) = read(format!("{text}HTTP/1.1").as_bytes()).unwrap().unwrap();
+            assert_eq!((answer.status, answer.body.as_slice(), len), (200, body.as_bytes(), text.len()));
+        }
+        let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        for bad in ["x\r\n", "1\r\nabc", "-1\r\n"] {
+            assert!(read(format!("{head}{bad}").as_bytes()).is_err(), "{bad}");
+        }
+        // A length that does not fit never comes.
+        assert!(read(format!("{head}{:x}\r\n", usize::MAX).as_bytes()).unwrap().is_none());
     }
 }
