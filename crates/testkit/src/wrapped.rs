@@ -390,6 +390,14 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
         self.admitted_to_uploads(|uploads| uploads.upload_told(id))
     }
 
+    fn undiscarded_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        self.admitted_to_uploads(|uploads| uploads.undiscarded_uploads(rows))
+    }
+
+    fn upload_discarded(&self, id: UploadId) -> Answer<'_, ()> {
+        self.admitted_to_uploads(|uploads| uploads.upload_discarded(id))
+    }
+
     fn remove_file_row(&self, id: UploadId) -> Answer<'_, bool> {
         self.admitted_to_uploads(|uploads| uploads.remove_file_row(id))
     }

@@ -156,6 +156,32 @@ async fn what_is_cancelled_or_expires_is_aborted() {
 }
 
 #[tokio::test]
+async fn what_the_bucket_does_not_abort_at_once_is_aborted_later() {
+    const MINUTE_MS: u64 = 60_000;
+    let (s3, file) = (S3::start(), file());
+    let harness = started(&s3).await;
+    let id = open(&harness).await;
+    assert_eq!(send(&harness, put(&id, 0, chunk(&file, 0))).await.0, 200);
+    s3.fail(usize::MAX, 503, "SlowDown");
+    let cancel = Request::new("DELETE", &format!("/api/v1/uploads/{id}"));
+    assert_eq!(send(&harness, cancel).await.0, 204);
+    // It is not forgotten either, however long the bucket is away.
+    for _ in 0..3 {
+        harness.clock.advance(25 * HOUR_MS);
+        let swept = harness.app.sweep_uploads().await;
+        assert!(swept.is_err() || swept.is_ok_and(|swept| swept.stuck > 0));
+        assert_eq!(s3.open().len(), 1);
+    }
+    s3.mend();
+    let swept = harness.app.sweep_uploads().await.expect("a sweep");
+    assert_eq!((swept.orphans, swept.stuck, s3.open().len()), (1, 0, 0));
+    harness.clock.advance(MINUTE_MS);
+    assert!(harness.app.sweep_uploads().await.expect("a sweep").is_nothing());
+    let asked = Request::new("GET", &format!("/api/v1/uploads/{id}"));
+    assert_eq!(code(&harness, asked).await.0, 404, "it is forgotten by now");
+}
+
+#[tokio::test]
 async fn orphans_are_swept_when_they_are_old() {
     let s3 = S3::start();
     let harness = started(&s3).await;

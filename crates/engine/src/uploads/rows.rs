@@ -326,11 +326,19 @@ pub trait UploadRows: Send + Sync {
     /// Takes down that somebody was told that an upload is done.
     fn upload_told(&self, id: UploadId) -> Answer<'_, ()>;
 
+    /// Lists uploads that were given up or expired and of which it was not taken down that what the place of their bytes has
+    /// staged was discarded, oldest first. An upload that the place has no name for is none of them.
+    fn undiscarded_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>>;
+
+    /// Takes down that what was staged of an upload that was given up or expired was discarded: the place has no name for it
+    /// any more.
+    fn upload_discarded(&self, id: UploadId) -> Answer<'_, ()>;
+
     /// Removes a file's row and gives its bytes back to the quota; tells whether there was one.
     fn remove_file_row(&self, id: UploadId) -> Answer<'_, bool>;
 
-    /// Forgets uploads that were given up or expired before a time in Unix milliseconds, and rights that ended before it;
-    /// gives the number of the uploads.
+    /// Forgets uploads that were given up or expired before a time in Unix milliseconds, unless what is staged of them is still
+    /// to be discarded, and rights that ended before it; gives the number of the uploads.
     fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64>;
 
     /// Adds up what the uploads and files of all tenants take.

@@ -167,6 +167,16 @@ impl Uploads {
         self.listed(|stored| !stored.told && is_to_be_told(&stored.row), |row| row.changed_ms, rows)
     }
 
+    fn undiscarded(&self, rows: usize) -> Vec<&UploadRow> {
+        self.listed(|stored| is_over(&stored.row) && stored.row.staged.is_some(), |row| row.changed_ms, rows)
+    }
+
+    fn discarded(&mut self, id: UploadId) {
+        if let Some(stored) = self.stored.get_mut(&id).filter(|stored| is_over(&stored.row)) {
+            stored.row.staged = None;
+        }
+    }
+
     fn state_of(&self, id: UploadId) -> Option<Stage> {
         self.stored.get(&id).map(|stored| stored.row.upload.state)
     }
@@ -180,8 +190,8 @@ impl Uploads {
         self.leases.forget(before_ms);
         let before = self.stored.len();
         self.stored.retain(|_, stored| {
-            let over = matches!(stored.row.upload.state, Stage::Cancelled | Stage::Expired);
-            !(over && stored.row.changed_ms < before_ms)
+            let row = &stored.row;
+            !(is_over(row) && row.staged.is_none() && row.changed_ms < before_ms)
         });
         (before - self.stored.len()) as u64
     }
@@ -237,6 +247,11 @@ impl State {
     fn shown_uploads(&self, rows: &[&UploadRow]) -> Result<Vec<UploadRow>, StoreError> {
         rows.iter().map(|row| self.shown_upload(row)).collect()
     }
+}
+
+/// Tells whether an upload was given up or expired.
+fn is_over(row: &UploadRow) -> bool {
+    matches!(row.upload.state, Stage::Cancelled | Stage::Expired)
 }
 
 /// Gives the answer of something that does not wait.
@@ -338,6 +353,16 @@ impl UploadRows for MemoryStore {
         if let Some(stored) = self.state().uploads.stored.get_mut(&id) {
             stored.told = true;
         }
+        answer(Ok(()))
+    }
+
+    fn undiscarded_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        let state = self.state();
+        answer(state.shown_uploads(&state.uploads.undiscarded(rows)))
+    }
+
+    fn upload_discarded(&self, id: UploadId) -> Answer<'_, ()> {
+        self.state().uploads.discarded(id);
         answer(Ok(()))
     }
 

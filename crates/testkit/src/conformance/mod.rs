@@ -176,6 +176,7 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         upload_lists::states_are_told,
         upload_lists::untold_uploads_are_listed,
         upload_lists::what_is_over_is_forgotten,
+        upload_lists::what_is_staged_is_remembered,
         upload_lists::many_are_forgotten,
         uploads_at_once::chunks_at_once_add_up,
         uploads_at_once::a_turn_is_between_chunks,

@@ -220,11 +220,21 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let lived_ms = now_ms.saturating_sub(row.upload.opened_ms);
             self.observer.upload_ended(to, row.upload.received, lived_ms);
         }
-        // What is left when this fails is an orphan, which the sweeper removes.
-        let _ = uploads.blobs.discard(row.id, row.staged.clone()).await;
+        // What is left when this fails is removed by the sweeper.
+        let _ = self.discard(row).await;
         // Somebody else may have published it before it was refused.
         let _ = uploads.blobs.remove(row.id).await;
         Ok(true)
+    }
+
+    /// Discards what is staged of an upload that was given up, and takes down that it was if the place has a name for it.
+    pub(super) async fn discard(&self, row: &UploadRow) -> Result<(), Fault> {
+        let discarded = self.taken()?.blobs.discard(row.id, row.staged.clone()).await;
+        discarded.map_err(|error| lost(&error))?;
+        if row.staged.is_some() {
+            self.upload_rows().upload_discarded(row.id).await.map_err(|error| unavailable(&error))?;
+        }
+        Ok(())
     }
 
     /// Gives an upload up for its owner.

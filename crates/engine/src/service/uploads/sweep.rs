@@ -10,7 +10,6 @@ use super::finish::turn;
 use super::{Engine, lost};
 use crate::ports::{Observer, Store};
 use crate::service::unavailable;
-use crate::uploads::BlobError;
 
 /// Uploads that one look takes.
 const ROWS: usize = 100;
@@ -34,9 +33,9 @@ const REMEMBERED_MS: u64 = 24 * 3_600_000;
 pub struct Swept {
     /// Uploads that expired.
     pub expired: u64,
-    /// Staged bytes and files without an upload that were removed.
+    /// Staged bytes and files without an upload under way that were removed.
     pub orphans: u64,
-    /// Staged bytes and files without an upload that could not be removed.
+    /// Staged bytes and files without an upload under way that could not be removed.
     pub stuck: u64,
     /// Files that were published again: the machine had lost that they were.
     pub published: u64,
@@ -51,7 +50,7 @@ impl Swept {
         *self == Self::default()
     }
 
-    fn removed(&mut self, removed: &Result<(), BlobError>) {
+    fn removed<E>(&mut self, removed: &Result<(), E>) {
         match removed {
             Ok(()) => self.orphans += 1,
             Err(_) => self.stuck += 1,
@@ -80,6 +79,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
             if row.changed_ms < before_ms {
                 self.tell_done(&row, now_ms).await;
                 swept.told += 1;
+            }
+        }
+        // The place may have been away when they were given up.
+        for row in rows.undiscarded_uploads(ROWS).await.map_err(|error| unavailable(&error))? {
+            if row.changed_ms < before_ms {
+                swept.removed(&self.discard(&row).await);
             }
         }
         let forget_ms = now_ms.saturating_sub(REMEMBERED_MS);

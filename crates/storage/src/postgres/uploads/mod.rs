@@ -246,6 +246,16 @@ impl UploadRows for PostgresStore {
         Box::pin(self.run(async move { turn::told(&shared, id).await }))
     }
 
+    fn undiscarded_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(self.run(async move { read::undiscarded(&shared, rows).await }))
+    }
+
+    fn upload_discarded(&self, id: UploadId) -> Answer<'_, ()> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(self.run(async move { turn::discarded(&shared, id).await }))
+    }
+
     fn remove_file_row(&self, id: UploadId) -> Answer<'_, bool> {
         let shared = Arc::clone(&self.shared);
         Box::pin(self.run(async move { turn::remove_file(&shared, id).await }))

@@ -143,6 +143,12 @@ pub(super) async fn untold(shared: &Shared, rows: usize) -> Result<Vec<UploadRow
     listed(shared, condition, u64::MAX, rows).await
 }
 
+pub(super) async fn undiscarded(shared: &Shared, rows: usize) -> Result<Vec<UploadRow>, StoreError> {
+    let condition = "u.state IN ('cancelled', 'expired') AND u.staged IS NOT NULL AND u.changed_at <= $1 \
+         ORDER BY u.changed_at, u.id";
+    listed(shared, condition, u64::MAX, rows).await
+}
+
 pub(super) async fn states(
     shared: &Shared,
     ids: Vec<UploadId>,

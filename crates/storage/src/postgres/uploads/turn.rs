@@ -62,6 +62,13 @@ statement! {
 }
 
 statement! {
+    /// Takes down that what was staged of an upload was discarded. The states are kept from the indexes that are those of
+    /// a state.
+    MarkDiscarded { id: Vec<u8> => Binary } = "UPDATE uploads SET staged = NULL WHERE id = " ? id: Binary
+    " AND state || '' IN ('cancelled', 'expired')"
+}
+
+statement! {
     /// Removes a file's row; gives its tenant and what it took. The state is kept from the indexes that are those of a
     /// state.
     RemoveFile { id: Vec<u8> => Binary } =
@@ -130,6 +137,12 @@ pub(super) async fn told(shared: &Shared, id: UploadId) -> Result<(), StoreError
     give_back(lease, marked.map(drop).map_err(store_error)).await
 }
 
+pub(super) async fn discarded(shared: &Shared, id: UploadId) -> Result<(), StoreError> {
+    let lease = shared.writer().await?;
+    let marked = MarkDiscarded { id: id_sql(id) }.execute(&mut lease.pg()).await;
+    give_back(lease, marked.map(drop).map_err(store_error)).await
+}
+
 pub(super) async fn remove_file(shared: &Shared, id: UploadId) -> Result<bool, StoreError> {
     let lease = shared.writer().await?;
     let removed = remove_within(&lease, id).await;
@@ -153,7 +166,7 @@ async fn remove_within(lease: &Lease, id: UploadId) -> Result<bool, StoreError> 
 /// Uploads that one transaction forgets at most.
 const STEP: usize = 1_000;
 
-/// Forgets uploads that were given up or expired before a time, the oldest first, and leases that ended before it. What
+/// Forgets uploads that were given up or expired before a time, the oldest first, and of which nothing is staged, and leases that ended before it. What
 /// another node forgets at this moment is left to it.
 pub(super) async fn forget(shared: &Shared, before_ms: u64) -> Result<u64, StoreError> {
     let mut forgotten = 0;
@@ -161,7 +174,7 @@ pub(super) async fn forget(shared: &Shared, before_ms: u64) -> Result<u64, Store
         let lease = shared.writer().await?;
         let gone = sql_query(
             "WITH gone AS MATERIALIZED (SELECT id FROM uploads WHERE state IN ('cancelled', 'expired') \
-             AND changed_at < $1 ORDER BY changed_at, id LIMIT $2 FOR UPDATE SKIP LOCKED) \
+             AND staged IS NULL AND changed_at < $1 ORDER BY changed_at, id LIMIT $2 FOR UPDATE SKIP LOCKED) \
              DELETE FROM uploads AS u USING gone WHERE u.id = gone.id",
         )
         .bind::<BigInt, _>(sql_ms(before_ms))

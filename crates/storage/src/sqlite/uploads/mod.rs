@@ -235,6 +235,14 @@ impl UploadRows for SqliteStore {
         Box::pin(self.write(move |writer| turn::told(&mut writer.connection, id)))
     }
 
+    fn undiscarded_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>> {
+        Box::pin(self.read(move |connection, _| read::undiscarded(connection, rows)))
+    }
+
+    fn upload_discarded(&self, id: UploadId) -> Answer<'_, ()> {
+        Box::pin(self.write(move |writer| turn::discarded(&mut writer.connection, id)))
+    }
+
     fn remove_file_row(&self, id: UploadId) -> Answer<'_, bool> {
         Box::pin(self.write(move |writer| turn::remove_file(&mut writer.connection, id)))
     }

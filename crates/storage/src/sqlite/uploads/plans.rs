@@ -29,6 +29,7 @@ fn every_statement_goes_straight_to_its_rows() {
         text(&turn::TakeChunkBack { id: id(), chunk_no: number }),
         text(&turn::TakeBytesBack { received: number, id: id() }),
         text(&turn::MarkTold { id: id() }),
+        text(&turn::MarkDiscarded { id: id() }),
         text(&turn::RemoveFile { id: id() }),
         turn::FORGET.to_owned(),
     ]);

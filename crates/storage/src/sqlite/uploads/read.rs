@@ -115,9 +115,12 @@ const UNFINISHED: &str = "(u.state = 'finalizing' OR (u.state = 'open' AND u.chu
 /// Uploads that were done and of which nobody was told.
 const UNTOLD: &str = "u.state = 'done' AND u.told = 0 AND u.joining <> 'part' AND u.changed_at <= ? \
      ORDER BY u.changed_at, u.id";
+/// Uploads that are over and of which something is still staged.
+const UNDISCARDED: &str = "u.state IN ('cancelled', 'expired') AND u.staged IS NOT NULL AND u.changed_at <= ? \
+     ORDER BY u.changed_at, u.id";
 
 #[cfg(test)]
-pub(super) const LISTS: [&str; 3] = [OVERDUE, UNFINISHED, UNTOLD];
+pub(super) const LISTS: [&str; 4] = [OVERDUE, UNFINISHED, UNTOLD, UNDISCARDED];
 
 /// Makes the statement of a list, which takes a time and the number of rows.
 pub(super) fn listing(condition: &str) -> String {
@@ -156,6 +159,13 @@ pub(super) fn unfinished(
 
 pub(super) fn untold(connection: &mut SqliteConnection, rows: usize) -> Result<Vec<UploadRow>, StoreError> {
     listed(connection, UNTOLD, u64::MAX, rows)
+}
+
+pub(super) fn undiscarded(
+    connection: &mut SqliteConnection,
+    rows: usize,
+) -> Result<Vec<UploadRow>, StoreError> {
+    listed(connection, UNDISCARDED, u64::MAX, rows)
 }
 
 pub(super) fn states(

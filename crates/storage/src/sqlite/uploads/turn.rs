@@ -51,6 +51,12 @@ statement! {
 }
 
 statement! {
+    /// Takes down that what was staged of an upload was discarded.
+    MarkDiscarded { id: Vec<u8> => Binary } = "UPDATE uploads SET staged = NULL WHERE id = " ? id: Binary
+    " AND state IN ('cancelled', 'expired')"
+}
+
+statement! {
     /// Removes a file's row; gives its tenant and what it took.
     RemoveFile { id: Vec<u8> => Binary } =
     "DELETE FROM uploads WHERE id = " ? id: Binary
@@ -110,6 +116,10 @@ pub(super) fn told(connection: &mut SqliteConnection, id: UploadId) -> Result<()
     MarkTold { id: id_sql(id) }.execute(connection).map(drop).map_err(store_error)
 }
 
+pub(super) fn discarded(connection: &mut SqliteConnection, id: UploadId) -> Result<(), StoreError> {
+    MarkDiscarded { id: id_sql(id) }.execute(connection).map(drop).map_err(store_error)
+}
+
 pub(super) fn remove_file(connection: &mut SqliteConnection, id: UploadId) -> Result<bool, StoreError> {
     let removed: Option<(i32, i64)> =
         RemoveFile { id: id_sql(id) }.get_result(connection).optional().map_err(store_error)?;
@@ -120,10 +130,11 @@ pub(super) fn remove_file(connection: &mut SqliteConnection, id: UploadId) -> Re
 }
 
 pub(super) const FORGET: &str = "DELETE FROM uploads WHERE id IN \
-     (SELECT id FROM uploads WHERE state IN ('cancelled', 'expired') AND changed_at < ? ORDER BY changed_at, id LIMIT ?)";
+     (SELECT id FROM uploads WHERE state IN ('cancelled', 'expired') \
+     AND staged IS NULL AND changed_at < ? ORDER BY changed_at, id LIMIT ?)";
 
-/// Forgets at most a step of the uploads that were given up or expired before a time, the oldest first. Their chunks and
-/// what they had reserved went when they were.
+/// Forgets at most a step of the uploads that were given up or expired before a time, the oldest first, and of which
+/// nothing is staged. Their chunks and what they had reserved went when they were.
 pub(super) fn forget(connection: &mut SqliteConnection, before_ms: u64) -> Result<u64, StoreError> {
     let removed = sql_query(FORGET)
         .bind::<BigInt, _>(sql_ms(before_ms))

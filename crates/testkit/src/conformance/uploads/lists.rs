@@ -149,6 +149,37 @@ pub(in super::super) fn what_is_over_is_forgotten<S: Store>(bed: &Bed<S>) {
     assert_eq!(yard.received(id_of(1)), [0; 0]);
 }
 
+pub(in super::super) fn what_is_staged_is_remembered<S: Store>(bed: &Bed<S>) {
+    let yard = Yard::new(bed);
+    let over = [State::Cancelled, State::Expired];
+    for ((number, state), ms) in (1..).zip(over.into_iter().cycle().take(4)).zip([30, 10, 20, 10]) {
+        let staged = Some(format!("name {number}").into());
+        let id = yard.open_row(&UploadRow { staged, ..yard.row(number, chunks(4)) });
+        assert!(yard.turn(UploadTurn { at_ms: at(ms), ..turn(id, State::Open, state) }));
+    }
+    // Where there is no name, and where it is not over.
+    yard.bring(yard.open(5, chunks(4)), State::Cancelled);
+    for (number, state) in [(6, State::Open), (7, State::Finalizing), (8, State::Done)] {
+        let staged = Some("name".into());
+        yard.bring(yard.open_row(&UploadRow { staged, ..yard.row(number, chunks(4)) }), state);
+    }
+    let left = |rows| ids(&block_on(yard.rows().undiscarded_uploads(rows)).expect("a list"));
+    let discard = |number| block_on(yard.rows().upload_discarded(id_of(number))).expect("an answer");
+    assert_eq!((left(100), left(3), left(0)), (named(&[2, 4, 3, 1]), named(&[2, 4, 3]), vec![]));
+    let listed = block_on(yard.rows().undiscarded_uploads(1)).expect("a list");
+    assert_eq!(shown(&listed[0]), shown(&yard.read(id_of(2))));
+    // Only those of which nothing is left are forgotten.
+    let forget = || block_on(yard.rows().forget_uploads(at(1000))).expect("an answer");
+    assert_eq!((forget(), left(100)), (1, named(&[2, 4, 3, 1])));
+    for number in [4, 4, 6, 7, 8, 99] {
+        discard(number);
+    }
+    assert_eq!((left(100), yard.read(id_of(4)).staged), (named(&[2, 3, 1]), None));
+    assert!([6, 7, 8].into_iter().all(|number| yard.read(id_of(number)).staged.is_some()));
+    assert_eq!((forget(), left(100)), (1, named(&[2, 3, 1])));
+    yard.check_sums();
+}
+
 /// More than one transaction takes.
 pub(in super::super) fn many_are_forgotten<S: Store>(bed: &Bed<S>) {
     let yard = Yard::new(bed);
