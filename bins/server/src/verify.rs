@@ -1,13 +1,16 @@
 //! A program that looks at files before they are released.
 
+use std::num::NonZero;
 use std::process::Stdio;
 use std::time::Duration;
 
 use driftline_engine::{Blobs, UploadRow, Verdict, Verify};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{ChildStdin, ChildStdout};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::sync::Semaphore;
 
 /// A program that reads a file from its standard input and says with its exit code what it is: 0 releases the file, 1
 /// refuses it, and anything else says that it could not look now. The first line that it prints is the reason.
@@ -16,6 +19,8 @@ pub(crate) struct Command {
     program: String,
     arguments: Vec<String>,
     limit: Duration,
+    /// Programs that run at once; more wait.
+    turns: Semaphore,
 }
 
 /// What a program is told of the server's surroundings.
@@ -31,7 +36,8 @@ impl Command {
     /// Takes a program and its arguments, and how long it may take for one file.
     pub(crate) fn new(words: &[String], limit: Duration) -> Option<Self> {
         let (program, arguments) = words.split_first().filter(|(program, _)| !program.is_empty())?;
-        Some(Self { program: program.clone(), arguments: arguments.to_vec(), limit })
+        let turns = Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get));
+        Some(Self { program: program.clone(), arguments: arguments.to_vec(), limit, turns })
     }
 
     /// Logs why a file could not be looked at, which its uploader is not told.
@@ -55,8 +61,11 @@ impl Command {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            // What it starts ends with it when its time is over.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
+        let group = Group::of(&child);
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let fed = async {
             match stdin {
@@ -65,6 +74,7 @@ impl Command {
             }
         };
         let (fed, printed, status) = tokio::join!(fed, printed(stdout), child.wait());
+        group.has_ended();
         let (printed, status) = (printed?, status?);
         let printed = String::from_utf8_lossy(&printed);
         let first = printed.lines().next().unwrap_or_default();
@@ -75,6 +85,29 @@ impl Command {
             (Some(1), Ok(())) => Verdict::Refused(reason),
             (code, Ok(())) => Verdict::Later(format!("the program ended with {code:?}: {reason}")),
         })
+    }
+}
+
+/// A program with whatever it started and did not part from. Dropping it kills all of them.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(leader: &Child) -> Self {
+        Self(leader.id().and_then(|id| Pid::from_raw(id.cast_signed())))
+    }
+
+    /// Leaves it alone: its name may be another's by now.
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // It may have ended at this moment.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
 }
 
@@ -107,6 +140,8 @@ async fn feed(mut stdin: ChildStdin, row: &UploadRow, blobs: &dyn Blobs) -> Resu
 impl Verify for Command {
     fn verify<'a>(&'a self, row: &'a UploadRow, blobs: &'a dyn Blobs) -> BoxFuture<'a, Verdict> {
         async move {
+            // It is never closed.
+            let _turn = self.turns.acquire().await;
             match tokio::time::timeout(self.limit, self.run(row, blobs)).await {
                 Ok(Ok(Verdict::Later(why))) => self.later(row, &why),
                 Ok(Ok(verdict)) => verdict,
@@ -177,10 +212,54 @@ mod tests {
         assert_eq!(looked("exit 2", b"x", minute), later);
         assert_eq!(looked("kill -9 $$", b"x", minute), later);
         assert_eq!(looked("sleep 60", b"x", Duration::from_millis(50)), later);
+        // Much more than is kept, behind which it ends, and a first line that is cut.
+        let much = "head -c 300000 /dev/zero | tr '\\0' x; exit 1";
+        assert_eq!(looked(much, b"x", minute), refused(&"x".repeat(REASON_CHARS)));
         let told = "echo $DRIFTLINE_TENANT $DRIFTLINE_OWNER $DRIFTLINE_FILE_NAME $DRIFTLINE_SIZE; exit 1";
         assert_eq!(looked(told, b"xyz", minute), refused("acme ada a.txt 3"));
         // Cargo tells every test the name of its package; the program is told nothing of the sort.
         assert_eq!(looked("echo [$CARGO_PKG_NAME]; exit 1", b"x", minute), refused("[]"));
         assert!(std::env::var_os("CARGO_PKG_NAME").is_some());
+    }
+
+    #[test]
+    fn as_many_run_at_once_as_there_are_cores() {
+        let folder = std::env::temp_dir().join(format!("driftline-verifiers-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.display();
+        let script = format!("touch {path}/$$; ls {path} | wc -l; sleep 0.05; rm {path}/$$; exit 1");
+        let blobs = LocalBlobs::new(MemoryShell::default(), Durability::Os, 8);
+        let command = Command::new(&["sh".into(), "-c".into(), script], Duration::from_secs(60)).unwrap();
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let empty = row(0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let all = (0..cores * 4).map(|_| command.verify(&empty, &blobs));
+        let verdicts = runtime.block_on(futures_util::future::join_all(all));
+        std::fs::remove_dir_all(folder).unwrap();
+        for verdict in verdicts {
+            let Verdict::Refused(running) = verdict else { panic!("{verdict:?}") };
+            assert!(running.parse::<usize>().unwrap() <= cores, "{running} at once");
+        }
+    }
+
+    #[test]
+    fn what_a_program_started_ends_with_its_time() {
+        let file = std::env::temp_dir().join(format!("driftline-verify-{}", std::process::id()));
+        let path = file.display();
+        // It ends at once, and what it started holds what it prints to.
+        let script = format!("sh -c 'echo $$ >{path}.new; mv {path}.new {path}; exec sleep 600' & exit 0");
+        assert_eq!(looked(&script, b"x", Duration::from_secs(2)), Verdict::Later("ask again later".into()));
+        let pid: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let pid = Pid::from_raw(pid).unwrap();
+        // Whoever inherited it may take a moment to hear of its end.
+        let ended = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
+            status.map_or(true, |status| status.contains("State:\tZ"))
+        };
+        assert!((0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            ended()
+        }));
     }
 }
