@@ -101,6 +101,42 @@ async fn uploads_outlive_a_kill_in_the_middle_of_each_tenth() {
     assert!(peak <= MEMORY, "{} MiB", peak >> 20);
 }
 
+/// A server that is asked to end waits for uploads, and what came of those that take longer is written down.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_of_an_upload_before_a_stop_is_kept() {
+    const CAME: usize = 3 * CHUNK_BYTES + 123;
+    let mut server = Server::start();
+    let token = server.token(&TokenFor { sub: "ada", ..TokenFor::default() });
+    let noise = noise();
+    let file: Vec<u8> = noise.iter().copied().cycle().take(4 * CHUNK_BYTES).collect();
+    let (tell, to) = watch::channel(server.address());
+    let mut line = Line::new(to, &token);
+    let tus = |method: &str, path: &str| Request::new(method, path).header("tus-resumable", "1.0.0");
+    let created = tus("POST", "/files").header("upload-length", &file.len().to_string());
+    let place = line.insist(&created).await.header("location").expect("a place").to_owned();
+    let patch = |offset: usize| {
+        let request = tus("PATCH", &place).header("upload-offset", &offset.to_string());
+        request.header("content-type", "application/offset+octet-stream").body(&file[offset..])
+    };
+    let request = patch(0).encode(server.address());
+    let mut stream = TcpStream::connect(server.address()).await.expect("it listens");
+    let most = request.len() - file.len() + CAME;
+    stream.write_all(&request[..most]).await.expect("it reads");
+    let server = tokio::task::spawn_blocking(move || {
+        let status = server.terminate();
+        assert!(status.success(), "{status}");
+        server.restart();
+        server
+    });
+    let server = server.await.expect("it ends");
+    tell.send_replace(server.address());
+    let head = line.insist(&tus("HEAD", &place)).await;
+    assert_eq!(head.header("upload-offset"), Some(&*CAME.to_string()));
+    assert_eq!(line.insist(&patch(CAME)).await.status, 204);
+    let done = line.insist(&Request::get(&format!("/api/v1/files/{}", &place[7..39]))).await;
+    assert!(done.body == file);
+}
+
 const SLOW: usize = 500;
 
 /// Begins an upload of a chunk and sends all of it but the last byte.

@@ -67,14 +67,18 @@ pub async fn serve<S: Store>(listener: TcpListener, app: Arc<App<S>>) -> Result<
     drop(listener);
     app.drain();
     *app.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    // Sessions and what runs to its end hold the other ends; when the last has gone nothing is received any more.
     let rest = async {
         while connections.join_next().await.is_some() {}
-        // Sessions hold the other ends; when the last has gone nothing is received any more.
         let _ = ended.recv().await;
     };
     if tokio::time::timeout(STOP, rest).await.is_err() {
         tracing::warn!("stopped with connections still open");
-        connections.abort_all();
+        connections.shutdown().await;
+        // Bodies end with their connections, and what came of them is written down.
+        if tokio::time::timeout(LAST_RECEIPTS, ended.recv()).await.is_err() {
+            tracing::warn!("stopped before all was written down that came");
+        }
     }
     ticking.abort();
     // It ends where it waits, and what it had not written yet is written now.
@@ -85,6 +89,9 @@ pub async fn serve<S: Store>(listener: TcpListener, app: Arc<App<S>>) -> Result<
     }
     outcome
 }
+
+/// How long what came of bodies that were cut off may take to be written down.
+const LAST_RECEIPTS: Duration = Duration::from_secs(2);
 
 /// How long the last tick may take.
 const LAST_TICK: Duration = Duration::from_secs(2);
@@ -140,6 +147,15 @@ impl Standing {
     }
 }
 
+/// Tells whether a peer asks for the head of something. Clients of tus that are refused it throw their upload away, and try
+/// again when they hear nothing.
+async fn asks_for_head(stream: &TcpStream) -> bool {
+    const HEAD: &[u8; 5] = b"HEAD ";
+    let mut begun = [0; HEAD.len()];
+    let peeked = tokio::time::timeout(LINGER, stream.peek(&mut begun)).await;
+    matches!(peeked, Ok(Ok(len)) if len > 0 && HEAD.starts_with(&begun[..len]))
+}
+
 fn admit<S: Store>(
     stream: TcpStream,
     app: &Arc<App<S>>,
@@ -154,7 +170,9 @@ fn admit<S: Store>(
             connections.spawn(async move {
                 let fault =
                     Fault::new(ErrorCode::ServerDraining, "this node holds as many connections as it may");
-                last_word(stream, Some(&bare(&fault, &app.random_hex()))).await;
+                let word = bare(&fault, &app.random_hex());
+                let is_head = asks_for_head(&stream).await;
+                last_word(stream, Some(word.as_slice()).filter(|_| !is_head)).await;
                 drop(place);
             });
         }

@@ -371,6 +371,9 @@ async fn a_full_node_says_so_at_both_doors() {
             .is_some_and(|name| Some(name) == said.json()["correlation_id"].as_str())
     );
     assert!(idle.len() >= 8, "{} beside the sessions", idle.len());
+    // Whoever asks for an offset hears nothing, and so asks again: refused, it would begin its upload anew.
+    let mut head = send(harness.address, "HEAD /files/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(rest(&mut head).await, "");
     let mut large =
         send(harness.address, &format!("POST /alive HTTP/1.1\r\n\r\n{}", "x".repeat(100_000))).await;
     assert_eq!(answer(&mut large, &mut Vec::new()).await.status, 503, "it can be read behind what was sent");
