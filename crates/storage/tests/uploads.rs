@@ -69,7 +69,7 @@ fn answer(rows: &dyn UploadRows, ask: &Ask, ids: &[UploadId], now_ms: u64) -> St
         }
         Ask::Told(id) => told(block_on(rows.upload_told(id))),
         Ask::Remove(id) => told(block_on(rows.remove_file_row(id))),
-        Ask::Forget(before_ms) => told(block_on(rows.forget_uploads(before_ms))),
+        Ask::Forget(before_ms) => told(block_on(rows.forget_uploads(before_ms, before_ms))),
     }
 }
 
@@ -526,7 +526,7 @@ fn nodes_share_uploads_and_rights() {
     // Rights that ended long ago are removed with the uploads that are over.
     let count = || support::database(&world).sql("SELECT count(*) FROM upload_leases");
     for (before_ms, left) in [(150, "1"), (151, "0")] {
-        block_on(nodes[2].uploads().forget_uploads(before_ms)).expect("an answer");
+        block_on(nodes[2].uploads().forget_uploads(before_ms, before_ms)).expect("an answer");
         assert_eq!(count().trim(), left);
     }
     let logged = "SELECT relpersistence FROM pg_class WHERE relname = 'upload_leases'";

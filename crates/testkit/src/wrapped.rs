@@ -402,8 +402,8 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
         self.admitted_to_uploads(|uploads| uploads.remove_file_row(id))
     }
 
-    fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64> {
-        self.admitted_to_uploads(|uploads| uploads.forget_uploads(before_ms))
+    fn forget_uploads(&self, before_ms: u64, undiscarded_before_ms: u64) -> Answer<'_, u64> {
+        self.admitted_to_uploads(|uploads| uploads.forget_uploads(before_ms, undiscarded_before_ms))
     }
 
     fn upload_usage(&self) -> Answer<'_, UploadUsage> {

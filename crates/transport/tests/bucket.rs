@@ -160,7 +160,8 @@ async fn what_the_bucket_does_not_abort_at_once_is_aborted_later() {
     const MINUTE_MS: u64 = 60_000;
     let (s3, file) = (S3::start(), file());
     let harness = started(&s3).await;
-    let id = open(&harness).await;
+    let opened = init(&harness, &json!({"filename": "film.mp4", "size": SIZE})).await.json();
+    let (id, secret) = (text(&opened["upload_id"]), text(&opened["upload_token"]));
     assert_eq!(send(&harness, put(&id, 0, chunk(&file, 0))).await.0, 200);
     s3.fail(usize::MAX, 503, "SlowDown");
     let cancel = Request::new("DELETE", &format!("/api/v1/uploads/{id}"));
@@ -177,8 +178,31 @@ async fn what_the_bucket_does_not_abort_at_once_is_aborted_later() {
     assert_eq!((swept.orphans, swept.stuck, s3.open().len()), (1, 0, 0));
     harness.clock.advance(MINUTE_MS);
     assert!(harness.app.sweep_uploads().await.expect("a sweep").is_nothing());
-    let asked = Request::new("GET", &format!("/api/v1/uploads/{id}"));
-    assert_eq!(code(&harness, asked).await.0, 404, "it is forgotten by now");
+    let known = Request::get(&format!("/api/v1/uploads/{id}?upload_token={secret}"));
+    assert_eq!(known.send(harness.address).await.status, 404, "it is forgotten by now");
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_away_is_asked_once_a_sweep() {
+    let mut asked = Vec::new();
+    for uploads in [0, 1, 3] {
+        let s3 = S3::start();
+        let harness = started(&s3).await;
+        for _ in 0..uploads {
+            open(&harness).await;
+        }
+        harness.clock.advance(25 * HOUR_MS);
+        s3.fail(usize::MAX, 403, "AccessDenied");
+        // It lists no files either, which is said; what needs no bucket is done.
+        harness.app.sweep_uploads().await.expect_err("the bucket is away");
+        asked.push(s3.faults());
+        assert_eq!(s3.open().len(), uploads);
+        s3.mend();
+        harness.clock.advance(61_000);
+        let swept = harness.app.sweep_uploads().await.expect("a sweep");
+        assert_eq!((swept.expired, swept.orphans, s3.open().len()), (0, uploads as u64, 0));
+    }
+    assert!(asked[0] < asked[1] && asked[1] == asked[2], "{asked:?}");
 }
 
 #[tokio::test]

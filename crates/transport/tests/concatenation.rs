@@ -8,7 +8,7 @@ use driftline_engine::UploadRules;
 use driftline_testkit::http::{Request, Response};
 use serde_json::json;
 use support::Harness;
-use support::uploading::{FILE, bounded, create, init, offset, patch, started};
+use support::uploading::{FILE, bounded, create, init, offset, patch, started, tus};
 use tokio::task::JoinSet;
 
 /// Creates parts with these bytes; gives their places.
@@ -54,12 +54,24 @@ async fn parts_make_one_file_and_asking_again_makes_no_other() {
     for part in &places[..2] {
         assert_eq!(patch(part, 0, b"x").send(harness.address).await.status, 410, "it went with the whole");
     }
-    // Whoever did not hear the answer asks again.
+    // Whoever did not hear the answer asks again, and for the parts first.
+    for (part, len) in places[..2].iter().zip([9, 11]) {
+        let head = tus(Request::new("HEAD", part)).send(harness.address).await;
+        assert_eq!((head.status, head.header("upload-concat")), (200, Some("partial")));
+        for name in ["upload-offset", "upload-length"] {
+            assert_eq!(head.header(name), Some(&*len.to_string()));
+        }
+        assert_eq!(head.header("upload-expires"), None);
+    }
     assert_eq!(place_of(&join(&harness, &places[..2]).await), whole);
     assert_eq!(file_of(&harness, &whole).await.body, FILE);
     // The parts are in no other file.
     let refused = join(&harness, &places).await;
     assert_eq!((refused.status, refused.code().as_str()), (410, "UPLOAD_GONE"));
+    // One that was given up otherwise is gone.
+    let [given_up] = parts(&harness, [b"x"]).await;
+    assert_eq!(tus(Request::new("DELETE", &given_up)).send(harness.address).await.status, 204);
+    assert_eq!(tus(Request::new("HEAD", &given_up)).send(harness.address).await.status, 410);
     let alone = place_of(&join(&harness, &places[2..]).await);
     assert_eq!((file_of(&harness, &alone).await.body.as_slice(), harness.shell.staged()), (&b"rest"[..], 0));
 }

@@ -513,6 +513,19 @@ async fn what_nobody_finishes_goes_and_what_comes_holds_it() {
     assert_eq!(known.send(harness.address).await.status, 404, "it is forgotten");
 }
 
+#[tokio::test]
+async fn a_wrong_claim_about_what_came_in_order_reads_nothing() {
+    let harness = started(UploadRules::default()).await;
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    fill(&harness, &id).await;
+    let before = harness.shell.reads();
+    for _ in 0..3 {
+        assert_eq!(code(&harness, finalize(&id, &sha256(b"another"))).await, (422, "DIGEST_MISMATCH".into()));
+    }
+    assert_eq!(harness.shell.reads(), before, "it was hashed when it came");
+    assert_eq!(send(&harness, finalize(&id, &sha256(FILE))).await.0, 200);
+}
+
 /// Looks at files as it is told.
 #[derive(Default)]
 struct Judge(AtomicU32);
@@ -543,10 +556,10 @@ async fn a_file_is_looked_at_before_it_is_released() {
     let (refused, problem) = send(&harness, finalize(&id, &sha256(b"virus"))).await;
     assert_eq!(refused, 422);
     assert!(text(&problem["detail"]).contains("it bites"), "{problem}");
-    assert_eq!(
-        (status(&harness, &id).await["state"].clone(), harness.shell.staged()),
-        (json!("cancelled"), 0)
-    );
+    // Whoever did not wait for the answer is told the same.
+    let doc = status(&harness, &id).await;
+    assert_eq!((&doc["state"], harness.shell.staged()), (&json!("cancelled"), 0));
+    assert!(text(&doc["error"]).contains("it bites"), "{doc}");
     assert_eq!(code(&harness, Request::get(&format!("/api/v1/files/{id}"))).await.0, 404);
     let good = uploaded(&harness).await;
     assert_eq!(send(&harness, Request::get(&format!("/api/v1/files/{}", good.id))).await.0, 200);

@@ -264,7 +264,8 @@ fn read(input: &[u8]) -> Result<Option<(Answer, usize)>> {
     let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
     let head = String::from_utf8(input[..end].to_vec())?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
-    let is_chunked = header(&head, "transfer-encoding").is_some_and(|name| name.eq_ignore_ascii_case("chunked"));
+    let is_chunked =
+        header(&head, "transfer-encoding").is_some_and(|name| name.eq_ignore_ascii_case("chunked"));
     let rest = &input[end + 4..];
     let body = if is_chunked {
         chunks(rest)?
@@ -284,7 +285,9 @@ fn chunks(input: &[u8]) -> Result<Option<(Vec<u8>, usize)>> {
         let told = std::str::from_utf8(&input[at..at + line])?;
         let len = usize::from_str_radix(told.split(';').next().unwrap_or(told).trim(), 16)?;
         let begin = at + line + 2;
-        let Some(chunk) = begin.checked_add(len).and_then(|end| input.get(begin..end)) else { return Ok(None) };
+        let Some(chunk) = begin.checked_add(len).and_then(|end| input.get(begin..end)) else {
+            return Ok(None);
+        };
         at = begin + len;
         let Some(end) = input.get(at..at + 2) else { return Ok(None) };
         ensure!(end == b"\r\n", "a chunk of an answer is longer than it says");
@@ -323,7 +326,8 @@ mod tests {
     #[test]
     fn answers_are_read_when_they_are_whole() {
         let plain = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc";
-        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\n\r\n";
+        let chunked =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\n\r\n";
         let bare = "HTTP/1.1 200 OK\r\n\r\n";
         for (text, body) in [(plain, "abc"), (chunked, "abc"), (bare, "")] {
             for cut in 0..text.len() {

@@ -46,6 +46,19 @@ pub struct UploadRow {
     pub changed_ms: u64,
 }
 
+/// What stands as the fault of a part that went with the file that was made of it.
+const JOINED: &str = "it went with the file that was made of it";
+
+impl UploadRow {
+    /// Tells whether it is a part that went with the file that was made of it, and was not given up otherwise.
+    #[must_use]
+    pub fn was_joined(&self) -> bool {
+        self.joining == Joining::Part
+            && self.upload.state == State::Cancelled
+            && self.fault.as_deref() == Some(JOINED)
+    }
+}
+
 /// What an upload is in a concatenation, as tus 1.0 has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Joining {
@@ -199,6 +212,14 @@ pub struct UploadTurn {
     pub at_ms: u64,
 }
 
+impl UploadTurn {
+    /// Says that the upload goes with the file that was made of it.
+    #[must_use]
+    pub(crate) fn joined(self) -> Self {
+        Self { fault: Some(JOINED.into()), ..self }
+    }
+}
+
 /// A name for the right to write at one place of an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseKey {
@@ -327,7 +348,7 @@ pub trait UploadRows: Send + Sync {
     fn upload_told(&self, id: UploadId) -> Answer<'_, ()>;
 
     /// Lists uploads that were given up or expired and of which it was not taken down that what the place of their bytes has
-    /// staged was discarded, oldest first. An upload that the place has no name for is none of them.
+    /// staged was discarded, the last ones first. An upload that the place has no name for is none of them.
     fn undiscarded_uploads(&self, rows: usize) -> Answer<'_, Vec<UploadRow>>;
 
     /// Takes down that what was staged of an upload that was given up or expired was discarded: the place has no name for it
@@ -337,9 +358,10 @@ pub trait UploadRows: Send + Sync {
     /// Removes a file's row and gives its bytes back to the quota; tells whether there was one.
     fn remove_file_row(&self, id: UploadId) -> Answer<'_, bool>;
 
-    /// Forgets uploads that were given up or expired before a time in Unix milliseconds, unless what is staged of them is still
-    /// to be discarded, and rights that ended before it; gives the number of the uploads.
-    fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64>;
+    /// Forgets uploads that were given up or expired before a time in Unix milliseconds, and rights that ended before it;
+    /// gives the number of the uploads. Those of which something is still to be discarded are forgotten only when they ended
+    /// before another time.
+    fn forget_uploads(&self, before_ms: u64, undiscarded_before_ms: u64) -> Answer<'_, u64>;
 
     /// Adds up what the uploads and files of all tenants take.
     fn upload_usage(&self) -> Answer<'_, UploadUsage>;

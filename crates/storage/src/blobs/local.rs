@@ -135,6 +135,7 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
     fn assemble(&self, row: &UploadRow, _: Vec<Box<str>>) -> BlobAnswer<'_, Digest> {
         let (id, size) = (row.id, row.upload.received);
         let running = row.running.clone().filter(|running| running.through() <= size);
+        let is_hashed = running.as_ref().is_some_and(|running| running.through() == size);
         let slow = Arc::clone(&self.readers);
         let asked = self.ask(move |shell| {
             let bytes = match shell.stage(&id) {
@@ -146,7 +147,8 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
             let running = running.unwrap_or_default();
             bytes.and_then(|bytes| hash_rest(&bytes, running, size)).map_err(of_shell)
         });
-        in_turn(slow, asked)
+        // Nothing is left to read of what came in order: it does not wait behind what has to be read.
+        if is_hashed { asked } else { in_turn(slow, asked) }
     }
 
     fn damaged(&self, row: &UploadRow, chunks: Vec<(u64, Digest)>) -> BlobAnswer<'_, Vec<u64>> {
@@ -214,9 +216,18 @@ fn in_turn<T: Send + 'static>(readers: Arc<Semaphore>, asked: BlobAnswer<'_, T>)
     .boxed()
 }
 
-/// Copies the staged bytes of uploads, so many of each, one behind the other.
+/// Copies the staged bytes of uploads, so many of each, one behind the other. What was copied takes no room when it fails.
 fn join<S: Shell>(shell: &S, into: UploadId, parts: &[(UploadId, u64)]) -> Result<(), ShellError> {
     let mut whole = shell.stage(&into)?;
+    let copied = copy(shell, &mut whole, parts);
+    if copied.is_err() {
+        // It is begun again from its beginning.
+        let _ = whole.set_len(0);
+    }
+    copied
+}
+
+fn copy<S: Shell>(shell: &S, whole: &mut S::Bytes, parts: &[(UploadId, u64)]) -> Result<(), ShellError> {
     let (mut at, mut step) = (0, vec![0; COPY_BYTES]);
     for (part, len) in parts {
         let (part, mut from) = (shell.stage(part)?, 0);

@@ -168,7 +168,11 @@ impl Uploads {
     }
 
     fn undiscarded(&self, rows: usize) -> Vec<&UploadRow> {
-        self.listed(|stored| is_over(&stored.row) && stored.row.staged.is_some(), |row| row.changed_ms, rows)
+        let wanted = |stored: &Stored| is_over(&stored.row) && stored.row.staged.is_some();
+        let mut found = self.listed(wanted, |row| row.changed_ms, usize::MAX);
+        found.reverse();
+        found.truncate(rows);
+        found
     }
 
     fn discarded(&mut self, id: UploadId) {
@@ -186,12 +190,13 @@ impl Uploads {
         is_file && self.stored.remove(&id).is_some()
     }
 
-    fn forget(&mut self, before_ms: u64) -> u64 {
+    fn forget(&mut self, before_ms: u64, undiscarded_before_ms: u64) -> u64 {
         self.leases.forget(before_ms);
         let before = self.stored.len();
         self.stored.retain(|_, stored| {
             let row = &stored.row;
-            !(is_over(row) && row.staged.is_none() && row.changed_ms < before_ms)
+            let until_ms = if row.staged.is_none() { before_ms } else { undiscarded_before_ms };
+            !(is_over(row) && row.changed_ms < until_ms)
         });
         (before - self.stored.len()) as u64
     }
@@ -370,8 +375,8 @@ impl UploadRows for MemoryStore {
         answer(Ok(self.state().uploads.remove_file(id)))
     }
 
-    fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64> {
-        answer(Ok(self.state().uploads.forget(before_ms)))
+    fn forget_uploads(&self, before_ms: u64, undiscarded_before_ms: u64) -> Answer<'_, u64> {
+        answer(Ok(self.state().uploads.forget(before_ms, undiscarded_before_ms)))
     }
 
     fn upload_usage(&self) -> Answer<'_, UploadUsage> {

@@ -246,6 +246,28 @@ async function parallelResume(run) {
   return endOfParts(run, upload, 3, { resumed_at });
 }
 
+// The answer to what joins the parts is lost on its way. The next client asks for the parts, and then for the whole again.
+async function parallelLost(run) {
+  class LossyStack extends tus.DefaultHttpStack {
+    createRequest(method, url) {
+      const request = super.createRequest(method, url);
+      const send = request.send.bind(request);
+      request.send = async (body) => {
+        const answer = await send(body);
+        if (request.getHeader("Upload-Concat")?.startsWith("final;")) throw new Error("the network went away");
+        return answer;
+      };
+      return request;
+    }
+  }
+  const lost = await run.client({ parallelUploads: 3, httpStack: new LossyStack() }).then(() => null, (error) => error);
+  assert.match(`${lost}`, /the network went away/);
+  const upload = await run.resume({ parallelUploads: 3 });
+  assert.strictEqual(run.offsets().length, 3, "parallel-lost: each part is asked for");
+  assert.strictEqual(run.steps("PATCH").length, 3, "parallel-lost: no byte is sent twice");
+  return endOfParts(run, upload, 3);
+}
+
 // A stream, of which the client does not know how long it is before its end.
 async function stream(run, pieces) {
   const unknown = [];
@@ -361,6 +383,7 @@ const SCENARIOS = {
   resume,
   parallel,
   "parallel-resume": parallelResume,
+  "parallel-lost": parallelLost,
   deferred,
   "deferred-late": deferredLate,
   "creation-with-upload": creationWithUpload,

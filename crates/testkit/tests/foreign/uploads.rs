@@ -90,6 +90,7 @@ async fn tus_js_client_uploads_in_every_way() {
         "resume",
         "parallel",
         "parallel-resume",
+        "parallel-lost",
         "deferred",
         "deferred-late",
         "creation-with-upload",

@@ -5,16 +5,21 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use driftline_protocol::{ErrorCode, Fault};
 
-/// Reads a number from a header; nothing when it is not there.
+/// Reads a number from a header; nothing when it is not there. One that is larger than any file is read as the largest that
+/// there is.
 ///
 /// # Errors
 /// `VALIDATION_ERROR` for anything but digits, and for a header that stands twice.
 pub(super) fn number(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, Fault> {
     let Some(text) = only(headers, name)? else { return Ok(None) };
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = text.parse().ok().filter(|number| digits && *number < 1 << 53);
-    number.map(Some).ok_or_else(|| wrong(name, "is an integer from 0 to 2^53"))
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong(name, "is an integer from 0 on"));
+    }
+    Ok(Some(text.parse().unwrap_or(NUMBER_MAX).min(NUMBER_MAX)))
 }
+
+/// The largest number that comes.
+const NUMBER_MAX: u64 = (1 << 53) - 1;
 
 /// Reads a header that may stand once.
 ///
@@ -160,8 +165,11 @@ mod tests {
             headers.insert("upload-offset", HeaderValue::from_static(text));
             number(&headers, "upload-offset").ok()
         };
-        assert_eq!((read("0"), read("70")), (Some(Some(0)), Some(Some(70))));
-        for bad in ["-1", "+1", "", "1.0", "0x1", "9007199254740992", "99999999999999999999"] {
+        assert_eq!((read("0"), read("070")), (Some(Some(0)), Some(Some(70))));
+        for large in ["9007199254740991", "9007199254740992", "99999999999999999999999"] {
+            assert_eq!(read(large), Some(Some(NUMBER_MAX)));
+        }
+        for bad in ["-1", "+1", "", "1.0", "0x1", "1 2"] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }

@@ -258,8 +258,8 @@ async fn finalize<S: Store>(app: &Arc<App<S>>, asked: &Asked<'_>, body: Body) ->
             Ok(json(StatusCode::OK, to_json(&file_doc(app, &row).await)))
         }
         Finalized::UnderWay => {
-            let row = app.engine().upload(driftline_engine::UploadRight::Secret, id).await?;
-            let status = UploadStatus { state: State::Finalizing, row, received: 0, missing: Vec::new() };
+            let right = driftline_engine::UploadRight::Secret;
+            let status = app.engine().upload_status(right, id, app.now_ms()).await?;
             let mut answer = json(StatusCode::ACCEPTED, to_json(&status_doc(app, &status).await));
             locate(&mut answer, &format!("/api/v1/uploads/{id}"));
             answer.headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

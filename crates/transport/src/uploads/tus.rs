@@ -69,7 +69,11 @@ pub(super) async fn answer<S: Store>(
     let mut response = match answered {
         Ok(response) => response,
         Err(refusal) => {
-            let refusal = if is_head { sacred(refusal) } else { refusal };
+            let refusal = match route {
+                _ if is_head => sacred(refusal),
+                RouteId::TusUpload => patient(refusal),
+                _ => refusal,
+            };
             let unknown = refusal.status == Some(StatusCode::PRECONDITION_FAILED.as_u16());
             let mut response = refused(*refusal, correlation).respond(wishes).await;
             if unknown {
@@ -87,6 +91,14 @@ pub(super) async fn answer<S: Store>(
 fn sacred(mut refusal: Refused) -> Refused {
     let gone = [ErrorCode::NotFound, ErrorCode::UploadGone, ErrorCode::ValidationError];
     if !gone.contains(&refusal.fault.code) {
+        refusal.status = Some(StatusCode::LOCKED.as_u16());
+    }
+    refusal
+}
+
+/// A client gives up over every refusal of its own fault but 409 and 423: what passes by itself is told as the latter.
+fn patient(mut refusal: Refused) -> Refused {
+    if matches!(refusal.fault.code, ErrorCode::HeartbeatTimeout | ErrorCode::RateLimited) {
         refusal.status = Some(StatusCode::LOCKED.as_u16());
     }
     refusal
@@ -183,7 +195,7 @@ async fn create<S: Store>(app: &Arc<App<S>>, request: Request) -> Result<Respons
     }
     let creation = Creation::read(&parts.headers)?;
     let new = creation.upload(UploadId::of(app.random_u128().to_be_bytes()));
-    let row = match &creation.concat {
+    let mut row = match &creation.concat {
         Some(Concat::Whole(places)) => return concatenate(app, identity, new, places).await,
         _ => {
             let (task, now_ms) = (Arc::clone(app), app.now_ms());
@@ -201,10 +213,10 @@ async fn create<S: Store>(app: &Arc<App<S>>, request: Request) -> Result<Respons
         expires(&mut response, &came);
         return Ok(response);
     }
-    expires(&mut response, &row);
     if row.upload.is_whole() {
-        later(finish(app, &row).await, &row).map_err(|refusal| placed(refusal, &path))?;
+        row.upload.state = later(finish(app, &row).await, &row).map_err(|refusal| placed(refusal, &path))?;
     }
+    expires(&mut response, &row);
     Ok(response)
 }
 
@@ -226,12 +238,12 @@ async fn concatenate<S: Store>(
         task.engine().give_up_parts(&identity, &parts, task.now_ms()).await;
         Ok::<_, Refused>((row, finished))
     });
-    let (row, finished) = joined.await??;
+    let (mut row, finished) = joined.await??;
     let mut response = empty(StatusCode::CREATED);
     let path = format!("/files/{}", app.upload_secret.segment(row.id));
     set(&mut response, header::LOCATION, &path);
+    row.upload.state = later(finished, &row).map_err(|refusal| placed(refusal, &path))?;
     expires(&mut response, &row);
-    later(finished, &row).map_err(|refusal| placed(refusal, &path))?;
     Ok(response)
 }
 
@@ -244,11 +256,11 @@ fn placed(mut refusal: Refused, path: &str) -> Refused {
 }
 
 /// Takes what may be tried again for done: it is finished when its client asks for the offset.
-fn later(finished: Result<(), Refused>, row: &UploadRow) -> Result<(), Refused> {
+fn later(finished: Result<State, Refused>, row: &UploadRow) -> Result<State, Refused> {
     match finished {
         Err(refusal) if refusal.fault.code.is_retryable() => {
             tracing::warn!(upload = %row.id, detail = %refusal.fault.message, "finishing waits");
-            Ok(())
+            Ok(State::Open)
         }
         finished => finished,
     }
@@ -309,14 +321,15 @@ async fn head<S: Store>(app: &Arc<App<S>>, id: UploadId) -> Result<Response<Body
     wait_for_quiet(app, id).await?;
     let row = app.engine().upload(Right::Secret.by(), id).await?;
     let state = row.upload.state_at(app.now_ms());
-    if matches!(state, State::Cancelled | State::Expired) {
+    // A client that did not hear of the whole asks for its parts first, and sends all of them again if they are gone.
+    if matches!(state, State::Cancelled | State::Expired) && !row.was_joined() {
         return Err(Fault::new(ErrorCode::UploadGone, format!("the upload is {}", state.as_str())).into());
     }
     // Who asks for the offset of a whole upload was not told that it is a file, or it is none yet.
     // It is not waited for longer than its client waits for an answer: it goes on.
     if state == State::Open && row.upload.is_whole() {
         let finished = tokio::time::timeout(native::FINALIZE, finish(app, &row)).await;
-        finished.unwrap_or(Ok(()))?;
+        finished.unwrap_or(Ok(State::Finalizing))?;
     }
     let mut response = empty(StatusCode::OK);
     let headers = response.headers_mut();
@@ -369,9 +382,9 @@ async fn append<S: Store>(
     let wanted = StreamRequest { id, offset, told_bytes: told, size, checksum };
     let task = Arc::clone(app);
     let came = to_its_end(app, async move {
-        let row = stream(&task, &Right::Secret, wanted, body).await?;
+        let mut row = stream(&task, &Right::Secret, wanted, body).await?;
         if row.upload.is_whole() && row.upload.state == State::Open {
-            finish(&task, &row).await?;
+            row.upload.state = finish(&task, &row).await?;
         }
         Ok::<_, Refused>(row)
     });
@@ -384,9 +397,11 @@ fn checksum_of(headers: &HeaderMap) -> Result<(String, Vec<u8>), Fault> {
 }
 
 /// Makes a file of an upload of which all bytes are there, unless it is a part of one.
-async fn finish<S: Store>(app: &Arc<App<S>>, row: &UploadRow) -> Result<(), Refused> {
+///
+/// Gives the state in which it is then.
+async fn finish<S: Store>(app: &Arc<App<S>>, row: &UploadRow) -> Result<State, Refused> {
     if row.joining == Joining::Part {
-        return Ok(());
+        return Ok(row.upload.state);
     }
     let (task, id) = (Arc::clone(app), row.id);
     let finalized =
@@ -394,9 +409,9 @@ async fn finish<S: Store>(app: &Arc<App<S>>, row: &UploadRow) -> Result<(), Refu
     match finalized.await?? {
         Finalized::Done(row) => {
             tracing::info!(upload = %id, bytes = row.upload.received, "upload done");
-            Ok(())
+            Ok(State::Done)
         }
-        Finalized::UnderWay => Ok(()),
+        Finalized::UnderWay => Ok(State::Finalizing),
     }
 }
 

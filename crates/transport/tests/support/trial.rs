@@ -24,6 +24,8 @@ struct Now {
     calls: u64,
     /// How many of them still succeed; none: all.
     left: Option<u64>,
+    /// Calls that read bytes, so far.
+    reads: u64,
     /// Writing these bytes waits.
     slow: Option<Vec<u8>>,
     waiting: usize,
@@ -73,6 +75,11 @@ impl TrialShell {
     /// Returns how many calls have changed something.
     pub fn calls(&self) -> u64 {
         self.trial.now().calls
+    }
+
+    /// Returns how many calls have read bytes.
+    pub fn reads(&self) -> u64 {
+        self.trial.now().reads
     }
 
     /// Holds whoever writes exactly these bytes at once.
@@ -160,6 +167,7 @@ impl Bytes for TrialBytes {
     }
 
     fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, ShellError> {
+        self.trial.now().reads += 1;
         self.held.read_at(at, buffer)
     }
 

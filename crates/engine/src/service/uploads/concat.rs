@@ -153,7 +153,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         for part in parts {
             let Ok(row) = self.upload(UploadRight::User(identity), *part).await else { continue };
             if row.joining == Joining::Part {
-                let _ = self.give_up(&row, turn(&row, State::Open, State::Cancelled, now_ms)).await;
+                let turn = turn(&row, State::Open, State::Cancelled, now_ms).joined();
+                let _ = self.give_up(&row, turn).await;
             }
         }
     }

@@ -129,34 +129,43 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 done_before(row, claimed_now)
             }
             Err(Failed::Refused(why)) => {
+                let why = format!("the file was refused: {why}");
                 let turn = UploadTurn {
+                    // Whoever does not wait for the answer asks later.
+                    fault: Some(why.as_str().into()),
                     holder: Some(held.holder),
                     ..turn(&row, State::Finalizing, State::Cancelled, now_ms)
                 };
                 if !self.give_up(&row, turn).await? {
                     return Err(overtaken());
                 }
-                Err(Fault::new(ErrorCode::ValidationError, format!("the file was refused: {why}")))
+                Err(Fault::new(ErrorCode::ValidationError, why))
             }
-            Err(Failed::Again(fault)) => {
-                let (fault, missing) = match fault.code {
-                    // What cannot be read now leaves it at the mismatch.
-                    ErrorCode::DigestMismatch => match self.looked_through(&row).await {
-                        Ok(Some(found)) => found,
-                        Ok(None) | Err(_) => (fault, Vec::new()),
-                    },
-                    _ => (fault, Vec::new()),
-                };
-                let turn = UploadTurn {
-                    fault: Some(fault.message.as_str().into()),
-                    holder: Some(held.holder),
-                    missing,
-                    ..turn(&row, State::Finalizing, State::Open, now_ms)
-                };
-                self.turn_upload(turn).await?;
-                Err(fault)
+            Err(Failed::Again(fault)) => self.turn_back(&row, (fault, Vec::new()), held, now_ms).await,
+            Err(Failed::Damaged(fault)) => {
+                // What cannot be read now leaves it at the mismatch.
+                let found = self.looked_through(&row).await.ok().flatten();
+                self.turn_back(&row, found.unwrap_or_else(|| (fault, Vec::new())), held, now_ms).await
             }
         }
+    }
+
+    /// Leaves an upload open that could not be finalized, without the chunks that are to be sent again.
+    async fn turn_back(
+        &self,
+        row: &UploadRow,
+        (fault, missing): (Fault, Vec<(u64, u64)>),
+        held: Held,
+        now_ms: u64,
+    ) -> Result<Finalized, Fault> {
+        let turn = UploadTurn {
+            fault: Some(fault.message.as_str().into()),
+            holder: Some(held.holder),
+            missing,
+            ..turn(row, State::Finalizing, State::Open, now_ms)
+        };
+        self.turn_upload(turn).await?;
+        Err(fault)
     }
 
     /// Looks which chunks of a file with another digest are to blame: those whose bytes are not what was received. Gives
@@ -186,7 +195,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let tags = chunks.into_iter().filter_map(|chunk| chunk.tag).collect();
         let digest = uploads.blobs.assemble(row, tags).await?;
         if let Some(claimed) = claimed.filter(|claimed| *claimed != digest) {
-            return Err(mismatch(claimed, digest).into());
+            let fault = mismatch(claimed, digest);
+            let came = row.running.as_ref().filter(|running| running.through() == row.upload.received);
+            // What lies there is what came: the client claims another file than it sent.
+            let is_as_it_came = came.is_some_and(|running| running.digest() == digest);
+            return Err(if is_as_it_came { Failed::Again(fault) } else { Failed::Damaged(fault) });
         }
         let verifier = uploads.rules.verifier.as_ref().filter(|_| uploads.rules.of(&row.tenant_id).verified);
         if let Some(verifier) = verifier {
@@ -210,27 +223,36 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Gives an upload up: its bytes go, and what it had of the quota comes back. Tells whether it was in the state that
     /// it had to be in.
     pub(super) async fn give_up(&self, row: &UploadRow, turn: UploadTurn) -> Result<bool, Fault> {
+        let is_given_up = self.end(row, turn).await?;
+        if is_given_up {
+            // What is left when this fails is removed by the sweeper.
+            let _ = self.discard(row).await;
+        }
+        Ok(is_given_up)
+    }
+
+    /// Gives an upload up and leaves its bytes where they are.
+    pub(super) async fn end(&self, row: &UploadRow, turn: UploadTurn) -> Result<bool, Fault> {
         let (to, now_ms) = (turn.to, turn.at_ms);
         if !self.turn_upload(turn).await? {
             return Ok(false);
         }
-        let uploads = self.taken()?;
-        uploads.forget(row.id);
+        self.taken()?.forget(row.id);
         if row.joining != Joining::Part {
             let lived_ms = now_ms.saturating_sub(row.upload.opened_ms);
             self.observer.upload_ended(to, row.upload.received, lived_ms);
         }
-        // What is left when this fails is removed by the sweeper.
-        let _ = self.discard(row).await;
-        // Somebody else may have published it before it was refused.
-        let _ = uploads.blobs.remove(row.id).await;
         Ok(true)
     }
 
-    /// Discards what is staged of an upload that was given up, and takes down that it was if the place has a name for it.
+    /// Removes the bytes of an upload that was given up, and takes down that what was staged is discarded if the place has a
+    /// name for it.
     pub(super) async fn discard(&self, row: &UploadRow) -> Result<(), Fault> {
-        let discarded = self.taken()?.blobs.discard(row.id, row.staged.clone()).await;
-        discarded.map_err(|error| lost(&error))?;
+        let blobs = &self.taken()?.blobs;
+        let discarded = blobs.discard(row.id, row.staged.clone()).await;
+        // Somebody else may have published it before it was refused.
+        let removed = blobs.remove(row.id).await;
+        discarded.and(removed).map_err(|error| lost(&error))?;
         if row.staged.is_some() {
             self.upload_rows().upload_discarded(row.id).await.map_err(|error| unavailable(&error))?;
         }
@@ -319,6 +341,8 @@ enum Failed {
     Refused(String),
     /// It stays open.
     Again(Fault),
+    /// It stays open, and may have been damaged where it lies.
+    Damaged(Fault),
 }
 
 impl From<Fault> for Failed {
@@ -329,7 +353,8 @@ impl From<Fault> for Failed {
 
 impl From<BlobError> for Failed {
     fn from(error: BlobError) -> Self {
-        Self::Again(lost(&error))
+        let fault = lost(&error);
+        if error == BlobError::Mismatch { Self::Damaged(fault) } else { Self::Again(fault) }
     }
 }
 

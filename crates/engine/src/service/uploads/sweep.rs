@@ -28,6 +28,9 @@ const FINALIZING_MS: u64 = 60_000;
 /// milliseconds.
 const REMEMBERED_MS: u64 = 24 * 3_600_000;
 
+/// How long it is tried to discard what is staged of them, in milliseconds. A bucket has a rule for what is older.
+const UNDISCARDED_MS: u64 = 8 * 24 * 3_600_000;
+
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Swept {
@@ -72,7 +75,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         if self.uploads.is_none() {
             return Ok(Swept::default());
         }
-        let mut swept = Swept { expired: self.expire_uploads(now_ms).await?, ..Swept::default() };
+        let mut swept = Swept::default();
         let rows = self.upload_rows();
         let before_ms = now_ms.saturating_sub(FINALIZING_MS);
         for row in rows.untold_uploads(ROWS).await.map_err(|error| unavailable(&error))? {
@@ -81,35 +84,43 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 swept.told += 1;
             }
         }
-        // The place may have been away when they were given up.
-        for row in rows.undiscarded_uploads(ROWS).await.map_err(|error| unavailable(&error))? {
-            if row.changed_ms < before_ms {
-                swept.removed(&self.discard(&row).await);
-            }
-        }
-        let forget_ms = now_ms.saturating_sub(REMEMBERED_MS);
-        rows.forget_uploads(forget_ms).await.map_err(|error| unavailable(&error))?;
+        let (forget_ms, last_ms) =
+            (now_ms.saturating_sub(REMEMBERED_MS), now_ms.saturating_sub(UNDISCARDED_MS));
+        rows.forget_uploads(forget_ms, last_ms).await.map_err(|error| unavailable(&error))?;
+        // What asks the place of the bytes comes last: it may be away, and answer late.
+        let mut is_there = self.expire_uploads(now_ms, &mut swept).await?;
         let usage = rows.upload_usage().await.map_err(|error| unavailable(&error))?;
         self.observer.upload_usage(usage);
+        for row in rows.undiscarded_uploads(ROWS).await.map_err(|error| unavailable(&error))? {
+            if is_there && row.changed_ms < before_ms {
+                let discarded = self.discard(&row).await;
+                swept.removed(&discarded);
+                is_there = discarded.is_ok();
+            }
+        }
         // A place that lists nothing now keeps nothing else from being done.
         let staged = self.sweep_staged(now_ms, &mut swept).await;
         let files = self.sweep_files(now_ms, &mut swept).await;
         staged.and(files).map(|()| swept)
     }
 
-    async fn expire_uploads(&self, now_ms: u64) -> Result<u64, Fault> {
-        let mut expired = 0;
+    /// Tells whether the place of the bytes removed what it was to. When it does not, the bytes of the others wait for the
+    /// next sweep.
+    async fn expire_uploads(&self, now_ms: u64, swept: &mut Swept) -> Result<bool, Fault> {
+        let mut is_there = true;
         loop {
             let overdue = self.upload_rows().overdue_uploads(now_ms, ROWS).await;
             let overdue = overdue.map_err(|error| unavailable(&error))?;
-            let (found, before) = (overdue.len(), expired);
+            let (found, before) = (overdue.len(), swept.expired);
             for row in overdue {
                 // Bytes that came at this moment have moved the end, and then it is not turned.
-                let ended = self.give_up(&row, turn(&row, State::Open, State::Expired, now_ms)).await?;
-                expired += u64::from(ended);
+                if self.end(&row, turn(&row, State::Open, State::Expired, now_ms)).await? {
+                    swept.expired += 1;
+                    is_there = is_there && self.discard(&row).await.is_ok();
+                }
             }
-            if found < ROWS || expired == before {
-                return Ok(expired);
+            if found < ROWS || swept.expired == before {
+                return Ok(is_there);
             }
         }
     }

@@ -261,10 +261,10 @@ impl UploadRows for PostgresStore {
         Box::pin(self.run(async move { turn::remove_file(&shared, id).await }))
     }
 
-    fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64> {
+    fn forget_uploads(&self, before_ms: u64, undiscarded_before_ms: u64) -> Answer<'_, u64> {
         let shared = Arc::clone(&self.shared);
         // However long it takes: nobody is told to forget again.
-        Box::pin(self.finish(async move { turn::forget(&shared, before_ms).await }))
+        Box::pin(self.finish(async move { turn::forget(&shared, (before_ms, undiscarded_before_ms)).await }))
     }
 
     fn upload_usage(&self) -> Answer<'_, UploadUsage> {

@@ -145,7 +145,7 @@ pub(super) async fn untold(shared: &Shared, rows: usize) -> Result<Vec<UploadRow
 
 pub(super) async fn undiscarded(shared: &Shared, rows: usize) -> Result<Vec<UploadRow>, StoreError> {
     let condition = "u.state IN ('cancelled', 'expired') AND u.staged IS NOT NULL AND u.changed_at <= $1 \
-         ORDER BY u.changed_at, u.id";
+         ORDER BY u.changed_at DESC, u.id DESC";
     listed(shared, condition, u64::MAX, rows).await
 }
 

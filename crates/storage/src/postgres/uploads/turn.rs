@@ -166,18 +166,23 @@ async fn remove_within(lease: &Lease, id: UploadId) -> Result<bool, StoreError> 
 /// Uploads that one transaction forgets at most.
 const STEP: usize = 1_000;
 
-/// Forgets uploads that were given up or expired before a time, the oldest first, and of which nothing is staged, and leases that ended before it. What
+/// Forgets uploads that were given up or expired before a time, the oldest first, and leases that ended before it; those of
+/// which something is staged before another time. What
 /// another node forgets at this moment is left to it.
-pub(super) async fn forget(shared: &Shared, before_ms: u64) -> Result<u64, StoreError> {
+pub(super) async fn forget(
+    shared: &Shared,
+    (before_ms, undiscarded_before_ms): (u64, u64),
+) -> Result<u64, StoreError> {
     let mut forgotten = 0;
     loop {
         let lease = shared.writer().await?;
         let gone = sql_query(
             "WITH gone AS MATERIALIZED (SELECT id FROM uploads WHERE state IN ('cancelled', 'expired') \
-             AND staged IS NULL AND changed_at < $1 ORDER BY changed_at, id LIMIT $2 FOR UPDATE SKIP LOCKED) \
+             AND changed_at < $1 AND (staged IS NULL OR changed_at < $2) ORDER BY changed_at, id LIMIT $3 FOR UPDATE SKIP LOCKED) \
              DELETE FROM uploads AS u USING gone WHERE u.id = gone.id",
         )
         .bind::<BigInt, _>(sql_ms(before_ms))
+        .bind::<BigInt, _>(sql_ms(undiscarded_before_ms))
         .bind::<BigInt, _>(i64::try_from(STEP).unwrap_or(i64::MAX))
         .execute(&mut lease.pg())
         .await;

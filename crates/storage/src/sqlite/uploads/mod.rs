@@ -247,9 +247,10 @@ impl UploadRows for SqliteStore {
         Box::pin(self.write(move |writer| turn::remove_file(&mut writer.connection, id)))
     }
 
-    fn forget_uploads(&self, before_ms: u64) -> Answer<'_, u64> {
+    fn forget_uploads(&self, before_ms: u64, undiscarded_before_ms: u64) -> Answer<'_, u64> {
         self.shared.held.with(|leases| leases.forget(before_ms));
-        Box::pin(self.in_steps(move |writer| turn::forget(&mut writer.connection, before_ms)))
+        let before = (before_ms, undiscarded_before_ms);
+        Box::pin(self.in_steps(move |writer| turn::forget(&mut writer.connection, before)))
     }
 
     fn upload_usage(&self) -> Answer<'_, UploadUsage> {

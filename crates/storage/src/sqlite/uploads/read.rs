@@ -117,7 +117,7 @@ const UNTOLD: &str = "u.state = 'done' AND u.told = 0 AND u.joining <> 'part' AN
      ORDER BY u.changed_at, u.id";
 /// Uploads that are over and of which something is still staged.
 const UNDISCARDED: &str = "u.state IN ('cancelled', 'expired') AND u.staged IS NOT NULL AND u.changed_at <= ? \
-     ORDER BY u.changed_at, u.id";
+     ORDER BY u.changed_at DESC, u.id DESC";
 
 #[cfg(test)]
 pub(super) const LISTS: [&str; 4] = [OVERDUE, UNFINISHED, UNTOLD, UNDISCARDED];

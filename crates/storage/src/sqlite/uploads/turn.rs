@@ -131,13 +131,17 @@ pub(super) fn remove_file(connection: &mut SqliteConnection, id: UploadId) -> Re
 
 pub(super) const FORGET: &str = "DELETE FROM uploads WHERE id IN \
      (SELECT id FROM uploads WHERE state IN ('cancelled', 'expired') \
-     AND staged IS NULL AND changed_at < ? ORDER BY changed_at, id LIMIT ?)";
+     AND changed_at < ? AND (staged IS NULL OR changed_at < ?) ORDER BY changed_at, id LIMIT ?)";
 
-/// Forgets at most a step of the uploads that were given up or expired before a time, the oldest first, and of which
-/// nothing is staged. Their chunks and what they had reserved went when they were.
-pub(super) fn forget(connection: &mut SqliteConnection, before_ms: u64) -> Result<u64, StoreError> {
+/// Forgets at most a step of the uploads that were given up or expired before a time, the oldest first; those of which
+/// something is staged before another time. Their chunks and what they had reserved went when they were.
+pub(super) fn forget(
+    connection: &mut SqliteConnection,
+    (before_ms, undiscarded_before_ms): (u64, u64),
+) -> Result<u64, StoreError> {
     let removed = sql_query(FORGET)
         .bind::<BigInt, _>(sql_ms(before_ms))
+        .bind::<BigInt, _>(sql_ms(undiscarded_before_ms))
         .bind::<BigInt, _>(i64::try_from(STEP).unwrap_or(i64::MAX))
         .execute(connection)
         .map_err(store_error)?;

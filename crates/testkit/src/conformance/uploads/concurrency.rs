@@ -178,7 +178,7 @@ pub(in super::super) fn sums_stand_under_load<S: Store>(bed: &Bed<S>) {
                     assert_eq!(block_on(rows.remove_file_row(id)), Ok(true));
                 }
             }
-            block_on(rows.forget_uploads(at(3))).expect("an answer");
+            block_on(rows.forget_uploads(at(3), at(3))).expect("an answer");
         }
     });
     yard.ids.borrow_mut().extend(asked.iter().flatten().map(|row| row.id));

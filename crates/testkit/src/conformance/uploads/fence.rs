@@ -77,7 +77,7 @@ pub(in super::super) fn a_chunk_is_kept_by_right<S: Store>(bed: &Bed<S>) {
     // Unless it was forgotten.
     desk.take(id, LeaseSlot::Chunk(4), ADA, (0, 10));
     desk.take(id, LeaseSlot::Chunk(5), ADA, (0, 11));
-    assert_eq!(block_on(desk.0.rows().forget_uploads(at(11))), Ok(0));
+    assert_eq!(block_on(desk.0.rows().forget_uploads(at(11), at(11))), Ok(0));
     assert_eq!((desk.keep(id, 4, ADA), desk.keep(id, 5, ADA)), (Kept::Lost, kept(12)));
     // That the upload is not open is said first.
     desk.0.bring(id, State::Finalizing);

@@ -136,7 +136,7 @@ pub(in super::super) fn what_is_over_is_forgotten<S: Store>(bed: &Bed<S>) {
     yard.open(5, chunks(4));
     yard.bring(yard.open(6, chunks(4)), State::Done);
     let forget = |ms| {
-        let forgotten = block_on(yard.rows().forget_uploads(at(ms))).expect("an answer");
+        let forgotten = block_on(yard.rows().forget_uploads(at(ms), at(0))).expect("an answer");
         yard.check_sums();
         forgotten
     };
@@ -165,18 +165,19 @@ pub(in super::super) fn what_is_staged_is_remembered<S: Store>(bed: &Bed<S>) {
     }
     let left = |rows| ids(&block_on(yard.rows().undiscarded_uploads(rows)).expect("a list"));
     let discard = |number| block_on(yard.rows().upload_discarded(id_of(number))).expect("an answer");
-    assert_eq!((left(100), left(3), left(0)), (named(&[2, 4, 3, 1]), named(&[2, 4, 3]), vec![]));
+    assert_eq!((left(100), left(3), left(0)), (named(&[1, 3, 4, 2]), named(&[1, 3, 4]), vec![]));
     let listed = block_on(yard.rows().undiscarded_uploads(1)).expect("a list");
-    assert_eq!(shown(&listed[0]), shown(&yard.read(id_of(2))));
-    // Only those of which nothing is left are forgotten.
-    let forget = || block_on(yard.rows().forget_uploads(at(1000))).expect("an answer");
-    assert_eq!((forget(), left(100)), (1, named(&[2, 4, 3, 1])));
+    assert_eq!(shown(&listed[0]), shown(&yard.read(id_of(1))));
+    // Those of which something is left have a time of their own.
+    let forget = |ms| block_on(yard.rows().forget_uploads(at(1000), at(ms))).expect("an answer");
+    assert_eq!((forget(10), left(100)), (1, named(&[1, 3, 4, 2])));
     for number in [4, 4, 6, 7, 8, 99] {
         discard(number);
     }
-    assert_eq!((left(100), yard.read(id_of(4)).staged), (named(&[2, 3, 1]), None));
+    assert_eq!((left(100), yard.read(id_of(4)).staged), (named(&[1, 3, 2]), None));
     assert!([6, 7, 8].into_iter().all(|number| yard.read(id_of(number)).staged.is_some()));
-    assert_eq!((forget(), left(100)), (1, named(&[2, 3, 1])));
+    assert_eq!((forget(10), left(100)), (1, named(&[1, 3, 2])));
+    assert_eq!((forget(30), left(100)), (2, named(&[1])));
     yard.check_sums();
 }
 
@@ -188,7 +189,7 @@ pub(in super::super) fn many_are_forgotten<S: Store>(bed: &Bed<S>) {
         let row = UploadRow { upload: Upload { state: State::Cancelled, ..row.upload }, ..row };
         block_on(yard.rows().open_upload(row, super::PLENTY, None)).expect("an answer");
     }
-    assert_eq!(block_on(yard.rows().forget_uploads(at(0))), Ok(0));
-    assert_eq!(block_on(yard.rows().forget_uploads(at(1))), Ok(2_001));
+    assert_eq!(block_on(yard.rows().forget_uploads(at(0), at(0))), Ok(0));
+    assert_eq!(block_on(yard.rows().forget_uploads(at(1), at(1))), Ok(2_001));
     assert!(yard.find(id_of(0)).is_none());
 }

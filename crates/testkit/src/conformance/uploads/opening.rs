@@ -158,7 +158,7 @@ pub(in super::super) fn an_upload_is_opened_once_under_its_key<S: Store>(bed: &B
     // Also when the upload is over, and when its row is gone.
     yard.bring(id_of(1), State::Cancelled);
     assert_eq!(open(2, "user:ada", "k", "one"), UploadOpened::Before(id_of(1)));
-    assert_eq!(block_on(yard.rows().forget_uploads(u64::MAX)), Ok(1));
+    assert_eq!(block_on(yard.rows().forget_uploads(u64::MAX, u64::MAX)), Ok(1));
     assert_eq!(open(2, "user:ada", "k", "one"), UploadOpened::Before(id_of(1)));
     // Keys belong to their owners and tenants.
     assert_eq!(open(3, "user:bob", "k", "one"), UploadOpened::Opened);

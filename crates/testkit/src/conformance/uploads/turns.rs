@@ -45,7 +45,7 @@ pub(in super::super) fn uploads_turn_as_their_states_allow<S: Store>(bed: &Bed<S
             }
         }
         // What came is gone before the next state, so that the sums stay quickly added up.
-        block_on(yard.rows().forget_uploads(u64::MAX)).expect("an answer");
+        block_on(yard.rows().forget_uploads(u64::MAX, u64::MAX)).expect("an answer");
         yard.check_sums();
     }
     assert_eq!(turned, legal.len());
