@@ -200,6 +200,50 @@ async fn who_was_overtaken_while_finalizing_ends_nothing() {
     assert_eq!(heard(&mut ada, "upload_completed").await, 1);
 }
 
+#[tokio::test]
+async fn four_that_were_left_are_finalized_at_once_and_held_on_to() {
+    let slow = Arc::new(Slow { looking: AtomicUsize::new(0), done: Semaphore::new(0) });
+    let verifier: Arc<dyn Verify> = Arc::<Slow>::clone(&slow);
+    let tenant = TenantUploads { verified: true, ..TenantUploads::default() };
+    let harness = started(UploadRules { tenant, verifier: Some(verifier), ..UploadRules::default() }).await;
+    let mut places = Vec::new();
+    for _ in 0..6 {
+        let created = create(&harness, |request| request.header("upload-length", "20")).await;
+        places.push(created.header("location").expect("a place").to_owned());
+    }
+    // All bytes come, and then the disk fails.
+    for place in &places {
+        assert_eq!(patch(place, 0, &FILE[..19]).send(harness.address).await.status, 204);
+        let before = harness.shell.calls();
+        harness.shell.fail_after(2);
+        assert_eq!(patch(place, 19, &FILE[19..]).send(harness.address).await.status, 503, "{before}");
+        assert!(harness.shell.mend());
+    }
+    harness.clock.advance(61_000);
+    let app = Arc::clone(&harness.app);
+    let finishing = tokio::spawn(async move { app.finish_uploads().await.expect("the store answers") });
+    until("four are looked at", || async { slow.looking.load(Ordering::SeqCst) == 4 }).await;
+    // That takes longer than a right lasts, which is held on to every four seconds.
+    for _ in 0..2 {
+        harness.clock.advance(14_000);
+        tokio::time::sleep(std::time::Duration::from_millis(4_500)).await;
+    }
+    let mut under_way = 0;
+    for place in &places {
+        let id = &place[7..39];
+        if status(&harness, id).await["state"] == "finalizing" {
+            under_way += 1;
+            assert_eq!(send(&harness, finalize(id, &sha256(FILE))).await.0, 202, "nobody takes over");
+        }
+    }
+    assert_eq!((under_way, slow.looking.load(Ordering::SeqCst)), (4, 4), "and no more");
+    slow.done.add_permits(6);
+    assert_eq!(finishing.await.expect("it ends"), 6);
+    for place in &places {
+        assert_eq!(file_of(&harness, &place[7..39]).await.body, FILE);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_comes_to_a_place_waits_for_the_last_bytes_of_whoever_had_it() {
     let harness = Arc::new(started(UploadRules::default()).await);
