@@ -169,7 +169,10 @@ fn assemble(
     };
     let store = store::open(place, &config.store, &limits, surroundings)?;
     // Where no database is, no folder is made.
-    let uploads = config.uploads(folder)?;
+    let mut uploads = config.uploads(folder)?;
+    if unlimited {
+        (uploads.rules.open_max, uploads.rules.bodies_max) = (u64::from(u32::MAX), u64::from(u32::MAX));
+    }
     let engine = Engine::new(store.clone(), hub, catalogue, limits, MetricsObserver::default());
     let engine = engine.with_windows(windows).with_rules(rules)?.with_uploads(uploads.blobs, uploads.rules);
     let settings =

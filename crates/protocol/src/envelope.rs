@@ -264,7 +264,7 @@ pub(crate) fn sync_id(text: &str) -> Option<SyncId> {
     if shaped { SyncId::new(text).ok() } else { None }
 }
 
-fn refuse_duplicates(object: Node<'_>, under: &str) -> Result<(), Fault> {
+pub(crate) fn refuse_duplicates(object: Node<'_>, under: &str) -> Result<(), Fault> {
     let mut seen: Vec<std::borrow::Cow<'_, str>> = Vec::new();
     for (key, _) in object.members() {
         let key = key.as_str().unwrap_or_default();

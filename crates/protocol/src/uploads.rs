@@ -4,7 +4,7 @@ use driftline_model::{KindName, Limits, RecordId};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::envelope::{Envelope, Fault};
+use crate::envelope::{Envelope, Fault, refuse_duplicates};
 use crate::form::Encoding;
 use crate::json::Node;
 
@@ -36,6 +36,7 @@ impl UploadPost {
     pub fn decode(encoding: Encoding, bytes: &[u8], limits: &Limits) -> Result<Self, Fault> {
         let document = Envelope::parse(encoding, bytes, limits)?;
         let root = document.root();
+        refuse_duplicates(root, "")?;
         let size = field(root, "size").and_then(|node| node.as_u64());
         let size =
             size.ok_or_else(|| Fault::invalid("/size", "the file's bytes, an integer, are required"))?;
@@ -74,6 +75,7 @@ pub fn decode_finalize(encoding: Encoding, bytes: &[u8], limits: &Limits) -> Res
         return Ok(None);
     }
     let document = Envelope::parse(encoding, bytes, limits)?;
+    refuse_duplicates(document.root(), "")?;
     text(document.root(), "sha256")
 }
 
@@ -215,6 +217,7 @@ mod tests {
     fn what_is_wrong_is_told_with_its_place() {
         let table = [
             (r#"{"filename":"a"}"#, "/size"),
+            (r#"{"filename":"a","size":1,"size":2}"#, "/size"),
             (r#"{"filename":"a","size":-1}"#, "/size"),
             (r#"{"filename":"a","size":1.5}"#, "/size"),
             (r#"{"size":1}"#, "/filename"),

@@ -141,6 +141,12 @@ pub(crate) fn reserved(standing: Option<&Standing>, bytes: u64) -> Option<u64> {
     }
 }
 
+/// Tells what an upload has reserved when it gives back what it does not need; nothing: it needs all of it.
+pub(crate) fn released(standing: Option<&Standing>) -> Option<u64> {
+    let standing = standing.filter(|standing| standing.state == State::Open && standing.size.is_none())?;
+    (standing.received < standing.reserved).then_some(standing.received)
+}
+
 /// What a turn makes of an upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Turned {

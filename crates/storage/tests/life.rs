@@ -493,11 +493,11 @@ fn a_backup_of_an_older_schema_is_migrated() {
     let report = SqliteStore::check(&old);
     assert_eq!(
         (report.findings.len(), report.pending.len(), report.contents.tenants),
-        (0, 4, 1),
+        (0, 5, 1),
         "{report:?}"
     );
     let restored = SqliteStore::restore(&old, &scene.file, &*scene.world.random).expect("a restore");
-    assert_eq!((restored.migrated.len(), restored.replaced), (4, None));
+    assert_eq!((restored.migrated.len(), restored.replaced), (5, None));
     let (store, ada) = scene.open();
     assert_eq!((head(&store, &ada).seq, head(&store, &ada).epoch_seq), (Seq::new(7), Seq::new(7)));
 }

@@ -1,11 +1,11 @@
-//! How much of uploads on a local disk goes on at once.
+//! How much of uploads on a local disk goes on at once, and what a full disk leaves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use driftline_engine::{Blobs, Joining, PartPlace, PartSink, Purpose, UploadRow};
+use driftline_engine::{BlobError, Blobs, Joining, PartPlace, PartSink, Purpose, UploadRow};
 use driftline_model::{TenantId, TenantNo};
 use driftline_storage::LocalBlobs;
 use driftline_testkit::http::PATIENCE;
@@ -18,7 +18,7 @@ const MIB: usize = 1 << 20;
 const SHORT: usize = 64 << 10;
 const LONG: usize = 256 << 10;
 
-/// Bytes in memory that notes what is written at once, and holds whoever writes or reads while its gate is shut.
+/// Bytes in memory that notes what is written at once, holds whoever writes or reads while its gate is shut, and may be full.
 #[derive(Clone, Default)]
 struct Gated {
     held: MemoryShell,
@@ -34,6 +34,8 @@ struct Gate {
 #[derive(Default)]
 struct Now {
     shut: bool,
+    /// Nothing more fits.
+    full: bool,
     /// Who stands at it.
     waiting: usize,
     /// How long the writes of each upload were.
@@ -118,6 +120,9 @@ impl Bytes for GatedBytes {
     fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), ShellError> {
         self.gate.now().written.entry(self.id).or_default().insert(bytes.len());
         self.gate.pass();
+        if self.gate.now().full && at > 0 {
+            return Err(ShellError::Full);
+        }
         self.held.write_at(at, bytes)
     }
 
@@ -250,6 +255,22 @@ async fn sixteen_pieces_are_written_at_once() {
     for task in writing {
         task.await.expect("it is written");
     }
+}
+
+#[tokio::test]
+async fn a_join_that_does_not_fit_takes_no_room() {
+    let place = Place::new();
+    for number in 0..2 {
+        place.whole(number, None).await;
+    }
+    place.blobs.create(id(2)).await.expect("there is none of this name");
+    let parts = vec![(id(0), MIB as u64), (id(1), MIB as u64)];
+    place.gate.now().full = true;
+    assert_eq!(place.blobs.join(id(2), parts.clone()).await, Err(BlobError::Full));
+    assert_eq!(place.blobs.read(id(2), 0, MIB).await, Ok(vec![]), "what was copied is gone");
+    place.gate.now().full = false;
+    place.blobs.join(id(2), parts).await.expect("there is room by now");
+    assert_eq!(place.blobs.read(id(2), MIB as u64, MIB).await, Ok(vec![1; MIB]));
 }
 
 #[tokio::test]

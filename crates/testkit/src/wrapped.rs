@@ -347,6 +347,10 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
         self.admitted_to_uploads(|uploads| uploads.reserve_upload(id, bytes, quota_bytes))
     }
 
+    fn release_upload(&self, id: UploadId) -> Answer<'_, ()> {
+        self.admitted_to_uploads(|uploads| uploads.release_upload(id))
+    }
+
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {
         self.admitted_to_uploads(|uploads| uploads.turn_upload(turn))
     }

@@ -59,6 +59,13 @@ async fn parts_of_files_are_read_by_those_who_may() {
     let beyond = read("range", "bytes=20-").await;
     assert_eq!((beyond.status, beyond.header("content-range")), (416, Some("bytes */20")));
     assert_eq!(read("if-none-match", &tag).await.status, 304);
+    let known = Request::get(&path).header("if-none-match", "\"x\"").header("if-none-match", &tag);
+    assert_eq!(harness.ask("t1", "ada", known).await.status, 304, "a list may stand on several lines");
+    let several = Request::get(&path).header("range", "bytes=0-1").header("range", "bytes=3-4");
+    assert_eq!(harness.ask("t1", "ada", several).await.status, 200);
+    let unchanged = Request::new("HEAD", &path).header("if-none-match", &tag);
+    let unchanged = harness.ask("t1", "ada", unchanged).await;
+    assert_eq!((unchanged.status, unchanged.header("content-length")), (304, Some("20")));
     for (known, status) in [(tag.as_str(), 206), ("\"other\"", 200), (&format!("W/{tag}"), 200)] {
         let request = Request::get(&path).header("range", "bytes=0-1").header("if-range", known);
         assert_eq!(harness.ask("t1", "ada", request).await.status, status, "{known}");

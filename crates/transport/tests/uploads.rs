@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use driftline_engine::{Blobs, TenantUploads, UploadRight, UploadRow, UploadRules, Verdict, Verify};
 use driftline_testkit::http::{Request, Response};
-use driftline_uploads::{Digest, Expiry};
+use driftline_uploads::{Bytes as _, Digest, Expiry, Shell as _};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::json;
@@ -440,12 +440,7 @@ async fn quotas_and_caps_hold_and_come_back() {
     let told = patch(&place, 0, &[7; 31]).header("upload-length", "31").send(harness.address).await;
     assert_eq!((told.status, told.code().as_str()), (413, "QUOTA_EXCEEDED"));
     assert_eq!(offset(&harness, &place).await, Some(0));
-    assert_eq!(
-        init(&harness, &json!({"filename": "a", "size": 1})).await.status,
-        413,
-        "what lies there is reserved"
-    );
-    // What was written and did not count is no part of the file.
+    assert_eq!(staged_bytes(&harness, &place), 0, "what did not count takes no room");
     let last = patch(&place, 0, b"ninebytes").header("upload-length", "9").send(harness.address).await;
     assert_eq!(last.status, 204);
     let file = harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{}", &place[7..39]))).await;
@@ -511,6 +506,71 @@ async fn what_nobody_finishes_goes_and_what_comes_holds_it() {
     // The user's token has ended meanwhile; the upload's own secret has not.
     let known = Request::get(&format!("/api/v1/uploads/{id}?upload_token={secret}"));
     assert_eq!(known.send(harness.address).await.status, 404, "it is forgotten");
+}
+
+/// How many bytes are staged of an upload over tus.
+fn staged_bytes(harness: &Harness, place: &str) -> usize {
+    let staged = harness.shell.stage(&place[7..39].parse().expect("an upload")).expect("it is staged");
+    staged.read_at(0, &mut [0; 1000]).expect("it can be read")
+}
+
+#[tokio::test]
+async fn what_does_not_count_takes_no_room() {
+    let harness = started(bounded(100)).await;
+    let created = create(&harness, |request| request.header("upload-defer-length", "1")).await;
+    let place = created.header("location").expect("a place").to_owned();
+    assert_eq!(patch(&place, 0, &[7; 10]).send(harness.address).await.status, 204);
+    let bad = patch(&place, 10, &[7; 80]).header("upload-checksum", "sha1 AAAA");
+    assert_eq!(bad.send(harness.address).await.status, 460);
+    assert_eq!((offset(&harness, &place).await, staged_bytes(&harness, &place)), (Some(10), 10));
+    // A connection that breaks while something is checked leaves as little.
+    let cut = patch(&place, 10, &[7; 80]).header("upload-checksum", "sha1 AAAA").encode(harness.address);
+    let mut stream = TcpStream::connect(harness.address).await.expect("it listens");
+    stream.write_all(&cut[..cut.len() - 1]).await.expect("it reads");
+    stream.shutdown().await.expect("it is open");
+    let broken = Response::read(&mut stream, &mut Vec::new()).await.expect("an answer");
+    assert_eq!((broken.status, broken.code().as_str()), (409, "UPLOAD_INCOMPLETE"));
+    assert_eq!((offset(&harness, &place).await, staged_bytes(&harness, &place)), (Some(10), 10));
+    assert_eq!(init(&harness, &json!({"filename": "a", "size": 90})).await.status, 201, "all else is free");
+}
+
+#[tokio::test]
+async fn what_is_no_request_of_an_upload_is_told() {
+    let harness = started(UploadRules::default()).await;
+    let post = |with: &[(&str, &str)], body: &'static [u8]| {
+        let request = tus(Request::new("POST", "/files")).body(body);
+        with.iter().fold(request, |request, (name, value)| request.header(name, value))
+    };
+    let (bytes, length) = (("content-type", "application/offset+octet-stream"), ("upload-length", "5"));
+    let table = [
+        (post(&[length, ("content-type", "text/plain")], b"hello"), 415, "UNSUPPORTED_MEDIA_TYPE"),
+        (post(&[length], b"hello"), 415, "UNSUPPORTED_MEDIA_TYPE"),
+        (post(&[("upload-concat", "final;/files/x"), bytes], b"hello"), 403, "FORBIDDEN"),
+        (post(&[("upload-length", "99999999999999999999")], b""), 413, "MESSAGE_TOO_LARGE"),
+    ];
+    for (request, status, code) in table {
+        let refused = harness.ask("t1", "ada", request.clone()).await;
+        assert_eq!((refused.status, refused.code().as_str()), (status, code), "{request:?}");
+    }
+    let created = create(&harness, |request| request.header("upload-length", "5")).await;
+    assert!(created.header("upload-expires").is_some());
+    let place = created.header("location").expect("a place").to_owned();
+    let posted = tus(Request::new("POST", &place)).send(harness.address).await;
+    assert_eq!((posted.status, posted.header("allow")), (405, Some("HEAD, PATCH, DELETE, OPTIONS")));
+    let last = patch(&place, 0, b"hello").send(harness.address).await;
+    assert_eq!((last.status, last.header("upload-expires")), (204, None), "a file does not go");
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    for index in ["+0", "00", "-0", "0x0"] {
+        let path = format!("/api/v1/uploads/{id}/chunk/{index}");
+        let put = Request::new("PUT", &path).header("x-chunk-sha256", &sha256(chunk_of(0))).body(chunk_of(0));
+        assert_eq!(code(&harness, put).await, (404, "NOT_FOUND".into()), "{index}");
+    }
+    let twice = Request::new("POST", "/api/v1/uploads/init").header("content-type", "application/json");
+    let twice = twice.body(&b"{\"filename\":\"a\",\"size\":1,\"size\":2}"[..]);
+    assert_eq!(code(&harness, twice).await, (422, "VALIDATION_ERROR".into()));
+    let get = harness.ask("t1", "ada", Request::get(&format!("/api/v1/uploads/{id}"))).await;
+    let head = harness.ask("t1", "ada", Request::new("HEAD", &format!("/api/v1/uploads/{id}"))).await;
+    assert_eq!((head.status, head.header("content-length")), (200, get.header("content-length")));
 }
 
 #[tokio::test]

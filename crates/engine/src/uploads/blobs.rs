@@ -100,6 +100,10 @@ pub trait Blobs: Send + Sync + 'static {
     /// Begins to write a part.
     fn begin(&self, place: PartPlace) -> BlobAnswer<'_, Box<dyn PartSink>>;
 
+    /// Cuts off what is staged of a stream behind a length: it came and does not count. It takes no room then. A place that
+    /// takes no streams has none of it.
+    fn cut(&self, id: UploadId, len: u64) -> BlobAnswer<'_, ()>;
+
     /// Makes one upload of the bytes of others, of so many of each and in their order, in the staging place of another one.
     /// Doing it again comes to the same.
     fn join(&self, into: UploadId, parts: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()>;

@@ -310,6 +310,9 @@ pub trait UploadRows: Send + Sync {
     /// whether it has them. What is reserved already stays.
     fn reserve_upload(&self, id: UploadId, bytes: u64, quota_bytes: u64) -> Answer<'_, bool>;
 
+    /// Gives back what an open upload, whose size is not known yet, has reserved beyond the bytes that are there.
+    fn release_upload(&self, id: UploadId) -> Answer<'_, ()>;
+
     /// Brings an upload into another state; tells whether it was in the one that it had to be in. An upload that is done,
     /// given up or expires forgets its chunks; one that is given up or expires gives back what it had reserved.
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool>;

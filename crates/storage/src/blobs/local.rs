@@ -128,6 +128,10 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
         .boxed()
     }
 
+    fn cut(&self, id: UploadId, len: u64) -> BlobAnswer<'_, ()> {
+        self.ask(move |shell| shell.stage(&id).and_then(|mut staged| staged.set_len(len)).map_err(of_shell))
+    }
+
     fn join(&self, into: UploadId, parts: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()> {
         in_turn(Arc::clone(&self.readers), self.ask(move |shell| join(shell, into, &parts).map_err(of_shell)))
     }

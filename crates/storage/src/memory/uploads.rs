@@ -14,7 +14,7 @@ use super::{MemoryStore, State};
 use crate::codec::corrupt;
 use crate::uploads::{
     Leases, Standing, chunk_refused, go_on, is_live, is_to_be_finalized, is_to_be_told, kept_of, met,
-    refused, reserved, turned,
+    refused, released, reserved, turned,
 };
 
 /// Everything of uploads.
@@ -113,6 +113,14 @@ impl Uploads {
             stored.row.reserved = reserved;
             true
         })
+    }
+
+    fn release(&mut self, id: UploadId) {
+        if let Some(stored) = self.stored.get_mut(&id)
+            && let Some(reserved) = released(Some(&Standing::of(&stored.row)))
+        {
+            stored.row.reserved = reserved;
+        }
     }
 
     fn turn(&mut self, turn: UploadTurn) -> bool {
@@ -307,6 +315,11 @@ impl UploadRows for MemoryStore {
 
     fn reserve_upload(&self, id: UploadId, bytes: u64, quota_bytes: u64) -> Answer<'_, bool> {
         answer(Ok(self.state().uploads.reserve(id, bytes, quota_bytes)))
+    }
+
+    fn release_upload(&self, id: UploadId) -> Answer<'_, ()> {
+        self.state().uploads.release(id);
+        answer(Ok(()))
     }
 
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {

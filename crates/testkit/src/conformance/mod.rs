@@ -170,6 +170,7 @@ pub fn laws<S: Store>() -> Vec<(&'static str, Law<S>)> {
         upload_fence::a_turn_is_made_by_right,
         upload_reserve::bytes_are_reserved_within_the_quota,
         upload_reserve::what_is_reserved_ends_with_the_size,
+        upload_reserve::what_is_not_needed_is_given_back,
         upload_reserve::only_what_is_open_reserves,
         upload_lists::overdue_uploads_are_listed,
         upload_lists::unfinished_uploads_are_listed,

@@ -63,9 +63,12 @@ async fn file<S: Store>(
         StatusCode::RANGE_NOT_SATISFIABLE => put(headers, header::CONTENT_RANGE, &format!("bytes */{size}")),
         _ => {}
     }
-    if status != StatusCode::NOT_MODIFIED {
-        headers.insert(header::CONTENT_LENGTH, (until - from).into());
-    }
+    match status {
+        // Nothing, or what the whole file has (RFC 9110 §8.6).
+        StatusCode::NOT_MODIFIED if is_head => headers.insert(header::CONTENT_LENGTH, size.into()),
+        StatusCode::NOT_MODIFIED => None,
+        _ => headers.insert(header::CONTENT_LENGTH, (until - from).into()),
+    };
     Ok(response)
 }
 
@@ -122,13 +125,17 @@ enum Wanted {
 }
 
 fn wanted(headers: &HeaderMap, size: u64, tag: &str) -> Wanted {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::trim);
-    let weak = |known: &str| known.trim().trim_start_matches("W/") == tag;
-    if text(header::IF_NONE_MATCH).is_some_and(|known| known == "*" || known.split(',').any(weak)) {
+    let all = |name| headers.get_all(name).iter().filter_map(|value: &HeaderValue| value.to_str().ok());
+    let text = |name| all(name).next().map(str::trim);
+    let weak = |known: &str| known == "*" || known.trim_start_matches("W/") == tag;
+    if all(header::IF_NONE_MATCH).flat_map(|known| known.split(',')).map(str::trim).any(weak) {
         return Wanted::Known;
     }
     // A part is of use only to whoever has other parts of the same file.
     if text(header::IF_RANGE).is_some_and(|known| known != tag) {
+        return Wanted::Whole;
+    }
+    if all(header::RANGE).count() > 1 {
         return Wanted::Whole;
     }
     text(header::RANGE).map_or(Wanted::Whole, |range| part(range, size))

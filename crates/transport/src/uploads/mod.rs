@@ -11,8 +11,9 @@ mod tus;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::body::HttpBody as _;
 use axum::extract::Request;
-use axum::http::{HeaderMap, Method, Response, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, Response, StatusCode, Uri, header};
 use driftline_engine::{Identity, Store, UploadRight};
 
 use cors::{concerns, decorate};
@@ -65,7 +66,11 @@ pub(crate) async fn answer<S: Store>(
         },
     };
     if is_head {
-        *response.body_mut() = Body::empty();
+        let answered = std::mem::replace(response.body_mut(), Body::empty());
+        // It says how long the answer to GET is.
+        if let Some(bytes) = answered.size_hint().exact() {
+            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(bytes.into());
+        }
     }
     response
 }

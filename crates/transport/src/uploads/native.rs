@@ -181,12 +181,14 @@ fn locate(answer: &mut Answer, path: &str) {
 }
 
 fn content_type(told: Option<&str>) -> Result<ContentType, Fault> {
-    let read = |text| ContentType::new(text).map_err(|error| invalid("content_type", &error.to_string()));
+    let read = |text| {
+        ContentType::new(text).map_err(|_| invalid("content_type", "is type/subtype, as in image/png"))
+    };
     told.map_or_else(|| Ok(ContentType::default()), read)
 }
 
 fn digest(text: &str, name: &str) -> Result<Digest, Fault> {
-    text.parse().map_err(|error: driftline_uploads::DigestError| invalid(name, &error.to_string()))
+    text.parse().map_err(|_| invalid(name, "is 64 hexadecimal digits"))
 }
 
 async fn receive_chunk<S: Store>(
@@ -195,7 +197,9 @@ async fn receive_chunk<S: Store>(
     body: Body,
 ) -> Result<Answer, Refused> {
     let (id, right) = comer(app, asked).await?;
-    let index = asked.names.iter().find(|(name, _)| name == "index").and_then(|(_, text)| text.parse().ok());
+    let index = asked.names.iter().find(|(name, _)| name == "index");
+    let index =
+        index.and_then(|(_, text)| text.parse().ok().filter(|index: &u64| index.to_string() == *text));
     let headers = &asked.parts.headers;
     let wanted = ChunkRequest {
         id,

@@ -83,7 +83,7 @@ fn late() -> Fault {
 }
 
 fn broken() -> Fault {
-    Fault::new(ErrorCode::JsonDecodeError, "the body broke off")
+    Fault::new(ErrorCode::UploadIncomplete, "the body broke off")
 }
 
 /// How many bytes a request says it brings.
@@ -292,7 +292,7 @@ pub(super) async fn stream<S: Store>(
         _ => Ok(()),
     };
     if let Err(refusal) = checked {
-        app.engine().give_up_stream(*stream).await;
+        app.engine().give_up_stream(*stream, app.now_ms()).await;
         return Err(refusal);
     }
     let hold = || app.engine().hold_right(id, LeaseSlot::Stream, (app.now_ms(), holder));

@@ -194,6 +194,14 @@ async fn create<S: Store>(app: &Arc<App<S>>, request: Request) -> Result<Respons
         return Err(Fault::new(ErrorCode::NotFound, message).into());
     }
     let creation = Creation::read(&parts.headers)?;
+    if body.size_hint().exact().is_some_and(|bytes| bytes > 0) {
+        if matches!(creation.concat, Some(Concat::Whole(_))) {
+            return Err(Fault::new(ErrorCode::Forbidden, "a concatenation takes no bytes").into());
+        }
+        if !brings_bytes(&parts.headers) {
+            return Err(Fault::new(ErrorCode::UnsupportedMediaType, format!("send {BYTES}")).into());
+        }
+    }
     let new = creation.upload(UploadId::of(app.random_u128().to_be_bytes()));
     let mut row = match &creation.concat {
         Some(Concat::Whole(places)) => return concatenate(app, identity, new, places).await,
@@ -272,14 +280,19 @@ fn brings_bytes(headers: &HeaderMap) -> bool {
 }
 
 /// What is asked of an upload; a client that cannot send a method says it in a header.
-fn method(parts: &Parts) -> Result<Method, Fault> {
+fn method(parts: &Parts) -> Result<Method, Refused> {
     if parts.method != Method::POST {
         return Ok(parts.method.clone());
     }
     let told = only(&parts.headers, "x-http-method-override")?;
     let told = told.and_then(|name| Method::from_bytes(name.to_ascii_uppercase().as_bytes()).ok());
     let known = told.filter(|told| [Method::PATCH, Method::DELETE, Method::HEAD].contains(told));
-    known.ok_or_else(|| Fault::new(ErrorCode::MethodNotAllowed, "POST is not a method of an upload"))
+    known.ok_or_else(|| {
+        let fault = Fault::new(ErrorCode::MethodNotAllowed, "POST is not a method of an upload");
+        Box::new(
+            crate::reply::Refusal::from(fault).with_header(header::ALLOW, "HEAD, PATCH, DELETE, OPTIONS"),
+        )
+    })
 }
 
 async fn upload<S: Store>(

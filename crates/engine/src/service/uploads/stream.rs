@@ -30,6 +30,10 @@ pub struct StreamUpload {
     checked: bool,
     /// Bytes that are reserved for it of its tenant's quota.
     reserved: u64,
+    /// Whether all that came is written down.
+    settled: bool,
+    /// Whether the store did not say what became of the last receipt.
+    in_doubt: bool,
     /// Tells that another request wants the stream.
     wanted: Option<oneshot::Receiver<()>>,
     /// It ends when nothing is being written any more.
@@ -160,6 +164,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
             end: offset,
             checked,
             reserved,
+            settled: true,
+            in_doubt: false,
             wanted: Some(wanted),
             receiving,
         })
@@ -177,6 +183,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         now_ms: u64,
     ) -> Result<(), Fault> {
         self.hold_stream(stream, now_ms).await?;
+        stream.settled = false;
         let end = stream.end + bytes.len() as u64;
         if end > stream.reserved {
             self.reserve(stream, end).await?;
@@ -235,15 +242,33 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let mut row = stream.row.clone();
         row.upload.received = stream.kept;
         row.upload.expires_ms = self.taken()?.rules.expiry.expires_ms(row.upload.opened_ms, now_ms);
-        self.give_up_stream(stream).await;
+        self.give_up_stream(stream, now_ms).await;
         kept.map(|running| UploadRow { running, ..row })
     }
 
-    /// Gives a stream up; what came since the last checkpoint counts for nothing.
-    pub async fn give_up_stream(&self, mut stream: StreamUpload) {
+    /// Gives a stream up; what came since the last checkpoint counts for nothing, and takes no room.
+    pub async fn give_up_stream(&self, mut stream: StreamUpload, now_ms: u64) {
         stream.sink.stop().await;
+        if !stream.settled {
+            // What a store that did not answer may have kept stays.
+            self.drop_unkept(stream.held, (!stream.in_doubt).then_some(stream.kept), now_ms).await;
+        }
         drop(stream.receiving);
         self.let_go(stream.held).await;
+    }
+
+    /// Takes back what came and was not kept, from the disk and from the quota: whoever comes next may need the room. Where that
+    /// fails, the next bytes of the upload come into its place, or the upload ends.
+    async fn drop_unkept(&self, held: Held, kept: Option<u64>, now_ms: u64) {
+        let renewed = self.upload_rows().renew(held.key, held.holder, now_ms, now_ms + LEASE_MS).await;
+        // Without the right, somebody else may have written there by now.
+        if !matches!(renewed, Ok(Renewed::Held | Renewed::Wanted)) {
+            return;
+        }
+        if let (Some(kept), Ok(uploads)) = (kept, self.taken()) {
+            let _ = uploads.blobs.cut(held.key.id, kept).await;
+        }
+        let _ = self.upload_rows().release_upload(held.key.id).await;
     }
 
     /// Waits for no other request to be at a stream; tells whether that is so. Whoever is at it is asked to let go.
@@ -274,11 +299,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
             expires_ms: uploads.rules.expiry.expires_ms(stream.row.upload.opened_ms, now_ms),
             quota_bytes: uploads.rules.of(&stream.row.tenant_id).quota_bytes,
         };
-        let kept = self.upload_rows().keep_stream(receipt).await.map_err(|error| unavailable(&error))?;
-        match kept {
+        let kept = self.upload_rows().keep_stream(receipt).await;
+        stream.in_doubt = kept.is_err();
+        match kept.map_err(|error| unavailable(&error))? {
             Kept::Kept { received } => {
                 self.observer.upload_bytes(stream.end - stream.kept);
-                stream.kept = received;
+                (stream.kept, stream.settled) = (received, true);
                 self.tell_progress(&stream.row, received, now_ms);
                 Ok(written.running)
             }

@@ -193,6 +193,11 @@ impl UploadRows for PostgresStore {
         Box::pin(self.run(async move { open::reserve(&shared, id, (bytes, quota_bytes)).await }))
     }
 
+    fn release_upload(&self, id: UploadId) -> Answer<'_, ()> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(self.run(async move { open::release(&shared, id).await }))
+    }
+
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {
         let shared = Arc::clone(&self.shared);
         Box::pin(self.run(async move { turn::turn(&shared, &turn).await }))

@@ -20,7 +20,7 @@ use super::{begin_with, lock_usage, move_usage, reserve_more};
 use crate::codec::corrupt;
 use crate::names::tenant_sql;
 use crate::rows::{UploadWrite, count_of, id_sql, sql};
-use crate::uploads::{kept_of, met, refused, reserved};
+use crate::uploads::{kept_of, met, refused, released, reserved};
 
 statement! {
     /// How many uploads of a user are open or being finalized.
@@ -156,4 +156,18 @@ async fn reserve_within(
     let reserve = Reserve { reserved: sql(reserved), id: id_sql(id) };
     reserve.execute(&mut { lease.pg() }).await.map_err(store_error)?;
     Ok(true)
+}
+
+pub(super) async fn release(shared: &Shared, id: UploadId) -> Result<(), StoreError> {
+    let lease = shared.writer().await?;
+    let released = release_within(&lease, id).await;
+    finish(lease, released).await
+}
+
+async fn release_within(lease: &Lease, id: UploadId) -> Result<(), StoreError> {
+    let Some((tenant_no, standing)) = begin_with(lease, id).await? else { return Ok(()) };
+    let Some(reserved) = released(Some(&standing)) else { return Ok(()) };
+    let reserve = Reserve { reserved: sql(reserved), id: id_sql(id) };
+    reserve.execute(&mut { lease.pg() }).await.map_err(store_error)?;
+    move_usage(lease.pg(), tenant_no, (standing.reserved, reserved)).await
 }

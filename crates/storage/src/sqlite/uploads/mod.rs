@@ -185,6 +185,10 @@ impl UploadRows for SqliteStore {
         Box::pin(self.write(move |writer| open::reserve(&mut writer.connection, id, (bytes, quota_bytes))))
     }
 
+    fn release_upload(&self, id: UploadId) -> Answer<'_, ()> {
+        Box::pin(self.write(move |writer| open::release(&mut writer.connection, id)))
+    }
+
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool> {
         let held = Arc::clone(&self.shared.held);
         Box::pin(self.run(move |writer| {

@@ -13,7 +13,7 @@ use super::super::{once, store_error};
 use super::{move_usage, reserve_more, standing, used};
 use crate::names::tenant_sql;
 use crate::rows::{UploadWrite, count_of, id_sql, sql};
-use crate::uploads::{kept_of, met, refused, reserved};
+use crate::uploads::{kept_of, met, refused, released, reserved};
 
 impl Rows for UploadWrite {
     const HEAD: &'static str = "INSERT INTO uploads (id, tenant_no, owner, state, size, chunk_bytes, received, reserved, \
@@ -91,4 +91,12 @@ pub(super) fn reserve(
     let reserve = Reserve { reserved: sql(reserved), id: id_sql(id) };
     reserve.execute(connection).map_err(store_error)?;
     Ok(true)
+}
+
+pub(super) fn release(connection: &mut SqliteConnection, id: UploadId) -> Result<(), StoreError> {
+    let Some((tenant_no, standing)) = standing(connection, id)? else { return Ok(()) };
+    let Some(reserved) = released(Some(&standing)) else { return Ok(()) };
+    let reserve = Reserve { reserved: sql(reserved), id: id_sql(id) };
+    reserve.execute(connection).map_err(store_error)?;
+    move_usage(connection, tenant_no, (standing.reserved, reserved))
 }

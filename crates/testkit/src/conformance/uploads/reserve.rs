@@ -54,6 +54,28 @@ pub(in super::super) fn what_is_reserved_ends_with_the_size<S: Store>(bed: &Bed<
     assert_eq!(yard.read(id).reserved, 10);
 }
 
+pub(in super::super) fn what_is_not_needed_is_given_back<S: Store>(bed: &Bed<S>) {
+    let yard = Yard::new(bed);
+    let release = |id| {
+        block_on(yard.rows().release_upload(id)).expect("an answer");
+        yard.check_sums();
+    };
+    let (id, beside) = (yard.open(1, stream(None)), yard.open(2, chunks(30)));
+    assert!(reserve(&yard, id, 50, 100));
+    assert_eq!(yard.go_on(part(id, 0, 20)), Kept::Kept { received: 20 });
+    for id in [id, id, beside, id_of(9)] {
+        release(id);
+    }
+    assert_eq!((yard.read(id).reserved, yard.read(beside).reserved, yard.used(yard.acme)), (20, 30, 50));
+    assert!(reserve(&yard, id, 70, 100));
+    yard.bring(id, State::Cancelled);
+    let sized = yard.open(3, stream(Some(40)));
+    let before = [id, sized].map(|id| shown(&yard.read(id)));
+    release(id);
+    release(sized);
+    assert_eq!([id, sized].map(|id| shown(&yard.read(id))), before);
+}
+
 pub(in super::super) fn only_what_is_open_reserves<S: Store>(bed: &Bed<S>) {
     let yard = Yard::new(bed);
     assert!(!reserve(&yard, id_of(9), 0, 100));
