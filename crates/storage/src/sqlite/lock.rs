@@ -15,8 +15,16 @@ use super::open::OpenError;
 /// the new.
 #[derive(Debug)]
 pub(super) struct Lock {
-    /// Closing it lets the lock go.
-    _file: File,
+    file: File,
+}
+
+/// Closing the file alone may not let the lock go at once: a process that this one has just started holds the same file until
+/// it runs its program.
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Where it fails, closing does it.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Lock {
@@ -31,7 +39,7 @@ impl Lock {
         let opened = File::options().create(true).truncate(false).read(true).write(true).open(&path);
         let file = opened.map_err(|error| failed(&error))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
                 Err(OpenError::InUse { file: database.to_owned() })
             }
