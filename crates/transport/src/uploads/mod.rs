@@ -67,8 +67,9 @@ pub(crate) async fn answer<S: Store>(
     };
     if is_head {
         let answered = std::mem::replace(response.body_mut(), Body::empty());
-        // It says how long the answer to GET is.
-        if let Some(bytes) = answered.size_hint().exact() {
+        // It says how long the answer to GET is. Of an upload over tus there is none.
+        let has_get = !matches!(route.id, RouteId::TusCreate | RouteId::TusUpload);
+        if let Some(bytes) = answered.size_hint().exact().filter(|_| has_get) {
             response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(bytes.into());
         }
     }
