@@ -32,7 +32,7 @@ pub struct StreamUpload {
     reserved: u64,
     /// Whether all that came is written down.
     settled: bool,
-    /// Whether the store did not say what became of the last receipt.
+    /// Whether the store may have more of the stream than is known here.
     in_doubt: bool,
     /// Tells that another request wants the stream.
     wanted: Option<oneshot::Receiver<()>>,
@@ -250,7 +250,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     pub async fn give_up_stream(&self, mut stream: StreamUpload, now_ms: u64) {
         stream.sink.stop().await;
         if !stream.settled {
-            // What a store that did not answer may have kept stays.
+            // What the store may have kept stays.
             self.drop_unkept(stream.held, (!stream.in_doubt).then_some(stream.kept), now_ms).await;
         }
         drop(stream.receiving);
@@ -300,7 +300,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
             quota_bytes: uploads.rules.of(&stream.row.tenant_id).quota_bytes,
         };
         let kept = self.upload_rows().keep_stream(receipt).await;
-        stream.in_doubt = kept.is_err();
+        // Once in doubt it stays so: a receipt after one that got no answer may be overtaken by that one.
+        stream.in_doubt |= !matches!(kept, Ok(Kept::Kept { .. } | Kept::NoRoom));
         match kept.map_err(|error| unavailable(&error))? {
             Kept::Kept { received } => {
                 self.observer.upload_bytes(stream.end - stream.kept);

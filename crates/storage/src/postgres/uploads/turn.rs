@@ -166,9 +166,8 @@ async fn remove_within(lease: &Lease, id: UploadId) -> Result<bool, StoreError> 
 /// Uploads that one transaction forgets at most.
 const STEP: usize = 1_000;
 
-/// Forgets uploads that were given up or expired before a time, the oldest first, and leases that ended before it; those of
-/// which something is staged before another time. What
-/// another node forgets at this moment is left to it.
+/// Forgets uploads that were given up or expired before a time, the oldest first, and leases that ended before it; uploads of
+/// which something is staged only before another time. What another node forgets at this moment is left to it.
 pub(super) async fn forget(
     shared: &Shared,
     (before_ms, undiscarded_before_ms): (u64, u64),
