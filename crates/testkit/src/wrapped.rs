@@ -55,6 +55,11 @@ pub trait Hook<S: Store>: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<StoredPolicy>, StoreError>> + Send {
         inner.policies(tenant)
     }
+
+    /// Stands in for [`UploadRows::keep_stream`].
+    fn keep_stream<'a>(&'a self, inner: &'a S, receipt: StreamReceipt) -> Answer<'a, Kept> {
+        inner.uploads().keep_stream(receipt)
+    }
 }
 
 /// A store that hands everything on to another one, but for what its hook does otherwise.
@@ -340,7 +345,10 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
     }
 
     fn keep_stream(&self, receipt: StreamReceipt) -> Answer<'_, Kept> {
-        self.admitted_to_uploads(|uploads| uploads.keep_stream(receipt))
+        match self.hook.admit() {
+            Ok(()) => self.hook.keep_stream(&self.inner, receipt),
+            Err(error) => Box::pin(ready(Err(error))),
+        }
     }
 
     fn reserve_upload(&self, id: UploadId, bytes: u64, quota_bytes: u64) -> Answer<'_, bool> {

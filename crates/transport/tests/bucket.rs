@@ -206,6 +206,25 @@ async fn a_bucket_that_is_away_is_asked_once_a_sweep() {
 }
 
 #[tokio::test]
+async fn what_is_never_aborted_holds_up_no_other_for_long() {
+    const UPLOADS: usize = 4;
+    let s3 = S3::start();
+    let harness = started(&s3).await;
+    for _ in 0..UPLOADS {
+        open(&harness).await;
+    }
+    // Whichever it is: each sweep begins with another one.
+    let stubborn = s3.open().into_keys().next_back().expect("an upload");
+    s3.never_abort(&stubborn);
+    harness.clock.advance(25 * HOUR_MS);
+    for _ in 0..=UPLOADS * UPLOADS {
+        harness.app.sweep_uploads().await.expect("a sweep");
+        harness.clock.advance(61_000);
+    }
+    assert_eq!(s3.open().into_keys().collect::<Vec<_>>(), [stubborn]);
+}
+
+#[tokio::test]
 async fn orphans_are_swept_when_they_are_old() {
     let s3 = S3::start();
     let harness = started(&s3).await;

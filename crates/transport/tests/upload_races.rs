@@ -5,11 +5,15 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use driftline_engine::{Blobs, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
+use driftline_engine::{
+    Answer, Blobs, Kept, Store, StoreError, StreamReceipt, TenantUploads, UploadRow, UploadRules, Verdict,
+    Verify,
+};
 use driftline_model::Limits;
-use driftline_testkit::Wrapped;
+use driftline_storage::MemoryStore;
 use driftline_testkit::http::{Request, Response, soon};
 use driftline_testkit::socket::Socket;
+use driftline_testkit::{Hook, Wrapped};
 use driftline_uploads::{Durability, Expiry, Shell as _};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -64,7 +68,7 @@ async fn at_once(harness: &Arc<Harness>, requests: Vec<Request>) -> Vec<Response
     sending.join_all().await
 }
 
-async fn file_of(harness: &Harness, id: &str) -> Response {
+async fn file_of(harness: &Harness<impl Store>, id: &str) -> Response {
     harness.ask("t1", "ada", Request::get(&format!("/api/v1/files/{id}"))).await
 }
 
@@ -371,6 +375,46 @@ async fn wherever_the_database_leaves_an_upload_goes_on() {
         }
         assert!(call >= 20, "{call}");
     }
+}
+
+/// A database whose first answer to a receipt of a stream is lost, and that has no room for the next one.
+#[derive(Clone, Default)]
+struct Forgetful(Arc<AtomicUsize>);
+
+impl Hook<MemoryStore> for Forgetful {
+    fn keep_stream<'a>(&'a self, inner: &'a MemoryStore, receipt: StreamReceipt) -> Answer<'a, Kept> {
+        async move {
+            match self.0.fetch_add(1, Ordering::SeqCst) {
+                0 => {
+                    inner.uploads().keep_stream(receipt).await?;
+                    Err(StoreError::Unavailable("the answer was lost".into()))
+                }
+                1 => Ok(Kept::NoRoom),
+                _ => inner.uploads().keep_stream(receipt).await,
+            }
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_the_database_may_count_are_not_cut_off() {
+    // More than is written down in the middle of a request.
+    let file = vec![7; 10 << 20];
+    let database = Forgetful::default();
+    let harness = start_on(Setup::default(), |store| Wrapped::new(store, database.clone())).await;
+    let size = file.len().to_string();
+    let created = create(&harness, |request| request.header("upload-length", &size)).await;
+    let place = created.header("location").expect("a place").to_owned();
+    let refused = patch(&place, 0, &file).send(harness.address).await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert_eq!(database.0.load(Ordering::SeqCst), 2, "receipts");
+    let at = offset(&harness, &place).await.expect("it is there");
+    assert!((8 << 20..10 << 20).contains(&at), "the database has the first receipt: {at}");
+    let left = patch(&place, at, &file[usize::try_from(at).expect("few")..]).send(harness.address).await;
+    assert_eq!(left.status, 204, "{}", left.text());
+    let read = file_of(&harness, &place[7..39]).await.body;
+    assert!(read == file, "bytes that were counted are gone");
 }
 
 #[tokio::test]

@@ -586,6 +586,31 @@ async fn a_wrong_claim_about_what_came_in_order_reads_nothing() {
     assert_eq!(send(&harness, finalize(&id, &sha256(FILE))).await.0, 200);
 }
 
+#[tokio::test]
+async fn a_wrong_claim_about_what_came_in_another_order_reads_it_once() {
+    let harness = started(UploadRules::default()).await;
+    let Upload { id, .. } = open(&harness, FILE.len()).await;
+    for index in [2, 1, 0] {
+        assert_eq!(send(&harness, put(&id, index, chunk_of(index))).await.0, 200);
+    }
+    let wrong = || code(&harness, finalize(&id, &sha256(b"another")));
+    assert_eq!(wrong().await, (422, "DIGEST_MISMATCH".into()));
+    let once = harness.shell.reads();
+    assert!(once > 0, "it was not hashed when it came");
+    for _ in 0..3 {
+        assert_eq!(wrong().await, (422, "DIGEST_MISMATCH".into()));
+    }
+    assert_eq!(harness.shell.reads(), once, "what was found is known");
+    // What is known of the file publishes nothing: that is read again.
+    harness.shell.damage(&id, 9);
+    let (refused, problem) = send(&harness, finalize(&id, &sha256(FILE))).await;
+    assert_eq!((refused, &problem["missing"]), (409, &json!([[1, 1]])));
+    // Another chunk may come in the place of one that was lost, and makes another file.
+    let other = [&FILE[..8], b"THECHUNK", &FILE[16..]].concat();
+    assert_eq!(send(&harness, put(&id, 1, b"THECHUNK")).await.0, 200);
+    assert_eq!(send(&harness, finalize(&id, &sha256(&other))).await.0, 200);
+}
+
 /// Looks at files as it is told.
 #[derive(Default)]
 struct Judge(AtomicU32);

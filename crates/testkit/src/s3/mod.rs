@@ -136,6 +136,11 @@ impl S3 {
         self.state().order(0, Fault::HangUp);
     }
 
+    /// Refuses to abort a multipart upload, for ever.
+    pub fn never_abort(&self, upload: &str) {
+        self.state().stubborn = Some(upload.into());
+    }
+
     /// Returns how many requests a fault was answered to.
     #[must_use]
     pub fn faults(&self) -> usize {

@@ -58,6 +58,8 @@ pub(super) struct State {
     pub(super) spared: usize,
     /// Multipart uploads since the start, for their names.
     created: u64,
+    /// The multipart upload that is never aborted.
+    pub(super) stubborn: Option<String>,
 }
 
 impl Default for State {
@@ -71,6 +73,7 @@ impl Default for State {
             ordered: None,
             spared: 0,
             created: 0,
+            stubborn: None,
         }
     }
 }
@@ -165,6 +168,7 @@ impl State {
                 self.objects.insert(key.into(), Object::new(whole));
                 Ok(Told::Completed(tag))
             }
+            Ask::Abort(name) if self.stubborn.as_deref() == Some(&*name) => refused(403, "AccessDenied"),
             Ask::Abort(name) => {
                 self.upload(key, &name)?;
                 self.open.remove(&name);

@@ -9,6 +9,7 @@ use driftline_protocol::{ErrorCode, Fault, UploadPlace};
 use driftline_uploads::{Digest, Form, Ranges, Refused, State, UploadId};
 
 use super::chunk::Held;
+use super::found::Seal;
 use super::{Engine, GAPS_MAX, LEASE_MS, UploadRight, busy, lost, mismatch, refused};
 use crate::events::{EventDraft, quoted};
 use crate::ports::{Observer, Store};
@@ -142,10 +143,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 Err(Fault::new(ErrorCode::ValidationError, why))
             }
             Err(Failed::Again(fault)) => self.turn_back(&row, (fault, Vec::new()), held, now_ms).await,
-            Err(Failed::Damaged(fault)) => {
+            Err(Failed::Damaged(fault, whole)) => {
+                let damaged = self.looked_through(&row).await;
+                if let (Ok(None), Some((seal, digest))) = (&damaged, whole) {
+                    self.taken()?.found.remember(id, seal, digest);
+                }
                 // What cannot be read now leaves it at the mismatch.
-                let found = self.looked_through(&row).await.ok().flatten();
-                self.turn_back(&row, found.unwrap_or_else(|| (fault, Vec::new())), held, now_ms).await
+                let told = damaged.ok().flatten().unwrap_or_else(|| (fault, Vec::new()));
+                self.turn_back(&row, told, held, now_ms).await
             }
         }
     }
@@ -192,6 +197,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
     async fn checked(&self, row: &UploadRow, claimed: Option<Digest>) -> Result<Digest, Failed> {
         let uploads = self.taken()?;
         let chunks = self.upload_rows().chunks(row.id).await.map_err(|error| unavailable(&error))?;
+        let seal = Seal::of(&chunks);
+        let known = uploads.found.digest(row.id, seal);
+        if let (Some(claimed), Some(known)) = (claimed, known.filter(|known| claimed != Some(*known))) {
+            return Err(Failed::Again(mismatch(claimed, known)));
+        }
         let tags = chunks.into_iter().filter_map(|chunk| chunk.tag).collect();
         let digest = uploads.blobs.assemble(row, tags).await?;
         if let Some(claimed) = claimed.filter(|claimed| *claimed != digest) {
@@ -199,7 +209,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
             let came = row.running.as_ref().filter(|running| running.through() == row.upload.received);
             // What lies there is what came: the client claims another file than it sent.
             let is_as_it_came = came.is_some_and(|running| running.digest() == digest);
-            return Err(if is_as_it_came { Failed::Again(fault) } else { Failed::Damaged(fault) });
+            return Err(if is_as_it_came {
+                Failed::Again(fault)
+            } else {
+                let whole = matches!(row.upload.form, Form::Chunks(_)).then_some((seal, digest));
+                Failed::Damaged(fault, whole)
+            });
         }
         let verifier = uploads.rules.verifier.as_ref().filter(|_| uploads.rules.of(&row.tenant_id).verified);
         if let Some(verifier) = verifier {
@@ -341,8 +356,8 @@ enum Failed {
     Refused(String),
     /// It stays open.
     Again(Fault),
-    /// It stays open, and may have been damaged where it lies.
-    Damaged(Fault),
+    /// It stays open, and may have been damaged where it lies. If it was not, this is the digest of its chunks.
+    Damaged(Fault, Option<(Seal, Digest)>),
 }
 
 impl From<Fault> for Failed {
@@ -354,7 +369,7 @@ impl From<Fault> for Failed {
 impl From<BlobError> for Failed {
     fn from(error: BlobError) -> Self {
         let fault = lost(&error);
-        if error == BlobError::Mismatch { Self::Damaged(fault) } else { Self::Again(fault) }
+        if error == BlobError::Mismatch { Self::Damaged(fault, None) } else { Self::Again(fault) }
     }
 }
 

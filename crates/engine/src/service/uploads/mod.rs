@@ -4,6 +4,7 @@ mod chunk;
 mod concat;
 mod files;
 mod finish;
+mod found;
 mod open;
 mod stream;
 mod sweep;
@@ -24,12 +25,13 @@ use crate::uploads::{BlobError, Blobs, LeaseKey, LeaseSlot, UploadRow, UploadRow
 use chunk::Held;
 pub use chunk::{ChunkKept, ChunkUpload};
 pub use finish::Finalized;
+use found::Found;
 pub use open::{NewUpload, OpenedUpload};
 pub use stream::{StreamUpload, Streaming};
 pub use sweep::Swept;
 use writers::{Kept, Receiving, Writers};
 
-/// How long a right to write is held without being renewed, in milliseconds. It is renewed after a third of that.
+/// How long a right to write is held without being renewed, in milliseconds. It is renewed after a quarter of that.
 const LEASE_MS: u64 = 15_000;
 
 /// Gaps that a status names.
@@ -51,6 +53,8 @@ pub(crate) struct Uploads {
     shard: AtomicU8,
     /// When listeners were told of uploads last. The lock is held for one look-up.
     told: Mutex<HashMap<UploadId, u64>>,
+    /// The digests of whole files of which another one was claimed.
+    found: Found,
 }
 
 impl Uploads {
@@ -88,6 +92,7 @@ impl Uploads {
 
     fn forget(&self, id: UploadId) {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.found.forget(id);
     }
 }
 
@@ -123,6 +128,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             writers: Arc::default(),
             shard: AtomicU8::default(),
             told: Mutex::default(),
+            found: Found::default(),
         };
         Self { uploads: Some(uploads), ..self }
     }

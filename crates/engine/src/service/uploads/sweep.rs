@@ -91,7 +91,11 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let mut is_there = self.expire_uploads(now_ms, &mut swept).await?;
         let usage = rows.upload_usage().await.map_err(|error| unavailable(&error))?;
         self.observer.upload_usage(usage);
-        for row in rows.undiscarded_uploads(ROWS).await.map_err(|error| unavailable(&error))? {
+        let mut undiscarded = rows.undiscarded_uploads(ROWS).await.map_err(|error| unavailable(&error))?;
+        // One that is never discarded holds up the others once in a while only: each sweep begins with another one.
+        let first = usize::from(self.taken()?.shard.load(Ordering::Relaxed)) % undiscarded.len().max(1);
+        undiscarded.rotate_left(first);
+        for row in undiscarded {
             if is_there && row.changed_ms < before_ms {
                 let discarded = self.discard(&row).await;
                 swept.removed(&discarded);
