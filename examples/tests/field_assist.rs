@@ -496,11 +496,12 @@ async fn a_burst_is_refused_with_advice_to_back_off() {
     let cast = cast();
     let (mut phone, _) = cast.enter(&cast.ana, "/ws/mobile/sync?device_id=phone-ana").await;
     let ping = |n: u64| json!({"type": "ping", "id": format!("m{n}"), "timestamp": n});
-    for n in 0..140 {
+    // So many that they cannot come as slowly as the limit lets them pass, and fewer than close the connection.
+    for n in 0..190 {
         phone.send(&ping(n)).await;
     }
     let mut refusals = Vec::new();
-    for _ in 0..140 {
+    for _ in 0..190 {
         let answer = phone.receive().await;
         if answer["type"] == "error" {
             refusals.push(answer);
@@ -509,7 +510,7 @@ async fn a_burst_is_refused_with_advice_to_back_off() {
         }
     }
     let refusal = refusals.first().expect("the burst is more than 100");
-    assert!(refusals.len() < 41, "the first hundred pass");
+    assert!(refusals.len() <= 90, "the first hundred pass");
     assert_eq!(
         (&refusal["code"], &refusal["retryable"]),
         (&json!("RATE_LIMITED"), &json!(true)),
