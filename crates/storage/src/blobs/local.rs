@@ -1,6 +1,6 @@
 //! Bytes behind a blocking shell: a local disk, or one that nodes share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use driftline_engine::{BlobAnswer, BlobError, Blobs, PartPlace, PartSink, PartWritten, Purpose, UploadRow};
 use driftline_uploads::{
@@ -22,6 +22,10 @@ const LONG_PIECE_BYTES: usize = 256 << 10;
 /// Parts that have long pieces at one time; they hold 8 MiB together.
 const LONG_PARTS: usize = 16;
 
+/// Long pieces that are kept for the parts that come next, 2 MiB: memory that is given back to the system is made anew, page
+/// by page, for every part.
+const PIECES_KEPT: usize = 8;
+
 /// How much of a piece is made room for at first: most slow uploads never fill one.
 const PIECE_BYTES_FIRST: usize = 8 << 10;
 
@@ -42,7 +46,39 @@ pub struct LocalBlobs<S> {
     chunk_bytes: u64,
     writers: Arc<Semaphore>,
     readers: Arc<Semaphore>,
-    long: Arc<Semaphore>,
+    long: Arc<LongPieces>,
+}
+
+/// The long pieces.
+#[derive(Debug)]
+struct LongPieces {
+    parts: Arc<Semaphore>,
+    /// Empty ones. The lock is held to take one or to give one back.
+    kept: Mutex<Vec<Vec<u8>>>,
+}
+
+impl LongPieces {
+    fn new() -> Self {
+        Self { parts: Arc::new(Semaphore::new(LONG_PARTS)), kept: Mutex::default() }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Vec<u8> {
+        let kept = self.kept().pop();
+        kept.unwrap_or_else(|| Vec::with_capacity(LONG_PIECE_BYTES))
+    }
+
+    /// Keeps a piece, if it is a long one and few are kept.
+    fn give_back(&self, mut piece: Vec<u8>) {
+        piece.clear();
+        let mut kept = self.kept();
+        if piece.capacity() >= LONG_PIECE_BYTES && kept.len() < PIECES_KEPT {
+            kept.push(piece);
+        }
+    }
 }
 
 impl<S: Shell> LocalBlobs<S> {
@@ -50,7 +86,7 @@ impl<S: Shell> LocalBlobs<S> {
     pub fn new(shell: S, durability: Durability, chunk_bytes: u64) -> Self {
         let writers = Arc::new(Semaphore::new(WRITERS));
         let readers = Arc::new(Semaphore::new(READERS));
-        let long = Arc::new(Semaphore::new(LONG_PARTS));
+        let long = Arc::new(LongPieces::new());
         Self { shell: Arc::new(shell), durability, chunk_bytes, writers, readers, long }
     }
 
@@ -114,8 +150,8 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
                 stage: Stage::Idle(Box::new(writer)),
                 filling: Vec::new(),
                 empty: Vec::new(),
-                piece_bytes: PIECE_BYTES,
-                long: Long::Asks(long),
+                long: Long::Asks,
+                pieces: long,
                 left: end - at,
                 whole: index.is_some(),
                 digest,
@@ -293,9 +329,8 @@ struct Part<B> {
     filling: Vec<u8>,
     /// An empty buffer, while nothing is being written.
     empty: Vec<u8>,
-    /// The bytes of a piece.
-    piece_bytes: usize,
     long: Long,
+    pieces: Arc<LongPieces>,
     /// Bytes that may still come.
     left: u64,
     /// Whether all of them have to.
@@ -308,11 +343,19 @@ struct Part<B> {
 /// Whether a part has long pieces.
 enum Long {
     /// It asks when it has filled a first piece.
-    Asks(Arc<Semaphore>),
+    Asks,
     /// It does, until it ends.
     Has(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit),
     /// Too many others do.
     HasNot,
+}
+
+impl<B> Drop for Part<B> {
+    fn drop(&mut self) {
+        for piece in [std::mem::take(&mut self.filling), std::mem::take(&mut self.empty)] {
+            self.pieces.give_back(piece);
+        }
+    }
 }
 
 enum Stage<B> {
@@ -366,17 +409,31 @@ impl<B: Bytes> Part<B> {
 
     /// Makes the next pieces long ones, unless many parts have them or too little is to come.
     fn lengthen(&mut self) {
-        let Long::Asks(long) = &self.long else { return };
-        if self.left < LONG_PIECE_BYTES as u64 {
+        if matches!(self.long, Long::Asks) && self.left >= LONG_PIECE_BYTES as u64 {
+            let parts = Arc::clone(&self.pieces.parts);
+            self.long = parts.try_acquire_owned().map_or(Long::HasNot, Long::Has);
+        }
+    }
+
+    /// Returns the bytes of a piece.
+    const fn piece_bytes(&self) -> usize {
+        if matches!(self.long, Long::Has(_)) { LONG_PIECE_BYTES } else { PIECE_BYTES }
+    }
+
+    /// Makes room for so many bytes more in what fills.
+    fn make_room(&mut self, bytes: usize) {
+        let (len, most) = (self.filling.len(), self.piece_bytes());
+        if most == LONG_PIECE_BYTES && len == 0 && self.filling.capacity() < most {
+            self.filling = self.pieces.take();
+        }
+        if len + bytes <= self.filling.capacity() {
             return;
         }
-        self.long = match Arc::clone(long).try_acquire_owned() {
-            Ok(held) => {
-                self.piece_bytes = LONG_PIECE_BYTES;
-                Long::Has(held)
-            }
-            Err(_) => Long::HasNot,
-        };
+        if len + bytes <= PIECE_BYTES_FIRST {
+            self.filling.reserve_exact(PIECE_BYTES_FIRST);
+        } else {
+            self.filling.reserve_exact(most - len);
+        }
     }
 
     /// Hands what came to a thread.
@@ -408,10 +465,11 @@ impl<B: Bytes> Part<B> {
         let task = tokio::task::spawn_blocking(move || {
             let outcome = finish(&mut writer, &piece, wanted, durability);
             drop(turn);
-            (writer, outcome)
+            (writer, piece, outcome)
         });
-        let (writer, outcome) =
+        let (writer, piece, outcome) =
             task.await.map_err(|error| BlobError::Failed(format!("a thread ended: {error}")))?;
+        self.pieces.give_back(piece);
         let written = outcome?;
         self.stage = Stage::Idle(writer);
         Ok(written)
@@ -440,16 +498,11 @@ impl<B: Bytes> PartSink for Part<B> {
             let len = bytes.len() as u64;
             self.left = self.left.checked_sub(len).ok_or(BlobError::Length)?;
             while !bytes.is_empty() {
-                if self.filling.capacity() == 0 {
-                    self.filling.reserve_exact(PIECE_BYTES_FIRST);
-                }
-                let (now, later) = bytes.split_at(bytes.len().min(self.piece_bytes - self.filling.len()));
-                if self.filling.len() + now.len() > self.filling.capacity() {
-                    self.filling.reserve_exact(self.piece_bytes - self.filling.len());
-                }
+                let (now, later) = bytes.split_at(bytes.len().min(self.piece_bytes() - self.filling.len()));
+                self.make_room(now.len());
                 self.filling.extend_from_slice(now);
                 bytes = later;
-                if self.filling.len() == self.piece_bytes {
+                if self.filling.len() == self.piece_bytes() {
                     self.lengthen();
                     self.pass_on().await?;
                 }
@@ -469,5 +522,27 @@ impl<B: Bytes> PartSink for Part<B> {
             let _ = self.rest().await;
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_pieces_come_again_empty_and_only_so_many_are_kept() {
+        let pieces = LongPieces::new();
+        let mut piece = pieces.take();
+        let place = piece.as_ptr();
+        piece.extend_from_slice(b"of another upload");
+        pieces.give_back(piece);
+        let again = pieces.take();
+        assert_eq!((again.as_ptr(), again.len(), again.capacity()), (place, 0, LONG_PIECE_BYTES));
+        pieces.give_back(Vec::with_capacity(PIECE_BYTES));
+        assert_eq!(pieces.kept().len(), 0, "a short one");
+        for _ in 0..=PIECES_KEPT {
+            pieces.give_back(Vec::with_capacity(LONG_PIECE_BYTES));
+        }
+        assert_eq!(pieces.kept().len(), PIECES_KEPT);
     }
 }
