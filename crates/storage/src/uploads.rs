@@ -197,6 +197,13 @@ pub(crate) struct Leases {
     sweep_at: usize,
 }
 
+/// Whose a right is that was given back and whose last bytes may still come. Those who hold one are named by 63 bits.
+pub(crate) const NOBODY: u64 = u64::MAX;
+
+/// How long before its time a right ends that was given back, in milliseconds: longer than any is held, and short beside the
+/// day for which rights that ended are remembered.
+pub(crate) const GIVEN_BACK_MS: u64 = 3_600_000;
+
 #[derive(Debug, Clone, Copy)]
 struct Lease {
     holder: u64,
@@ -260,8 +267,17 @@ impl Leases {
         }
     }
 
+    /// Gives a right back. One that was taken over stays, ended and nobody's.
     pub(crate) fn release(&mut self, key: LeaseKey, holder: u64) {
-        if self.holds(key, holder) {
+        let Some(held) = self.held.get_mut(&key).filter(|held| held.holder == holder) else { return };
+        if held.taken {
+            *held = Lease {
+                holder: NOBODY,
+                until_ms: held.until_ms.saturating_sub(GIVEN_BACK_MS),
+                wanted: false,
+                taken: true,
+            };
+        } else {
             self.held.remove(&key);
         }
     }

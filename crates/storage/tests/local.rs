@@ -85,6 +85,10 @@ impl Shell for Gated {
         Ok(GatedBytes { id: *id, held: Box::new(self.held.stage(id)?), gate: Arc::clone(&self.gate) })
     }
 
+    fn adopt(&self, from: &UploadId, into: &UploadId) -> Result<(), ShellError> {
+        self.held.adopt(from, into)
+    }
+
     fn publish(&self, id: &UploadId, durability: Durability) -> Result<(), ShellError> {
         self.held.publish(id, durability)
     }
@@ -263,13 +267,18 @@ async fn a_join_that_does_not_fit_takes_no_room() {
     for number in 0..2 {
         place.whole(number, None).await;
     }
-    place.blobs.create(id(2)).await.expect("there is none of this name");
     let parts = vec![(id(0), MIB as u64), (id(1), MIB as u64)];
     place.gate.now().full = true;
-    assert_eq!(place.blobs.join(id(2), parts.clone()).await, Err(BlobError::Full));
-    assert_eq!(place.blobs.read(id(2), 0, MIB).await, Ok(vec![]), "what was copied is gone");
+    assert_eq!(place.blobs.join(id(2), id(3), parts.clone()).await, Err(BlobError::Full));
+    for gone in [2, 3] {
+        assert_eq!(
+            place.blobs.read(id(gone), 0, MIB).await,
+            Err(BlobError::Missing),
+            "what was copied is gone"
+        );
+    }
     place.gate.now().full = false;
-    place.blobs.join(id(2), parts).await.expect("there is room by now");
+    place.blobs.join(id(2), id(3), parts.clone()).await.expect("there is room by now");
     assert_eq!(place.blobs.read(id(2), MIB as u64, MIB).await, Ok(vec![1; MIB]));
 }
 

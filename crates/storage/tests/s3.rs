@@ -206,7 +206,7 @@ async fn streams_are_refused() {
     let (place, _) = upload.place(0);
     let stream = PartPlace { index: None, ..place };
     assert!(matches!(blobs.begin(stream).await.err(), Some(BlobError::Failed(_))));
-    assert!(matches!(blobs.join(ID, Vec::new()).await, Err(BlobError::Failed(_))));
+    assert!(matches!(blobs.join(ID, ID, Vec::new()).await, Err(BlobError::Failed(_))));
     assert_eq!(blobs.staged_before(u64::MAX).await, Ok(Vec::new()));
 }
 

@@ -351,6 +351,10 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
         }
     }
 
+    fn is_alone(&self) -> bool {
+        self.inner.uploads().is_alone()
+    }
+
     fn reserve_upload(&self, id: UploadId, bytes: u64, quota_bytes: u64) -> Answer<'_, bool> {
         self.admitted_to_uploads(|uploads| uploads.reserve_upload(id, bytes, quota_bytes))
     }

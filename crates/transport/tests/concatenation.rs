@@ -3,12 +3,15 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use driftline_engine::UploadRules;
+use driftline_engine::{Blobs, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
 use driftline_testkit::http::{Request, Response};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use serde_json::json;
-use support::Harness;
 use support::uploading::{FILE, bounded, create, init, offset, patch, started, tus};
+use support::{Harness, Setup, start_on, until};
 use tokio::task::JoinSet;
 
 /// Creates parts with these bytes; gives their places.
@@ -167,5 +170,93 @@ async fn many_that_join_the_same_parts_make_one_file() {
         let [whole] = made.as_slice() else { panic!("one file, and not {made:?}") };
         assert_eq!(file_of(&harness, whole).await.body, FILE);
         assert_eq!(harness.shell.staged(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_comes_late_changes_nothing() {
+    // It stands still with the first part, of which it has read nothing else yet, or with the last one.
+    for held in [&FILE[..9], &FILE[9..]] {
+        let mut store = None;
+        let first = start_on(Setup::default(), |own| store.insert(own).clone()).await;
+        let setup = Setup { shell: first.shell.clone(), ..Setup::default() };
+        let store = store.expect("it was made");
+        let (first, second) = (Arc::new(first), start_on(setup, |_| store).await);
+        let places = parts(&first, [&FILE[..9], &FILE[9..]]).await;
+        first.shell.hold_first(held);
+        let late = {
+            let (first, places) = (Arc::clone(&first), places.clone());
+            tokio::spawn(async move { join(&first, &places).await })
+        };
+        until("it copies", || async { first.shell.waiting() == 1 }).await;
+        // Its right ends, and another node makes the file.
+        second.clock.advance(60_000);
+        let whole = place_of(&join(&second, &places).await);
+        assert_eq!(file_of(&second, &whole).await.body, FILE);
+        first.shell.release();
+        let late = late.await.expect("it ends");
+        assert_eq!((late.status, late.code().as_str()), (409, "IDEMPOTENCY_IN_PROGRESS"), "{}", late.text());
+        for node in [&*first, &second] {
+            assert_eq!(file_of(node, &whole).await.body, FILE);
+            assert_eq!(place_of(&join(node, &places).await), whole);
+        }
+        assert_eq!(first.shell.staged(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_whole_without_bytes_is_a_file() {
+    let harness = started(UploadRules::default()).await;
+    let places = parts(&harness, [b"", b""]).await;
+    let before = harness.shell.calls();
+    // The row is there, and the disk fails.
+    harness.shell.fail_after(0);
+    assert_eq!(join(&harness, &places).await.status, 503, "{before}");
+    harness.shell.mend();
+    let whole = place_of(&join(&harness, &places).await);
+    let file = file_of(&harness, &whole).await;
+    assert_eq!((file.status, file.body.len(), harness.shell.staged()), (200, 0, 0));
+}
+
+/// Looks at nothing the first time.
+#[derive(Default)]
+struct Sleepy(AtomicU32);
+
+impl Verify for Sleepy {
+    fn verify<'a>(&'a self, _: &'a UploadRow, _: &'a dyn Blobs) -> BoxFuture<'a, Verdict> {
+        async move {
+            match self.0.fetch_add(1, Ordering::SeqCst) {
+                0 => Verdict::Later("it sleeps".into()),
+                _ => Verdict::Released,
+            }
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn parts_go_with_the_file_whoever_makes_it() {
+    for asks in [false, true] {
+        let sleepy = Arc::new(Sleepy::default());
+        let verifier: Arc<dyn Verify> = Arc::<Sleepy>::clone(&sleepy);
+        let tenant = TenantUploads { verified: true, ..TenantUploads::default() };
+        let harness =
+            started(UploadRules { tenant, verifier: Some(verifier), ..UploadRules::default() }).await;
+        let places = parts(&harness, [&FILE[..9], &FILE[9..]]).await;
+        let whole = place_of(&join(&harness, &places).await);
+        assert_eq!(file_of(&harness, &whole).await.status, 404, "nobody has looked at it");
+        // Asking for the offset, however often, has it looked at again only after a while.
+        for _ in 0..3 {
+            assert_eq!(offset(&harness, &whole).await, Some(20));
+        }
+        assert_eq!((sleepy.0.load(Ordering::SeqCst), harness.shell.staged()), (1, 3), "the parts are there");
+        harness.clock.advance(61_000);
+        if asks {
+            assert_eq!(offset(&harness, &whole).await, Some(20));
+        } else {
+            assert_eq!(harness.app.finish_uploads().await.expect("the store answers"), 1);
+        }
+        assert_eq!(file_of(&harness, &whole).await.body, FILE);
+        assert_eq!(harness.shell.staged(), 0, "the parts went with the file");
     }
 }

@@ -272,6 +272,13 @@ async fn who_comes_to_a_place_waits_for_the_last_bytes_of_whoever_had_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_that_a_node_damages_late_are_sent_again() {
+    for stumbles in [false, true] {
+        damaged_late(stumbles).await;
+    }
+}
+
+/// Lets a node come late to a chunk that another one received, at once or after an attempt that counted for nothing.
+async fn damaged_late(stumbles: bool) {
     let mut store = None;
     let first = start_on(Setup::default(), |own| store.insert(own).clone()).await;
     let setup = Setup { shell: first.shell.clone(), ..Setup::default() };
@@ -287,6 +294,10 @@ async fn chunks_that_a_node_damages_late_are_sent_again() {
     until("it writes", || async { first.shell.waiting() == 1 }).await;
     // Meanwhile the second one receives everything.
     second.clock.advance(60_000);
+    if stumbles {
+        let lying = put(&id, 0, chunk_of(0)).body(&b"01234568"[..]);
+        assert_eq!(code(&second, lying).await, (422, "DIGEST_MISMATCH".into()));
+    }
     fill(&second, &id).await;
     let refused = code(&first, finalize(&id, &sha256(FILE))).await;
     assert_eq!(refused, (409, "IDEMPOTENCY_IN_PROGRESS".into()), "its bytes are still to come");

@@ -47,26 +47,27 @@ impl Disk {
         Ok(Self { staging, files })
     }
 
-    /// Gives what is staged its place among the files, unless something lies there.
-    fn rename(&self, shard: &OwnedFd, name: &str, staged: &File) -> Result<(), ShellError> {
-        let renamed = rustix::fs::renameat_with(&self.staging, name, shard, name, RenameFlags::NOREPLACE);
+    /// Gives what is staged another place, unless something lies there.
+    fn rename(&self, staged: &str, (folder, name): (&OwnedFd, &str)) -> Result<(), ShellError> {
+        let renamed = rustix::fs::renameat_with(&self.staging, staged, folder, name, RenameFlags::NOREPLACE);
         match renamed {
             // File systems of networks mostly cannot rename without replacing, but all refuse a second link.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.link(shard, name, staged),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.link(staged, (folder, name)),
             renamed => renamed.map_err(failed("renaming")),
         }
     }
 
     /// Does the same with a second name, of which the first is taken away. A crash between leaves both names of one file,
     /// and doing it again takes the first away.
-    fn link(&self, shard: &OwnedFd, name: &str, staged: &File) -> Result<(), ShellError> {
-        match rustix::fs::linkat(&self.staging, name, shard, name, AtFlags::empty()) {
+    fn link(&self, staged: &str, (folder, name): (&OwnedFd, &str)) -> Result<(), ShellError> {
+        let opened = open_file(&self.staging, staged, OFlags::RDONLY)?;
+        match rustix::fs::linkat(&self.staging, staged, folder, name, AtFlags::empty()) {
             Ok(()) => {}
-            Err(Errno::EXIST) if is_same(staged, &open_file(shard, name, OFlags::RDONLY)?)? => {}
+            Err(Errno::EXIST) if is_same(&opened, &open_file(folder, name, OFlags::RDONLY)?)? => {}
             Err(error) => return Err(failed("linking")(error)),
         }
-        rustix::fs::fsync(shard).map_err(failed("syncing a folder"))?;
-        unlink(&self.staging, name).map(drop)
+        rustix::fs::fsync(folder).map_err(failed("syncing a folder"))?;
+        unlink(&self.staging, staged).map(drop)
     }
 
     /// Makes durable that a file has its place, and its folder too.
@@ -188,6 +189,16 @@ impl Shell for Disk {
         open_file(&self.staging, &id.to_string(), OFlags::RDWR).map(DiskBytes)
     }
 
+    fn adopt(&self, from: &UploadId, into: &UploadId) -> Result<(), ShellError> {
+        match self.file(into) {
+            Ok(_) => return Err(ShellError::Taken),
+            Err(ShellError::Missing) => {}
+            Err(error) => return Err(error),
+        }
+        self.rename(&from.to_string(), (&self.staging, &into.to_string()))?;
+        rustix::fs::fsync(&self.staging).map_err(failed("syncing a folder"))
+    }
+
     fn publish(&self, id: &UploadId, durability: Durability) -> Result<(), ShellError> {
         let name = id.to_string();
         let shard = subfolder(&self.files, &shard_name(shard_of(id)))?;
@@ -203,7 +214,7 @@ impl Shell for Disk {
         if durability == Durability::Fsync {
             staged.sync_all().map_err(io_failed("syncing a file"))?;
         }
-        self.rename(&shard, &name, &staged)?;
+        self.rename(&name, (&shard, &name))?;
         self.settle(&shard, durability)
     }
 

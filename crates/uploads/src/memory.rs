@@ -82,8 +82,21 @@ impl Shell for MemoryShell {
         opened(lock(&self.held).staged.get(id))
     }
 
+    fn adopt(&self, from: &UploadId, into: &UploadId) -> Result<(), ShellError> {
+        let mut held = lock(&self.held);
+        if held.staged.contains_key(into) || held.files.contains_key(into) {
+            return Err(ShellError::Taken);
+        }
+        let bytes = held.staged.remove(from).ok_or(ShellError::Missing)?;
+        held.staged.insert(*into, bytes);
+        Ok(())
+    }
+
     fn publish(&self, id: &UploadId, _: Durability) -> Result<(), ShellError> {
         let mut held = lock(&self.held);
+        if held.staged.contains_key(id) && held.files.contains_key(id) {
+            return Err(ShellError::Taken);
+        }
         match held.staged.remove(id) {
             Some(bytes) => {
                 held.files.insert(*id, bytes);

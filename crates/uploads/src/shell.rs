@@ -55,6 +55,12 @@ pub trait Shell: Send + Sync + 'static {
     /// [`ShellError::Missing`] when there is none.
     fn stage(&self, id: &UploadId) -> Result<Self::Bytes, ShellError>;
 
+    /// Gives what is staged of one upload to another one, durably, of which nothing is staged and that is no file.
+    ///
+    /// # Errors
+    /// [`ShellError::Taken`] when something is there: both stay. [`ShellError::Missing`] when nothing is staged.
+    fn adopt(&self, from: &UploadId, into: &UploadId) -> Result<(), ShellError>;
+
     /// Makes a file of what is staged, durably, and never in the place of another one. Doing it again does nothing.
     ///
     /// # Errors

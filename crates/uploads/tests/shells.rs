@@ -90,6 +90,39 @@ fn files_are_listed_by_the_first_byte_of_their_ids() {
     listing(&Folder::new().disk());
 }
 
+fn adopting(shell: &impl Shell) {
+    assert_eq!(shell.adopt(&ID, &OTHER), Err(ShellError::Missing));
+    let mut bytes = staged(shell, &ID, b"0123");
+    shell.adopt(&ID, &OTHER).unwrap();
+    assert_eq!(
+        (shell.stage(&ID).err(), read(&shell.stage(&OTHER).unwrap())),
+        (Some(ShellError::Missing), b"0123".into())
+    );
+    // It is the same place, under another name.
+    bytes.write_at(4, b"4").unwrap();
+    assert_eq!(read(&shell.stage(&OTHER).unwrap()), b"01234");
+    // What lies there stays, staged or published, and so does what was to come there.
+    drop(staged(shell, &ID, b"late"));
+    for _ in 0..2 {
+        assert_eq!(shell.adopt(&ID, &OTHER), Err(ShellError::Taken));
+        assert_eq!(read(&shell.stage(&ID).unwrap()), b"late");
+        shell.publish(&OTHER, Durability::Fsync).unwrap();
+    }
+    assert_eq!(read(&shell.file(&OTHER).unwrap()), b"01234");
+}
+
+#[test]
+fn what_is_staged_becomes_anothers_only_where_nothing_is() {
+    adopting(&MemoryShell::default());
+    let folder = Folder::new();
+    let disk = folder.disk();
+    adopting(&disk);
+    // Nothing is published in the place of a file either.
+    drop(staged(&disk, &OTHER, b"late"));
+    assert_eq!(disk.publish(&OTHER, Durability::Fsync), Err(ShellError::Taken));
+    assert_eq!((read(&disk.file(&OTHER).unwrap()), disk.discard(&OTHER)), (b"01234".into(), Ok(true)));
+}
+
 /// Chunks that are longer than what is read at once, and no multiple of it.
 fn rehashing(shell: &impl Shell) {
     const CHUNK: u64 = 300_000;

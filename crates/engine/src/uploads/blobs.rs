@@ -22,6 +22,9 @@ pub enum BlobError {
     /// The bytes have another digest than the announced one.
     #[error("the bytes have another digest")]
     Mismatch,
+    /// Something lies there already.
+    #[error("other bytes lie there")]
+    Taken,
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -104,9 +107,10 @@ pub trait Blobs: Send + Sync + 'static {
     /// takes no streams has none of it.
     fn cut(&self, id: UploadId, len: u64) -> BlobAnswer<'_, ()>;
 
-    /// Makes one upload of the bytes of others, of so many of each and in their order, in the staging place of another one.
-    /// Doing it again comes to the same.
-    fn join(&self, into: UploadId, parts: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()>;
+    /// Makes one upload of the bytes of others, of so many of each and in their order. They are put together in the staging
+    /// place of an attempt, of which there was none before, so that an attempt which comes late hits nothing, and become the
+    /// upload's all at once, unless it has them already. Doing it again comes to the same.
+    fn join(&self, into: UploadId, attempt: UploadId, parts: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()>;
 
     /// Puts the whole together and hashes what was not hashed yet; it is no file before it is published. What lies behind
     /// its end is cut off. `tags` are the names of the chunks in their order.

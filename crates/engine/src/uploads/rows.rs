@@ -317,6 +317,9 @@ pub trait UploadRows: Send + Sync {
     /// given up or expires forgets its chunks; one that is given up or expires gives back what it had reserved.
     fn turn_upload(&self, turn: UploadTurn) -> Answer<'_, bool>;
 
+    /// Tells whether only those on this node are ever given a right.
+    fn is_alone(&self) -> bool;
+
     /// Takes the right to write at a place until a time, unless somebody else has it. `holder` tells callers apart.
     /// `evict` asks whoever has it to let go.
     fn lease(
@@ -331,7 +334,8 @@ pub trait UploadRows: Send + Sync {
     /// Holds on to a right until a later time.
     fn renew(&self, key: LeaseKey, holder: u64, now_ms: u64, until_ms: u64) -> Answer<'_, Renewed>;
 
-    /// Gives a right back; it does nothing when somebody else has it.
+    /// Gives a right back; it does nothing when somebody else has it. Where bytes of somebody who had it before may still
+    /// come, they may afterwards: whoever takes it next has taken it over, too.
     fn release(&self, key: LeaseKey, holder: u64) -> Answer<'_, ()>;
 
     /// Lists open uploads whose time was over before a time in Unix milliseconds, those that wait longest first.

@@ -110,6 +110,7 @@ fn of_shell(error: ShellError) -> BlobError {
     match error {
         ShellError::Full => BlobError::Full,
         ShellError::Missing => BlobError::Missing,
+        ShellError::Taken => BlobError::Taken,
         other => BlobError::Failed(other.to_string()),
     }
 }
@@ -168,8 +169,9 @@ impl<S: Shell> Blobs for LocalBlobs<S> {
         self.ask(move |shell| shell.stage(&id).and_then(|mut staged| staged.set_len(len)).map_err(of_shell))
     }
 
-    fn join(&self, into: UploadId, parts: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()> {
-        in_turn(Arc::clone(&self.readers), self.ask(move |shell| join(shell, into, &parts).map_err(of_shell)))
+    fn join(&self, into: UploadId, attempt: UploadId, parts: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()> {
+        let joined = self.ask(move |shell| join(shell, (into, attempt), &parts).map_err(of_shell));
+        in_turn(Arc::clone(&self.readers), joined)
     }
 
     fn assemble(&self, row: &UploadRow, _: Vec<Box<str>>) -> BlobAnswer<'_, Digest> {
@@ -257,14 +259,23 @@ fn in_turn<T: Send + 'static>(readers: Arc<Semaphore>, asked: BlobAnswer<'_, T>)
 }
 
 /// Copies the staged bytes of uploads, so many of each, one behind the other. What was copied takes no room when it fails.
-fn join<S: Shell>(shell: &S, into: UploadId, parts: &[(UploadId, u64)]) -> Result<(), ShellError> {
-    let mut whole = shell.stage(&into)?;
-    let copied = copy(shell, &mut whole, parts);
-    if copied.is_err() {
-        // It is begun again from its beginning.
-        let _ = whole.set_len(0);
+fn join<S: Shell>(
+    shell: &S,
+    (into, attempt): (UploadId, UploadId),
+    parts: &[(UploadId, u64)],
+) -> Result<(), ShellError> {
+    shell.create(&attempt)?;
+    let copied = shell.stage(&attempt).and_then(|mut whole| copy(shell, &mut whole, parts));
+    let joined = copied.and_then(|()| shell.adopt(&attempt, &into));
+    if joined.is_err() {
+        // What is left when this fails is removed by the sweeper.
+        let _ = shell.discard(&attempt);
     }
-    copied
+    match joined {
+        // Another attempt was first: it came to its end as well, with the same bytes.
+        Err(ShellError::Taken) => Ok(()),
+        joined => joined,
+    }
 }
 
 fn copy<S: Shell>(shell: &S, whole: &mut S::Bytes, parts: &[(UploadId, u64)]) -> Result<(), ShellError> {

@@ -326,6 +326,10 @@ impl UploadRows for MemoryStore {
         answer(Ok(self.state().uploads.turn(turn)))
     }
 
+    fn is_alone(&self) -> bool {
+        true
+    }
+
     fn lease(
         &self,
         key: LeaseKey,

@@ -7,15 +7,15 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use driftline_engine::{
-    ChunkKept, ChunkUpload, Finalized, Identity, LeaseSlot, NewUpload, Store, StreamUpload, Streaming,
-    UploadRight, UploadRow,
+    ChunkKept, ChunkUpload, Finalized, Identity, Joining, LeaseSlot, NewUpload, Store, StreamUpload,
+    Streaming, UploadRight, UploadRow,
 };
 use driftline_protocol::{ErrorCode, Fault};
 use driftline_uploads::{Digest, UploadId};
 use http_body_util::BodyExt as _;
 use sha1::Digest as _;
 
-use super::{Refused, Right, with_status};
+use super::{Refused, Right, tus, with_status};
 use crate::app::App;
 use crate::coding::Coding;
 
@@ -122,8 +122,17 @@ pub(crate) async fn finalize<S: Store>(
     claimed: Option<Digest>,
 ) -> Result<Finalized, Fault> {
     let holder = app.holder();
-    let finalizing = app.engine().finalize_upload(right, id, claimed, (app.now_ms(), holder));
-    beside(finalizing, || app.engine().hold_right(id, LeaseSlot::Finalize, (app.now_ms(), holder))).await
+    let now = || app.now_ms();
+    let finalizing = app.engine().finalize_upload(right, id, claimed, (&now, holder));
+    let hold = || app.engine().hold_right(id, LeaseSlot::Finalize, (app.now_ms(), holder));
+    let finalized = beside(finalizing, hold).await;
+    // Whoever finalizes a concatenation, its parts go then: who asked for it may be gone.
+    if let Ok(Finalized::Done(row)) = &finalized
+        && row.joining == Joining::Whole
+    {
+        app.engine().give_up_parts(row, &tus::parts_of(app, row), app.now_ms()).await;
+    }
+    finalized
 }
 
 /// Joins parts, and holds the right to it as long as that takes.
@@ -250,7 +259,7 @@ pub(super) const CHECKSUM_MISMATCH: u16 = 460;
 
 /// Goes on with a stream. What came of a request without a checksum is kept, however it ends.
 pub(super) async fn stream<S: Store>(
-    app: &App<S>,
+    app: &Arc<App<S>>,
     right: &Right,
     wanted: StreamRequest,
     body: Body,
@@ -292,7 +301,7 @@ pub(super) async fn stream<S: Store>(
         _ => Ok(()),
     };
     if let Err(refusal) = checked {
-        app.engine().give_up_stream(*stream, app.now_ms()).await;
+        app.engine().give_up_stream(*stream).await;
         return Err(refusal);
     }
     let hold = || app.engine().hold_right(id, LeaseSlot::Stream, (app.now_ms(), holder));
@@ -356,10 +365,15 @@ async fn take<S: Store>(
 ///
 /// # Errors
 /// The status 423 when it does not in time.
-pub(super) async fn wait_for_quiet<S: Store>(app: &App<S>, id: UploadId) -> Result<(), Refused> {
+pub(super) async fn wait_for_quiet<S: Store>(app: &Arc<App<S>>, id: UploadId) -> Result<(), Refused> {
     let holder = app.holder();
+    // Whoever takes the right to look gives it back, also when nobody waits for it any more.
+    let look = || {
+        let task = Arc::clone(app);
+        to_its_end(app, async move { task.engine().quiet_stream(id, (task.now_ms(), holder)).await })
+    };
     let quiet = async {
-        while !app.engine().quiet_stream(id, (app.now_ms(), holder)).await? {
+        while !look().await?? {
             tokio::time::sleep(EVICTION_STEP).await;
         }
         Ok::<(), Fault>(())

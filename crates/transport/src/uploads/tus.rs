@@ -34,6 +34,10 @@ const BYTES: &str = "application/offset+octet-stream";
 /// The lines in which metadata and the parts of a concatenation are kept, both as the client told them.
 const LINES: char = '\n';
 
+/// How long after a file could not be made who asks for the offset has it tried again, in milliseconds. It may be read for that,
+/// and looked at, and nobody counts how often a client asks for the offset.
+const AGAIN_MS: u64 = 60_000;
+
 /// Tells what is spoken here.
 pub(super) async fn options<S: Store>(app: &App<S>) -> Response<Body> {
     let mut response = empty(StatusCode::NO_CONTENT);
@@ -72,6 +76,8 @@ pub(super) async fn answer<S: Store>(
             let refusal = match route {
                 _ if is_head => sacred(refusal),
                 RouteId::TusUpload => patient(refusal),
+                // It was created, and its bytes are refused.
+                _ if refusal.headers.contains_key(header::LOCATION) => patient(refusal),
                 _ => refusal,
             };
             let unknown = refusal.status == Some(StatusCode::PRECONDITION_FAILED.as_u16());
@@ -228,6 +234,20 @@ async fn create<S: Store>(app: &Arc<App<S>>, request: Request) -> Result<Respons
     Ok(response)
 }
 
+/// Returns which upload is at a place.
+fn id_at<S: Store>(app: &App<S>, place: &str) -> Option<UploadId> {
+    last_segment(place).and_then(|segment| app.upload_secret.open(segment))
+}
+
+/// Returns the parts of which an upload is made, as its client told them.
+pub(super) fn parts_of<S: Store>(app: &App<S>, row: &UploadRow) -> Vec<UploadId> {
+    let (_, told) = row.metadata.as_deref().and_then(|lines| lines.split_once(LINES)).unwrap_or_default();
+    match Concat::read(told) {
+        Ok(Concat::Whole(places)) => places.into_iter().filter_map(|place| id_at(app, place)).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// Makes one upload of several, and a file of it. Its client may ask for it again when it heard no answer.
 async fn concatenate<S: Store>(
     app: &Arc<App<S>>,
@@ -235,15 +255,13 @@ async fn concatenate<S: Store>(
     new: NewUpload,
     places: &[&str],
 ) -> Result<Response<Body>, Refused> {
-    let open = |place: &&str| last_segment(place).and_then(|segment| app.upload_secret.open(segment));
-    let parts: Option<Vec<UploadId>> = places.iter().map(open).collect();
+    let parts: Option<Vec<UploadId>> = places.iter().map(|place| id_at(app, place)).collect();
     let parts =
         parts.ok_or_else(|| Fault::new(ErrorCode::NotFound, "a part of the concatenation is not there"))?;
     let task = Arc::clone(app);
     let joined = to_its_end(app, async move {
         let row = receive::join(&task, &identity, new, &parts).await?;
         let finished = finish(&task, &row).await;
-        task.engine().give_up_parts(&identity, &parts, task.now_ms()).await;
         Ok::<_, Refused>((row, finished))
     });
     let (mut row, finished) = joined.await??;
@@ -340,7 +358,9 @@ async fn head<S: Store>(app: &Arc<App<S>>, id: UploadId) -> Result<Response<Body
     }
     // Who asks for the offset of a whole upload was not told that it is a file, or it is none yet.
     // It is not waited for longer than its client waits for an answer: it goes on.
-    if state == State::Open && row.upload.is_whole() {
+    let tried_ms = row.changed_ms.saturating_add(AGAIN_MS);
+    let is_due = row.fault.is_none() || tried_ms <= app.now_ms();
+    if state == State::Open && row.upload.is_whole() && is_due {
         let finished = tokio::time::timeout(native::FINALIZE, finish(app, &row)).await;
         finished.unwrap_or(Ok(State::Finalizing))?;
     }

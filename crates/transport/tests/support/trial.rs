@@ -28,6 +28,8 @@ struct Now {
     reads: u64,
     /// Writing these bytes waits.
     slow: Option<Vec<u8>>,
+    /// Whether only the first one waits.
+    first: bool,
     waiting: usize,
 }
 
@@ -50,7 +52,7 @@ impl Trial {
 
     fn wait(&self, bytes: &[u8]) {
         let mut now = self.now();
-        if now.slow.as_deref() != Some(bytes) {
+        if now.slow.as_deref() != Some(bytes) || (now.first && now.waiting > 0) {
             return;
         }
         now.waiting += 1;
@@ -84,7 +86,14 @@ impl TrialShell {
 
     /// Holds whoever writes exactly these bytes at once.
     pub fn hold(&self, bytes: &[u8]) {
-        self.trial.now().slow = Some(bytes.to_vec());
+        let mut now = self.trial.now();
+        (now.slow, now.first) = (Some(bytes.to_vec()), false);
+    }
+
+    /// Holds the first one who writes exactly these bytes at once, and nobody else.
+    pub fn hold_first(&self, bytes: &[u8]) {
+        self.hold(bytes);
+        self.trial.now().first = true;
     }
 
     /// Returns how many are held.
@@ -123,6 +132,11 @@ impl Shell for TrialShell {
 
     fn stage(&self, id: &UploadId) -> Result<TrialBytes, ShellError> {
         Ok(TrialBytes { held: Box::new(self.held.stage(id)?), trial: Arc::clone(&self.trial) })
+    }
+
+    fn adopt(&self, from: &UploadId, into: &UploadId) -> Result<(), ShellError> {
+        self.trial.call()?;
+        self.held.adopt(from, into)
     }
 
     fn publish(&self, id: &UploadId, durability: Durability) -> Result<(), ShellError> {

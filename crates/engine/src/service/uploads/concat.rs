@@ -8,7 +8,7 @@ use driftline_uploads::{Refused, RunningHash, State, UploadId};
 use super::chunk::Held;
 use super::finish::turn;
 use super::open::{NewUpload, OpenedUpload};
-use super::{Engine, LEASE_MS, UploadRight, busy, is_own, lost, not_found, refused};
+use super::{Engine, LEASE_MS, UploadRight, busy, lost, not_found, refused};
 use crate::ports::{Identity, Observer, Store};
 use crate::service::unavailable;
 use crate::uploads::{BlobError, Joining, Kept, LeaseKey, LeaseSlot, Leased, StreamReceipt, UploadRow};
@@ -73,7 +73,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let begun = self.upload_rows().upload(new.id).await.map_err(|error| unavailable(&error))?;
         if let Some(row) = &begun {
             match row.upload.state_at(now_ms) {
-                State::Open if !row.upload.is_whole() => {}
+                // One without bytes is whole from the beginning, and may have no place yet.
+                State::Open if !row.upload.is_whole() || row.upload.received == 0 => {}
                 State::Open | State::Finalizing | State::Done => return Ok(row.clone()),
                 gone => return Err(refused(Refused::Gone(gone))),
             }
@@ -84,15 +85,17 @@ impl<S: Store, O: Observer> Engine<S, O> {
             Some(row) => row,
             None => {
                 new.size = Some(size);
-                // A crash may have left a staging place before there was a row.
-                uploads.blobs.discard(new.id, None).await.map_err(|error| lost(&error))?;
                 let OpenedUpload { row, .. } = self.open_upload(identity, new, None, now_ms).await?;
                 row
             }
         };
-        if let Err(error) = uploads.blobs.join(row.id, lengths).await {
-            // A part that was given up meanwhile does not come back.
+        if let Err(error) = uploads.blobs.join(row.id, attempt_id(row.id, holder), lengths).await {
             if error == BlobError::Missing {
+                let key = LeaseKey { id: row.id, slot: LeaseSlot::Stream };
+                if !self.holds(key, holder, now_ms).await? {
+                    return Err(busy("another request joins these parts"));
+                }
+                // A part that was given up meanwhile does not come back.
                 self.give_up(&row, turn(&row, State::Open, State::Cancelled, now_ms)).await?;
             }
             return Err(lost(&error));
@@ -114,7 +117,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 row.upload.received = received;
                 Ok(row)
             }
-            Kept::Overtaken | Kept::Lost => Err(busy("another request joins these parts")),
+            Kept::Overtaken | Kept::Lost | Kept::NotOpen(Some(State::Finalizing | State::Done)) => {
+                Err(busy("another request joins these parts"))
+            }
             Kept::NoRoom | Kept::NotOpen(_) => {
                 Err(Fault::new(ErrorCode::UploadGone, "the upload was given up meanwhile"))
             }
@@ -144,20 +149,31 @@ impl<S: Store, O: Observer> Engine<S, O> {
         Ok(lengths)
     }
 
-    /// Gives up the parts of a concatenation, once it is a file. Those that cannot be given up now expire.
-    pub async fn give_up_parts(&self, identity: &Identity, parts: &[UploadId], now_ms: u64) {
-        let whole = self.upload_rows().upload(whole_id(identity, parts)).await;
-        if !matches!(whole, Ok(Some(row)) if row.upload.state == State::Done && is_own(identity, &row)) {
-            return;
-        }
+    /// Gives up the parts of a concatenation that is a file now. Those that cannot be given up now expire.
+    pub async fn give_up_parts(&self, whole: &UploadRow, parts: &[UploadId], now_ms: u64) {
         for part in parts {
-            let Ok(row) = self.upload(UploadRight::User(identity), *part).await else { continue };
-            if row.joining == Joining::Part {
+            let Ok(row) = self.upload(UploadRight::Secret, *part).await else { continue };
+            let is_own = (row.tenant, &row.owner) == (whole.tenant, &whole.owner);
+            if is_own && row.joining == Joining::Part && row.upload.state == State::Open {
                 let turn = turn(&row, State::Open, State::Cancelled, now_ms).joined();
                 let _ = self.give_up(&row, turn).await;
             }
         }
     }
+}
+
+/// The name of the place in which an attempt joins parts. No other attempt has it.
+fn attempt_id(whole: UploadId, holder: u64) -> UploadId {
+    let mut hash = RunningHash::default();
+    hash.update(whole.as_bytes());
+    hash.update(&holder.to_be_bytes());
+    id_of(&hash)
+}
+
+fn id_of(hash: &RunningHash) -> UploadId {
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.digest().as_bytes()[..16]);
+    UploadId::of(id)
 }
 
 /// The name of the upload that parts of a user make. Whoever knows all their names, and nobody else, can tell it.
@@ -171,7 +187,5 @@ fn whole_id(identity: &Identity, parts: &[UploadId]) -> UploadId {
     for part in parts {
         hash.update(part.as_bytes());
     }
-    let mut id = [0; 16];
-    id.copy_from_slice(&hash.digest().as_bytes()[..16]);
-    UploadId::of(id)
+    id_of(&hash)
 }

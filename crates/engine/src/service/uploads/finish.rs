@@ -16,6 +16,9 @@ use crate::ports::{Observer, Store};
 use crate::service::unavailable;
 use crate::uploads::{BlobError, Joining, LeaseKey, LeaseSlot, Leased, UploadRow, UploadTurn, Verdict};
 
+/// Tells the time in Unix milliseconds.
+type Now<'a> = dyn Fn() -> u64 + Send + Sync + 'a;
+
 /// What came of finalizing.
 #[derive(Debug, Clone)]
 pub enum Finalized {
@@ -30,7 +33,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// the announced one. Doing it again tells of the file.
     ///
     /// It may take long and is not to be dropped: it runs in a task of its own, beside which [`Engine::hold_right`] is called
-    /// every few seconds. What a crash leaves behind is ended by whoever calls [`Engine::sweep_uploads`].
+    /// every few seconds, and `now` tells the time in Unix milliseconds whenever it is asked. What a crash leaves behind is
+    /// ended by whoever asks for [`Engine::unfinished_uploads`].
     ///
     /// # Errors
     /// `NOT_FOUND`, `FORBIDDEN` for a part of a concatenation, `UPLOAD_GONE`, `UPLOAD_INCOMPLETE` with what is missing, `DIGEST_MISMATCH`: the upload stays open,
@@ -40,9 +44,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
         right: UploadRight<'_>,
         id: UploadId,
         claimed: Option<Digest>,
-        (now_ms, holder): (u64, u64),
+        (now, holder): (&Now<'_>, u64),
     ) -> Result<Finalized, Fault> {
         let row = self.upload(right, id).await?;
+        let now_ms = now();
         if row.joining == Joining::Part {
             return Err(Fault::new(ErrorCode::Forbidden, "a part of a concatenation is no file of its own"));
         }
@@ -59,7 +64,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
             return Ok(Finalized::UnderWay);
         }
         let held = Held { key, holder, renewed_ms: now_ms };
-        let finished = self.finalize_held(held, claimed, now_ms).await;
+        let finished = self.finalize_held(held, claimed, now).await;
         self.let_go(held).await;
         finished
     }
@@ -80,9 +85,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         &self,
         held: Held,
         claimed: Option<Digest>,
-        now_ms: u64,
+        now: &Now<'_>,
     ) -> Result<Finalized, Fault> {
-        let id = held.key.id;
+        let (id, now_ms) = (held.key.id, now());
         // What a receipt no longer counts for may still be on its way to the disk.
         if self.taken()?.writers.is_written(id) {
             return Err(busy("bytes of the upload are still being written"));
@@ -108,7 +113,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             State::Finalizing => row.digest.or(claimed),
             gone => return Err(refused(Refused::Gone(gone))),
         };
-        match self.checked(&row, claimed).await {
+        let checked = self.checked(&row, claimed).await;
+        // That may have taken long.
+        let now_ms = now();
+        match checked {
             Ok(digest) => {
                 row.digest = Some(digest);
                 row.upload.state = State::Done;
@@ -150,7 +158,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 }
                 // What cannot be read now leaves it at the mismatch.
                 let told = damaged.ok().flatten().unwrap_or_else(|| (fault, Vec::new()));
-                self.turn_back(&row, told, held, now_ms).await
+                self.turn_back(&row, told, held, now()).await
             }
         }
     }
@@ -268,7 +276,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
         // Somebody else may have published it before it was refused.
         let removed = blobs.remove(row.id).await;
         discarded.and(removed).map_err(|error| lost(&error))?;
-        if row.staged.is_some() {
+        // What is still on its way may come after it was discarded, and is discarded again by the sweeper.
+        if row.staged.is_some() && !self.taken()?.writers.is_written(row.id) {
             self.upload_rows().upload_discarded(row.id).await.map_err(|error| unavailable(&error))?;
         }
         Ok(())

@@ -20,7 +20,7 @@ use futures_channel::oneshot;
 
 use super::{Engine, unavailable};
 use crate::ports::{Identity, Observer, Store};
-use crate::uploads::{BlobError, Blobs, LeaseKey, LeaseSlot, UploadRow, UploadRows, UploadRules};
+use crate::uploads::{BlobError, Blobs, LeaseKey, LeaseSlot, Renewed, UploadRow, UploadRows, UploadRules};
 
 use chunk::Held;
 pub use chunk::{ChunkKept, ChunkUpload};
@@ -203,6 +203,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
         renewed.map(drop).map_err(|error| unavailable(&error))
     }
 
+    /// Tells whether a right is still a holder's.
+    async fn holds(&self, key: LeaseKey, holder: u64, now_ms: u64) -> Result<bool, Fault> {
+        let renewed = self.upload_rows().renew(key, holder, now_ms, now_ms + LEASE_MS).await;
+        Ok(renewed.map_err(|error| unavailable(&error))? != Renewed::Lost)
+    }
+
     async fn received_chunks(&self, id: UploadId) -> Result<Ranges, Fault> {
         let chunks = self.upload_rows().chunks(id).await.map_err(|error| unavailable(&error))?;
         Ok(chunks.into_iter().map(|chunk| chunk.index).collect())
@@ -247,6 +253,9 @@ pub(super) fn lost(error: &BlobError) -> Fault {
             "no space is left for uploads: what was acknowledged stays, go on later",
         ),
         BlobError::Missing => Fault::new(ErrorCode::HandlerError, "the bytes of the upload are not there"),
+        BlobError::Taken => {
+            Fault::new(ErrorCode::StoreUnavailable, "other bytes lie in the place of the upload")
+        }
         BlobError::Length => Fault::new(ErrorCode::ValidationError, "the part has another length"),
         BlobError::Mismatch => Fault::new(ErrorCode::DigestMismatch, "the bytes have another digest"),
         BlobError::Failed(what) => {

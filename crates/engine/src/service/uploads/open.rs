@@ -82,7 +82,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             },
         };
         let mut row = self.row_of(identity, new, now_ms)?;
-        row.staged = uploads.blobs.create(row.id).await.map_err(|error| lost(&error))?;
+        // What is joined has a place once it is whole.
+        if row.joining != Joining::Whole {
+            row.staged = uploads.blobs.create(row.id).await.map_err(|error| lost(&error))?;
+        }
         let once = once.and_then(remembered);
         let opened = self.upload_rows().open_upload(row.clone(), caps, once).await;
         // Whether a store that did not answer has opened it is not known: what is left is the sweeper's then.

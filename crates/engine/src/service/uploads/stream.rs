@@ -242,16 +242,16 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let mut row = stream.row.clone();
         row.upload.received = stream.kept;
         row.upload.expires_ms = self.taken()?.rules.expiry.expires_ms(row.upload.opened_ms, now_ms);
-        self.give_up_stream(stream, now_ms).await;
+        self.give_up_stream(stream).await;
         kept.map(|running| UploadRow { running, ..row })
     }
 
     /// Gives a stream up; what came since the last checkpoint counts for nothing, and takes no room.
-    pub async fn give_up_stream(&self, mut stream: StreamUpload, now_ms: u64) {
+    pub async fn give_up_stream(&self, mut stream: StreamUpload) {
         stream.sink.stop().await;
         if !stream.settled {
             // What the store may have kept stays.
-            self.drop_unkept(stream.held, (!stream.in_doubt).then_some(stream.kept), now_ms).await;
+            self.drop_unkept(stream.row.id, (!stream.in_doubt).then_some(stream.kept)).await;
         }
         drop(stream.receiving);
         self.let_go(stream.held).await;
@@ -259,16 +259,17 @@ impl<S: Store, O: Observer> Engine<S, O> {
 
     /// Takes back what came and was not kept, from the disk and from the quota: whoever comes next may need the room. Where that
     /// fails, the next bytes of the upload come into its place, or the upload ends.
-    async fn drop_unkept(&self, held: Held, kept: Option<u64>, now_ms: u64) {
-        let renewed = self.upload_rows().renew(held.key, held.holder, now_ms, now_ms + LEASE_MS).await;
-        // Without the right, somebody else may have written there by now.
-        if !matches!(renewed, Ok(Renewed::Held | Renewed::Wanted)) {
+    ///
+    /// Other nodes may have been given the right to write there by now, and cutting takes nobody's word for it: where there
+    /// are any, what came stays, in its place and on the quota. On this node the place is given to nobody meanwhile.
+    async fn drop_unkept(&self, id: UploadId, kept: Option<u64>) {
+        if !self.upload_rows().is_alone() {
             return;
         }
         if let (Some(kept), Ok(uploads)) = (kept, self.taken()) {
-            let _ = uploads.blobs.cut(held.key.id, kept).await;
+            let _ = uploads.blobs.cut(id, kept).await;
         }
-        let _ = self.upload_rows().release_upload(held.key.id).await;
+        let _ = self.upload_rows().release_upload(id).await;
     }
 
     /// Waits for no other request to be at a stream; tells whether that is so. Whoever is at it is asked to let go.

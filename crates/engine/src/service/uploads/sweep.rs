@@ -10,6 +10,7 @@ use super::finish::turn;
 use super::{Engine, lost};
 use crate::ports::{Observer, Store};
 use crate::service::unavailable;
+use crate::uploads::BlobError;
 
 /// Uploads that one look takes.
 const ROWS: usize = 100;
@@ -142,6 +143,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
                     // A machine without power may forget a place that it was not told to make durable.
                     Some(State::Done) => match blobs.publish(*id).await {
                         Ok(()) => swept.published += 1,
+                        // It is published, and an attempt at joining its parts came late.
+                        Err(BlobError::Taken) => swept.removed(&blobs.discard(*id, name.clone()).await),
                         Err(_) => swept.stuck += 1,
                     },
                     // One that cannot be removed holds up no other.

@@ -110,7 +110,7 @@ impl Blobs for S3Blobs {
         async { Ok(()) }.boxed()
     }
 
-    fn join(&self, _: UploadId, _: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()> {
+    fn join(&self, _: UploadId, _: UploadId, _: Vec<(UploadId, u64)>) -> BlobAnswer<'_, ()> {
         std::future::ready(Err(no_streams())).boxed()
     }
 

@@ -203,6 +203,10 @@ impl UploadRows for PostgresStore {
         Box::pin(self.run(async move { turn::turn(&shared, &turn).await }))
     }
 
+    fn is_alone(&self) -> bool {
+        false
+    }
+
     fn lease(
         &self,
         key: LeaseKey,

@@ -11,6 +11,7 @@ use super::super::snapshot::give_back;
 use super::super::sql::statement;
 use super::super::{Shared, store_error};
 use crate::rows::{count_of, id_sql, sql, sql_ms};
+use crate::uploads::{GIVEN_BACK_MS, NOBODY};
 
 statement! {
     /// Takes a right that nobody else has; gives whose it is then, until when, and whether it was taken from somebody.
@@ -56,12 +57,19 @@ impl Query for RenewRight {
 }
 
 statement! {
-    /// Gives a right back.
-    GiveRightBack { id: Vec<u8> => Binary, slot: i64 => BigInt, holder: i64 => BigInt } =
-    "DELETE FROM upload_leases WHERE upload = " ? id: Binary
+    /// Gives a right back. One that was taken over stays, ended and nobody's.
+    GiveRightBack {
+        id: Vec<u8> => Binary, slot: i64 => BigInt, holder: i64 => BigInt, nobody: i64 => BigInt, earlier: i64 => BigInt,
+    } =
+    "WITH back AS (DELETE FROM upload_leases WHERE upload = " ? id: Binary
     " AND slot = " ? slot: BigInt
     " AND holder = " ? holder: BigInt
-    ""
+    " AND NOT taken) UPDATE upload_leases SET holder = " ? nobody: BigInt
+    ", until = until - " ? earlier: BigInt
+    ", wanted = false WHERE upload = " ? id: Binary
+    " AND slot = " ? slot: BigInt
+    " AND holder = " ? holder: BigInt
+    " AND taken"
 }
 
 statement! {
@@ -139,7 +147,13 @@ pub(super) async fn renew(
 }
 
 pub(super) async fn release(shared: &Shared, key: LeaseKey, holder: u64) -> Result<(), StoreError> {
-    let back = GiveRightBack { id: id_sql(key.id), slot: slot_sql(key.slot), holder: holder.cast_signed() };
+    let back = GiveRightBack {
+        id: id_sql(key.id),
+        slot: slot_sql(key.slot),
+        holder: holder.cast_signed(),
+        nobody: NOBODY.cast_signed(),
+        earlier: sql(GIVEN_BACK_MS),
+    };
     let lease = shared.writer().await?;
     let given = back.execute(&mut lease.pg()).await;
     give_back(lease, given.map(drop).map_err(store_error)).await

@@ -197,6 +197,10 @@ impl UploadRows for SqliteStore {
         }))
     }
 
+    fn is_alone(&self) -> bool {
+        true
+    }
+
     fn lease(
         &self,
         key: LeaseKey,

@@ -100,6 +100,14 @@ pub(in super::super) fn a_right_that_ended_is_lost<S: Store>(bed: &Bed<S>) {
     assert_eq!(desk.take(one, BOB, (200, 300)), Leased::Held, "it was its own");
     assert_eq!(desk.take(one, ADA, (300, 400)), Leased::TakenOver);
     assert_eq!(desk.renew(one, ADA, (399, 500)), Renewed::Held);
+    // Giving it back does not bring the bytes home that may still come, however often it changes hands.
+    desk.release(one, ADA);
+    assert_eq!(desk.renew(one, ADA, (400, 500)), Renewed::Lost);
+    for (holder, at) in [(BOB, 401), (BOB, 402), (ADA, 403)] {
+        assert_eq!(desk.take(one, holder, (at, 600)), Leased::TakenOver);
+        desk.release(one, holder);
+    }
+    assert_eq!(desk.take(key(2, LeaseSlot::Stream), BOB, (403, 600)), Leased::Held, "another place");
 }
 
 pub(in super::super) fn a_holder_is_asked_to_let_go<S: Store>(bed: &Bed<S>) {
