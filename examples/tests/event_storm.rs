@@ -8,17 +8,18 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use driftline_testkit::Rng;
 use driftline_testkit::http::{Request, soon};
 use driftline_testkit::memory::Memory;
 use driftline_testkit::server::{Server, program};
 use driftline_testkit::socket::Incoming;
+use driftline_testkit::{Rng, TempFolder};
 use serde_json::json;
 use support::feed::{Publisher, Resume, Signer, Subscriber};
 use tokio::sync::Semaphore;
@@ -29,8 +30,25 @@ const GROUPS: u64 = 40;
 const EVENTS: u64 = 20_000;
 const PUBLISHERS: u64 = 4;
 
+fn file() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deployments/training-records.toml")
+}
+
 fn deployment() -> Server {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deployments/training-records.toml");
+    start(&file())
+}
+
+/// A server that does not reset whoever is cut and reads why only much later.
+fn patient_deployment() -> Server {
+    let text = fs::read_to_string(file()).expect("the file can be read");
+    let folder = TempFolder::new();
+    let copy = folder.path().join("driftline.toml");
+    fs::write(&copy, text + "\n[limits]\nwrite_ms = 600000\n").expect("it is written");
+    // It is read once, before the server listens.
+    start(&copy)
+}
+
+fn start(file: &Path) -> Server {
     let file = file.to_str().expect("the path is text");
     Server::with(&program(), &["--config", file, "--limits", "off"])
 }
@@ -181,7 +199,7 @@ const QUEUE_BYTES: u64 = 2 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_stops_reading_slows_nobody_and_comes_back_without_loss() {
-    let server = deployment();
+    let server = patient_deployment();
     let (to, signer) = (server.address(), Signer::of(&server));
     let reader = |name: &str| signer.token("school", name, &["cadet"], &json!({"cadet_id": 1}));
     let mut fast = Subscriber::new(reader("fast"), Resume::Query);

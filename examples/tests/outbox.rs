@@ -15,6 +15,7 @@ use serde_json::json;
 use support::Deployment;
 use support::feed::{Resume, Signer, Subscriber};
 use support::programs::{fed, python, script, sql};
+use tokio::task::JoinSet;
 
 /// Events of each program.
 const EVENTS: u64 = 1_000;
@@ -72,8 +73,16 @@ async fn delivered<S: Send + 'static>(
         cadets.push((cadet, socket));
     }
     let inserting = tokio::task::spawn_blocking(insert);
+    let mut reading = JoinSet::new();
     for (number, (mut cadet, mut socket)) in (0_u64..).zip(cadets) {
-        soon("the last event", cadet.read_until(&mut socket, all)).await;
+        // The rows take as long as they take; each event comes in time after the one before.
+        reading.spawn(async move {
+            cadet.read_until(&mut socket, all).await;
+            (number, cadet)
+        });
+    }
+    while let Some(read) = reading.join_next().await {
+        let (number, cadet) = read.expect("the last event comes");
         let mut expected: BTreeSet<u64> =
             (0..all).filter(|n| is_committed(*n) && n % CADETS == number).collect();
         expected.insert(all);

@@ -94,10 +94,12 @@ async fn a_file_goes_through_the_bucket_and_comes_back() {
 #[tokio::test]
 async fn an_upload_that_nobody_goes_on_with_is_aborted() {
     let s3 = S3::start();
-    let deployment = start(&s3, "expires_after_s = 1");
+    let deployment = start(&s3, "expires_after_s = 5");
     let ada = deployment.person("acme", "ada", "user", &[]);
+    // Made before the upload is opened: its time runs from then on.
+    let file = file();
+    let chunk = &file[..PART_BYTES_MIN];
     let id = open(&deployment, &ada, SIZE).await;
-    let chunk = &file()[..PART_BYTES_MIN];
     assert_eq!(send(&deployment, &ada, &id, 0, chunk).await.status, 200);
     assert_eq!(s3.open().len(), 1);
     soon("the end of the upload", async {

@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -493,13 +494,28 @@ fn a_foreign_transaction_delays_writers_and_loses_nothing() {
     });
 }
 
-/// Opens the files as a crash would leave them at this moment.
+/// The head of the file's log, which is another one each time that the log begins anew.
+fn log_head(world: &World) -> Vec<u8> {
+    let log = fs::File::open(world.folder.path().join("driftline.db-wal")).expect("a log");
+    let mut head = Vec::new();
+    log.take(32).read_to_end(&mut head).expect("it can be read");
+    head
+}
+
+/// Opens the files as a crash would leave them at this moment. One is copied after the other: what was taken over from the
+/// log into the file meanwhile has to stand in the copy of the log, so the log must not have begun anew in between.
 fn crashed(world: &World) -> World {
     let after = World::new(2);
-    for name in ["driftline.db", "driftline.db-wal"] {
-        fs::copy(world.folder.path().join(name), after.folder.path().join(name)).expect("a copy");
+    for _ in 0..1_000 {
+        let head = log_head(world);
+        for name in ["driftline.db", "driftline.db-wal"] {
+            fs::copy(world.folder.path().join(name), after.folder.path().join(name)).expect("a copy");
+        }
+        if log_head(world) == head {
+            return after;
+        }
     }
-    after
+    panic!("the log begins anew each time")
 }
 
 /// So many crashes there are at least.

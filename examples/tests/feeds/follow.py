@@ -4,7 +4,7 @@ import json
 import sys
 import time
 
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
 
 url, token = sys.argv[1:]
@@ -26,7 +26,7 @@ while time.monotonic() < end:
                 print(event["data"]["n"], flush=True)
                 if event["data"].get("last"):
                     sys.exit(0)
-    except (ConnectionClosed, OSError, EOFError):
+    except (ConnectionClosed, InvalidHandshake, OSError, EOFError):
         pass
     print("cut", flush=True)
     time.sleep(0.1)

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use driftline_testkit::server::Server;
-use driftline_testkit::socket::{Handshake, Incoming, Socket};
+use driftline_testkit::socket::{Frame, Handshake, Incoming, Socket};
 use driftline_transport::{Grant, SharedSecret};
 use serde_json::{Map, Value, json};
 
@@ -177,7 +177,7 @@ impl Subscriber {
         numbers
     }
 
-    /// Reads events until one of them has this number.
+    /// Reads events until one of them has this number; pings are answered, or the server would take it for dead.
     pub async fn read_until(&mut self, socket: &mut Socket, last: u64) {
         loop {
             match socket.read().await {
@@ -186,7 +186,7 @@ impl Subscriber {
                         return;
                     }
                 }
-                Incoming::Ping(_) => {}
+                Incoming::Ping(bytes) => socket.send_frame(&Frame::last(Frame::PONG, bytes)).await,
                 other => panic!("wanted event {last}, got {other:?}"),
             }
         }

@@ -29,8 +29,10 @@ const MIGRATION_LOCK: i64 = 0x6472_6966_746c_696e;
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long a migration waits for a table. Whoever comes after it waits as well, so it is short, and below the time
-/// that a commit waits for a lock.
-const LOCK_MS: u64 = 1_000;
+/// that a commit waits for a lock. It is above `deadlock_timeout`, 1 s, after which whoever waits looks whether it waits
+/// in a circle: one of the circle is told then, and an autovacuum that is in the way gives up. A commit that is told is
+/// written again, and so is a migration.
+const LOCK_MS: u64 = 2_000;
 
 /// How often a migration that did not get its table is tried, and how long the others have the table in between.
 const TRIES: usize = 5;
@@ -161,7 +163,7 @@ fn run_one(
             Ok(_) => return Ok(()),
             Err(error) => error.to_string(),
         };
-        if !reason.contains("lock timeout") {
+        if !["lock timeout", "deadlock detected"].iter().any(|known| reason.contains(known)) {
             return Err(reason);
         }
         if tries == TRIES {

@@ -122,7 +122,8 @@ fn expanding_the_schema_makes_no_commit_fail() {
     let database = Cluster::shared().empty_database();
     let later = Later::new();
     later.run(&database).expect("the base");
-    later.add("2026-12-01-000000_column", "ALTER TABLE records ADD COLUMN note TEXT; ALTER TABLE devices ADD COLUMN a INTEGER NOT NULL DEFAULT 7");
+    // In the order in which a commit locks them.
+    later.add("2026-12-01-000000_column", "ALTER TABLE devices ADD COLUMN a INTEGER NOT NULL DEFAULT 7; ALTER TABLE records ADD COLUMN note TEXT");
     later.add(
         "2026-12-02-000000_index",
         "CREATE INDEX CONCURRENTLY records_note ON records (tenant_no, note)",

@@ -9,6 +9,11 @@ use crate::session::Session;
 
 const LOCK_HEADS: &str = "SELECT count(*) FROM (SELECT 1 FROM stream_head FOR UPDATE) AS h";
 
+/// Takes the heads' lock at once when somebody waits for a row: who waits looks for deadlocks once, after a second.
+const LOCK_HEADS_OF_A_WAITER: &str = "DO $$ BEGIN FOR look IN 1..4000 LOOP \
+     EXIT WHEN EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted); \
+     PERFORM pg_sleep(0.005); END LOOP; PERFORM 1 FROM stream_head FOR UPDATE; END $$";
+
 #[test]
 fn a_session_that_hangs_with_the_heads_lock_is_outlived() {
     let bed = Bed::new();
@@ -17,7 +22,8 @@ fn a_session_that_hangs_with_the_heads_lock_is_outlived() {
     let first = device.batch(1);
     assert!(device.send(&store, &first));
     let mut other = Session::begin(&bed);
-    assert!(other.run("SET idle_in_transaction_session_timeout = 4000"));
+    // Well above the time after which the caller is told, and ended well before a resend has to be acknowledged.
+    assert!(other.run("SET idle_in_transaction_session_timeout = 8000"));
     assert!(other.run("BEGIN") && other.run(LOCK_HEADS));
     let batch = device.batch(2);
     assert!(!device.send(&store, &batch), "the caller is told before the lock is free");
@@ -62,13 +68,13 @@ fn a_deadlock_with_a_foreign_session_is_survived() {
             other.run("BEGIN") && other.run("SELECT count(*) FROM (SELECT 1 FROM devices FOR UPDATE) AS d")
         );
         let batch = device.batch(2);
+        other.order(LOCK_HEADS_OF_A_WAITER);
+        let looks = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        until("the other session looks for a waiter", RESUMES_WITHIN, || bed.number(looks) > 0);
         std::thread::scope(|scope| {
             let sending = scope.spawn(|| {
                 until("a resend is acknowledged", RESUMES_WITHIN, || device.send(&store, &batch));
             });
-            let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-            until("the store waits for the device", RESUMES_WITHIN, || bed.number(waits) > 0);
-            other.order(LOCK_HEADS);
             assert!(other.run("COMMIT"), "{name}");
             sending.join().expect("the batch is written");
         });

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::certificates::Certificates;
 use super::database::Access;
-use super::keeper::{Keeper, PATIENCE, has_ended, holds_soon, processes_in, signal};
+use super::keeper::{Keeper, PATIENCE, has_ended, holds_soon, processes_in, signal, stands_still};
 use super::programs::{Programs, USER, output};
 use super::{ports, seed};
 use crate::TempFolder;
@@ -237,6 +237,8 @@ impl Cluster {
             others.is_empty()
         });
         assert!(stopped, "it went on making processes");
+        // A signal takes its time.
+        assert!(holds_soon(|| self.paused.iter().all(|pid| stands_still(*pid))), "a process goes on");
     }
 
     /// Lets it go on after [`Cluster::pause`].

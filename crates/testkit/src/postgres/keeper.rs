@@ -114,9 +114,19 @@ pub(super) fn processes_in(folder: &Path) -> Vec<u32> {
 
 /// Says whether a process came to its end, waited for or not.
 pub(super) fn has_ended(pid: u32) -> bool {
+    is_in(pid, &['Z', 'X'])
+}
+
+/// Says whether a process that got SIGSTOP stands still, or came to its end before.
+pub(super) fn stands_still(pid: u32) -> bool {
+    is_in(pid, &['T', 'Z', 'X'])
+}
+
+/// Says whether a process is in one of the states, or gone.
+fn is_in(pid: u32, states: &[char]) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
     // The name of the program stands in brackets before the state, and may hold anything.
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(states))
 }
 
 /// Looks until something holds; false when it does not in time.

@@ -68,7 +68,9 @@ async fn silent_sockets() {
 async fn deaf_peers() {
     let mut scene = Scene::open("Deaf peers", "write_ms = 3000\n").await;
     slow::stock(&scene.site).await;
-    scene.suffer(vec![requests::never_read(), slow::never_read()]).await;
+    scene.suffer(vec![requests::never_read()]).await;
+    let attack = slow::never_read(&scene.site).await;
+    scene.suffer(vec![attack]).await;
     scene.close().await;
 }
 

@@ -53,11 +53,11 @@ fn trickle(name: &'static str, opcodes: &'static [u8]) -> Attack {
     })
 }
 
-/// Who asks for page after page and reads none.
-pub(crate) fn never_read() -> Attack {
-    let play = |site: Arc<Site>, attacker| async move {
-        let cuts = "driftline_slow_consumers_total";
-        let before = site.counted(cuts).await;
+/// Who asks for page after page and reads none. What was cut before is counted before the first of them comes.
+pub(crate) async fn never_read(site: &Site) -> Attack {
+    let cuts = "driftline_slow_consumers_total";
+    let before = site.counted(cuts).await;
+    let play = move |site: Arc<Site>, attacker| async move {
         let handshake = site.handshake(attacker).receive_bytes(4096);
         let (mut socket, _) = handshake.send(site.address).await.expect("the handshake is right");
         socket.read().await;

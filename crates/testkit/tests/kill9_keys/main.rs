@@ -21,18 +21,24 @@ use scene::Scene;
 
 /// How often the server is killed at a random moment.
 const KILLS: u64 = 40;
+/// How often at most, until some answer was heard and some request lost.
+const KILLS_MAX: u64 = 120;
+/// After so many kills the latest moment is looked at: a slow machine answers nothing before it, a fast one everything.
+const KILLS_LIKE: u64 = 10;
 /// How often it is killed while it writes a commit.
 const KILLS_INSIDE: u64 = 12;
 /// How often at most, until some came before the commit and some behind it.
 const KILLS_INSIDE_MAX: u64 = 60;
-/// How often a commit is looked for in a talk.
-const LOOKS_MAX: usize = 4;
+/// How often a commit is looked for in a talk. Requests have an hour each, of which there are those of 90 days.
+const LOOKS_MAX: usize = 16;
 /// Bytes of a page of a database file.
 const PAGE_BYTES: u64 = 4_096;
 /// How many requests are under way when it is killed at a random moment.
 const REQUESTS: usize = 5;
-/// The latest random moment, in microseconds after the first request is sent.
-const MOMENT_US_MAX: u64 = 10_000;
+/// The latest random moment, in microseconds after the first request is sent, where nothing speaks against it.
+const MOMENT_US: u64 = 10_000;
+/// The latest one on any machine.
+const MOMENT_US_MAX: u64 = 5_000_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random_moments() {
@@ -40,7 +46,20 @@ async fn killed_at_random_moments() {
     println!("seed {seed:#x}");
     let mut rng = Rng::new(seed);
     let mut scene = Scene::new();
-    for round in 0..KILLS {
+    let both = |scene: &Scene| scene.told.heard > 0 && scene.told.lost > 0;
+    let mut latest_us = MOMENT_US;
+    for round in 0..KILLS_MAX {
+        if round >= KILLS && both(&scene) {
+            break;
+        }
+        if round > 0 && round.is_multiple_of(KILLS_LIKE) {
+            if scene.told.heard == 0 {
+                latest_us = (latest_us * 2).min(MOMENT_US_MAX);
+            }
+            if scene.told.lost == 0 {
+                latest_us = (latest_us / 2).max(1);
+            }
+        }
         let sorts = Sort::ALL.into_iter().cycle().take(REQUESTS);
         let first = round * REQUESTS as u64;
         let requests: Vec<Keyed> =
@@ -54,7 +73,7 @@ async fn killed_at_random_moments() {
             let caller = scene.caller.clone();
             under_way.spawn(async move { (at, request.ask(line, &caller).await) });
         }
-        tokio::time::sleep(Duration::from_micros(rng.below(MOMENT_US_MAX))).await;
+        tokio::time::sleep(Duration::from_micros(rng.below(latest_us))).await;
         scene.server.kill9();
         let mut heard: Vec<Option<Heard>> = vec![None; requests.len()];
         while let Some(ended) = soon("the end of a request", under_way.join_next()).await {
@@ -66,8 +85,7 @@ async fn killed_at_random_moments() {
             scene.settle(request, first).await;
         }
     }
-    let told = &scene.told;
-    assert!(told.heard > 0 && told.lost > 0, "the kills come in time: {told:?}");
+    assert!(both(&scene), "the kills come in time: {:?}", scene.told);
     scene.check_store();
 }
 
@@ -110,6 +128,25 @@ async fn killed_between_the_commit_and_the_answer() {
     scene.check_store();
 }
 
+/// After how many pages of a commit the server is killed.
+#[derive(Clone, Copy)]
+struct Aim {
+    pages: u64,
+    step: u64,
+    later: bool,
+}
+
+impl Aim {
+    /// Aims later or earlier, by smaller steps each time that it turns.
+    fn shift(&mut self, later: bool) {
+        if later != self.later {
+            self.step = (self.step / 2).max(1);
+        }
+        self.later = later;
+        self.pages = if later { self.pages + self.step } else { self.pages.saturating_sub(self.step).max(1) };
+    }
+}
+
 /// The server has written so many bytes of a commit: it is in the middle of it, or was a moment ago.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_the_commit_is_written() {
@@ -119,26 +156,39 @@ async fn killed_while_the_commit_is_written() {
         return;
     }
     let enough = |scene: &Scene| scene.told.lost > 1 && scene.told.unheard > 1;
+    let mut aims = [Aim { pages: 121, step: 40, later: true }; 3];
     for number in 0..KILLS_INSIDE_MAX {
         if number >= KILLS_INSIDE && enough(&scene) {
             break;
         }
-        let sort = [Sort::Samples, Sort::Post, Sort::Batch][usize::try_from(number % 3).expect("small")];
+        let which = usize::try_from(number % 3).expect("small");
+        let (sort, aim) = ([Sort::Samples, Sort::Post, Sort::Batch][which], &mut aims[which]);
         // Many pages, so that writing them takes a while.
         let request = Keyed { text_bytes: 8_000, items: 90, ..Keyed::new(sort, number) };
         let line = request.open(scene.server.address(), &scene.caller).await;
         let (caller, pid) = (scene.caller.clone(), scene.server.pid());
         let before = written_bytes(pid);
         let asked = tokio::spawn(async move { request.ask(line, &caller).await });
-        // Now at its beginning, now later.
-        let wanted = before + PAGE_BYTES * (1 + 40 * (number / 3 % 4));
+        // Now at its beginning, now later; then where the kills come on both sides of the commit on this machine.
+        let is_fixed = number < KILLS_INSIDE;
+        let pages = if is_fixed { 1 + 40 * (number / 3 % 4) } else { aim.pages };
+        let wanted = before + PAGE_BYTES * pages;
         while written_bytes(pid) < wanted && !asked.is_finished() {
             tokio::task::yield_now().await;
         }
         scene.server.kill9();
         let first = soon("the end of a request", asked).await.expect("it ends well");
         scene.restart().await;
-        scene.settle(&request, first).await;
+        let heard = first.is_some();
+        let there = scene.settle(&request, first).await;
+        if is_fixed {
+            continue;
+        }
+        if heard || (there && scene.told.lost <= 1) {
+            aim.shift(false);
+        } else if !there && scene.told.unheard <= 1 {
+            aim.shift(true);
+        }
     }
     assert!(enough(&scene), "the kills come on both sides of the commit: {:?}", scene.told);
     scene.check_store();
