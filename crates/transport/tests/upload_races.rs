@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use driftline_engine::{
-    Answer, Blobs, Kept, Store, StoreError, StreamReceipt, TenantUploads, UploadRow, UploadRules, Verdict,
-    Verify,
+    Answer, Blobs, Clock as _, Kept, LeaseKey, LeaseSlot, Leased, Store, StoreError, StreamReceipt,
+    TenantUploads, UploadRow, UploadRules, Verdict, Verify,
 };
 use driftline_model::Limits;
 use driftline_storage::MemoryStore;
@@ -22,7 +22,7 @@ use support::leaving::Leaving;
 use support::trial::TrialShell;
 use support::uploading::{
     FILE, Upload, chunk_of, code, create, fill, finalize, insist, insist_over_tus, offset, open, patch, put,
-    send, sha256, started, status, uploaded,
+    send, sha256, started, status, tus, uploaded,
 };
 use support::{Harness, Setup, start, start_on, token, until};
 use tokio::io::AsyncWriteExt as _;
@@ -204,6 +204,16 @@ async fn who_was_overtaken_while_finalizing_ends_nothing() {
     assert_eq!(heard(&mut ada, "upload_completed").await, 1);
 }
 
+/// Returns how long the right to finalize an upload is still somebody's.
+async fn left_ms(harness: &Harness, id: &str) -> u64 {
+    let key = LeaseKey { id: id.parse().expect("an upload"), slot: LeaseSlot::Finalize };
+    let (rows, now_ms) = (harness.app.engine().store().uploads(), harness.clock.now_ms());
+    match rows.lease(key, 1, now_ms, now_ms + 1, false).await {
+        Ok(Leased::Busy { until_ms }) => until_ms - now_ms,
+        other => panic!("it was given up: {other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn four_that_were_left_are_finalized_at_once_and_held_on_to() {
     let slow = Arc::new(Slow { looking: AtomicUsize::new(0), done: Semaphore::new(0) });
@@ -230,7 +240,12 @@ async fn four_that_were_left_are_finalized_at_once_and_held_on_to() {
     // That takes longer than a right lasts, which is held on to every four seconds.
     for _ in 0..2 {
         harness.clock.advance(14_000);
-        tokio::time::sleep(std::time::Duration::from_millis(4_500)).await;
+        for place in &places {
+            let id = &place[7..39];
+            if status(&harness, id).await["state"] == "finalizing" {
+                until("it is held on to", || async { left_ms(&harness, id).await > 14_000 }).await;
+            }
+        }
     }
     let mut under_way = 0;
     for place in &places {
@@ -466,17 +481,26 @@ async fn a_body_of_which_nothing_comes_is_given_up() {
     let created = create(&harness, |request| request.header("upload-length", "20")).await;
     let place = created.header("location").expect("a place").to_owned();
     // Clients of tus come again for what is locked, and for nothing else that they seem to have done wrong.
-    let requests =
-        [(put(&id, 0, chunk_of(0)).bearer(&token("t1", "ada")), 408), (patch(&place, 0, FILE), 423)];
+    let creation = tus(Request::new("POST", "/files")).header("upload-length", "20").body(FILE);
+    let creation =
+        creation.header("content-type", "application/offset+octet-stream").bearer(&token("t1", "ada"));
+    let requests = [
+        (put(&id, 0, chunk_of(0)).bearer(&token("t1", "ada")), 408),
+        (patch(&place, 0, FILE), 423),
+        (creation, 423),
+    ];
     for (request, status) in requests {
         let mut stream = TcpStream::connect(harness.address).await.expect("it listens");
         let bytes = request.encode(harness.address);
         stream.write_all(&bytes[..bytes.len() - 3]).await.expect("it reads");
         let late = Response::read(&mut stream, &mut Vec::new()).await.expect("an answer");
         assert_eq!((late.status, late.code().as_str()), (status, "HEARTBEAT_TIMEOUT"), "{}", late.text());
+        // Of a chunk nothing is kept, of a stream all that came.
+        let created = late.header("location").or(Some(&*place).filter(|_| status == 423));
+        if let Some(place) = created {
+            assert_eq!(offset(&harness, place).await, Some(17));
+        }
     }
-    // Of a chunk nothing is kept, of a stream all that came.
-    assert_eq!(offset(&harness, &place).await, Some(17));
     assert_eq!(status(&harness, &id).await["received"], 0);
     fill(&harness, &id).await;
 }
