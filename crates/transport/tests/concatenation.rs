@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use driftline_engine::{Blobs, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
+use driftline_engine::{Blobs, Joining, Store as _, TenantUploads, UploadRow, UploadRules, Verdict, Verify};
 use driftline_testkit::http::{Request, Response};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -204,6 +204,27 @@ async fn an_attempt_that_comes_late_changes_nothing() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_given_up_while_it_is_copied_takes_no_room() {
+    let harness = Arc::new(started(UploadRules::default()).await);
+    let places = parts(&harness, [&FILE[..9], &FILE[9..]]).await;
+    harness.shell.hold_first(&FILE[9..]);
+    let joining = {
+        let (harness, places) = (Arc::clone(&harness), places.clone());
+        tokio::spawn(async move { join(&harness, &places).await })
+    };
+    until("it copies", || async { harness.shell.waiting() == 1 }).await;
+    let rows = harness.app.engine().store().uploads().overdue_uploads(u64::from(u32::MAX) << 20, 10).await;
+    let rows = rows.expect("the store answers");
+    let whole = rows.iter().find(|row| row.joining == Joining::Whole).expect("it is open");
+    let cancel = Request::new("DELETE", &format!("/api/v1/uploads/{}", whole.id));
+    assert_eq!(harness.ask("t1", "ada", cancel).await.status, 204);
+    harness.shell.release();
+    let gone = joining.await.expect("it ends");
+    assert_eq!((gone.status, gone.code().as_str()), (410, "UPLOAD_GONE"));
+    assert_eq!(harness.shell.staged(), 2, "the parts, and nothing else");
+}
+
 #[tokio::test]
 async fn a_whole_without_bytes_is_a_file() {
     let harness = started(UploadRules::default()).await;
@@ -245,9 +266,10 @@ async fn parts_go_with_the_file_whoever_makes_it() {
         let places = parts(&harness, [&FILE[..9], &FILE[9..]]).await;
         let whole = place_of(&join(&harness, &places).await);
         assert_eq!(file_of(&harness, &whole).await.status, 404, "nobody has looked at it");
-        // Asking for the offset, however often, has it looked at again only after a while.
+        // Asking for the offset, however often, has it looked at again only after a while; it is no file meanwhile.
         for _ in 0..3 {
-            assert_eq!(offset(&harness, &whole).await, Some(20));
+            let head = tus(Request::new("HEAD", &whole)).send(harness.address).await;
+            assert_eq!((head.status, head.header("upload-offset")), (423, None));
         }
         assert_eq!((sleepy.0.load(Ordering::SeqCst), harness.shell.staged()), (1, 3), "the parts are there");
         harness.clock.advance(61_000);

@@ -273,9 +273,19 @@ fn join<S: Shell>(
     }
     match joined {
         // Another attempt was first: it came to its end as well, with the same bytes.
-        Err(ShellError::Taken) => Ok(()),
+        Err(ShellError::Taken) if reaches(shell, into, parts.iter().map(|(_, len)| len).sum())? => Ok(()),
         joined => joined,
     }
+}
+
+/// Tells whether so many bytes are there of an upload or file.
+fn reaches<S: Shell>(shell: &S, id: UploadId, len: u64) -> Result<bool, ShellError> {
+    let bytes = match shell.stage(&id) {
+        Err(ShellError::Missing) => shell.file(&id),
+        staged => staged,
+    };
+    let Some(last) = len.checked_sub(1) else { return Ok(true) };
+    Ok(bytes?.read_at(last, &mut [0])? == 1)
 }
 
 fn copy<S: Shell>(shell: &S, whole: &mut S::Bytes, parts: &[(UploadId, u64)]) -> Result<(), ShellError> {

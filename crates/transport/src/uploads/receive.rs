@@ -145,7 +145,8 @@ pub(super) async fn join<S: Store>(
     parts: &[UploadId],
 ) -> Result<UploadRow, Fault> {
     let holder = app.holder();
-    let joining = app.engine().join_uploads(identity, new, parts, (app.now_ms(), holder));
+    let now = || app.now_ms();
+    let joining = app.engine().join_uploads(identity, new, parts, (&now, holder));
     beside(joining, || app.engine().hold_joining(identity, parts, (app.now_ms(), holder))).await
 }
 

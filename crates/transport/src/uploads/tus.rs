@@ -34,9 +34,9 @@ const BYTES: &str = "application/offset+octet-stream";
 /// The lines in which metadata and the parts of a concatenation are kept, both as the client told them.
 const LINES: char = '\n';
 
-/// How long after a file could not be made who asks for the offset has it tried again, in milliseconds. It may be read for that,
-/// and looked at, and nobody counts how often a client asks for the offset.
-const AGAIN_MS: u64 = 60_000;
+/// How long after a file could not be made it is tried again because somebody asks for the offset, in milliseconds. It may be
+/// read for that, and looked at, and nobody counts how often a client asks. Clients come again for ten seconds or so.
+const AGAIN_MS: u64 = 5_000;
 
 /// Tells what is spoken here.
 pub(super) async fn options<S: Store>(app: &App<S>) -> Response<Body> {
@@ -358,9 +358,11 @@ async fn head<S: Store>(app: &Arc<App<S>>, id: UploadId) -> Result<Response<Body
     }
     // Who asks for the offset of a whole upload was not told that it is a file, or it is none yet.
     // It is not waited for longer than its client waits for an answer: it goes on.
-    let tried_ms = row.changed_ms.saturating_add(AGAIN_MS);
-    let is_due = row.fault.is_none() || tried_ms <= app.now_ms();
-    if state == State::Open && row.upload.is_whole() && is_due {
+    if state == State::Open && row.upload.is_whole() {
+        let is_due = row.changed_ms.saturating_add(AGAIN_MS) <= app.now_ms();
+        if let Some(fault) = row.fault.as_deref().filter(|_| !is_due) {
+            return Err(Fault::new(ErrorCode::StoreUnavailable, fault).into());
+        }
         let finished = tokio::time::timeout(native::FINALIZE, finish(app, &row)).await;
         finished.unwrap_or(Ok(State::Finalizing))?;
     }

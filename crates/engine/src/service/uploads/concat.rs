@@ -6,7 +6,7 @@ use driftline_protocol::{ErrorCode, Fault};
 use driftline_uploads::{Refused, RunningHash, State, UploadId};
 
 use super::chunk::Held;
-use super::finish::turn;
+use super::finish::{Now, turn};
 use super::open::{NewUpload, OpenedUpload};
 use super::{Engine, LEASE_MS, UploadRight, busy, lost, not_found, refused};
 use crate::ports::{Identity, Observer, Store};
@@ -21,7 +21,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// While both are there the tenant's quota may be exceeded by what the parts have of it.
     ///
     /// It is not to be dropped: it runs in a task of its own, beside which [`Engine::hold_joining`] is called every few
-    /// seconds.
+    /// seconds, and `now` tells the time in Unix milliseconds whenever it is asked.
     ///
     /// # Errors
     /// As [`Engine::open_upload`]; `NOT_FOUND` for a part that is none of the caller's, `VALIDATION_ERROR` for one that is
@@ -32,8 +32,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         identity: &Identity,
         new: NewUpload,
         parts: &[UploadId],
-        (now_ms, holder): (u64, u64),
+        (now, holder): (&Now<'_>, u64),
     ) -> Result<UploadRow, Fault> {
+        let now_ms = now();
         let mut named = HashSet::new();
         if !parts.iter().all(|part| named.insert(part)) {
             return Err(Fault::new(ErrorCode::ValidationError, "a part of the concatenation is named twice"));
@@ -44,7 +45,7 @@ impl<S: Store, O: Observer> Engine<S, O> {
         if matches!(leased.map_err(|error| unavailable(&error))?, Leased::Busy { .. }) {
             return Err(busy("another request joins these parts"));
         }
-        let joined = self.join_held(identity, new, parts, (now_ms, holder)).await;
+        let joined = self.join_held(identity, new, parts, (now, holder)).await;
         self.let_go(Held { key, holder, renewed_ms: now_ms }).await;
         joined
     }
@@ -67,9 +68,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         identity: &Identity,
         mut new: NewUpload,
         parts: &[UploadId],
-        (now_ms, holder): (u64, u64),
+        (now, holder): (&Now<'_>, u64),
     ) -> Result<UploadRow, Fault> {
-        let uploads = self.taken()?;
+        let (uploads, now_ms) = (self.taken()?, now());
         let begun = self.upload_rows().upload(new.id).await.map_err(|error| unavailable(&error))?;
         if let Some(row) = &begun {
             match row.upload.state_at(now_ms) {
@@ -89,7 +90,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 row
             }
         };
-        if let Err(error) = uploads.blobs.join(row.id, attempt_id(row.id, holder), lengths).await {
+        let joined = uploads.blobs.join(row.id, attempt_id(row.id, holder), lengths).await;
+        // That may have taken long.
+        let now_ms = now();
+        if let Err(error) = joined {
             if error == BlobError::Missing {
                 let key = LeaseKey { id: row.id, slot: LeaseSlot::Stream };
                 if !self.holds(key, holder, now_ms).await? {
@@ -121,6 +125,8 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 Err(busy("another request joins these parts"))
             }
             Kept::NoRoom | Kept::NotOpen(_) => {
+                // What is left when this fails is removed by the sweeper.
+                let _ = uploads.blobs.discard(row.id, None).await;
                 Err(Fault::new(ErrorCode::UploadGone, "the upload was given up meanwhile"))
             }
         }

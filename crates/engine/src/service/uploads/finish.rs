@@ -17,7 +17,7 @@ use crate::service::unavailable;
 use crate::uploads::{BlobError, Joining, LeaseKey, LeaseSlot, Leased, UploadRow, UploadTurn, Verdict};
 
 /// Tells the time in Unix milliseconds.
-type Now<'a> = dyn Fn() -> u64 + Send + Sync + 'a;
+pub(super) type Now<'a> = dyn Fn() -> u64 + Send + Sync + 'a;
 
 /// What came of finalizing.
 #[derive(Debug, Clone)]
@@ -150,35 +150,41 @@ impl<S: Store, O: Observer> Engine<S, O> {
                 }
                 Err(Fault::new(ErrorCode::ValidationError, why))
             }
-            Err(Failed::Again(fault)) => self.turn_back(&row, (fault, Vec::new()), held, now_ms).await,
+            Err(Failed::Again(fault)) => {
+                self.turn_back(&row, (&fault, Vec::new()), held, now_ms).await?;
+                Err(fault)
+            }
             Err(Failed::Damaged(fault, whole)) => {
                 let damaged = self.looked_through(&row).await;
-                if let (Ok(None), Some((seal, digest))) = (&damaged, whole) {
+                let whole = whole.filter(|_| matches!(damaged, Ok(None)));
+                // What cannot be read now leaves it at the mismatch.
+                let (fault, missing) = damaged.ok().flatten().unwrap_or_else(|| (fault, Vec::new()));
+                let is_back = self.turn_back(&row, (&fault, missing), held, now()).await?;
+                // Whoever was overtaken may have read what was mended since.
+                if let Some((seal, digest)) = whole.filter(|_| is_back) {
                     self.taken()?.found.remember(id, seal, digest);
                 }
-                // What cannot be read now leaves it at the mismatch.
-                let told = damaged.ok().flatten().unwrap_or_else(|| (fault, Vec::new()));
-                self.turn_back(&row, told, held, now()).await
+                Err(fault)
             }
         }
     }
 
-    /// Leaves an upload open that could not be finalized, without the chunks that are to be sent again.
+    /// Leaves an upload open that could not be finalized, without the chunks that are to be sent again; tells whether it was
+    /// still this one's to leave.
     async fn turn_back(
         &self,
         row: &UploadRow,
-        (fault, missing): (Fault, Vec<(u64, u64)>),
+        (fault, missing): (&Fault, Vec<(u64, u64)>),
         held: Held,
         now_ms: u64,
-    ) -> Result<Finalized, Fault> {
+    ) -> Result<bool, Fault> {
         let turn = UploadTurn {
             fault: Some(fault.message.as_str().into()),
             holder: Some(held.holder),
             missing,
             ..turn(row, State::Finalizing, State::Open, now_ms)
         };
-        self.turn_upload(turn).await?;
-        Err(fault)
+        self.turn_upload(turn).await
     }
 
     /// Looks which chunks of a file with another digest are to blame: those whose bytes are not what was received. Gives
@@ -271,13 +277,14 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// Removes the bytes of an upload that was given up, and takes down that what was staged is discarded if the place has a
     /// name for it.
     pub(super) async fn discard(&self, row: &UploadRow) -> Result<(), Fault> {
-        let blobs = &self.taken()?.blobs;
+        let uploads = self.taken()?;
+        let (blobs, is_written) = (&uploads.blobs, uploads.writers.is_written(row.id));
         let discarded = blobs.discard(row.id, row.staged.clone()).await;
         // Somebody else may have published it before it was refused.
         let removed = blobs.remove(row.id).await;
         discarded.and(removed).map_err(|error| lost(&error))?;
         // What is still on its way may come after it was discarded, and is discarded again by the sweeper.
-        if row.staged.is_some() && !self.taken()?.writers.is_written(row.id) {
+        if row.staged.is_some() && !is_written {
             self.upload_rows().upload_discarded(row.id).await.map_err(|error| unavailable(&error))?;
         }
         Ok(())

@@ -89,7 +89,9 @@ impl<S: Store, O: Observer> Engine<S, O> {
         let once = once.and_then(remembered);
         let opened = self.upload_rows().open_upload(row.clone(), caps, once).await;
         // Whether a store that did not answer has opened it is not known: what is left is the sweeper's then.
-        if matches!(&opened, Ok(other) if *other != UploadOpened::Opened) {
+        // What lies under the name of a whole is another attempt's.
+        let is_refused = matches!(&opened, Ok(other) if *other != UploadOpened::Opened);
+        if is_refused && row.joining != Joining::Whole {
             // What is left when this fails is an orphan, which the sweeper removes.
             let _ = uploads.blobs.discard(row.id, row.staged.clone()).await;
         }
