@@ -66,15 +66,18 @@ pub async fn serve<S: Store>(listener: TcpListener, app: Arc<App<S>>) -> Result<
     };
     drop(listener);
     app.drain();
-    *app.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
-    // Sessions and what runs to its end hold the other ends; when the last has gone nothing is received any more.
+    // Sessions and what runs to its end hold the other ends; when the last has gone nothing is received any more. A connection
+    // may begin something until it ends itself.
+    let let_go = || *app.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     let rest = async {
         while connections.join_next().await.is_some() {}
+        let_go();
         let _ = ended.recv().await;
     };
     if tokio::time::timeout(STOP, rest).await.is_err() {
         tracing::warn!("stopped with connections still open");
         connections.shutdown().await;
+        let_go();
         // Bodies end with their connections, and what came of them is written down.
         if tokio::time::timeout(LAST_RECEIPTS, ended.recv()).await.is_err() {
             tracing::warn!("stopped before all was written down that came");

@@ -51,7 +51,7 @@ pub(crate) async fn upgrade<S: Store>(
         Err(fault) => return problem(&Refusal::from(fault), correlation),
     };
     let upgraded = hyper::upgrade::on(&mut request);
-    let Some(alive) = app.alive() else {
+    let Some(alive) = app.alive().filter(|_| !app.is_draining()) else {
         let fault = Fault::new(ErrorCode::ServerDraining, "the server shuts down");
         return problem(&Refusal::from(fault), correlation);
     };
