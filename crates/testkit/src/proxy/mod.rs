@@ -112,7 +112,8 @@ impl Proxy {
         self.shared.target(upstream);
     }
 
-    /// Returns how many bytes passed in a direction since the start, over all connections.
+    /// Returns how many bytes passed in a direction since the start, over all connections. Whatever was received by
+    /// now is counted; so is what is being written at this moment.
     #[must_use]
     pub fn passed(&self, direction: Direction) -> u64 {
         self.shared.passed(direction)

@@ -46,7 +46,7 @@ struct State {
     plan: Option<Plan>,
     plans: u64,
     cuts: u64,
-    /// How many bytes passed, by direction.
+    /// How many bytes passed or are being written, by direction: a byte is counted before anybody can receive it.
     passed: [u64; 2],
     /// How many writes are under way, by direction.
     writing: [usize; 2],
@@ -71,11 +71,13 @@ pub(super) struct Passage {
     plan: u64,
     /// How many bytes passed since that plan was made.
     bytes: u64,
+    /// How many bytes the write that is under way may write.
+    writing: usize,
 }
 
 impl Passage {
     pub(super) fn new(direction: Direction) -> Self {
-        Self { direction, plan: 0, bytes: 0 }
+        Self { direction, plan: 0, bytes: 0, writing: 0 }
     }
 
     /// Returns how many of `len` bytes a plan lets through.
@@ -246,6 +248,8 @@ impl Shared {
             state.cuts += 1;
             return None;
         }
+        passage.writing = may;
+        state.passed[passage.direction as usize] += may as u64;
         state.writing[passage.direction as usize] += 1;
         Some(may)
     }
@@ -253,7 +257,7 @@ impl Shared {
     pub(super) fn written(&self, passage: &mut Passage, bytes: usize) {
         passage.bytes += bytes as u64;
         let mut state = self.state();
-        state.passed[passage.direction as usize] += bytes as u64;
+        state.passed[passage.direction as usize] -= (passage.writing - bytes) as u64;
         state.writing[passage.direction as usize] -= 1;
         self.changed.notify_all();
     }
