@@ -13,7 +13,7 @@ use driftline_testkit::http::{Request, Response};
 use driftline_testkit::memory::Memory;
 use driftline_testkit::server::{Server, TokenFor, program};
 use driftline_uploads::Digest;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::files::{CHUNK_BYTES, Line, Made, noise, upload_chunks, upload_stream};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -36,6 +36,19 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn files_in(folder: &Path) -> usize {
     fs::read_dir(folder).map_or(0, |entries| entries.count())
+}
+
+/// Asks for an upload until nobody makes a file of it any more: the client of a stream does not wait for that, and what a
+/// kill left in its middle the server ends within two minutes.
+async fn settled(line: &mut Line, id: &str) -> Value {
+    for _ in 0..1_500 {
+        let upload = line.insist(&Request::get(&format!("/api/v1/uploads/{id}"))).await.json();
+        if upload["state"] != "finalizing" {
+            return upload;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{id} is never finalized")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -91,7 +104,7 @@ async fn uploads_outlive_a_kill_in_the_middle_of_each_tenth() {
     assert!(broken >= 10 * UPLOADS / 2, "the kills were felt: {broken}");
     let mut line = Line::new(to, &token);
     for (made, id, _) in done {
-        let file = line.insist(&Request::get(&format!("/api/v1/uploads/{id}"))).await.json();
+        let file = settled(&mut line, &id).await;
         assert_eq!((&file["state"], &file["size"]), (&json!("done"), &json!(made.size())), "{file}");
         let wanted = made.digest(&noise);
         assert_eq!(file["file"]["sha256"], json!(wanted.to_string()), "{}", made.number);

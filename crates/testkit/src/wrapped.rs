@@ -56,6 +56,11 @@ pub trait Hook<S: Store>: Send + Sync + 'static {
         inner.policies(tenant)
     }
 
+    /// Stands in for [`UploadRows::chunk`].
+    fn chunk<'a>(&'a self, inner: &'a S, id: UploadId, index: u64) -> Answer<'a, Option<Digest>> {
+        inner.uploads().chunk(id, index)
+    }
+
     /// Stands in for [`UploadRows::keep_stream`].
     fn keep_stream<'a>(&'a self, inner: &'a S, receipt: StreamReceipt) -> Answer<'a, Kept> {
         inner.uploads().keep_stream(receipt)
@@ -333,7 +338,10 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
     }
 
     fn chunk(&self, id: UploadId, index: u64) -> Answer<'_, Option<Digest>> {
-        self.admitted_to_uploads(|uploads| uploads.chunk(id, index))
+        match self.hook.admit() {
+            Ok(()) => self.hook.chunk(&self.inner, id, index),
+            Err(error) => Box::pin(ready(Err(error))),
+        }
     }
 
     fn chunks(&self, id: UploadId) -> Answer<'_, Vec<ChunkThere>> {

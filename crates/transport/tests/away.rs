@@ -191,6 +191,8 @@ async fn answer(scene: &Scene, socket: &mut Socket) -> Value {
 async fn every_message_is_refused_retryably_and_the_socket_stays() {
     let scene = Scene::new().await;
     let mut socket = scene.harness.enter(&caller(), "phone").await;
+    // That the phone is there is told now, and not between a question and its answer.
+    scene.harness.app.tick().await;
     // `auth` is a message of another route, and `ack_events` is answered only when it is refused.
     for kind in Inbound::KINDS.into_iter().filter(|kind| !["auth", "ack_events"].contains(kind)) {
         let (message, wanted) = exchange(kind, &scene.conflict);

@@ -187,6 +187,8 @@ async fn events_reach_whom_they_concern() {
     assert_eq!(door(&harness, "/ws/mobile/device/d1", &other).await.err(), Some(("NOT_FOUND".into(), 4503)));
     assert_eq!(door(&harness, "/ws/mobile/device/d7", &ada).await.err(), Some(("NOT_FOUND".into(), 4503)));
 
+    // That the device is there is told now, and not in the middle of what follows.
+    harness.app.tick().await;
     for socket in hear.iter_mut().chain(&mut deaf) {
         told(socket).await;
     }

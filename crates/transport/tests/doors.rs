@@ -114,7 +114,7 @@ async fn a_later_head_has_its_time_too() {
 async fn an_idle_connection_is_let_go() {
     let harness = start_limited(|limits| {
         patient(limits);
-        limits.idle_ms = 150;
+        limits.idle_ms = 1_000;
     })
     .await;
     let mut stream = connect(harness.address).await;

@@ -323,12 +323,17 @@ async fn the_first_message_says_who_it_is() {
 async fn who_says_nothing_in_time_is_let_go() {
     let mut setup = setup();
     setup.limits.auth_ms = 50;
+    let harness = start(setup).await;
+    let mut silent = Socket::connect(harness.address, "/ws/ingest-auth").await;
+    assert_eq!(silent.until_error().await, ("UNAUTHORIZED".into(), 4001));
+}
+
+#[tokio::test]
+async fn the_places_of_a_user_are_counted_here_as_well() {
+    let mut setup = setup();
     setup.limits.user_connections = 1;
     let harness = start(setup).await;
     harness.hashed().await;
-    let mut silent = Socket::connect(harness.address, "/ws/ingest-auth").await;
-    assert_eq!(silent.until_error().await, ("UNAUTHORIZED".into(), 4001));
-    // The places of a user are counted here as well.
     let _first = harness.by_hash().await;
     let mut second = Socket::connect(harness.address, "/ws/ingest-auth").await;
     second.send(&json!({"type": "auth", "device_hash": HASH})).await;

@@ -248,7 +248,7 @@ async fn who_is_cut_off_while_sending_learns_why() {
     let harness = server().await;
     for _ in 0..3 {
         let mut socket = harness.device("d1").await;
-        socket.send_all(&Frame::last(Frame::TEXT, vec![b' '; 8 << 20]).encode(1)).await;
+        socket.send_all(&Frame::last(Frame::TEXT, vec![b' '; 3 << 20]).encode(1)).await;
         assert_eq!(socket.until_error().await, ("MESSAGE_TOO_LARGE".into(), 1009));
     }
 }

@@ -14,7 +14,7 @@ use driftline_storage::MemoryStore;
 use driftline_testkit::http::{Request, Response, soon};
 use driftline_testkit::socket::Socket;
 use driftline_testkit::{Hook, Wrapped};
-use driftline_uploads::{Durability, Expiry, Shell as _};
+use driftline_uploads::{Digest, Durability, Expiry, Shell as _, UploadId};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::json;
@@ -285,6 +285,42 @@ async fn who_comes_to_a_place_waits_for_the_last_bytes_of_whoever_had_it() {
     assert_eq!(file_of(&harness, &id).await.body, FILE);
 }
 
+/// A database that tells only when it may what was received of a chunk, and counts how often it was asked.
+#[derive(Clone)]
+struct Pausing {
+    asked: Arc<AtomicUsize>,
+    may: Arc<Semaphore>,
+}
+
+impl Hook<MemoryStore> for Pausing {
+    fn chunk<'a>(&'a self, inner: &'a MemoryStore, id: UploadId, index: u64) -> Answer<'a, Option<Digest>> {
+        async move {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            self.may.acquire().await.expect("it is open").forget();
+            inner.uploads().chunk(id, index).await
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn who_comes_while_it_becomes_a_file_is_told_so() {
+    let database = Pausing { asked: Arc::default(), may: Arc::new(Semaphore::new(3)) };
+    let harness = start_on(Setup::default(), |store| Wrapped::new(store, database.clone())).await;
+    let id = open(&harness, FILE.len()).await.id;
+    fill(&harness, &id).await;
+    let again = code(&harness, put(&id, 0, chunk_of(0)));
+    let finalizing = async {
+        // It finds the upload open, and is to find nothing where the bytes were.
+        until("it asks", || async { database.asked.load(Ordering::SeqCst) == 4 }).await;
+        assert_eq!(send(&harness, finalize(&id, &sha256(FILE))).await.0, 200);
+        database.may.add_permits(1);
+    };
+    let (again, ()) = tokio::join!(again, finalizing);
+    assert_eq!(again, (410, "UPLOAD_GONE".into()));
+    assert_eq!(file_of(&harness, &id).await.body, FILE);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_that_a_node_damages_late_are_sent_again() {
     for stumbles in [false, true] {
@@ -401,6 +437,31 @@ async fn wherever_the_database_leaves_an_upload_goes_on() {
         }
         assert!(call >= 20, "{call}");
     }
+}
+
+#[tokio::test]
+async fn what_was_left_while_it_was_finalized_is_a_file_when_its_client_asks() {
+    let (mut call, mut left) = (0, 0);
+    loop {
+        let database = Leaving::default();
+        let harness = start_on(Setup::default(), |store| Wrapped::new(store, database.clone())).await;
+        let created = create(&harness, |request| request.header("upload-length", "20")).await;
+        let place = created.header("location").expect("a place").to_owned();
+        database.answers(call);
+        let sent = patch(&place, 0, FILE).send(harness.address).await;
+        if !database.stays() {
+            assert_eq!(sent.status, 204, "{}", sent.text());
+            break;
+        }
+        // The right of whoever was at it ends.
+        harness.clock.advance(16_000);
+        left += usize::from(status(&harness, &place[7..39]).await["state"] == "finalizing");
+        if offset(&harness, &place).await == Some(FILE.len() as u64) {
+            assert_eq!(file_of(&harness, &place[7..39]).await.body, FILE, "after call {call}");
+        }
+        call += 1;
+    }
+    assert!(left > 0 && call >= 5, "{left} of {call}");
 }
 
 /// A database whose first answer to a receipt of a stream is lost, and that has no room for the next one.

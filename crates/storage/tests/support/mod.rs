@@ -76,9 +76,12 @@ pub(crate) fn database(world: &World) -> Arc<Database> {
     Arc::clone(databases.entry(world.folder.path().to_owned()).or_insert_with(|| Arc::new(migrated())))
 }
 
-/// Opens the database that belongs to a world.
+/// Opens the database that belongs to a world. It looks of itself for nothing that it was not told of: what a look tells
+/// would come in the middle of a law.
 pub(crate) fn postgres(world: &World) -> PostgresStore {
-    open_postgres(&database(world).url(), world).expect("the store opens")
+    let options = PostgresOptions { watch_ms: 3_600_000, ..postgres_options(world) };
+    let target = target(&database(world).url());
+    PostgresStore::open(PostgresOptions { target, ..options }).expect("the store opens")
 }
 
 pub(crate) fn open_postgres(url: &str, world: &World) -> Result<PostgresStore, PostgresError> {

@@ -51,7 +51,7 @@ async fn hostile_requests() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_requests() {
-    let limits = "header_ms = 1000\nidle_ms = 1000\nbody_frame_ms = 1000\n";
+    let limits = "header_ms = 3000\nidle_ms = 1000\nbody_frame_ms = 1000\n";
     let mut scene = Scene::open("Slow requests", limits).await;
     scene.suffer(requests::slow()).await;
     scene.close().await;
@@ -59,14 +59,14 @@ async fn slow_requests() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_sockets() {
-    let mut scene = Scene::open("Silent sockets", "heartbeat_s = 2\n").await;
+    let mut scene = Scene::open("Silent sockets", "heartbeat_s = 4\n").await;
     scene.suffer(slow::silent()).await;
     scene.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deaf_peers() {
-    let mut scene = Scene::open("Deaf peers", "write_ms = 3000\n").await;
+    let mut scene = Scene::open("Deaf peers", "write_ms = 5000\n").await;
     slow::stock(&scene.site).await;
     scene.suffer(vec![requests::never_read()]).await;
     let attack = slow::never_read(&scene.site).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use driftline_testkit::socket::Frame;
 use serde_json::json;
+use tokio::sync::Barrier;
 
 use crate::peer::{Ear, verdict};
 use crate::scene::{Attack, Site};
@@ -57,17 +58,23 @@ fn trickle(name: &'static str, opcodes: &'static [u8]) -> Attack {
 pub(crate) async fn never_read(site: &Site) -> Attack {
     let cuts = "driftline_slow_consumers_total";
     let before = site.counted(cuts).await;
-    let play = move |site: Arc<Site>, attacker| async move {
-        let handshake = site.handshake(attacker).receive_bytes(4096);
-        let (mut socket, _) = handshake.send(site.address).await.expect("the handshake is right");
-        socket.read().await;
-        socket.start(SYNC_ID, &["large"]).await;
-        let pull = json!({"type": "request_server_data", "sync_id": SYNC_ID, "payload": {"limit": 500}});
-        let pulls = Frame::last(Frame::TEXT, pull.to_string()).encode(MASK).repeat(40);
-        socket.send_bytes(&pulls).await;
-        // Who began to read before it was cut would not be cut.
-        site.until_counted(cuts, before + READERS as u64).await;
-        verdict(&mut socket).await
+    let all = Arc::new(Barrier::new(READERS));
+    let play = move |site: Arc<Site>, attacker| {
+        let all = Arc::clone(&all);
+        async move {
+            let handshake = site.handshake(attacker).receive_bytes(4096);
+            let (mut socket, _) = handshake.send(site.address).await.expect("the handshake is right");
+            socket.read().await;
+            socket.start(SYNC_ID, &["large"]).await;
+            let pull = json!({"type": "request_server_data", "sync_id": SYNC_ID, "payload": {"limit": 500}});
+            let pulls = Frame::last(Frame::TEXT, pull.to_string()).encode(MASK).repeat(40);
+            // Who was cut has only so long to read why, and none begins to read before all are cut.
+            all.wait().await;
+            socket.send_bytes(&pulls).await;
+            // Who began to read before it was cut would not be cut.
+            site.until_counted(cuts, before + READERS as u64).await;
+            verdict(&mut socket).await
+        }
     };
     Attack::new("pages that are never read", READERS, "SLOW_CONSUMER 4008", play)
 }

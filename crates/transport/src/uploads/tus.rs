@@ -356,10 +356,10 @@ async fn head<S: Store>(app: &Arc<App<S>>, id: UploadId) -> Result<Response<Body
     if matches!(state, State::Cancelled | State::Expired) && !row.was_joined() {
         return Err(Fault::new(ErrorCode::UploadGone, format!("the upload is {}", state.as_str())).into());
     }
-    // Who asks for the offset of a whole upload was not told that it is a file, or it is none yet.
-    // It is not waited for longer than its client waits for an answer: it goes on.
-    if state == State::Open && row.upload.is_whole() {
-        let is_due = row.changed_ms.saturating_add(AGAIN_MS) <= app.now_ms();
+    // Who asks for the offset of a whole upload was not told that it is a file, or it is none yet: nobody may be at it any
+    // more, where a crash ended that. It is not waited for longer than its client waits for an answer: it goes on.
+    if matches!(state, State::Open | State::Finalizing) && row.upload.is_whole() {
+        let is_due = state == State::Finalizing || row.changed_ms.saturating_add(AGAIN_MS) <= app.now_ms();
         if let Some(fault) = row.fault.as_deref().filter(|_| !is_due) {
             return Err(Fault::new(ErrorCode::StoreUnavailable, fault).into());
         }

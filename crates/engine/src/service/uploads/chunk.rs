@@ -122,7 +122,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             digest: Some(digest),
             purpose,
         };
-        let sink = uploads.blobs.begin(place).await.map_err(|error| lost(&error))?;
+        let sink = match uploads.blobs.begin(place).await {
+            Ok(sink) => sink,
+            Err(error) => return Err(self.no_place(row.id, &error, held.renewed_ms).await),
+        };
         // What is only compared may be compared by several.
         let held = match purpose {
             Purpose::Write => Some(held),
@@ -132,6 +135,17 @@ impl<S: Store, O: Observer> Engine<S, O> {
             }
         };
         Ok(ChunkUpload { row, index, bytes, digest, meeting, sink, held, receiving })
+    }
+
+    /// Tells why there is no place for bytes: the upload may have become a file, or have been ended, since its row was read.
+    pub(super) async fn no_place(&self, id: UploadId, error: &BlobError, now_ms: u64) -> Fault {
+        if *error != BlobError::Missing {
+            return lost(error);
+        }
+        match self.upload(UploadRight::Secret, id).await {
+            Ok(row) => row.upload.require_open(now_ms).map_or_else(refused, |()| lost(error)),
+            Err(fault) => fault,
+        }
     }
 
     /// Takes the next bytes of a chunk.

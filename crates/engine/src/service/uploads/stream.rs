@@ -153,7 +153,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
             purpose: if left == Some(0) { Purpose::Compare } else { Purpose::Write },
         };
         let (receiving, wanted) = uploads.receive(&row, Some(&held))?;
-        let sink = uploads.blobs.begin(place).await.map_err(|error| lost(&error))?;
+        let sink = match uploads.blobs.begin(place).await {
+            Ok(sink) => sink,
+            Err(error) => return Err(self.no_place(id, &error, now_ms).await),
+        };
         let (size, reserved) = (row.upload.form.size(), row.reserved);
         Ok(StreamUpload {
             row,
