@@ -94,7 +94,7 @@ async fn a_file_goes_through_the_bucket_and_comes_back() {
 #[tokio::test]
 async fn an_upload_that_nobody_goes_on_with_is_aborted() {
     let s3 = S3::start();
-    let deployment = start(&s3, "expires_after_s = 5");
+    let deployment = start(&s3, "expires_after_s = 10");
     let ada = deployment.person("acme", "ada", "user", &[]);
     // Made before the upload is opened: its time runs from then on.
     let file = file();

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use driftline_testkit::Rng;
 use driftline_testkit::http::{Request, Response};
 use driftline_testkit::memory::Memory;
 use driftline_testkit::server::{Server, TokenFor, program};
+use driftline_testkit::{Rng, TempFolder};
 use driftline_uploads::Digest;
 use serde_json::{Value, json};
 use support::files::{CHUNK_BYTES, Line, Made, noise, upload_chunks, upload_stream};
@@ -36,6 +36,15 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn files_in(folder: &Path) -> usize {
     fs::read_dir(folder).map_or(0, |entries| entries.count())
+}
+
+/// Starts a server with a configuration, which lies in a folder that is to outlive it.
+fn configured(config: &str, arguments: &[&str]) -> (TempFolder, Server) {
+    let folder = TempFolder::new();
+    let file = folder.path().join("c.toml");
+    fs::write(&file, config).expect("it is written");
+    let arguments = [arguments, &["--config", file.to_str().expect("text")]].concat();
+    (folder, Server::with(&program(), &arguments))
 }
 
 /// Asks for an upload until nobody makes a file of it any more: the client of a stream does not wait for that, and what a
@@ -123,7 +132,8 @@ async fn uploads_outlive_a_kill_in_the_middle_of_each_tenth() {
 async fn what_came_of_an_upload_before_a_stop_is_kept() {
     const CAME: usize = 3 * CHUNK_BYTES + 123;
     let _alone = ALONE.lock().await;
-    let mut server = Server::start();
+    // A disk that stands still would take longer than a server that ends may.
+    let (_folder, mut server) = configured("[uploads]\ndurability = \"os\"\n", &[]);
     let token = server.token(&TokenFor { sub: "ada", ..TokenFor::default() });
     let noise = noise();
     let file: Vec<u8> = noise.iter().copied().cycle().take(4 * CHUNK_BYTES).collect();
@@ -177,12 +187,9 @@ async fn slow(server: &Server, line: &mut Line, token: &str, number: usize) -> (
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_uploads_slowly_slows_nobody() {
     let _alone = ALONE.lock().await;
-    let file = std::env::temp_dir().join(format!("driftline-slow-{}.toml", std::process::id()));
     // However long it takes to open all of them, the first one is not too slow.
     let config = "[limits]\nbody_frame_ms = 600000\n[uploads]\nopen_max = 1000\nbodies_max = 1000\n";
-    fs::write(&file, config).expect("it is written");
-    let server = Server::with(&program(), &["--limits", "off", "--config", file.to_str().expect("text")]);
-    fs::remove_file(&file).expect("it was read");
+    let (_folder, server) = configured(config, &["--limits", "off"]);
     let token = server.token(&TokenFor { sub: "ada", ..TokenFor::default() });
     let (_tell, to) = watch::channel(server.address());
     let mut line = Line::new(to, &token);

@@ -248,7 +248,7 @@ mod tests {
         let path = file.display();
         // It ends at once, and what it started holds what it prints to.
         let script = format!("sh -c 'echo $$ >{path}.new; mv {path}.new {path}; exec sleep 600' & exit 0");
-        assert_eq!(looked(&script, b"x", Duration::from_secs(2)), Verdict::Later("ask again later".into()));
+        assert_eq!(looked(&script, b"x", Duration::from_secs(5)), Verdict::Later("ask again later".into()));
         let pid: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
         std::fs::remove_file(&file).unwrap();
         let pid = Pid::from_raw(pid).unwrap();

@@ -31,7 +31,7 @@ fn the_doctor_looks_at_the_database_and_changes_nothing() {
     let database = cluster.empty_database();
     let run = |arguments: &[&str], store: &str| {
         let config =
-            format!("[auth]\nsecret = \"a secret of enough bytes\"\n[store]\nconnect_ms = 2000\n{store}\n");
+            format!("[auth]\nsecret = \"a secret of enough bytes\"\n[store]\nconnect_ms = 20000\n{store}\n");
         std::fs::write(folder.path().join("c.toml"), config).expect("the folder is writable");
         let mut command = Command::new(env!("CARGO_BIN_EXE_driftline-server"));
         command.args(arguments).args(["--config", "c.toml"]).current_dir(folder.path());

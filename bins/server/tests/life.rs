@@ -265,7 +265,7 @@ fn the_doctor_names_what_is_wrong_and_what_to_do() {
     found("[server]\nlissten = 1\n", path, "configuration", "lissten");
     found(&HEALTHY.replace("k3JdP0sq8Zx1Vb7Mk3JdP0sq8Zx1Vb7M", "0000000000000000"), path, "key", "random");
     found(&HEALTHY.replace("secret = ", "# "), path, "key", "set auth.secret");
-    found(&HEALTHY.replace("= 100", "= 1000000000"), path, "descriptors", "ulimit -n 1000000064");
+    found(&HEALTHY.replace("= 100", "= 4000000000"), path, "descriptors", "ulimit -n 4000000064");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = taken.local_addr().expect("it is bound").to_string();
     found(&HEALTHY.replace("127.0.0.1:0", &address), path, "port", "server.listen");

@@ -312,7 +312,7 @@ fn a_primary_that_hangs_is_left_for_the_promoted_standby() {
     }
     println!("{} ms from the hang until every tenant was written to again", begun.elapsed().as_millis());
     // Less than the time after which a statement that hangs is given up.
-    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(29), "{:?}", begun.elapsed());
     pair.primary.resume();
     for node in &nodes {
         assert_ne!(node.head("acme").epoch, before.epoch);
@@ -344,9 +344,12 @@ fn a_former_primary_is_not_written_to_any_more() {
     network.pass();
     pair.standby.stop_fast();
     for node in &nodes {
-        let refused = node.commit(&ada, create("astray", "{}"));
-        let Err(StoreError::Unavailable(reason)) = refused else { panic!("{refused:?}") };
-        assert!(reason.contains("a former primary"), "{reason}");
+        // Where it took too long to find out, that is what is told first.
+        soon("the former primary is told of", || {
+            let refused = node.commit(&ada, create("astray", "{}"));
+            let Err(StoreError::Unavailable(reason)) = refused else { panic!("{refused:?}") };
+            reason.contains("a former primary").then_some(())
+        });
     }
     pair.standby.start();
     for node in &nodes {

@@ -22,7 +22,7 @@ fn options(s3: &S3) -> S3Options {
     options.path_style = true;
     options.prefix = "app/".into();
     options.chunk_bytes = CHUNK;
-    options.timeout = Duration::from_secs(2);
+    options.timeout = Duration::from_secs(10);
     options
 }
 
@@ -361,7 +361,8 @@ async fn what_passes_is_asked_again() {
 #[tokio::test]
 async fn what_does_not_pass_is_told_in_time() {
     let s3 = S3::start();
-    let blobs = open(&s3);
+    let hasty = S3Options { timeout: Duration::from_secs(2), ..options(&s3) };
+    let blobs = S3Blobs::open(&hasty).expect("the options are right");
     let mut upload = Under::way(&blobs, SIZE).await;
     let told = async {
         s3.fail(usize::MAX, 500, "InternalError");
@@ -491,7 +492,8 @@ async fn chunks_take_memory_as_they_come_and_wait_for_it_no_longer_than_told() {
     let s3 = S3::start();
     let short = S3Options { memory_bytes: CHUNK, timeout: Duration::from_millis(500), ..options(&s3) };
     let blobs = S3Blobs::open(&short).expect("the options are right");
-    let upload = Under::way(&blobs, SIZE).await;
+    let patient = open(&s3);
+    let upload = Under::way(&patient, SIZE).await;
     let (place, bytes) = upload.place(0);
     let (other, others) = upload.place(2);
     let mut idle = Vec::new();

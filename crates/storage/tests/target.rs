@@ -13,7 +13,7 @@ use driftline_testkit::postgres::{Cluster, Options};
 use driftline_testkit::proxy::Proxy;
 use driftline_testkit::{TempFolder, World, block_on};
 
-const CONNECT_MS: u64 = 3_000;
+const CONNECT_MS: u64 = 6_000;
 
 fn open(url: &str, tls_ca: Option<&Path>) -> Result<PostgresStore, PostgresError> {
     let world = World::new(1);

@@ -402,7 +402,7 @@ fn a_bad_receipt_fails_alone_among_those_that_wait() {
     let keep = |index: u64| {
         // No text of the database holds it.
         let tag = (index == 13).then(|| "\0".into());
-        uploads::begun(store.uploads().keep_chunk(ChunkReceipt { tag, ..uploads::chunk(id, index, 4) }))
+        uploads::asked(store.uploads().keep_chunk(ChunkReceipt { tag, ..uploads::chunk(id, index, 4) }))
     };
     for first in [0, 50] {
         let waiting: Vec<_> = (first..first + 50).map(keep).collect();
@@ -428,10 +428,10 @@ fn a_receipt_is_written_whoever_waits() {
         let ada = Author::join(&store, "acme", "ada", "phone");
         let id = uploads::open(&store, &uploads::row(&ada, 1, uploads::chunks(8)));
         uploads::take_rights(&store, id, 1);
-        drop(uploads::begun(store.uploads().keep_chunk(uploads::chunk(id, 0, 4))));
+        drop(uploads::asked(store.uploads().keep_chunk(uploads::chunk(id, 0, 4))));
         let seen = || block_on(store.uploads().upload(id)).expect("a read").expect("a row").upload.received;
         assert!(
-            (0..500).any(|_| {
+            (0..2_000).any(|_| {
                 thread::sleep(Duration::from_millis(10));
                 seen() == 4
             }),

@@ -67,6 +67,8 @@ impl Line {
     pub async fn ask(&mut self, request: &Request) -> Option<Response> {
         let address = *self.to.borrow();
         if self.open.as_ref().is_none_or(|(known, ..)| *known != address) {
+            // It broke while nothing was asked.
+            self.broken += u64::from(self.open.take().is_some());
             let Ok(stream) = TcpStream::connect(address).await else {
                 // Who is between two lives is asked again soon.
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -113,7 +113,7 @@ impl Connector for Roads {
 /// How a phone goes about its doors that has no time to lose, and tries for ever.
 pub fn hurried() -> CourierOptions {
     let backoff = Backoff { first_ms: 20, max_ms: 200 };
-    CourierOptions { backoff, attempts_max: None, answer_ms_max: 2_000, ..CourierOptions::default() }
+    CourierOptions { backoff, attempts_max: None, answer_ms_max: 15_000, ..CourierOptions::default() }
 }
 
 /// Sends a request again as it was, straight to the server.

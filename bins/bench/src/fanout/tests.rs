@@ -119,7 +119,7 @@ fn ran(fault: Fault, more: &[&str]) -> Result<()> {
 #[test]
 fn a_server_that_delivers_everything_in_order_passes() {
     ran(Fault::None, &["--publishers", "3", "--outstanding", "2"]).expect("closed loop");
-    ran(Fault::None, &["--rate", "200", "--bytes", "100"]).expect("open loop");
+    ran(Fault::None, &["--rate", "20", "--bytes", "100"]).expect("open loop");
 }
 
 #[test]

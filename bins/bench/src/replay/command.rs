@@ -117,7 +117,7 @@ mod tests {
         let names: Vec<String> = (0..topics).map(|topic| format!("replay.{topic}")).collect();
         let mut rows = Rows::create(Path::new(":memory:"), events, &names, 256)?;
         std::thread::spawn(move || listen(&mut rows, &listener));
-        let line = ["x", "--dialect", "plain", "--url", &url, "--seconds", "1", "--topics", "3"];
+        let line = ["x", "--dialect", "plain", "--url", &url, "--seconds", "2", "--topics", "3"];
         let line = line.into_iter().chain(["--events", "1000", "--visible", visible]);
         let options = Line::try_parse_from(line)?.options;
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(&options))

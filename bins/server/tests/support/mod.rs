@@ -25,7 +25,7 @@ impl Node {
     /// Starts a server on a database; its configuration is put into the folder.
     pub(crate) fn start(folder: &Path, url: &str) -> Self {
         let kinds = "[[kind]]\nname = \"note\"\n";
-        let config = format!("[auth]\nsecret = \"{SECRET}\"\n[store]\nwait_ms = 3000\n{kinds}");
+        let config = format!("[auth]\nsecret = \"{SECRET}\"\n[store]\nwait_ms = 6000\n{kinds}");
         std::fs::write(folder.join("c.toml"), config).expect("the folder is writable");
         let mut command = Command::new(env!("CARGO_BIN_EXE_driftline-server"));
         command

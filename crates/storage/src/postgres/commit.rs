@@ -152,6 +152,9 @@ pub(super) async fn run_group(
             // Whoever asked is told to come again when the time to wait is over.
             Some(wait_ms) if !answers.iter().all(Answer::is_closed) => {
                 tokio::time::sleep(Duration::from_millis(*wait_ms)).await;
+                if answers.iter().all(Answer::is_closed) {
+                    break failure;
+                }
             }
             _ => break failure,
         }

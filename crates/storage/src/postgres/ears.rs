@@ -367,13 +367,14 @@ fn the_ear_of_the_outbox_opens_again() {
     let store = node(&database, &Arc::default(), 1);
     let listens = "SELECT coalesce(min(pid), 0) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'";
     let open = |but: &str| {
-        loop {
+        for _ in 0..100 {
             block_on(store.outbox_waits());
             let pid = database.sql(listens);
             if pid != "0" && pid != but {
                 return pid;
             }
         }
+        panic!("no ear is open");
     };
     let first = open("");
     database.sql("SELECT driftline_publish(NULL, 'all', 'grade', '{}')");

@@ -1,8 +1,9 @@
 //! Uploads as tests open them, and receipts for them.
 
+use std::future::ready;
 use std::num::NonZeroU64;
 use std::pin::Pin;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use driftline_engine::{
     ChunkReceipt, Joining, Kept, LeaseKey, LeaseSlot, Leased, Renewed, Store, StreamReceipt, UploadCaps,
@@ -131,6 +132,15 @@ pub(crate) fn begun<'a, T>(asked: impl Future<Output = T> + 'a) -> Pin<Box<dyn F
     let mut asked: Pin<Box<dyn Future<Output = T> + 'a>> = Box::pin(asked);
     assert!(asked.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     asked
+}
+
+/// Asks for something, which may be done at once; whoever drops it does not wait for the answer.
+pub(crate) fn asked<'a, T: 'a>(asked: impl Future<Output = T> + 'a) -> Pin<Box<dyn Future<Output = T> + 'a>> {
+    let mut asked: Pin<Box<dyn Future<Output = T> + 'a>> = Box::pin(asked);
+    match asked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(answer) => Box::pin(ready(answer)),
+        Poll::Pending => asked,
+    }
 }
 
 /// Goes through everything that an upload needs on its way, for one in chunks and one as a stream; `number` and the one

@@ -13,7 +13,7 @@ const FIRST: u32 = 10_240;
 /// however many connections were made meanwhile.
 pub(super) fn free() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let end = first_of_the_system().max(FIRST + 1);
+    let end = first_of_the_system();
     // Processes that start at once begin to look in different places.
     let begin = process::id().wrapping_mul(37);
     loop {
@@ -35,5 +35,6 @@ pub(super) fn is_free(port: u16) -> bool {
 fn first_of_the_system() -> u32 {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let first = range.split_whitespace().next().and_then(|first| first.parse::<u16>().ok());
-    first.map_or(32_768, u32::from)
+    // Where the system hands out almost all of them, one that is taken is tried again elsewhere.
+    first.map(u32::from).filter(|first| *first > FIRST + 1_000).unwrap_or(32_768)
 }
