@@ -61,6 +61,18 @@ pub trait Hook<S: Store>: Send + Sync + 'static {
         inner.uploads().chunk(id, index)
     }
 
+    /// Stands in for [`UploadRows::lease`], from a time until another one.
+    fn lease<'a>(
+        &'a self,
+        inner: &'a S,
+        key: LeaseKey,
+        holder: u64,
+        (now_ms, until_ms): (u64, u64),
+        evict: bool,
+    ) -> Answer<'a, Leased> {
+        inner.uploads().lease(key, holder, now_ms, until_ms, evict)
+    }
+
     /// Stands in for [`UploadRows::keep_stream`].
     fn keep_stream<'a>(&'a self, inner: &'a S, receipt: StreamReceipt) -> Answer<'a, Kept> {
         inner.uploads().keep_stream(receipt)
@@ -383,7 +395,10 @@ impl<S: Store, H: Hook<S>> UploadRows for Wrapped<S, H> {
         until_ms: u64,
         evict: bool,
     ) -> Answer<'_, Leased> {
-        self.admitted_to_uploads(|uploads| uploads.lease(key, holder, now_ms, until_ms, evict))
+        match self.hook.admit() {
+            Ok(()) => self.hook.lease(&self.inner, key, holder, (now_ms, until_ms), evict),
+            Err(error) => Box::pin(ready(Err(error))),
+        }
     }
 
     fn renew(&self, key: LeaseKey, holder: u64, now_ms: u64, until_ms: u64) -> Answer<'_, Renewed> {

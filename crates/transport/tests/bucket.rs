@@ -12,7 +12,7 @@ use driftline_testkit::s3::{BUCKET, PART_BYTES_MIN, S3};
 use driftline_uploads::UploadId;
 use serde_json::{Value, json};
 use support::uploading::{code, finalize, init, insist_on, put, send, sha256, status, text, tus};
-use support::{Harness, Setup, start, start_on};
+use support::{Harness, Setup, start, start_on, until};
 
 /// Two whole chunks and a short one.
 const SIZE: usize = 2 * PART_BYTES_MIN + 4321;
@@ -153,6 +153,29 @@ async fn what_is_cancelled_or_expires_is_aborted() {
     harness.clock.advance(25 * HOUR_MS);
     harness.app.sweep_uploads().await.expect("a sweep");
     assert!(s3.open().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_put_while_its_upload_is_cancelled_is_aborted_again() {
+    let (s3, file) = (S3::start(), file());
+    let harness = Arc::new(started(&s3).await);
+    let id = open(&harness).await;
+    s3.stall(1);
+    let putting = {
+        let (harness, id, part) = (Arc::clone(&harness), id.clone(), chunk(&file, 0).to_vec());
+        tokio::spawn(async move { send(&harness, put(&id, 0, &part)).await })
+    };
+    until("the bucket has the part", || async { s3.faults() == 1 }).await;
+    let is_abort = |asked: &&String| asked.starts_with("DELETE ") && asked.contains("uploadId=");
+    let aborts = || s3.asked().iter().filter(is_abort).count();
+    let cancel = Request::new("DELETE", &format!("/api/v1/uploads/{id}"));
+    assert_eq!(send(&harness, cancel).await.0, 204);
+    assert_eq!((aborts(), s3.open().len()), (1, 0), "{:?}", s3.asked());
+    // The part may have come after that, and would be kept and paid for.
+    harness.clock.advance(61_000);
+    harness.app.sweep_uploads().await.expect("a sweep");
+    assert_eq!(aborts(), 2);
+    putting.abort();
 }
 
 #[tokio::test]

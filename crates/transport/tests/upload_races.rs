@@ -285,7 +285,8 @@ async fn who_comes_to_a_place_waits_for_the_last_bytes_of_whoever_had_it() {
     assert_eq!(file_of(&harness, &id).await.body, FILE);
 }
 
-/// A database that tells only when it may what was received of a chunk, and counts how often it was asked.
+/// A database that tells only when it may what was received of a chunk, and who has the right to a stream; it counts how
+/// often it was asked.
 #[derive(Clone)]
 struct Pausing {
     asked: Arc<AtomicUsize>,
@@ -295,17 +296,45 @@ struct Pausing {
 impl Hook<MemoryStore> for Pausing {
     fn chunk<'a>(&'a self, inner: &'a MemoryStore, id: UploadId, index: u64) -> Answer<'a, Option<Digest>> {
         async move {
-            self.asked.fetch_add(1, Ordering::SeqCst);
-            self.may.acquire().await.expect("it is open").forget();
+            self.pause().await;
             inner.uploads().chunk(id, index).await
+        }
+        .boxed()
+    }
+
+    fn lease<'a>(
+        &'a self,
+        inner: &'a MemoryStore,
+        key: LeaseKey,
+        holder: u64,
+        (now_ms, until_ms): (u64, u64),
+        evict: bool,
+    ) -> Answer<'a, Leased> {
+        async move {
+            let leased = inner.uploads().lease(key, holder, now_ms, until_ms, evict).await;
+            if key.slot == LeaseSlot::Stream {
+                self.pause().await;
+            }
+            leased
         }
         .boxed()
     }
 }
 
+impl Pausing {
+    fn new(answers: usize) -> Self {
+        Self { asked: Arc::default(), may: Arc::new(Semaphore::new(answers)) }
+    }
+
+    async fn pause(&self) {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.may.acquire().await.expect("it is open").forget();
+    }
+}
+
 #[tokio::test]
 async fn who_comes_while_it_becomes_a_file_is_told_so() {
-    let database = Pausing { asked: Arc::default(), may: Arc::new(Semaphore::new(3)) };
+    let database = Pausing::new(3);
     let harness = start_on(Setup::default(), |store| Wrapped::new(store, database.clone())).await;
     let id = open(&harness, FILE.len()).await.id;
     fill(&harness, &id).await;
@@ -319,6 +348,28 @@ async fn who_comes_while_it_becomes_a_file_is_told_so() {
     let (again, ()) = tokio::join!(again, finalizing);
     assert_eq!(again, (410, "UPLOAD_GONE".into()));
     assert_eq!(file_of(&harness, &id).await.body, FILE);
+}
+
+#[tokio::test]
+async fn a_head_that_is_given_up_takes_no_right_with_it() {
+    let database = Pausing::new(0);
+    let harness = start_on(Setup::default(), |store| Wrapped::new(store, database.clone())).await;
+    let created = create(&harness, |request| request.header("upload-length", "20")).await;
+    let place = created.header("location").expect("a place").to_owned();
+    let mut stream = TcpStream::connect(harness.address).await.expect("it listens");
+    let head = tus(Request::new("HEAD", &place)).encode(harness.address);
+    stream.write_all(&head).await.expect("it reads");
+    until("it has the right to look", || async { database.asked.load(Ordering::SeqCst) == 1 }).await;
+    drop(stream);
+    // Whoever comes behind it is answered when the server knows that it is gone.
+    assert_eq!(Request::get("/alive").send(harness.address).await.status, 200);
+    database.may.add_permits(1_000);
+    // The clock stands still: no right ends by itself.
+    until("the upload goes on", || async {
+        patch(&place, 0, FILE).send(harness.address).await.status == 204
+    })
+    .await;
+    assert_eq!(file_of(&harness, &place[7..39]).await.body, FILE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
