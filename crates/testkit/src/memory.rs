@@ -9,6 +9,8 @@ pub struct Memory {
     pub resident: u64,
     /// The most that was resident at any time since the process began, or since [`forget_peak`] (`VmHWM`).
     pub peak: u64,
+    /// What of that which is resident now is mapped from files, above all the program itself (`RssFile`).
+    pub mapped: u64,
 }
 
 impl Memory {
@@ -22,7 +24,7 @@ impl Memory {
         let status = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}"));
         let bytes =
             |name: &str| kibibytes(&status, name).unwrap_or_else(|| panic!("no {name} in {file}")) << 10;
-        Self { resident: bytes("VmRSS:"), peak: bytes("VmHWM:") }
+        Self { resident: bytes("VmRSS:"), peak: bytes("VmHWM:"), mapped: bytes("RssFile:") }
     }
 }
 
@@ -45,7 +47,7 @@ mod tests {
     #[test]
     fn the_peak_is_at_least_what_is_resident() {
         let own = Memory::of(std::process::id());
-        assert!(own.resident > 0 && own.peak >= own.resident, "{own:?}");
+        assert!(own.mapped > 0 && own.resident > own.mapped && own.peak >= own.resident, "{own:?}");
     }
 
     #[test]
