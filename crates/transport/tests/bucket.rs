@@ -12,7 +12,9 @@ use driftline_testkit::s3::{BUCKET, PART_BYTES_MIN, S3};
 use driftline_uploads::UploadId;
 use serde_json::{Value, json};
 use support::uploading::{code, finalize, init, insist_on, put, send, sha256, status, text, tus};
-use support::{Harness, Setup, start, start_on, until};
+use support::{Harness, Setup, start, start_on, token, until};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 /// Two whole chunks and a short one.
 const SIZE: usize = 2 * PART_BYTES_MIN + 4321;
@@ -176,6 +178,26 @@ async fn what_is_put_while_its_upload_is_cancelled_is_aborted_again() {
     harness.app.sweep_uploads().await.expect("a sweep");
     assert_eq!(aborts(), 2);
     putting.abort();
+}
+
+#[tokio::test]
+async fn a_chunk_whose_upload_is_cancelled_while_it_comes_is_told_so() {
+    let (s3, file) = (S3::start(), file());
+    let harness = started(&s3).await;
+    let id = open(&harness).await;
+    let mut stream = TcpStream::connect(harness.address).await.expect("it listens");
+    let request = put(&id, 0, chunk(&file, 0)).bearer(&token("t1", "ada")).encode(harness.address);
+    let (most, last) = request.split_at(request.len() - 1);
+    stream.write_all(most).await.expect("it reads");
+    // A lie, which would be kept by nobody.
+    let lie = || put(&id, 0, chunk(&file, 0)).body(chunk(&file, 1));
+    until("it has begun", || async { code(&harness, lie()).await.0 == 409 }).await;
+    let cancel = Request::new("DELETE", &format!("/api/v1/uploads/{id}"));
+    assert_eq!(send(&harness, cancel).await.0, 204);
+    stream.write_all(last).await.expect("it reads");
+    let gone = Response::read(&mut stream, &mut Vec::new()).await.expect("an answer");
+    assert_eq!((gone.status, gone.code().as_str()), (410, "UPLOAD_GONE"), "{}", gone.text());
+    assert!(s3.open().is_empty());
 }
 
 #[tokio::test]

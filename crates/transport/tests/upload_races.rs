@@ -506,8 +506,11 @@ async fn what_was_left_while_it_was_finalized_is_a_file_when_its_client_asks() {
         }
         // The right of whoever was at it ends.
         harness.clock.advance(16_000);
-        left += usize::from(status(&harness, &place[7..39]).await["state"] == "finalizing");
-        if offset(&harness, &place).await == Some(FILE.len() as u64) {
+        let was_left = status(&harness, &place[7..39]).await["state"] == "finalizing";
+        left += usize::from(was_left);
+        let at = offset(&harness, &place).await;
+        assert!(!was_left || at == Some(20), "after call {call}: {at:?}");
+        if at == Some(20) {
             assert_eq!(file_of(&harness, &place[7..39]).await.body, FILE, "after call {call}");
         }
         call += 1;

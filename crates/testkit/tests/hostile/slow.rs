@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use driftline_testkit::http::soon;
 use driftline_testkit::socket::Frame;
 use serde_json::json;
 use tokio::sync::Barrier;
@@ -69,7 +70,7 @@ pub(crate) async fn never_read(site: &Site) -> Attack {
             let pull = json!({"type": "request_server_data", "sync_id": SYNC_ID, "payload": {"limit": 500}});
             let pulls = Frame::last(Frame::TEXT, pull.to_string()).encode(MASK).repeat(40);
             // Who was cut has only so long to read why, and none begins to read before all are cut.
-            all.wait().await;
+            soon("all readers", all.wait()).await;
             socket.send_bytes(&pulls).await;
             // Who began to read before it was cut would not be cut.
             site.until_counted(cuts, before + READERS as u64).await;

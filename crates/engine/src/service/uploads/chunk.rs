@@ -155,7 +155,12 @@ impl<S: Store, O: Observer> Engine<S, O> {
     /// `IDEMPOTENCY_IN_PROGRESS` when the right to write was lost. The chunk is to be given up then.
     pub async fn write_chunk(&self, chunk: &mut ChunkUpload, bytes: &[u8], now_ms: u64) -> Result<(), Fault> {
         self.hold_chunk(chunk, now_ms).await?;
-        chunk.sink.write(bytes).await.map_err(|error| self.of_chunk(chunk, &error))
+        let written = chunk.sink.write(bytes).await;
+        let place = (chunk.row.id, chunk.index, chunk.bytes);
+        match written {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.of_chunk(place, &error, now_ms).await),
+        }
     }
 
     /// Holds on to the right to write a chunk while nothing comes.
@@ -170,14 +175,18 @@ impl<S: Store, O: Observer> Engine<S, O> {
         }
     }
 
-    fn of_chunk(&self, chunk: &ChunkUpload, error: &BlobError) -> Fault {
-        match error {
-            BlobError::Length => {
-                let message = format!("the chunk {} has {} bytes", chunk.index, chunk.bytes);
-                Fault::new(ErrorCode::ValidationError, message)
-            }
-            other => lost(other),
+    /// Tells what is wrong with a chunk of an upload, its number and its bytes.
+    async fn of_chunk(
+        &self,
+        (id, index, bytes): (UploadId, u64, u64),
+        error: &BlobError,
+        now_ms: u64,
+    ) -> Fault {
+        if *error == BlobError::Length {
+            let message = format!("the chunk {index} has {bytes} bytes");
+            return Fault::new(ErrorCode::ValidationError, message);
         }
+        self.no_place(id, error, now_ms).await
     }
 
     /// Receives a chunk whose bytes all came: they are made durable, and then it is written down.
@@ -203,7 +212,10 @@ impl<S: Store, O: Observer> Engine<S, O> {
     async fn settle_chunk(&self, chunk: &mut ChunkUpload, now_ms: u64) -> Result<ChunkKept, Fault> {
         let written = match chunk.sink.settle().await {
             Ok(written) => written,
-            Err(error) => return Err(self.of_chunk(chunk, &error)),
+            Err(error) => {
+                let place = (chunk.row.id, chunk.index, chunk.bytes);
+                return Err(self.of_chunk(place, &error, now_ms).await);
+            }
         };
         if chunk.meeting == Meeting::Same {
             return Ok(self.told_of(chunk, chunk.row.upload.received));
