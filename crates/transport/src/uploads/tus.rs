@@ -35,7 +35,8 @@ const BYTES: &str = "application/offset+octet-stream";
 const LINES: char = '\n';
 
 /// How long after a file could not be made it is tried again because somebody asks for the offset, in milliseconds. It may be
-/// read for that, and looked at, and nobody counts how often a client asks. Clients come again for ten seconds or so.
+/// read for that, and looked at, and nobody counts how often a client asks. Clients come again for ten seconds or so. One that a
+/// crash left in the middle is gone on with at once.
 const AGAIN_MS: u64 = 5_000;
 
 /// Tells what is spoken here.
